@@ -1,0 +1,1 @@
+"""prime_dht: a libp2p-native Kademlia node for decentralised machine learning."""

@@ -1,0 +1,226 @@
+"""The storage interface. A backend is one class with these methods; the rest of the node never sees a database.
+
+What a backend promises:
+
+- **Newest wins, per slot, atomically.** ``put_entries`` keeps, of the entry it has in a slot and the one it is given,
+  the one whose :class:`~prime_dht.entries.entry.Version` is greater, and says for each entry what happened.
+- **Durable when it returns.** What ``put_entries`` reports as inserted survives the death of the process.
+- **Idempotent.** The same entry again is ``DUPLICATE`` and changes nothing, except that a value it had dropped or never
+  had is not restored once the entry has expired.
+- **Time is an argument.** ``now_us`` is microseconds since the Unix epoch; backends have no clock.
+
+Deciding what may enter (signatures, limits, policy) is the caller's work; a backend stores what it is given.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from prime_dht.entries.entry import Entry, Slot
+from prime_dht.ids import Key, OpId, PeerId, TimestampUs
+
+
+class PutOutcome(Enum):
+    """What became of one entry given to ``put_entries``."""
+
+    INSERTED = "inserted"
+    DUPLICATE = "duplicate"
+    SUPERSEDED = "superseded"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class PutResult:
+    """The outcome for one entry, the op it displaced from its slot, and, where refused, why."""
+
+    outcome: PutOutcome
+    displaced: OpId | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntryQuery:
+    """Which of a key's slots to read. Empty ``subkeys`` or ``publishers`` mean any.
+
+    ``newest`` keeps only the entry with the greatest version over all matching slots. ``include_expired`` also returns
+    headers whose value has expired but that are still retained (tombstones are always returned: they are the answer).
+    ``cursor`` is the ``next_cursor`` of the page before; ``max_bytes`` bounds the sum of entries' ``size_bytes``, but
+    a page never comes back empty while an entry matches.
+    """
+
+    key: Key
+    subkeys: tuple[bytes, ...] = ()
+    publishers: tuple[PeerId, ...] = ()
+    newest: bool = False
+    include_expired: bool = False
+    cursor: bytes = b""
+    max_bytes: int = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class EntryPage:
+    """Entries in the order of (publisher, subkey), and where to go on; an empty cursor means this is the end."""
+
+    entries: tuple[Entry, ...]
+    next_cursor: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlainRecord:
+    """A record of a namespace other than ``/prime/``: the bytes, and when this node received or wrote it."""
+
+    key: Key
+    value: bytes
+    received_at_us: TimestampUs
+    expires_at_us: TimestampUs
+    publisher: PeerId | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderRecord:
+    """That a peer has the content under a multihash, where the peer may be reached, and until when to believe it."""
+
+    multihash: bytes
+    provider: PeerId
+    addresses: tuple[bytes, ...]
+    expires_at_us: TimestampUs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownPeer:
+    """A peer remembered across restarts: binary multiaddrs, how it was found, and when it last answered."""
+
+    peer: PeerId
+    addresses: tuple[bytes, ...]
+    source: str
+    first_seen_us: TimestampUs
+    last_seen_us: TimestampUs
+
+
+@dataclass(frozen=True, slots=True)
+class OwnSlot:
+    """The last entry this node wrote in one of its own slots: what its next write there must come after."""
+
+    slot: Slot
+    created_at_us: TimestampUs
+    retain_until_us: TimestampUs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expired:
+    """What ``delete_expired`` removed: ops that left for good, and how many values, records and providers went."""
+
+    retired: tuple[OpId, ...] = field(default=())
+    values_dropped: int = 0
+    records: int = 0
+    providers: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreStats:
+    """Counts and sizes. ``keys`` are distinct keys with at least one entry; ``bytes`` are those of the entries."""
+
+    keys: int
+    entries: int
+    bytes: int
+    records: int
+    providers: int
+    peers: int
+
+
+class StorageBackend(ABC):
+    """See the module. Every method may raise :class:`~prime_dht.errors.StorageError`."""
+
+    @abstractmethod
+    async def put_entries(self, entries: Sequence[Entry], *, now_us: int) -> list[PutResult]:
+        """Join entries into the store, all or none durable, one result for each in order.
+
+        An entry that has expired at ``now_us`` is stored as a bare header. Of two entries in one call for one slot the
+        greater version stands, whatever their order.
+        """
+
+    @abstractmethod
+    async def get_entries(self, query: EntryQuery, *, now_us: int) -> EntryPage:
+        """Read a key's slots, as the query says."""
+
+    @abstractmethod
+    async def get_ops(self, op_ids: Sequence[OpId], *, now_us: int) -> list[Entry]:
+        """Read entries by op id, in any order; ids it does not hold are left out."""
+
+    @abstractmethod
+    async def keys(self, *, after: Key | None = None, limit: int = 1000) -> list[Key]:
+        """The next ``limit`` keys that hold an entry, in byte order, starting behind ``after``."""
+
+    @abstractmethod
+    async def remove_ops(self, op_ids: Sequence[OpId]) -> int:
+        """Forget entries this node need not keep; returns how many it held."""
+
+    @abstractmethod
+    async def delete_expired(self, *, now_us: int, retire_before_us: int, limit: int = 10_000) -> Expired:
+        """Drop values expired at ``now_us`` and delete entries with ``retain_until_us < retire_before_us``.
+
+        Also deletes plain records and providers expired at ``now_us``. Touches at most about ``limit`` rows.
+        """
+
+    @abstractmethod
+    async def put_record(self, record: PlainRecord) -> None:
+        """Store or replace a plain record."""
+
+    @abstractmethod
+    async def get_record(self, key: Key, *, now_us: int) -> PlainRecord | None:
+        """The plain record under a key, unless it has expired."""
+
+    @abstractmethod
+    async def records(self, *, after: Key | None = None, limit: int = 1000) -> list[PlainRecord]:
+        """The next ``limit`` plain records in byte order of their keys."""
+
+    @abstractmethod
+    async def add_provider(self, record: ProviderRecord) -> None:
+        """Store or refresh a provider record."""
+
+    @abstractmethod
+    async def get_providers(self, multihash: bytes, *, now_us: int, limit: int = 100) -> list[ProviderRecord]:
+        """Unexpired providers of a multihash, those that expire last first."""
+
+    @abstractmethod
+    async def remove_provider(self, multihash: bytes, provider: PeerId) -> None:
+        """Forget one provider of a multihash."""
+
+    @abstractmethod
+    async def put_peers(self, peers: Sequence[KnownPeer]) -> None:
+        """Remember peers; ``first_seen_us`` of one already known stays."""
+
+    @abstractmethod
+    async def peers(self, *, limit: int = 1000) -> list[KnownPeer]:
+        """Known peers, last seen first."""
+
+    @abstractmethod
+    async def remove_peers(self, peers: Sequence[PeerId]) -> None:
+        """Forget peers."""
+
+    @abstractmethod
+    async def own_slot(self, slot: Slot) -> OwnSlot | None:
+        """The last write this node made in one of its own slots."""
+
+    @abstractmethod
+    async def put_own_slots(self, slots: Sequence[OwnSlot]) -> None:
+        """Remember, durably, this node's last write in each slot; never moves a slot backwards."""
+
+    @abstractmethod
+    async def get_meta(self, name: str) -> bytes | None:
+        """A piece of node metadata."""
+
+    @abstractmethod
+    async def put_meta(self, name: str, value: bytes) -> None:
+        """Store a piece of node metadata."""
+
+    @abstractmethod
+    async def stats(self) -> StoreStats:
+        """Counts and sizes."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Finish what is under way and close. Idempotent; later calls to other methods raise ``StorageError``."""
