@@ -1,0 +1,1 @@
+"""For tests and experiments; nothing that runs in a node imports it."""

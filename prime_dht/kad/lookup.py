@@ -1,0 +1,398 @@
+"""The iterative lookup: whom to ask, until the closest to a target have answered.
+
+A lookup holds *candidates*, the peers it has heard of, in order of distance to its target. It asks the nearest that it
+has not asked; whoever answers names more. A candidate is in one of five states::
+
+    HEARD --asked--> ASKED --slow_after_s--> SLOW --query_timeout_s--> FAILED
+                       |                       |                          |
+                       +------- answer --------+-------- late answer -----+--> ANSWERED
+
+and a failure reported for one that is ASKED or SLOW makes it FAILED. Nothing leaves ANSWERED: a failure cannot
+overwrite a success. Each candidate is asked at most once, so no lie can make the lookup go round.
+
+**Window.** Going outward from the target, count the candidates that are HEARD, ASKED, or ANSWERED and eligible, until
+there are ``k``; FAILED and SLOW ones hold no place. Of this window the nearest HEARD are asked next. When nothing in it
+is HEARD, ASKED or SLOW, it is the ``k`` closest of all that were heard of and are alive: the lookup has *converged*.
+
+**In flight.** At most ``alpha`` queries are ASKED, and ``alpha + k`` ASKED or SLOW. It is never round-synchronous: each
+answer makes room for the next query at once. SLOW queries count neither for ``alpha`` nor for the window, so a lookup
+that stalls on slow peers widens, while their answers still count (as in rust-libp2p).
+
+**Bounds** on what others can make it do: ``max_queries`` asked and as many more remembered; ``max_closer`` peers taken
+from a reply, of which at most ``max_per_subnet`` new ones share a subnet (waived, as in the routing table, in a small
+swarm: fewer than ``k`` seeds); a deadline for each query and one for all. What remains: an adversary that *is* the
+``k`` closest peers owns the answer. It takes disjoint paths and diverse replicas to prevent that, not this machine.
+
+Values, providers and acknowledgements are not its business. To find a value, send GET_VALUE for each :class:`Query`,
+hand the reply's closer peers to :meth:`Lookup.on_reply`, and call :meth:`Lookup.finish` when a quorum has answered.
+
+Source: Maymounkov & Mazières 2002, section 2.3; the libp2p kad-dht specification, "Peer routing". Unlike the paper's it
+has no rounds; unlike go-libp2p's it has no final wave of queries, for the window makes sure of the ``k`` closest.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import insort
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+from itertools import islice
+from typing import assert_never
+
+from prime_dht.errors import ConfigError
+from prime_dht.ids import KadKey, PeerId
+from prime_dht.kad.contact import Contact
+from prime_dht.kad.keyspace import distance
+
+MAX_ADDRESSES_TOLD = 8
+"""How many addresses of a candidate are taken from one peer that names it."""
+
+MAX_ADDRESSES = 32
+"""How many addresses of a candidate are kept when several peers name different ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookupConfig:
+    """How a node's lookups behave.
+
+    Attributes:
+        k: how many of the closest must have answered; also how many are returned at most.
+        alpha: queries in flight that are not slow, in [1, k].
+        slow_after_s: a query unanswered for so long is slow, in (0, query_timeout_s].
+        query_timeout_s: a query unanswered for so long has failed.
+        timeout_s: a lookup that has run for so long ends with what it has. It may be infinite.
+        max_queries: how many peers are asked at most.
+        max_closer: how many peers of one reply are looked at.
+        max_per_subnet: how many new candidates of one subnet are taken from one reply.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+
+    k: int = 20
+    alpha: int = 3
+    slow_after_s: float = 1.0
+    query_timeout_s: float = 5.0
+    timeout_s: float = 30.0
+    max_queries: int = 200
+    max_closer: int = 40
+    max_per_subnet: int = 3
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.alpha <= self.k:
+            raise ConfigError(f"alpha is from 1 to k = {self.k}, not {self.alpha}")
+        if not 0 < self.slow_after_s <= self.query_timeout_s:
+            raise ConfigError("slow_after_s is above 0 and at most query_timeout_s")
+        if self.timeout_s <= 0 or min(self.max_queries, self.max_closer, self.max_per_subnet) < 1:
+            raise ConfigError("timeout_s is above 0; max_queries, max_closer and max_per_subnet are at least 1")
+
+
+class Outcome(Enum):
+    """Why a lookup ended."""
+
+    CONVERGED = "the k closest peers seen have answered"
+    EXHAUSTED = "every peer heard of was asked, and fewer than k answered"
+    ENOUGH = "the caller had what it wanted"
+    QUERY_LIMIT = "max_queries peers were asked"
+    DEADLINE = "time ran out"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hop:
+    """One query of a lookup.
+
+    Attributes:
+        told_by: who named the peer first; ``None`` if this node's own table did.
+        depth: 1 for a peer of the own table, otherwise one more than the teller's.
+        distance: from the peer to the target.
+        answered_at_s: ``None`` if it has not answered.
+        failure: why it failed; empty if it answered or was still in flight at the end.
+    """
+
+    contact: Contact
+    told_by: PeerId | None
+    depth: int
+    distance: int
+    asked_at_s: float
+    answered_at_s: float | None
+    failure: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookupResult:
+    """What a lookup found.
+
+    Attributes:
+        closest: at most ``k`` eligible peers that answered, the nearest first, each once. After ``CONVERGED`` no live
+            eligible peer that was heard of is nearer.
+        path: all queries, in the order they were started.
+    """
+
+    target: KadKey
+    outcome: Outcome
+    closest: tuple[Contact, ...]
+    path: tuple[Hop, ...]
+    started_at_s: float
+    ended_at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Ask this peer now, and report ``on_reply`` or ``on_failure``; from ``deadline_s`` on it has failed anyway."""
+
+    contact: Contact
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class WaitUntil:
+    """Nothing more to do until a reply or a failure comes, or until this time; then call ``next`` again."""
+
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The lookup has ended; cancel what is in flight."""
+
+    result: LookupResult
+
+
+Action = Query | WaitUntil | Finished
+
+
+class _State(Enum):
+    HEARD = auto()
+    ASKED = auto()
+    SLOW = auto()
+    ANSWERED = auto()
+    FAILED = auto()
+
+
+@dataclass(slots=True)
+class _Candidate:
+    contact: Contact
+    distance: int
+    told_by: PeerId | None
+    depth: int
+    state: _State = _State.HEARD
+    asked_at_s: float = -math.inf
+    answered_at_s: float | None = None
+    failure: str = ""
+
+    def hop(self) -> Hop:
+        return Hop(
+            contact=self.contact,
+            told_by=self.told_by,
+            depth=self.depth,
+            distance=self.distance,
+            asked_at_s=self.asked_at_s,
+            answered_at_s=self.answered_at_s,
+            failure=self.failure,
+        )
+
+
+def anyone(_contact: Contact) -> bool:
+    """The predicate of a lookup for which every peer counts."""
+    return True
+
+
+class Lookup:
+    """One lookup. Call :meth:`next` after each event, do what it says, report what happens. See the module.
+
+    Args:
+        target: where to look.
+        seeds: contacts to begin with: the table's ``k`` closest to the target.
+        local: this node's kad key; a reply that names it is not believed.
+        config: how to go about it.
+        now_s: when it starts; all times are seconds of one monotonic clock.
+        eligible: which peers that answered count towards the ``k``, by their contact as it was when they answered.
+            Others are asked and believed as well, but are not in the result.
+    """
+
+    def __init__(
+        self,
+        target: KadKey,
+        seeds: Iterable[Contact],
+        *,
+        local: KadKey,
+        config: LookupConfig,
+        now_s: float,
+        eligible: Callable[[Contact], bool] = anyone,
+    ) -> None:
+        self.target = target
+        self._local = local
+        self._config = config
+        self._alpha = config.alpha
+        self._eligible = eligible
+        self._started_at_s = now_s
+        self._known: dict[PeerId, _Candidate] = {}
+        self._by_distance: list[_Candidate] = []
+        self._asked: list[_Candidate] = []  # in the order they were asked
+        self._in_flight: dict[PeerId, _Candidate] = {}
+        self._result: LookupResult | None = None
+        for seed in seeds:
+            self._hear(seed, told_by=None, depth=1)
+        self._is_small_swarm = len(self._known) < config.k
+
+    def next(self, now_s: float) -> list[Action]:
+        """What to do now: queries to start, then one ``WaitUntil``; or, once it has ended, only ``Finished``."""
+        queries: list[Query] = []
+        if self._result is None:
+            if now_s >= self._started_at_s + self._config.timeout_s:
+                self._end(Outcome.DEADLINE, now_s)
+            else:
+                self._pass_time(now_s)
+                queries = self._advance(now_s)
+        if self._result is not None:
+            return [Finished(self._result)]
+        return [*queries, WaitUntil(self._next_change_at_s())]
+
+    def on_reply(self, contact: Contact, closer: Iterable[Contact], now_s: float) -> None:
+        """A peer answered and named others that may be closer.
+
+        Ignored once the lookup has ended, and from a peer that was not asked or has answered already.
+
+        Args:
+            contact: the peer, as it is known now; connecting may have told more of it, such as whether it syncs.
+            closer: the peers it named.
+        """
+        candidate = self._known.get(contact.peer)
+        if self._result is not None or candidate is None or candidate.state in (_State.HEARD, _State.ANSWERED):
+            return
+        self._in_flight.pop(contact.peer, None)
+        candidate.state = _State.ANSWERED
+        candidate.contact = contact
+        candidate.answered_at_s = now_s
+        candidate.failure = ""
+        new_in_subnet: Counter[bytes] = Counter()
+        for named in islice(closer, self._config.max_closer):
+            if named.peer not in self._known and named.kad_key != self.target and not self._is_small_swarm:
+                if any(new_in_subnet[subnet] >= self._config.max_per_subnet for subnet in named.subnets):
+                    continue
+                new_in_subnet.update(named.subnets)
+            self._hear(named, told_by=contact.peer, depth=candidate.depth + 1)
+
+    def on_failure(self, peer: PeerId, reason: str) -> None:
+        """A query failed: the peer could not be reached, broke the protocol or refused. Ignored unless in flight."""
+        candidate = self._in_flight.pop(peer, None)
+        if candidate is not None:
+            candidate.state = _State.FAILED
+            candidate.failure = reason
+
+    def widen(self, alpha: int) -> None:
+        """From the next call of :meth:`next` on keep up to ``alpha`` queries in flight, if that is more, but at most k.
+
+        For a caller that began with as few as might do, and has learnt that they do not.
+        """
+        self._alpha = max(self._alpha, min(alpha, self._config.k))
+
+    def finish(self, now_s: float) -> LookupResult:
+        """The caller has what it wanted. If the lookup had ended already, its result stands.
+
+        Report the reply that was enough first: answers no longer count once the lookup has ended.
+        """
+        return self._result or self._end(Outcome.ENOUGH, now_s)
+
+    def _hear(self, contact: Contact, *, told_by: PeerId | None, depth: int) -> None:
+        if contact.kad_key == self._local:
+            return
+        told = contact.addresses[:MAX_ADDRESSES_TOLD]
+        known = self._known.get(contact.peer)
+        if known is None:
+            named = replace(contact, addresses=told)
+            candidate = _Candidate(named, distance(contact.kad_key, self.target), told_by, depth)
+            self._known[contact.peer] = candidate
+            insort(self._by_distance, candidate, key=lambda one: one.distance)
+            if len(self._by_distance) - len(self._asked) > self._config.max_queries:
+                self._forget_farthest()
+        elif known.state is _State.HEARD:
+            # Addresses are hearsay: whoever names a peer first must not decide alone where it is looked for.
+            addresses = dict.fromkeys((*known.contact.addresses, *told))
+            known.contact = replace(known.contact, addresses=tuple(addresses)[:MAX_ADDRESSES])
+
+    def _forget_farthest(self) -> None:
+        for index in reversed(range(len(self._by_distance))):
+            if self._by_distance[index].state is _State.HEARD:
+                del self._known[self._by_distance.pop(index).contact.peer]
+                return
+
+    def _pass_time(self, now_s: float) -> None:
+        """Queries that have waited long enough become slow or fail."""
+        for candidate in list(self._in_flight.values()):
+            if now_s >= candidate.asked_at_s + self._config.query_timeout_s:
+                self.on_failure(candidate.contact.peer, "no answer before the deadline")
+            elif now_s >= candidate.asked_at_s + self._config.slow_after_s:
+                candidate.state = _State.SLOW
+
+    def _advance(self, now_s: float) -> list[Query]:
+        """Walk the window: start what may be started; end the lookup if nothing in the window is open."""
+        config = self._config
+        prompt = sum(candidate.state is _State.ASKED for candidate in self._in_flight.values())
+        queries: list[Query] = []
+        places = 0
+        is_open = is_cut_short = False
+        for candidate in self._by_distance:
+            match candidate.state:
+                case _State.FAILED:
+                    pass
+                case _State.ANSWERED:
+                    places += self._eligible(candidate.contact)
+                case _State.ASKED:
+                    places += 1
+                    is_open = True
+                case _State.SLOW:
+                    is_open = True
+                case _State.HEARD:
+                    if len(self._asked) == config.max_queries:
+                        is_cut_short = True
+                        continue
+                    places += 1
+                    is_open = True
+                    if prompt < self._alpha and len(self._in_flight) < self._alpha + config.k:
+                        prompt += 1
+                        queries.append(self._ask(candidate, now_s))
+                case _:
+                    assert_never(candidate.state)
+            if places == config.k:
+                break
+        if not is_open:
+            if places == config.k and not is_cut_short:
+                self._end(Outcome.CONVERGED, now_s)
+            elif len(self._asked) == config.max_queries:  # so peers may have been passed over, or forgotten
+                self._end(Outcome.QUERY_LIMIT, now_s)
+            else:
+                self._end(Outcome.EXHAUSTED, now_s)
+        return queries
+
+    def _ask(self, candidate: _Candidate, now_s: float) -> Query:
+        candidate.state = _State.ASKED
+        candidate.asked_at_s = now_s
+        self._asked.append(candidate)
+        self._in_flight[candidate.contact.peer] = candidate
+        return Query(candidate.contact, now_s + self._config.query_timeout_s)
+
+    def _next_change_at_s(self) -> float:
+        """When a query in flight becomes slow or fails, or the lookup runs out of time, whichever comes first."""
+        config = self._config
+        patience_s = {_State.ASKED: config.slow_after_s, _State.SLOW: config.query_timeout_s}
+        changes = (candidate.asked_at_s + patience_s[candidate.state] for candidate in self._in_flight.values())
+        return min(self._started_at_s + config.timeout_s, *changes)
+
+    def _end(self, outcome: Outcome, now_s: float) -> LookupResult:
+        answered = (
+            candidate.contact
+            for candidate in self._by_distance
+            if candidate.state is _State.ANSWERED and self._eligible(candidate.contact)
+        )
+        self._result = LookupResult(
+            target=self.target,
+            outcome=outcome,
+            closest=tuple(islice(answered, self._config.k)),
+            path=tuple(candidate.hop() for candidate in self._asked),
+            started_at_s=self._started_at_s,
+            ended_at_s=now_s,
+        )
+        return self._result
