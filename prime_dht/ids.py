@@ -78,19 +78,23 @@ def peer_text(peer: PeerId) -> str:
     return base58.b58encode(peer).decode("ascii")
 
 
+def is_peer_id(raw: bytes) -> bool:
+    """Whether bytes have the form of a peer id: the identity or SHA-256 multihash of a public key."""
+    identity = 2 < len(raw) <= 44 and raw[0] == 0x00 and raw[1] == len(raw) - 2
+    return identity or (len(raw) == 34 and raw[:2] == b"\x12\x20")
+
+
 def peer_from_text(text: str) -> PeerId:
     """Read a peer id's base58 text.
 
     Raises:
-        ValidationError: it is no base58, or not the multihash of a key (identity or SHA-256).
+        ValidationError: it is no base58, or not the multihash of a public key.
     """
     try:
         raw = base58.b58decode(text)
     except ValueError as error:
         raise ValidationError(f"{text!r} is not a peer id: {error}") from error
-    identity = len(raw) >= 2 and raw[0] == 0x00 and raw[1] == len(raw) - 2 > 0
-    sha256 = len(raw) == 34 and raw[:2] == b"\x12\x20"
-    if not (identity or sha256):
+    if not is_peer_id(raw):
         raise ValidationError(f"{text!r} is not a peer id: not the multihash of a public key")
     return PeerId(raw)
 

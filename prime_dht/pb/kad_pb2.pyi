@@ -264,10 +264,11 @@ class Message(_message.Message):
     CLUSTERLEVELRAW_FIELD_NUMBER: _builtins.int
     QUERY_FIELD_NUMBER: _builtins.int
     WANT_CLOSER_FIELD_NUMBER: _builtins.int
+    NO_ECHO_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
     NEXT_CURSOR_FIELD_NUMBER: _builtins.int
     STATUSES_FIELD_NUMBER: _builtins.int
-    EXTENDED_FIELD_NUMBER: _builtins.int
+    REPLICATES_FIELD_NUMBER: _builtins.int
     BATCH_FIELD_NUMBER: _builtins.int
     type: Global___Message.MessageType.ValueType
     key: _builtins.bytes
@@ -275,14 +276,16 @@ class Message(_message.Message):
     """ignored"""
     want_closer: _builtins.bool
     """PUT_VALUE: answer with closer peers as well"""
+    no_echo: _builtins.bool
+    """PUT_VALUE: the statuses are answer enough, leave the record out"""
     held: _builtins.bool
     """Replies.
     this node holds the sector of the key: absence is meant
     """
     next_cursor: _builtins.bytes
     """more entries follow; ask again with it"""
-    extended: _builtins.bool
-    """this node speaks the extensions"""
+    replicates: _builtins.bool
+    """this node keeps entry sets by join: it can be a replica of /prime/ keys"""
     @_builtins.property
     def record(self) -> Global___Record: ...
     @_builtins.property
@@ -316,15 +319,16 @@ class Message(_message.Message):
         clusterLevelRaw: _builtins.int = ...,
         query: Global___Query | None = ...,
         want_closer: _builtins.bool = ...,
+        no_echo: _builtins.bool = ...,
         held: _builtins.bool = ...,
         next_cursor: _builtins.bytes = ...,
         statuses: _abc.Iterable[Global___EntryStatus] | None = ...,
-        extended: _builtins.bool = ...,
+        replicates: _builtins.bool = ...,
         batch: _abc.Iterable[Global___BatchItem] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["query", b"query", "record", b"record"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "closerPeers", b"closerPeers", "clusterLevelRaw", b"clusterLevelRaw", "extended", b"extended", "held", b"held", "key", b"key", "next_cursor", b"next_cursor", "providerPeers", b"providerPeers", "query", b"query", "record", b"record", "statuses", b"statuses", "type", b"type", "want_closer", b"want_closer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "closerPeers", b"closerPeers", "clusterLevelRaw", b"clusterLevelRaw", "held", b"held", "key", b"key", "next_cursor", b"next_cursor", "no_echo", b"no_echo", "providerPeers", b"providerPeers", "query", b"query", "record", b"record", "replicates", b"replicates", "statuses", b"statuses", "type", b"type", "want_closer", b"want_closer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

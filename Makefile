@@ -1,0 +1,51 @@
+# Every target sets up .venv from pyproject.toml when it is missing or older than pyproject.toml.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+PROTOS := $(wildcard protos/*.proto)
+PROTOC  = $(BIN)/python -m grpc_tools.protoc -Iprime_dht/pb=protos --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo run test check bench protos clean
+
+help:  ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "prime_dht needs Python 3.11 or newer; choose one with make PYTHON=...")'
+	@echo "setting up $(VENV) (once; a minute or two)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+setup: $(STAMP)  ## Create .venv and install prime_dht and everything its development needs
+
+demo: $(STAMP)  ## Train a model, store it in five node processes, kill two, read it back
+	@$(BIN)/python examples/demo.py
+
+run: $(STAMP)  ## Run a node in the foreground, data in ./data
+	@exec $(BIN)/prime-dht run --data-dir ./data
+
+test: $(STAMP)  ## Run the tests
+	@$(BIN)/python -m pytest
+
+check: $(STAMP)  ## Lint, format, types, layers, and whether generated code is up to date
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && \
+	$(PROTOC) --python_out=$$tmp --mypy_out=quiet:$$tmp $(PROTOS) && \
+	for file in $$tmp/prime_dht/pb/*; do cmp "$$file" prime_dht/pb/$$(basename $$file) \
+	|| { echo "prime_dht/pb is not what protos/ generates: run make protos"; exit 1; }; done
+
+bench: $(STAMP)  ## Measure: tables here, JSON in ./bench
+	@$(BIN)/python -m tests.bench
+
+protos: $(STAMP)  ## Generate prime_dht/pb from protos/
+	$(PROTOC) --python_out=. --mypy_out=quiet:. $(PROTOS)
+
+clean:  ## Remove .venv, caches and bench results; never ./data
+	rm -rf $(VENV) bench dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

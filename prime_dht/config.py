@@ -1,0 +1,201 @@
+"""Configuration: frozen, validated when it is made, every field documented with its unit.
+
+:class:`DhtConfig` says how a node behaves in a swarm; it is all that :class:`prime_dht.PrimeDHT` needs on a host that
+exists already. :class:`NodeConfig` adds what a node of its own needs: where to listen, whom to dial, where its data is.
+
+``refresh_interval`` and ``ttl`` are in seconds; they, ``k_bucket_size``, ``alpha`` and ``replication_factor`` keep the
+names that users of other Kademlia implementations know. All other fields carry their unit in their name.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Literal
+
+from prime_dht.entries.limits import Limits
+from prime_dht.errors import ConfigError
+
+
+class Mode(Enum):
+    """Whether other nodes may rely on this one (libp2p kad-dht specification, "Client and server mode")."""
+
+    SERVER = "server"
+    """Answers requests, is in others' routing tables, stores entries."""
+
+    CLIENT = "client"
+    """Only asks; never in anyone's routing table."""
+
+    AUTO = "auto"
+    """A server if the host listens on any address, else a client."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DhtConfig:
+    """How a node behaves in a swarm.
+
+    Raises:
+        ConfigError: a value is out of range, alpha exceeds k, or the replication factor is not in 1 ..= k.
+    """
+
+    k_bucket_size: int = 20
+    """k: contacts in a bucket of the routing table, and peers that a lookup returns; 1 or more."""
+
+    alpha: int = 3
+    """Requests that a lookup keeps in flight; 1 ..= k."""
+
+    replication_factor: int = 3
+    """r: on how many of the servers closest to its key an entry is stored; 1 ..= k."""
+
+    refresh_interval: float = 3600.0
+    """Seconds after which a bucket that no lookup has touched is refreshed."""
+
+    ttl: float = 86400.0
+    """Seconds that an entry lives unless its put says otherwise; at most ``limits.max_ttl_s``."""
+
+    read_quorum: int | None = None
+    """Replicas that a get joins, 1 ..= r; ``None`` means the same as an acknowledgement, ⌊r/2⌋ + 1."""
+
+    mode: Mode = Mode.AUTO
+    """Server, client, or decided by whether the host listens."""
+
+    network_id: str = "prime"
+    """Names the swarm. It is signed into every entry: entries of one network mean nothing in another."""
+
+    protocol_prefix: str = "/prime"
+    """The Kademlia protocol id is ``<prefix>/kad/1.0.0``; ``/ipfs`` gives that of the IPFS network."""
+
+    pipelining: bool = True
+    """Offer, and use towards peers that list it, ``<prefix>/rpc/1.0.0``: many requests in flight on one stream."""
+
+    rpc_timeout_s: float = 10.0
+    """Seconds within which a peer must answer one request, connecting included."""
+
+    operation_timeout_s: float = 60.0
+    """Seconds within which a put, a get or a lookup ends, whatever peers do."""
+
+    cache_ttl_s: float = 5.0
+    """Seconds for which a get without ``latest`` may answer from this node's own cache; 0 turns the cache off."""
+
+    cache_bytes: int = 16 << 20
+    """Upper bound on the bytes of values in that cache."""
+
+    record_ttl_s: float = 48 * 3600.0
+    """Seconds that a plain record (a namespace other than ``/prime/``) lives, as in go-libp2p."""
+
+    record_republish_s: float = 22 * 3600.0
+    """Seconds between re-puts of plain records and provider records by the node that made them."""
+
+    provider_ttl_s: float = 48 * 3600.0
+    """Seconds that a provider record lives."""
+
+    allow_publishers: frozenset[str] | None = None
+    """Peer ids (base58) whose entries this node takes; ``None`` means everybody's."""
+
+    limits: Limits = field(default_factory=Limits)
+    """Sizes, counts and times that this node enforces on its own entries and on everybody else's."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "k_bucket_size", "alpha", "replication_factor")
+        if self.alpha > self.k_bucket_size:
+            raise ConfigError(f"alpha ({self.alpha}) cannot exceed k_bucket_size ({self.k_bucket_size})")
+        if self.replication_factor > self.k_bucket_size:
+            raise ConfigError(
+                f"replication_factor ({self.replication_factor}) cannot exceed k_bucket_size ({self.k_bucket_size})"
+            )
+        if self.read_quorum is not None and not 1 <= self.read_quorum <= self.replication_factor:
+            raise ConfigError(f"read_quorum ({self.read_quorum}) must be in 1 ..= {self.replication_factor}")
+        _positive(
+            self,
+            "refresh_interval",
+            "ttl",
+            "rpc_timeout_s",
+            "operation_timeout_s",
+            "record_ttl_s",
+            "record_republish_s",
+            "provider_ttl_s",
+        )
+        _at_least(self, 0, "cache_ttl_s", "cache_bytes")
+        if self.ttl > self.limits.max_ttl_s:
+            raise ConfigError(f"ttl ({self.ttl} s) exceeds max_ttl_s ({self.limits.max_ttl_s} s)")
+        if not self.network_id or len(self.network_id.encode()) > 64:
+            raise ConfigError("network_id must be 1 to 64 bytes")
+        if not self.protocol_prefix.startswith("/") or self.protocol_prefix.endswith("/"):
+            raise ConfigError(f"protocol_prefix must start with a slash and not end with one: {self.protocol_prefix!r}")
+
+    @property
+    def write_quorum(self) -> int:
+        """Durable replicas that make a put acknowledged: ⌊r/2⌋ + 1."""
+        return self.replication_factor // 2 + 1
+
+    @property
+    def kad_protocol(self) -> str:
+        return f"{self.protocol_prefix}/kad/1.0.0"
+
+    @property
+    def rpc_protocol(self) -> str:
+        return f"{self.protocol_prefix}/rpc/1.0.0"
+
+    @classmethod
+    def high_performance(cls) -> DhtConfig:
+        """For large swarms: wider buckets and lookups, more replicas, two days of life."""
+        return cls(k_bucket_size=32, alpha=8, replication_factor=5, refresh_interval=1800.0, ttl=172_800.0)
+
+    @classmethod
+    def low_latency(cls) -> DhtConfig:
+        """For small swarms: narrow buckets, two replicas, half a day of life."""
+        return cls(k_bucket_size=10, alpha=2, replication_factor=2, refresh_interval=7200.0, ttl=43_200.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeConfig:
+    """A node of its own: its addresses, its data, its first peers.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/0",)
+    """Multiaddrs to listen on; none makes a node that only dials. Port 0 lets the system choose."""
+
+    peers: tuple[str, ...] = ()
+    """Multiaddrs of nodes to join through, each ending in ``/p2p/<peer id>``."""
+
+    announce: tuple[str, ...] = ()
+    """Multiaddrs to tell others instead of those the node listens on."""
+
+    data_dir: Path | None = None
+    """Where identity and entries are kept; ``None`` keeps nothing: a new identity, entries in memory."""
+
+    synchronous: Literal["FULL", "NORMAL"] = "FULL"
+    """SQLite's setting. FULL: an acknowledged put survives power loss. NORMAL: only the death of the process."""
+
+    fast_transport: bool = True
+    """Use prime_dht's own Noise transport phase and Yamux muxer; ``False`` uses py-libp2p's. The wire is the same."""
+
+    max_connections: int = 1000
+    """Connections, in and out, at most."""
+
+    dht: DhtConfig = field(default_factory=DhtConfig)
+    """How the node behaves in the swarm."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "max_connections")
+        if self.synchronous not in ("FULL", "NORMAL"):
+            raise ConfigError(f"synchronous is FULL or NORMAL, not {self.synchronous!r}")
+
+
+def _at_least(config: DhtConfig | NodeConfig, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not value >= least:
+            raise ConfigError(f"{name} must be at least {least}, not {value}")
+
+
+def _positive(config: DhtConfig | NodeConfig, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not (value > 0 and math.isfinite(value)):
+            raise ConfigError(f"{name} must be a positive number, not {value}")

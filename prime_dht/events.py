@@ -1,0 +1,56 @@
+"""What a node tells its subscribers. Events are values; a subscriber that falls behind loses events, counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prime_dht.ids import KadKey, Key, OpId, PeerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerJoined:
+    """A peer proved that it serves Kademlia and entered the routing table."""
+
+    peer: PeerId
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerLeft:
+    """A peer left the routing table, and why."""
+
+    peer: PeerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntryStored:
+    """An entry became the newest in its slot on this node."""
+
+    key: Key
+    publisher: PeerId
+    subkey: bytes
+    op_id: OpId
+    tombstone: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntriesExpired:
+    """A clean-up dropped values and retired ops."""
+
+    values_dropped: int
+    retired: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookupProgress:
+    """A lookup heard from a peer: who, how far it is from the target, and how long it took."""
+
+    target: KadKey
+    peer: PeerId
+    distance: int
+    elapsed_s: float
+    heard_of: int
+
+
+Event = PeerJoined | PeerLeft | EntryStored | EntriesExpired | LookupProgress
