@@ -1,0 +1,136 @@
+"""What one entry, one key, one publisher may take up: explicit, and enforced on both ends with a clear error.
+
+A writer checks its entry before signing it, a replica before storing it, with the same :class:`Limits`. They are
+configurable; ``max_ttl_s`` is a parameter of the network, on which its nodes agree, because a tombstone whose writer
+forgot what it hides relies on it. The others are each node's own.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import assert_never
+
+from prime_dht.entries.entry import BlobRef, Entry, Inline, Tombstone
+from prime_dht.entries.envelope import MAX_ENVELOPE_BYTES
+from prime_dht.errors import ConfigError, ValidationError
+from prime_dht.ids import US_PER_S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Occupancy:
+    """What a store holds without the entry in question and the one it would displace from its slot."""
+
+    slots_of_key: int
+    store_entries: int
+    store_bytes: int
+    publisher_entries: int
+    publisher_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Upper bounds, all inclusive.
+
+    Raises:
+        ConfigError: a limit is not a positive number, or the format does not allow it.
+    """
+
+    max_key_bytes: int = 1024
+    """Of a key's wire form, ``/prime/`` included."""
+
+    max_subkey_bytes: int = 256
+
+    max_inline_bytes: int = 64 << 10
+    """Of a value that travels beside its header, compressed if it is; larger ones are blobs."""
+
+    max_envelope_bytes: int = 8 << 10
+    """Of the signed header: key, subkey, metadata, capability and some 300 bytes more; below the format's 64 KiB."""
+
+    max_metadata_items: int = 32
+
+    max_metadata_bytes: int = 4 << 10
+    """Of all names and values together, as UTF-8."""
+
+    max_content_type_bytes: int = 255
+    """A media type: two names of 127 characters (RFC 6838, section 4.2) and a slash."""
+
+    max_capability_bytes: int = 512
+
+    max_ttl_s: float = 30 * 86_400.0
+    """From created_at to expires_at, and to retain_until; a network parameter."""
+
+    clock_skew_s: float = 600.0
+    """How far ahead of this node's clock an entry may be dated; one dated further is deferred."""
+
+    max_slots_per_key: int = 4096
+    """Retained slots under one key, over all publishers and subkeys."""
+
+    max_store_entries: int = 1_000_000
+    max_store_bytes: int = 16 << 30
+    """Of envelopes and values."""
+
+    max_publisher_entries: int = 100_000
+    max_publisher_bytes: int = 4 << 30
+    """Of one publisher's envelopes and values."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            limit = getattr(self, field.name)
+            if not (limit > 0 and math.isfinite(limit)):
+                raise ConfigError(f"{field.name} must be a positive number, not {limit}")
+        if self.max_envelope_bytes > MAX_ENVELOPE_BYTES:
+            raise ConfigError(f"max_envelope_bytes cannot exceed the format's {MAX_ENVELOPE_BYTES}")
+
+    @property
+    def max_ttl_us(self) -> int:
+        return int(self.max_ttl_s * US_PER_S)
+
+    @property
+    def clock_skew_us(self) -> int:
+        return int(self.clock_skew_s * US_PER_S)
+
+    def check(self, entry: Entry) -> None:
+        """Check what can be checked by looking at the entry alone.
+
+        Raises:
+            ValidationError: it exceeds a limit; the message names the limit and says by how much.
+        """
+        header = entry.header
+        _within("key", len(header.key), self.max_key_bytes, "bytes")
+        _within("subkey", len(header.subkey), self.max_subkey_bytes, "bytes")
+        _within("content type", len(header.content_type.encode()), self.max_content_type_bytes, "bytes")
+        _within("metadata", len(header.metadata), self.max_metadata_items, "items")
+        metadata_bytes = sum(len(name.encode()) + len(value.encode()) for name, value in header.metadata.items())
+        _within("metadata", metadata_bytes, self.max_metadata_bytes, "bytes")
+        _within("capability", len(header.capability), self.max_capability_bytes, "bytes")
+        _within("signed header", len(entry.envelope), self.max_envelope_bytes, "bytes")
+        _within("ttl", (header.retain_until_us - header.created_at_us) / US_PER_S, self.max_ttl_s, "s")
+        match header.content:
+            case Inline(_, size):
+                _within("inline value", size, self.max_inline_bytes, "bytes")
+            case BlobRef() | Tombstone():
+                pass
+            case _:
+                assert_never(header.content)
+
+    def check_room(self, entry: Entry, occupancy: Occupancy) -> None:
+        """Check whether a store that holds so much can take the entry as well.
+
+        Raises:
+            ValidationError: a count or size would exceed its limit.
+        """
+        size = entry.size_bytes
+        _within("the key", occupancy.slots_of_key + 1, self.max_slots_per_key, "slots")
+        _within("the store", occupancy.store_entries + 1, self.max_store_entries, "entries")
+        _within("the store", occupancy.store_bytes + size, self.max_store_bytes, "bytes")
+        _within("the publisher", occupancy.publisher_entries + 1, self.max_publisher_entries, "entries")
+        _within("the publisher", occupancy.publisher_bytes + size, self.max_publisher_bytes, "bytes")
+
+
+DEFAULT_LIMITS = Limits()
+
+
+def _within(what: str, actual: float, limit: float, unit: str) -> None:
+    if actual > limit:
+        raise ValidationError(f"{what}: {actual:,} {unit}; the limit is {limit:,} {unit}")
