@@ -5,19 +5,26 @@ What a backend promises:
 - **Newest wins, per slot, atomically.** ``put_entries`` keeps, of the entry it has in a slot and the one it is given,
   the one whose :class:`~prime_dht.entries.entry.Version` is greater, and says for each entry what happened.
 - **Durable when it returns.** What ``put_entries`` reports as inserted survives the death of the process.
-- **Idempotent.** The same entry again is ``DUPLICATE`` and changes nothing, except that a value it had dropped or never
-  had is not restored once the entry has expired.
-- **Time is an argument.** ``now_us`` is microseconds since the Unix epoch; backends have no clock.
+- **Idempotent.** The same entry again is ``DUPLICATE`` and changes nothing, except that it brings a value the backend
+  lacks, as long as the entry has not expired.
+- **Absent on time.** From ``expires_at_us`` on no read returns an entry's value, whether or not ``delete_expired`` has
+  dropped it yet.
+- **Whole or not at all.** A cancelled call has either done all of its work or none of it, and harms no other call.
+- **Time is an argument.** ``now_us`` is microseconds since the Unix epoch; backends have no clock. They may take a
+  time from 2**63 on (the year 294,247) as 2**63 - 1.
 
 Deciding what may enter (signatures, limits, policy) is the caller's work; a backend stores what it is given.
+:class:`prime_dht.testing.storage_conformance.StorageConformance` checks all of this.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+
+from trio.abc import AsyncResource
 
 from prime_dht.entries.entry import Entry, Slot
 from prime_dht.ids import Key, OpId, PeerId, TimestampUs
@@ -45,10 +52,15 @@ class PutResult:
 class EntryQuery:
     """Which of a key's slots to read. Empty ``subkeys`` or ``publishers`` mean any.
 
-    ``newest`` keeps only the entry with the greatest version over all matching slots. ``include_expired`` also returns
-    headers whose value has expired but that are still retained (tombstones are always returned: they are the answer).
-    ``cursor`` is the ``next_cursor`` of the page before; ``max_bytes`` bounds the sum of entries' ``size_bytes``, but
-    a page never comes back empty while an entry matches.
+    ``include_expired`` also returns entries that have expired but are still retained, as bare headers. Tombstones are
+    always returned, expired or not: they are the answer.
+
+    ``newest`` keeps, of what the rest of the query selects, the newest live entry and those that are newer than it. A
+    reader needs the latter although they say nothing: they take away what another replica, which is behind, may still
+    have in their slots. They hide nothing in other slots.
+
+    ``cursor`` is the ``next_cursor`` of the page before, opaque to the caller; ``max_bytes`` bounds the sum of entries'
+    ``size_bytes``, but a page never comes back empty while an entry matches.
     """
 
     key: Key
@@ -131,8 +143,11 @@ class StoreStats:
     peers: int
 
 
-class StorageBackend(ABC):
-    """See the module. Every method may raise :class:`~prime_dht.errors.StorageError`."""
+class StorageBackend(AsyncResource):
+    """See the module. Every method may raise :class:`~prime_dht.errors.StorageError`.
+
+    As a trio resource it can be the subject of ``async with``, which closes it at the end.
+    """
 
     @abstractmethod
     async def put_entries(self, entries: Sequence[Entry], *, now_us: int) -> list[PutResult]:
@@ -144,11 +159,18 @@ class StorageBackend(ABC):
 
     @abstractmethod
     async def get_entries(self, query: EntryQuery, *, now_us: int) -> EntryPage:
-        """Read a key's slots, as the query says."""
+        """Read a key's slots, as the query says.
+
+        Raises:
+            ValidationError: the cursor is none that this backend gave.
+        """
 
     @abstractmethod
     async def get_ops(self, op_ids: Sequence[OpId], *, now_us: int) -> list[Entry]:
-        """Read entries by op id, in any order; ids it does not hold are left out."""
+        """Read entries by op id, each once, in any order; ids it does not hold are left out.
+
+        Those expired at ``now_us`` come as bare headers.
+        """
 
     @abstractmethod
     async def keys(self, *, after: Key | None = None, limit: int = 1000) -> list[Key]:
@@ -160,9 +182,10 @@ class StorageBackend(ABC):
 
     @abstractmethod
     async def delete_expired(self, *, now_us: int, retire_before_us: int, limit: int = 10_000) -> Expired:
-        """Drop values expired at ``now_us`` and delete entries with ``retain_until_us < retire_before_us``.
+        """Delete entries with ``retain_until_us < retire_before_us`` and drop values expired at ``now_us``.
 
-        Also deletes plain records and providers expired at ``now_us``. Touches at most about ``limit`` rows.
+        Also deletes plain records and providers expired at ``now_us``. Touches at most ``limit`` of them in all: call
+        again until nothing is left to report. A value that goes with its entry is not counted as dropped.
         """
 
     @abstractmethod
@@ -175,7 +198,7 @@ class StorageBackend(ABC):
 
     @abstractmethod
     async def records(self, *, after: Key | None = None, limit: int = 1000) -> list[PlainRecord]:
-        """The next ``limit`` plain records in byte order of their keys."""
+        """The next ``limit`` plain records in byte order of their keys, expired ones too, starting behind ``after``."""
 
     @abstractmethod
     async def add_provider(self, record: ProviderRecord) -> None:
@@ -207,7 +230,7 @@ class StorageBackend(ABC):
 
     @abstractmethod
     async def put_own_slots(self, slots: Sequence[OwnSlot]) -> None:
-        """Remember, durably, this node's last write in each slot; never moves a slot backwards."""
+        """Remember, durably, this node's last write in each slot; neither of its times ever moves backwards."""
 
     @abstractmethod
     async def get_meta(self, name: str) -> bytes | None:

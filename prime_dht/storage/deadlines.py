@@ -1,0 +1,54 @@
+"""What falls due when, earliest first, for stores whose things come, move and go before their time.
+
+A *thing* falls due at the time its owner says when asked. The owner tells when a thing is new or has moved, never when
+one is gone: an item that its owner no longer confirms is skipped when it surfaces, and all such are swept out before
+they outnumber the others. So a thing that is rewritten for ever costs no more memory than one that is not.
+
+>>> due_at = {"a": 10, "b": 20}
+>>> deadlines = Deadlines(due_at.get)
+>>> for thing, at_us in due_at.items():
+...     deadlines.add(at_us, thing)
+>>> due_at["a"] = 30
+>>> deadlines.add(30, "a")
+>>> [due_at.pop(thing) for thing in deadlines.due(before_us=31, limit=10)]
+[20, 30]
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+SWEEP_FROM = 64
+
+
+class Deadlines(Generic[T]):
+    """See the module. ``due_at`` is the owner: it says when a thing falls due, or ``None`` if it does not."""
+
+    def __init__(self, due_at: Callable[[T], int | None]) -> None:
+        self._due_at = due_at
+        self._heap: list[tuple[int, T]] = []
+        self._sweep_at = SWEEP_FROM
+
+    def __len__(self) -> int:
+        """The number of items, some of which may be of the past: at most twice that of things, or ``SWEEP_FROM``."""
+        return len(self._heap)
+
+    def add(self, at_us: int, thing: T) -> None:
+        """Take note that ``thing`` falls due at ``at_us``."""
+        heapq.heappush(self._heap, (at_us, thing))
+        if len(self._heap) > self._sweep_at:
+            self._heap = list({(at_us, thing) for at_us, thing in self._heap if self._due_at(thing) == at_us})
+            heapq.heapify(self._heap)
+            self._sweep_at = max(SWEEP_FROM, 2 * len(self._heap))
+
+    def due(self, before_us: int, limit: int) -> Iterator[T]:
+        """Take at most ``limit`` things due before ``before_us``; each must be dealt with before the next is taken."""
+        while limit > 0 and self._heap and self._heap[0][0] < before_us:
+            at_us, thing = heapq.heappop(self._heap)
+            if self._due_at(thing) == at_us:
+                limit -= 1
+                yield thing

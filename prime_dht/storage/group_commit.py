@@ -1,0 +1,127 @@
+"""Group commit: those who write at the same time share one transaction, and so one wait for the disk.
+
+A *write* is a function of the connection. The first caller to find nobody at work *leads*: it takes every write that is
+waiting, its own among them, and has them done in one transaction on a worker thread. Whoever arrives meanwhile waits;
+when the commit ends the next of them leads. This is LevelDB's writer queue (``DBImpl::Write``). There is no task and no
+queue beside the callers: what bounds them bounds the work in hand.
+
+- A write returns once its transaction is committed, and with it what its function returned.
+- A transaction that fails is rolled back and its writes are tried one by one, so that only the culprit's caller sees
+  the error. A write may therefore run twice and has to be a function of the connection alone.
+- A cancelled caller's write is either withdrawn while it still waits, or committed: once a leader has taken writes, it
+  sees them through, because most are not its own.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import trio
+
+from prime_dht.storage.sqlite_file import storage_error
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Committed(Generic[T_co]):
+    result: T_co
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    error: BaseException
+
+
+@dataclass(slots=True, eq=False)
+class _Write(Generic[T_co]):
+    work: Callable[[sqlite3.Connection], T_co]
+    outcome: _Committed[T_co] | _Failed | None = None
+
+
+class GroupCommit:
+    """The one way to write through a connection, which nobody else uses."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self._connection = connection
+        self._path = path
+        self._waiting: list[_Write[object]] = []
+        self._commit_ended: trio.Event | None = None
+        self._thread = trio.CapacityLimiter(1)
+
+    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do ``work`` in a transaction; returns what it returned once that is durable.
+
+        Raises:
+            StorageError: the transaction failed, and nothing of this write is stored.
+        """
+        write = _Write(work)
+        self._waiting.append(write)
+        try:
+            while write.outcome is None:
+                if self._commit_ended is None:
+                    await self._lead()
+                else:
+                    await self._commit_ended.wait()
+        finally:
+            if write in self._waiting:
+                self._waiting.remove(write)
+        if isinstance(write.outcome, _Failed):
+            raise storage_error(self._path, write.outcome.error) from write.outcome.error
+        return write.outcome.result
+
+    async def finish(self) -> None:
+        """Wait until every write that was asked for so far has its outcome."""
+        while self._waiting or self._commit_ended is not None:
+            if self._commit_ended is None:
+                await trio.lowlevel.checkpoint()
+            else:
+                await self._commit_ended.wait()
+
+    async def _lead(self) -> None:
+        ended = self._commit_ended = trio.Event()
+        batch: list[_Write[object]] = []
+        try:
+            # Lets those who are about to write in this turn of the scheduler come along.
+            await trio.lowlevel.checkpoint()
+            batch, self._waiting = self._waiting, []
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(self._commit, batch, limiter=self._thread)
+        except BaseException as error:
+            # A defect, not a failure of the database: it must not leave the others waiting for an outcome for ever.
+            for write in batch:
+                write.outcome = _Failed(error)
+            raise
+        finally:
+            self._commit_ended = None
+            ended.set()
+
+    def _commit(self, writes: Sequence[_Write[object]]) -> None:
+        try:
+            results = self._transact(writes)
+        except (sqlite3.Error, OverflowError) as error:
+            if len(writes) > 1:
+                for write in writes:
+                    self._commit([write])
+            else:
+                writes[0].outcome = _Failed(error)
+        else:
+            for write, result in zip(writes, results, strict=True):
+                write.outcome = _Committed(result)
+
+    def _transact(self, writes: Sequence[_Write[object]]) -> list[object]:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            results = [write.work(self._connection) for write in writes]
+            self._connection.execute("COMMIT")
+        except BaseException:
+            # Not after errors on which SQLite has rolled back by itself.
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+        return results

@@ -1,0 +1,147 @@
+"""The default storage backend: one SQLite file in the data directory.
+
+- **Durable.** A write returns when its transaction is committed to the write-ahead journal; concurrent writes share a
+  commit (:mod:`prime_dht.storage.group_commit`). What that survives is the caller's choice of
+  :data:`~prime_dht.storage.sqlite_file.Synchronous`.
+- **Never in the event loop.** Writes and reads have a connection each, and each runs on a worker thread, one at a time.
+  A read sees all that was committed before it began, and does not wait for writers.
+- **Files**, the lock between processes, and versions of the schema: :mod:`prime_dht.storage.sqlite_file`.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+
+from prime_dht.entries.entry import Entry, Slot
+from prime_dht.errors import StorageError
+from prime_dht.ids import Key, OpId, PeerId
+from prime_dht.storage import sqlite_rows as rows
+from prime_dht.storage.base import (
+    EntryPage,
+    EntryQuery,
+    Expired,
+    KnownPeer,
+    OwnSlot,
+    PlainRecord,
+    ProviderRecord,
+    PutResult,
+    StorageBackend,
+    StoreStats,
+)
+from prime_dht.storage.group_commit import GroupCommit
+from prime_dht.storage.sqlite_file import OpenDatabase, Synchronous, open_database, translation
+
+T = TypeVar("T")
+
+
+class SQLiteBackend(StorageBackend):
+    """See the module. :meth:`open` makes one: ``async with await SQLiteBackend.open(path) as store``."""
+
+    def __init__(self, database: OpenDatabase) -> None:
+        self._database = database
+        self._commits = GroupCommit(database.writer, database.path)
+        self._reader_thread = trio.CapacityLimiter(1)
+        self._open = True
+
+    @classmethod
+    async def open(cls, path: str | os.PathLike[str], *, synchronous: Synchronous = "FULL") -> SQLiteBackend:
+        """Open the store in the file ``path``, or make one there; its directory has to exist.
+
+        Raises:
+            StorageError: another process has it open, it or its directory cannot be written, it is damaged, not a
+                store, or of a newer version. The file is left as it is.
+        """
+        return cls(await trio.to_thread.run_sync(partial(open_database, Path(path), synchronous=synchronous)))
+
+    async def put_entries(self, entries: Sequence[Entry], *, now_us: int) -> list[PutResult]:
+        return await self._write(lambda connection: rows.put_entries(connection, entries, now_us))
+
+    async def get_entries(self, query: EntryQuery, *, now_us: int) -> EntryPage:
+        return await self._read(lambda connection: rows.get_entries(connection, query, now_us))
+
+    async def get_ops(self, op_ids: Sequence[OpId], *, now_us: int) -> list[Entry]:
+        return await self._read(lambda connection: rows.get_ops(connection, op_ids, now_us))
+
+    async def keys(self, *, after: Key | None = None, limit: int = 1000) -> list[Key]:
+        return await self._read(lambda connection: rows.keys(connection, after, limit))
+
+    async def remove_ops(self, op_ids: Sequence[OpId]) -> int:
+        return await self._write(lambda connection: rows.remove_ops(connection, op_ids))
+
+    async def delete_expired(self, *, now_us: int, retire_before_us: int, limit: int = 10_000) -> Expired:
+        return await self._write(lambda connection: rows.delete_expired(connection, now_us, retire_before_us, limit))
+
+    async def put_record(self, record: PlainRecord) -> None:
+        await self._write(lambda connection: rows.put_record(connection, record))
+
+    async def get_record(self, key: Key, *, now_us: int) -> PlainRecord | None:
+        return await self._read(lambda connection: rows.get_record(connection, key, now_us))
+
+    async def records(self, *, after: Key | None = None, limit: int = 1000) -> list[PlainRecord]:
+        return await self._read(lambda connection: rows.records(connection, after, limit))
+
+    async def add_provider(self, record: ProviderRecord) -> None:
+        await self._write(lambda connection: rows.add_provider(connection, record))
+
+    async def get_providers(self, multihash: bytes, *, now_us: int, limit: int = 100) -> list[ProviderRecord]:
+        return await self._read(lambda connection: rows.get_providers(connection, multihash, now_us, limit))
+
+    async def remove_provider(self, multihash: bytes, provider: PeerId) -> None:
+        await self._write(lambda connection: rows.remove_provider(connection, multihash, provider))
+
+    async def put_peers(self, peers: Sequence[KnownPeer]) -> None:
+        await self._write(lambda connection: rows.put_peers(connection, peers))
+
+    async def peers(self, *, limit: int = 1000) -> list[KnownPeer]:
+        return await self._read(lambda connection: rows.peers(connection, limit))
+
+    async def remove_peers(self, peers: Sequence[PeerId]) -> None:
+        await self._write(lambda connection: rows.remove_peers(connection, peers))
+
+    async def own_slot(self, slot: Slot) -> OwnSlot | None:
+        return await self._read(lambda connection: rows.own_slot(connection, slot))
+
+    async def put_own_slots(self, slots: Sequence[OwnSlot]) -> None:
+        await self._write(lambda connection: rows.put_own_slots(connection, slots))
+
+    async def get_meta(self, name: str) -> bytes | None:
+        return await self._read(lambda connection: rows.get_meta(connection, name))
+
+    async def put_meta(self, name: str, value: bytes) -> None:
+        await self._write(lambda connection: rows.put_meta(connection, name, value))
+
+    async def stats(self) -> StoreStats:
+        return await self._read(rows.stats)
+
+    async def aclose(self) -> None:
+        if not self._open:
+            await trio.lowlevel.checkpoint()
+            return
+        self._open = False
+        with trio.CancelScope(shield=True):
+            await self._commits.finish()
+            await trio.to_thread.run_sync(self._database.close, limiter=self._reader_thread)
+
+    async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        self._check_open()
+        return await self._commits.run(work)
+
+    async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        self._check_open()
+
+        def translated() -> T:
+            with translation(self._database.path):
+                return work(self._database.reader)
+
+        return await trio.to_thread.run_sync(translated, limiter=self._reader_thread)
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise StorageError(f"{self._database.path}: the store is closed")

@@ -1,0 +1,38 @@
+"""Deadlines give what is due, once, and hold no more than what there is."""
+
+from __future__ import annotations
+
+import random
+
+from prime_dht.storage.deadlines import SWEEP_FROM, Deadlines
+
+
+def test_a_thing_that_moves_for_ever_takes_no_more_room() -> None:
+    due_at: dict[str, int] = {}
+    deadlines = Deadlines(due_at.get)
+    for at_us in range(10_000):
+        due_at["moving"] = at_us
+        deadlines.add(at_us, "moving")
+        assert len(deadlines) <= SWEEP_FROM
+    for _ in range(10_000):
+        deadlines.add(9_999, "moving")
+        assert len(deadlines) <= SWEEP_FROM
+    assert [due_at.pop(thing) for thing in deadlines.due(before_us=10_000, limit=10)] == [9_999]
+
+
+def test_what_is_due_comes_once_in_order_and_the_rest_stays() -> None:
+    rng = random.Random(1)
+    due_at: dict[int, int] = {}
+    deadlines = Deadlines(due_at.get)
+    for _ in range(5_000):
+        thing, at_us = rng.randrange(500), rng.randrange(1_000)
+        due_at[thing] = at_us
+        deadlines.add(at_us, thing)
+        if rng.random() < 0.2:
+            due_at.pop(rng.randrange(500), None)
+        assert len(deadlines) <= max(SWEEP_FROM, 2 * 500)
+    expected = sorted(at_us for at_us in due_at.values() if at_us < 600)
+    taken = [due_at.pop(thing) for thing in deadlines.due(before_us=600, limit=100)]
+    taken += [due_at.pop(thing) for thing in deadlines.due(before_us=600, limit=1_000)]
+    assert taken == expected
+    assert all(at_us >= 600 for at_us in due_at.values())
