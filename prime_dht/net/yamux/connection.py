@@ -1,0 +1,344 @@
+"""A Yamux connection: one read loop for all streams, synchronous sending, and limits on all that a peer can cause.
+
+The read loop takes everything that one ``recv`` brought, handles all of it without a checkpoint, and sends what that
+calls for (acknowledgements, answers to pings, resets) as one Noise frame. Streams send synchronously through the
+session below, so nothing has to be locked and a frame is never cut.
+
+What a peer can make us hold: ``max_inbound_streams`` streams that we have not closed, as many that wait to be
+accepted, ``MAX_LINGERING_STREAMS`` that we have closed and it has not, ``MAX_BUFFERED_BYTES`` of unread data, and the
+session's outgoing buffer. The read loop waits for nothing but the socket. A stream beyond a limit is reset. A peer that
+breaks the protocol (an unknown version or kind, more data than the window, a stream id that is zero, ours or in use)
+gets GO_AWAY, and the connection is closed.
+
+A stream id is not checked against ids that were used and are done with: go-yamux gives out ids and sends their SYNs
+without a common lock, so an id below the highest seen is no proof of reuse, and reuse harms nobody but its peer. Frames
+for a stream that is not there are dropped: they crossed our RST or FIN on the way.
+
+Differences from py-libp2p's own Yamux: no polling, the window is enforced, a remote's streams are limited, an outbound
+stream that finds no place fails after ``OPEN_TIMEOUT_S`` instead of never, no stream outlives a cancelled
+``open_stream``, and this end sends no pings of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+import trio
+from libp2p.abc import IMuxedConn
+from libp2p.connection_types import ConnectionType
+from libp2p.io.exceptions import ConnectionClosedError
+from libp2p.peer.id import ID
+from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamError, MuxedStreamReset
+from multiaddr import Multiaddr
+
+from prime_dht.errors import RemoteProtocolError
+from prime_dht.ids import PeerId, short
+from prime_dht.net.yamux import frames
+from prime_dht.net.yamux.stream import FastYamuxStream
+
+MAX_STREAMS = 256
+"""Open streams in each direction, unless the constructor says otherwise. py-libp2p opens as many at most."""
+
+MAX_LINGERING_STREAMS = 256
+"""Streams that we have closed and the peer has not; beyond that the oldest is reset."""
+
+MAX_BUFFERED_BYTES = 16 << 20
+"""Unread data over all streams of a connection; a stream whose data goes beyond it is reset."""
+
+SPARE_WINDOW_BYTES = 8 << 20
+"""How much the windows of all streams of a connection together may grow."""
+
+OPEN_TIMEOUT_S = 10.0
+"""How long ``open_stream`` waits for one of our streams to end, or for the peer to read."""
+
+CLOSE_FLUSH_S = 1.0
+"""How long ``close`` waits for the kernel to take what was sent before."""
+
+_logger = logging.getLogger(__name__)
+
+
+class MuxableConn(Protocol):
+    """What the muxer needs of the secured connection; :class:`~prime_dht.net.noise.FastNoiseSession` has it."""
+
+    is_initiator: bool
+
+    @property
+    def room_bytes(self) -> int: ...
+    def send_now(self, data: bytes, /) -> None: ...
+    async def backpressure(self) -> None: ...
+    async def read_some(self) -> list[bytes]: ...
+    async def drain(self) -> None: ...
+    async def flush(self) -> None: ...
+    async def close(self) -> None: ...
+    def get_remote_address(self) -> tuple[str, int] | None: ...
+    def get_transport_addresses(self) -> list[Multiaddr]: ...
+    def get_connection_type(self) -> ConnectionType: ...
+
+
+class FastYamux(IMuxedConn):
+    """A connection's streams. py-libp2p's swarm runs ``start`` in a task, and that task is the read loop.
+
+    Args:
+        conn: the secured connection; the muxer closes it.
+        peer_id: who is at the other end.
+        max_inbound_streams: how many of the peer's streams may be open on our side at a time.
+        max_outbound_streams: how many of our own.
+    """
+
+    def __init__(
+        self,
+        conn: MuxableConn,
+        peer_id: ID,
+        *,
+        max_inbound_streams: int = MAX_STREAMS,
+        max_outbound_streams: int = MAX_STREAMS,
+    ) -> None:
+        self.secured_conn = conn
+        self.peer_id = peer_id
+        self.event_started = trio.Event()
+        self._is_closed = False
+        self._streams: dict[int, FastYamuxStream] = {}
+        self._lingering: dict[int, FastYamuxStream] = {}  # in the order of their closing
+        self._next_stream_id = 1 if conn.is_initiator else 2
+        self._outbound_slots = trio.Semaphore(max_outbound_streams)
+        self._free_inbound = max_inbound_streams
+        self._to_accept, self._accepted = trio.open_memory_channel[FastYamuxStream](max_inbound_streams)
+        self._replies: bytearray | None = None  # what the read loop has to send, while it handles what it received
+        self._buffered_bytes = 0
+        self._spare_window_bytes = SPARE_WINDOW_BYTES
+
+    # What py-libp2p's swarm uses
+
+    @property
+    def is_initiator(self) -> bool:
+        return self.secured_conn.is_initiator
+
+    @property
+    def is_established(self) -> bool:
+        return self.event_started.is_set() and not self._is_closed
+
+    @property
+    def is_closed(self) -> bool:
+        return self._is_closed
+
+    @property
+    def stream_count(self) -> int:
+        """Streams of either direction that have not ended."""
+        return len(self._streams)
+
+    async def start(self) -> None:
+        """Read from the peer until the connection ends, whichever side ends it. A second call does nothing."""
+        if self.event_started.is_set():
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.secured_conn.drain)
+            self.event_started.set()
+            try:
+                await self._read_frames()
+            except ConnectionClosedError as reason:
+                _logger.debug("connection to %s ended: %s", self._peer, reason)
+            except RemoteProtocolError as error:
+                _logger.info("closing the connection to %s: %s", self._peer, error)
+                self._shut(frames.PROTOCOL_ERROR)
+            finally:
+                await self.close()
+            nursery.cancel_scope.cancel()
+
+    async def open_stream(self) -> FastYamuxStream:
+        """Open a stream to the peer. If this is cancelled, no stream was opened.
+
+        Raises:
+            MuxedStreamError: the connection is closed, or had no place for a stream for ``OPEN_TIMEOUT_S``.
+        """
+        with trio.move_on_after(OPEN_TIMEOUT_S) as waiting:
+            await self.backpressure()
+            await self._outbound_slots.acquire()
+        if waiting.cancelled_caught:
+            raise MuxedStreamError(f"no place for another stream within {OPEN_TIMEOUT_S:g} s")
+        if self._is_closed:
+            self._outbound_slots.release()  # to the next one that waits for a place and has to learn this
+            raise MuxedStreamError("the connection is closed")
+        stream = FastYamuxStream(self, self._next_stream_id)
+        self._streams[stream.stream_id] = stream
+        self._next_stream_id += 2
+        self.send(frames.encode(frames.WINDOW_UPDATE, frames.SYN, stream.stream_id, 0))
+        return stream
+
+    async def accept_stream(self) -> FastYamuxStream:
+        """The next stream that the peer opened and has not reset.
+
+        Raises:
+            MuxedConnUnavailable: the connection is closed.
+        """
+        async for stream in self._accepted:
+            if not stream.is_reset:
+                return stream
+        raise MuxedConnUnavailable("the connection is closed")
+
+    async def close(self) -> None:
+        """Say GO_AWAY, end all streams and close the connection. In a cancelled scope it does so without waiting."""
+        self._shut(frames.NORMAL)
+        try:
+            with trio.move_on_after(CLOSE_FLUSH_S):
+                await self.secured_conn.flush()
+        except ConnectionClosedError:
+            _logger.debug("connection to %s was lost before all was sent", self._peer)
+        finally:
+            await self.secured_conn.close()
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        return self.secured_conn.get_remote_address()
+
+    def get_transport_addresses(self) -> list[Multiaddr]:
+        return self.secured_conn.get_transport_addresses()
+
+    def get_connection_type(self) -> ConnectionType:
+        return self.secured_conn.get_connection_type()
+
+    # What streams use
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a frame of data may be sent now; if not, ``backpressure`` waits for it."""
+        return self.secured_conn.room_bytes > 0
+
+    async def backpressure(self) -> None:
+        """Wait until the connection takes data.
+
+        Raises:
+            MuxedStreamReset: the connection was lost.
+        """
+        try:
+            await self.secured_conn.backpressure()
+        except ConnectionClosedError as error:
+            raise MuxedStreamReset("the connection is lost") from error
+
+    def send(self, frame: bytes) -> None:
+        """Send a frame, or, within the read loop, add it to the replies. A lost connection is no error here.
+
+        The read loop sees the loss as well and ends every stream, which is how everybody learns of it.
+        """
+        if self._replies is not None:
+            self._replies += frame
+            return
+        try:
+            self.secured_conn.send_now(frame)
+        except ConnectionClosedError as error:
+            _logger.debug("nothing can be sent to %s: %s", self._peer, error)
+
+    def hold(self, size: int) -> bool:
+        """Account for ``size`` bytes that a stream is to buffer; ``False`` if the connection holds too much already."""
+        if self._buffered_bytes + size > MAX_BUFFERED_BYTES:
+            return False
+        self._buffered_bytes += size
+        return True
+
+    def release(self, size: int) -> None:
+        """``size`` buffered bytes were read."""
+        self._buffered_bytes -= size
+
+    def spare_window(self, wanted: int) -> int:
+        """Set aside up to ``wanted`` bytes for a stream's window to grow by; returns how many."""
+        granted = min(wanted, self._spare_window_bytes)
+        self._spare_window_bytes -= granted
+        return granted
+
+    def linger(self, stream: FastYamuxStream) -> None:
+        """We are done with ``stream``: if the peer is not, it stays for a while but counts against no limit."""
+        if stream.is_closed or stream.stream_id in self._lingering:
+            return
+        self._free_slot(stream)
+        self._lingering[stream.stream_id] = stream
+        if len(self._lingering) > MAX_LINGERING_STREAMS:
+            oldest = next(iter(self._lingering.values()))
+            oldest.abort("the peer did not close the stream")
+
+    def forget(self, stream: FastYamuxStream) -> None:
+        """``stream`` ends. Called once, before it drops what it has buffered."""
+        del self._streams[stream.stream_id]
+        self._buffered_bytes -= stream.buffered_bytes
+        self._spare_window_bytes += stream.borrowed_window_bytes
+        if self._lingering.pop(stream.stream_id, None) is None:
+            self._free_slot(stream)
+
+    def _free_slot(self, stream: FastYamuxStream) -> None:
+        if self._is_ours(stream.stream_id):
+            self._outbound_slots.release()
+        else:
+            self._free_inbound += 1
+
+    def _is_ours(self, stream_id: int) -> bool:
+        return stream_id % 2 == self._next_stream_id % 2
+
+    # The read loop
+
+    async def _read_frames(self) -> None:
+        parser = frames.FrameParser()
+        while True:
+            chunks = await self.secured_conn.read_some()
+            if self._is_closed:
+                return
+            self._replies = bytearray()
+            try:
+                for chunk in chunks:
+                    for frame in parser.feed(chunk):
+                        self._handle(frame)
+            finally:
+                replies, self._replies = self._replies, None
+                if replies:
+                    self.send(bytes(replies))
+
+    def _handle(self, frame: frames.Frame) -> None:
+        kind, flags, stream_id, value, payload = frame
+        if kind == frames.PING:
+            if flags & frames.SYN:
+                self.send(frames.encode(frames.PING, frames.ACK, 0, value))
+            return
+        if kind == frames.GO_AWAY:
+            raise ConnectionClosedError(f"the peer went away (reason {value})")
+        stream = self._accept(stream_id) if flags & frames.SYN else self._streams.get(stream_id)
+        if stream is None:
+            if not stream_id:
+                raise RemoteProtocolError("Yamux stream 0 carries no data")
+            return
+        if kind == frames.DATA:
+            stream.feed_data(payload)
+        elif value:
+            stream.feed_credit(value)
+        if flags & frames.RST:
+            stream.feed_reset()
+        elif flags & frames.FIN:
+            stream.feed_fin()
+
+    def _accept(self, stream_id: int) -> FastYamuxStream | None:
+        """The stream that the peer opens, or ``None`` if there is no place for it and it was reset."""
+        if not stream_id or self._is_ours(stream_id) or stream_id in self._streams:
+            raise RemoteProtocolError(f"the peer cannot open Yamux stream {stream_id}")
+        stream = FastYamuxStream(self, stream_id)
+        try:
+            if not self._free_inbound:
+                raise trio.WouldBlock
+            # Streams that were reset while nobody accepted them are still in here, so it can be full before the limit.
+            self._to_accept.send_nowait(stream)
+        except trio.WouldBlock:
+            self.send(frames.encode(frames.WINDOW_UPDATE, frames.RST, stream_id, 0))
+            return None
+        self._free_inbound -= 1
+        self._streams[stream_id] = stream
+        self.send(frames.encode(frames.WINDOW_UPDATE, frames.ACK, stream_id, 0))
+        return stream
+
+    def _shut(self, reason: int) -> None:
+        """End everything but the socket, synchronously; the first call counts."""
+        if self._is_closed:
+            return
+        self.send(frames.encode(frames.GO_AWAY, 0, 0, reason))
+        self._is_closed = True
+        self._to_accept.close()
+        for stream in list(self._streams.values()):
+            stream.feed_lost()
+
+    @property
+    def _peer(self) -> str:
+        return short(PeerId(self.peer_id.to_bytes()))

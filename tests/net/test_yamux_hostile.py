@@ -1,0 +1,182 @@
+"""What a peer that runs no honest muxer can do to a Yamux connection, and what it cannot."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from libp2p.peer.id import ID
+from libp2p.stream_muxer.exceptions import MuxedStreamEOF
+from trio.testing import wait_all_tasks_blocked
+
+from prime_dht.net.yamux import FastYamux, FastYamuxStream
+from prime_dht.net.yamux.connection import MAX_BUFFERED_BYTES, MAX_LINGERING_STREAMS
+from prime_dht.net.yamux.frames import (
+    ACK,
+    DATA,
+    FIN,
+    GO_AWAY,
+    INITIAL_WINDOW_BYTES,
+    PING,
+    PROTOCOL_ERROR,
+    RST,
+    SYN,
+    WINDOW_UPDATE,
+    encode,
+)
+from prime_dht.testing.memory_conn import MemoryConn, memory_conns
+
+PEER = ID(b"\x00\x01\x00")
+
+
+@pytest.fixture
+def against(nursery: trio.Nursery) -> tuple[FastYamux, MemoryConn]:
+    """A listening muxer with room for 4 streams each way, and the bare end of a peer that sends it what it likes."""
+    dialer, listener = memory_conns()
+    muxer = FastYamux(listener, PEER, max_inbound_streams=4, max_outbound_streams=4)
+    nursery.start_soon(muxer.start)
+    return muxer, dialer
+
+
+@pytest.mark.parametrize(
+    "offence",
+    [
+        b"GET / HTTP/1.1\r\nHost: example.org\r\n\r\n",
+        bytes.fromhex("010000000000000100000000"),
+        encode(GO_AWAY + 1, 0, 1, 0),
+        encode(DATA, SYN, 1, 0) + encode(DATA, 0, 1, INITIAL_WINDOW_BYTES + 1) + bytes(INITIAL_WINDOW_BYTES + 1),
+        encode(DATA, SYN, 1, 16 << 20) + bytes(16 << 20),
+        encode(WINDOW_UPDATE, SYN, 0, 0),
+        encode(DATA, 0, 0, 1) + b"x",
+        encode(WINDOW_UPDATE, SYN, 2, 0),
+        encode(WINDOW_UPDATE, SYN, 1, 0) * 2,
+    ],
+    ids=[
+        "not yamux",
+        "unknown version",
+        "unknown kind",
+        "more than the window",
+        "a 16 MiB frame",
+        "opening stream 0",
+        "data for stream 0",
+        "opening one of our ids",
+        "opening a stream twice",
+    ],
+)
+async def test_breaking_the_protocol_closes_the_connection(
+    against: tuple[FastYamux, MemoryConn], offence: bytes
+) -> None:
+    muxer, peer = against
+    peer.send_now(offence)
+    await wait_all_tasks_blocked()
+    assert muxer.is_closed
+    assert peer.is_lost
+    assert peer.received()[-1] == (GO_AWAY, 0, 0, PROTOCOL_ERROR)
+
+
+async def test_a_listener_cannot_open_stream_zero_either(nursery: trio.Nursery) -> None:
+    dialer, peer = memory_conns()
+    muxer = FastYamux(dialer, PEER)
+    nursery.start_soon(muxer.start)
+    peer.send_now(encode(WINDOW_UPDATE, SYN, 0, 0))
+    await wait_all_tasks_blocked()
+    assert peer.received() == [(GO_AWAY, 0, 0, PROTOCOL_ERROR)]
+
+
+async def test_streams_beyond_the_limit_are_reset_and_places_come_free(against: tuple[FastYamux, MemoryConn]) -> None:
+    muxer, peer = against
+    accepted: list[FastYamuxStream] = []
+    for stream_id in range(1, 2001, 2):
+        peer.send_now(encode(WINDOW_UPDATE, SYN, stream_id, 0))
+        if len(accepted) < 4:
+            accepted.append(await muxer.accept_stream())
+    await wait_all_tasks_blocked()
+    answers = peer.received()
+    assert [flags for _, flags, _, _ in answers] == [ACK] * 4 + [RST] * 996
+    assert muxer.stream_count == 4
+    await accepted[0].reset()
+    peer.send_now(encode(WINDOW_UPDATE, SYN, 2001, 0))
+    await wait_all_tasks_blocked()
+    assert (WINDOW_UPDATE, ACK, 2001, 0) in peer.received()
+
+
+async def test_streams_opened_and_reset_at_once_fill_no_queue(
+    against: tuple[FastYamux, MemoryConn], nursery: trio.Nursery
+) -> None:
+    muxer, peer = against
+    for stream_id in range(1, 2001, 2):
+        peer.send_now(encode(WINDOW_UPDATE, SYN, stream_id, 0) + encode(WINDOW_UPDATE, RST, stream_id, 0))
+    await wait_all_tasks_blocked()
+    assert [flags for _, flags, _, _ in peer.received()] == [ACK] * 4 + [RST] * 996
+    assert muxer.stream_count == 0
+    accepted: list[int] = []
+
+    async def accept() -> None:
+        accepted.append((await muxer.accept_stream()).stream_id)
+
+    nursery.start_soon(accept)
+    await wait_all_tasks_blocked()
+    assert accepted == [], "streams that are gone are not accepted"
+    peer.send_now(encode(WINDOW_UPDATE, SYN, 2001, 0))
+    await wait_all_tasks_blocked()
+    assert accepted == [2001], "nor in the way of what comes next"
+
+
+async def test_pings_are_answered_with_their_number_and_answers_ignored(against: tuple[FastYamux, MemoryConn]) -> None:
+    _, peer = against
+    peer.send_now(encode(PING, SYN, 0, 7) + encode(PING, ACK, 0, 8) + encode(PING, SYN, 0, 9))
+    await wait_all_tasks_blocked()
+    assert len(peer.inbox) == 1, "all that one read calls for goes out as one"
+    assert peer.received() == [(PING, ACK, 0, 7), (PING, ACK, 0, 9)]
+
+
+async def test_frames_for_streams_that_are_gone_are_dropped(against: tuple[FastYamux, MemoryConn]) -> None:
+    muxer, peer = against
+    gone = encode(DATA, 0, 7, 3) + b"abc" + encode(WINDOW_UPDATE, FIN, 7, 5) + encode(WINDOW_UPDATE, RST, 8, 0)
+    peer.send_now(gone + encode(PING, SYN, 0, 1))
+    await wait_all_tasks_blocked()
+    assert peer.received() == [(PING, ACK, 0, 1)]
+    assert not muxer.is_closed
+
+
+async def test_data_after_a_fin_is_dropped(against: tuple[FastYamux, MemoryConn]) -> None:
+    muxer, peer = against
+    peer.send_now(encode(DATA, SYN | FIN, 1, 3) + b"all" + encode(DATA, 0, 1, 4) + b"more")
+    stream = await muxer.accept_stream()
+    assert await stream.read() == b"all"
+    with pytest.raises(MuxedStreamEOF):
+        await stream.read()
+
+
+async def test_unread_data_beyond_the_connections_limit_resets_its_stream_only(nursery: trio.Nursery) -> None:
+    peer, listener = memory_conns()
+    muxer = FastYamux(listener, PEER)
+    nursery.start_soon(muxer.start)
+    peer.send_now(encode(DATA, SYN | FIN, 2001, INITIAL_WINDOW_BYTES) + bytes(INITIAL_WINDOW_BYTES))
+    ended = await muxer.accept_stream()
+    await ended.close()
+    assert len(await ended.read()) == INITIAL_WINDOW_BYTES, "which is not taken off the sum twice"
+    full = MAX_BUFFERED_BYTES // INITIAL_WINDOW_BYTES
+    for number in range(full + 1):
+        peer.send_now(encode(DATA, SYN, 2 * number + 1, INITIAL_WINDOW_BYTES) + bytes(INITIAL_WINDOW_BYTES))
+    await wait_all_tasks_blocked()
+    assert peer.received()[-1] == (WINDOW_UPDATE, RST, 2 * full + 1, 0)
+    assert muxer.stream_count == full
+    assert len(await (await muxer.accept_stream()).read()) == INITIAL_WINDOW_BYTES
+    await (await muxer.accept_stream()).reset()
+    for stream_id in (2 * full + 3, 2 * full + 5):
+        peer.send_now(encode(DATA, SYN, stream_id, INITIAL_WINDOW_BYTES) + bytes(INITIAL_WINDOW_BYTES))
+    await wait_all_tasks_blocked()
+    assert muxer.stream_count == full + 1, "there is room for what was read, and for what will never be"
+
+
+async def test_streams_that_only_we_closed_count_against_no_limit_but_do_not_pile_up(
+    against: tuple[FastYamux, MemoryConn],
+) -> None:
+    muxer, peer = against
+    for _ in range(MAX_LINGERING_STREAMS):
+        await (await muxer.open_stream()).close()
+    peer.received()
+    assert muxer.stream_count == MAX_LINGERING_STREAMS
+    await (await muxer.open_stream()).close()
+    assert muxer.stream_count == MAX_LINGERING_STREAMS
+    assert peer.received()[-1] == (WINDOW_UPDATE, RST, 2, 0), "the oldest goes"
