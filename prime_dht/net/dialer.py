@@ -1,0 +1,306 @@
+"""Dialling peers: where they may be reached, in which order to try it, and when to leave them alone.
+
+The :class:`AddressBook` is what this node has heard of peers' addresses. py-libp2p's peerstore forgets them after 120 s
+(P9) and takes whatever it is given; here an address is checked when it comes in, and numbers are bounded: anyone can
+tell us anything about anyone. An address is *proven* when a dial to it reached the peer, which no third party can fake.
+The book is pure: it has no clock, ``now_s`` is any clock in seconds that does not go backwards.
+
+The :class:`Dialer` makes connections out of it. Invariants:
+
+- At most one dial to a peer at a time: who asks meanwhile waits for its outcome.
+- A dead address does not hold up a live one: addresses race (:mod:`prime_dht.net.hardening.outbound`).
+- A peer that could not be reached is left alone for a time that doubles with each failure, until it expires or a new
+  address for it comes in.
+- Every wait has a deadline. This node never dials itself.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from weakref import WeakValueDictionary
+
+import trio
+from libp2p.abc import IHost
+from libp2p.peer.id import ID
+from multiaddr import Multiaddr
+
+from prime_dht.errors import QueryError, ValidationError
+from prime_dht.ids import PeerId, peer_from_text, peer_text, short
+from prime_dht.net.hardening.outbound import FailedAddress, RaceSettings, race_addresses
+from prime_dht.net.hardening.parts import parts_of
+
+MAX_ADDRESS_BYTES = 256
+"""The longest binary multiaddr that is kept."""
+
+DIALS_AT_ONCE = 32
+"""Peers that are dialled at the same time, by all hosts of the process: they share its CPU, and handshakes that start
+by the hundred run out of time together."""
+
+_limiter: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("prime_dht dials")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BookSettings:
+    """How much an address book holds, and how failures are remembered."""
+
+    max_peers: int = 10_000
+    """Peers; the one that was added to or dialled longest ago is forgotten first."""
+
+    max_addresses_per_peer: int = 16
+    """Addresses of one peer; unproven ones go before proven ones, older before newer."""
+
+    backoff_s: float = 1.0
+    """How long a peer is left alone after a first failure; it doubles with each further one."""
+
+    max_backoff_s: float = 300.0
+    """The longest that a peer is left alone."""
+
+
+@dataclass(slots=True)
+class _Address:
+    reach: int
+    heard_s: float
+    proven_s: float | None = None
+
+    def preference(self) -> tuple[bool, float, int, float]:
+        """Least is best: proven, lately; near; heard of lately."""
+        return (self.proven_s is None, -(self.proven_s or 0.0), self.reach, -self.heard_s)
+
+    def worth(self) -> tuple[bool, float]:
+        """Least goes first when there are too many."""
+        return (self.proven_s is not None, self.heard_s if self.proven_s is None else self.proven_s)
+
+
+@dataclass(slots=True)
+class _Peer:
+    source: str
+    addresses: dict[bytes, _Address] = field(default_factory=dict)
+    failures: int = 0
+    retry_at_s: float | None = None
+
+
+class AddressBook:
+    """Peers' addresses as binary multiaddrs, without the ``/p2p/`` part. See the module."""
+
+    def __init__(self, settings: BookSettings | None = None) -> None:
+        self._settings = settings or BookSettings()
+        self._peers: OrderedDict[PeerId, _Peer] = OrderedDict()  # the one used longest ago first
+
+    def __len__(self) -> int:
+        return len(self._peers)
+
+    def add(self, peer: PeerId, addresses: Iterable[bytes], *, source: str, now_s: float) -> None:
+        """Note that ``source`` says ``peer`` may be reached at these addresses; bad ones are dropped.
+
+        A new address ends the time for which the peer is left alone. Of the iterable, no more is looked at than the
+        book would keep.
+        """
+        offered = itertools.islice(addresses, self._settings.max_addresses_per_peer)
+        good = [address for raw in offered if (address := canonical_address(peer, raw)) is not None]
+        if not good:
+            return
+        known = self._used(peer, source)
+        for address in good:
+            if address in known.addresses:
+                known.addresses[address].heard_s = now_s
+            else:
+                known.addresses[address] = _Address(_reach(address), now_s)
+                known.failures, known.retry_at_s = 0, None
+        while len(known.addresses) > self._settings.max_addresses_per_peer:
+            del known.addresses[min(known.addresses, key=lambda raw: known.addresses[raw].worth())]
+
+    def addresses(self, peer: PeerId) -> tuple[bytes, ...]:
+        """Where a peer may be reached, what to try first first."""
+        known = self._peers.get(peer)
+        if known is None:
+            return ()
+        return tuple(sorted(known.addresses, key=lambda raw: known.addresses[raw].preference()))
+
+    def source_of(self, peer: PeerId) -> str:
+        """Who told us of a peer first; empty if nobody has."""
+        known = self._peers.get(peer)
+        return known.source if known is not None else ""
+
+    def succeeded(self, peer: PeerId, address: bytes, *, now_s: float) -> None:
+        """A dial to ``address`` reached the peer."""
+        known = self._peers.get(peer)
+        if known is not None and address in known.addresses:
+            self._peers.move_to_end(peer)
+            known.addresses[address].proven_s = now_s
+            known.failures, known.retry_at_s = 0, None
+
+    def failed(self, peer: PeerId, *, now_s: float) -> None:
+        """The peer could not be reached at any address."""
+        known = self._peers.get(peer)
+        if known is not None:
+            wait_s = min(self._settings.backoff_s * 2.0 ** min(known.failures, 64), self._settings.max_backoff_s)
+            known.failures += 1
+            known.retry_at_s = now_s + wait_s
+
+    def wait_s(self, peer: PeerId, *, now_s: float) -> float:
+        """How much longer a peer is to be left alone; 0 if it may be dialled."""
+        known = self._peers.get(peer)
+        return 0.0 if known is None or known.retry_at_s is None else max(0.0, known.retry_at_s - now_s)
+
+    def _used(self, peer: PeerId, source: str) -> _Peer:
+        known = self._peers.setdefault(peer, _Peer(source))
+        self._peers.move_to_end(peer)
+        if len(self._peers) > self._settings.max_peers:
+            self._peers.popitem(last=False)
+        return known
+
+
+def canonical_address(peer: PeerId, raw: bytes) -> bytes | None:
+    """A binary multiaddr of ``peer`` as the book keeps it, or ``None`` if it cannot be one.
+
+    It must be well-formed, of IP or DNS and a port, with a unicast address; if it names a peer, then this one. Relayed
+    addresses are dropped: the host has no relay transport.
+
+    >>> peer = peer_from_text("12D3KooWLRPJAA5o6Ue7HZ1ZUKzNx1bmXZzHnQXEMNvvTHDsdc1B")
+    >>> own = Multiaddr(f"/ip4/192.0.2.1/tcp/4001/p2p/{peer_text(peer)}").to_bytes()
+    >>> Multiaddr(canonical_address(peer, own))
+    <Multiaddr /ip4/192.0.2.1/tcp/4001>
+    >>> canonical_address(peer, Multiaddr("/ip4/0.0.0.0/tcp/4001").to_bytes()) is None
+    True
+    """
+    if not 0 < len(raw) <= MAX_ADDRESS_BYTES:
+        return None
+    try:
+        # By way of the text: a hostile encoding need not be the shortest.
+        text = str(Multiaddr(raw)).removesuffix(f"/p2p/{peer_text(peer)}")
+        address = Multiaddr(text)
+        parts = [(protocol.name, value) for protocol, value in address.items()]
+    except (ValueError, TypeError):
+        return None
+    names = [name for name, _ in parts]
+    if "p2p" in names or "p2p-circuit" in names or len(parts) < 2:
+        return None
+    (host_kind, host), (port_kind, port) = parts[:2]
+    if port_kind not in ("tcp", "udp") or port == "0":
+        return None
+    if host_kind in ("ip4", "ip6"):
+        ip = ipaddress.ip_address(host)
+        return None if ip.is_unspecified or ip.is_multicast else address.to_bytes()
+    return address.to_bytes() if host_kind in ("dns", "dns4", "dns6") else None
+
+
+def split_peer_address(text: str) -> tuple[PeerId, bytes]:
+    """A full multiaddr, ``…/p2p/<peer id>``, as the peer and its binary address.
+
+    Raises:
+        ValidationError: it is no such multiaddr.
+    """
+    head, found, tail = text.rpartition("/p2p/")
+    if not found:
+        raise ValidationError(f"{text!r} does not end in /p2p/<peer id>")
+    peer = peer_from_text(tail)
+    try:
+        address = canonical_address(peer, Multiaddr(head).to_bytes())
+    except ValueError as error:
+        raise ValidationError(f"{text!r} is not a multiaddr: {error}") from error
+    if address is None:
+        raise ValidationError(f"{text!r} is not an address that can be dialled")
+    return peer, address
+
+
+def _reach(raw: bytes) -> int:
+    """0 for a private network, 1 for the Internet, 2 for loopback, which on another machine means another node."""
+    kind, host = next((protocol.name, value) for protocol, value in Multiaddr(raw).items())
+    if kind not in ("ip4", "ip6"):
+        return 1
+    ip = ipaddress.ip_address(host)
+    return 2 if ip.is_loopback else 0 if ip.is_private or ip.is_link_local else 1
+
+
+def _turns() -> trio.CapacityLimiter:
+    try:
+        return _limiter.get()
+    except LookupError:
+        limiter = trio.CapacityLimiter(DIALS_AT_ONCE)
+        _limiter.set(limiter)
+        return limiter
+
+
+class Dialer:
+    """Connects a host to peers.
+
+    Args:
+        host: a py-libp2p host; one of :func:`prime_dht.net.host.open_host` or any other.
+        book: where it takes addresses from, and notes what became of them.
+        race: how the addresses of one peer are tried.
+
+    Raises:
+        ConfigError: the host is not made of py-libp2p's ``BasicHost`` and ``Swarm``.
+    """
+
+    def __init__(self, host: IHost, book: AddressBook, *, race: RaceSettings | None = None) -> None:
+        _, self._swarm = parts_of(host)
+        self._own = PeerId(host.get_id().to_bytes())
+        self._race = race or RaceSettings()
+        self._locks: WeakValueDictionary[PeerId, trio.Lock] = WeakValueDictionary()
+        self.book = book
+
+    def is_connected(self, peer: PeerId) -> bool:
+        return any(not connection.is_closed for connection in self._swarm.get_connections(ID(peer)))
+
+    def connected_peers(self) -> tuple[PeerId, ...]:
+        """The peers with an open connection, either way."""
+        peers = (PeerId(peer_id.to_bytes()) for peer_id in self._swarm.get_connections_map())
+        return tuple(peer for peer in peers if self.is_connected(peer))
+
+    def remote_address_of(self, peer: PeerId) -> bytes | None:
+        """The address at the other end of an open connection to a peer, as a binary multiaddr."""
+        for connection in self._swarm.get_connections(ID(peer)):
+            for address in connection.get_transport_addresses():
+                return bytes(address.to_bytes())
+        return None
+
+    async def connect(self, peer: PeerId, addresses: Iterable[bytes] = (), *, source: str = "manual") -> None:
+        """Make sure there is a connection to a peer; ``addresses``, binary multiaddrs, go into the book first.
+
+        Raises:
+            QueryError: it is this node, is left alone after a failure, has no known address, or could not be reached;
+                the message says what was tried and how each address failed.
+        """
+        if peer == self._own:
+            raise QueryError("a node does not dial itself")
+        self.book.add(peer, addresses, source=source, now_s=trio.current_time())
+        if self.is_connected(peer):
+            return
+        with trio.move_on_after(self._race.total_timeout_s) as waiting:
+            async with self._locks.setdefault(peer, trio.Lock()), _turns():
+                # The dial that follows has its own deadline, and says what it tried.
+                waiting.deadline = float("inf")
+                await self._dial(peer)
+        if waiting.cancelled_caught:
+            raise QueryError(f"peer {short(peer)}: no turn to dial it within {self._race.total_timeout_s:g} s")
+
+    async def _dial(self, peer: PeerId) -> None:
+        if self.is_connected(peer):
+            return
+        wait_s = self.book.wait_s(peer, now_s=trio.current_time())
+        if wait_s > 0:
+            raise QueryError(f"peer {short(peer)} could not be reached; it is left alone for {wait_s:.0f} s")
+        deadline_s = trio.current_time() + self._race.total_timeout_s
+        tried: set[bytes] = set()
+        failures: list[FailedAddress] = []
+        # Addresses may come in while others fail.
+        while fresh := [address for address in self.book.addresses(peer) if address not in tried]:
+            tried.update(fresh)
+            by_multiaddr = {Multiaddr(address): address for address in fresh}
+            race = replace(self._race, total_timeout_s=deadline_s - trio.current_time())
+            result = await race_addresses(self._swarm, ID(peer), list(by_multiaddr), race)
+            if result.winner is not None:
+                self.book.succeeded(peer, by_multiaddr[result.winner[0]], now_s=trio.current_time())
+                # py-libp2p's own dials may have failed before, which would block its next one.
+                self._swarm.unblock_peer(ID(peer))
+                return
+            failures.extend(result.failures)
+            if trio.current_time() >= deadline_s:
+                break
+        self.book.failed(peer, now_s=trio.current_time())
+        raise QueryError(f"peer {short(peer)}: " + ("; ".join(map(str, failures)) or "no address is known"))

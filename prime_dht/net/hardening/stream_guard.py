@@ -1,0 +1,132 @@
+"""P1, P8, A4, A7: an inbound stream can harm only itself, and always ends.
+
+Defects (py-libp2p 0.8.1):
+
+- P1: an exception in a stream handler, or in the negotiation before it, reaches the nursery of the whole host and ends
+  it. Remotely: after the multistream header send the length-prefixed bytes ``ff fe fa``.
+- P8: a handler that returns without closing its stream leaves the peer reading for ever.
+- A4: a handler that closes its stream only half-closes it. If the peer never closes its half, the stream and up to a
+  window of data are kept for the life of the connection, without limit on their number.
+- A7: the number of streams a peer may have open is not limited.
+
+Why this works: the swarm looks up ``common_stream_handler`` for each stream; this guard stands in its place. It admits
+a stream within the limits or resets it; contains whatever the handler raises and then resets the stream; after a
+handler that returned it closes this end, reads what the peer still sends until the peer closes too, and resets the
+stream if that takes too long. A handler therefore owns its stream until it returns, and not longer.
+
+It can go when the swarm contains handlers' exceptions, limits streams per peer, and finishes streams itself.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from contextlib import suppress
+from types import MappingProxyType
+
+import trio
+from libp2p.abc import INetStream
+from libp2p.custom_types import StreamHandlerFn
+from libp2p.io.exceptions import IOException
+from libp2p.network.swarm import Swarm
+from libp2p.stream_muxer.exceptions import MuxedStreamError
+
+from prime_dht.ids import PeerId, short
+from prime_dht.net.hardening.containment import contained
+from prime_dht.net.hardening.limits import HostLimits
+
+LINGER_S = 10.0
+"""How long a peer may take to close its half of a stream after this host has closed its own."""
+
+MAX_PEERS_COUNTED = 1024
+"""Peers whose faults are counted; the one whose last fault is oldest is forgotten first."""
+
+_LINGER_READ_BYTES = 64 << 10
+
+logger = logging.getLogger(__name__)
+
+
+class StreamGuard:
+    """What a swarm calls for each inbound stream, in place of the host's own handler.
+
+    Args:
+        handler: the host's own: negotiates a protocol and runs its handler.
+        limits: how many streams peers may have open.
+        finish_streams: end streams after their handler returns. Not on a host made elsewhere: py-libp2p lets a handler
+            pass its stream on and return, and some of its protocols do.
+    """
+
+    def __init__(self, handler: StreamHandlerFn, limits: HostLimits, *, finish_streams: bool) -> None:
+        self._handler = handler
+        self._limits = limits
+        self._finish_streams = finish_streams
+        self._open: Counter[PeerId] = Counter()
+        self._faults: OrderedDict[PeerId, int] = OrderedDict()
+
+    @property
+    def faults(self) -> Mapping[PeerId, int]:
+        """How many streams of a peer ended in an exception, for the peers that caused one most recently."""
+        return MappingProxyType(self._faults)
+
+    async def __call__(self, stream: INetStream) -> None:
+        peer = PeerId(stream.muxed_conn.peer_id.to_bytes())
+        if (
+            self._open[peer] >= self._limits.max_inbound_streams_per_peer
+            or self._open.total() >= self._limits.max_inbound_streams
+        ):
+            logger.debug("refused a stream of %s: too many are open", short(peer))
+            await _reset(stream)
+            return
+        self._open[peer] += 1
+        try:
+            await self._serve(stream, peer)
+        finally:
+            self._open[peer] -= 1
+            if not self._open[peer]:
+                del self._open[peer]
+
+    async def _serve(self, stream: INetStream, peer: PeerId) -> None:
+        ended = False
+        with contained(lambda faults: self._note(peer, stream, faults)):
+            await self._handler(stream)
+            ended = not self._finish_streams or await _finish(stream)
+        if not ended:
+            await _reset(stream)
+
+    def _note(self, peer: PeerId, stream: INetStream, faults: ExceptionGroup[Exception]) -> None:
+        self._faults[peer] = self._faults.pop(peer, 0) + 1
+        if len(self._faults) > MAX_PEERS_COUNTED:
+            self._faults.popitem(last=False)
+        # A peer can cause these at will, so they are not worth more than a debug line each.
+        logger.debug("reset a stream of %s (%s)", short(peer), stream.get_protocol(), exc_info=faults)
+
+
+async def _finish(stream: INetStream) -> bool:
+    """Close this end and read until the peer closes the other; ``False`` if it did not."""
+    finished = False
+    with trio.move_on_after(LINGER_S), suppress(IOException, MuxedStreamError):
+        await stream.close()
+        try:
+            while await stream.read(_LINGER_READ_BYTES):
+                pass
+        except EOFError:
+            pass
+        finished = True
+    return finished
+
+
+async def _reset(stream: INetStream) -> None:
+    with trio.move_on_after(LINGER_S), contained(lambda _: None):
+        await stream.reset()
+
+
+def guard_streams(swarm: Swarm, limits: HostLimits, *, finish_streams: bool) -> None:
+    """Put a :class:`StreamGuard` in front of a swarm's stream handler."""
+    swarm.common_stream_handler = StreamGuard(swarm.common_stream_handler, limits, finish_streams=finish_streams)
+
+
+def stream_faults(swarm: Swarm) -> Mapping[PeerId, int]:
+    """The :attr:`StreamGuard.faults` of a guarded swarm; none if it is not guarded."""
+    guard = swarm.common_stream_handler
+    return guard.faults if isinstance(guard, StreamGuard) else {}

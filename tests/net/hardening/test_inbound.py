@@ -1,0 +1,238 @@
+"""A1, A2: who gets a place among the inbound connections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from libp2p.host.basic_host import BasicHost
+from libp2p.io.abc import ReadWriteCloser
+from libp2p.network.config import ConnectionConfig
+from libp2p.network.exceptions import SwarmException
+from libp2p.peer.peerinfo import PeerInfo
+from multiaddr import Multiaddr
+
+from prime_dht.net.hardening.inbound import Admission, source_of
+from prime_dht.net.hardening.limits import HostLimits
+from prime_dht.net.hardening.parts import parts_of
+
+OpenHost = Callable[..., AbstractAsyncContextManager[BasicHost]]
+
+THREE_INBOUND = ConnectionConfig(max_connections=3, min_connections=0, low_watermark=0, high_watermark=3)
+
+
+async def come_and_go(client: BasicHost, server: BasicHost) -> None:
+    await client.connect(PeerInfo(server.get_id(), server.get_transport_addrs()))
+    await client.disconnect(server.get_id())
+    while server.is_peer_connected(client.get_id()):
+        await trio.lowlevel.checkpoint()
+
+
+async def test_a_stock_host_accepts_only_so_many_connections_in_its_life(stock: OpenHost, ours: OpenHost) -> None:
+    with trio.fail_after(30):
+        async with ours() as client, stock(connection_config=THREE_INBOUND) as server:
+            for _ in range(3):
+                await come_and_go(client, server)
+            with pytest.raises(SwarmException):
+                await come_and_go(client, server)
+
+
+async def test_ours_accepts_connections_as_long_as_it_lives(ours: OpenHost) -> None:
+    with trio.fail_after(30):
+        async with ours() as client, ours(max_connections=3) as server:
+            for _ in range(10):
+                await come_and_go(client, server)
+
+
+async def say_nothing(server: BasicHost, count: int, stack: AsyncExitStack) -> None:
+    (address,) = server.get_transport_addrs()
+    for _ in range(count):
+        stream = await trio.open_tcp_stream("127.0.0.1", int(address.value_for_protocol("tcp")))
+        await stack.enter_async_context(stream)
+        # The server says its line first: once it is here, the connection has been accepted.
+        await stream.receive_some(1)
+
+
+async def test_silent_connections_keep_everybody_out_of_a_stock_host(stock: OpenHost, ours: OpenHost) -> None:
+    with trio.fail_after(30):
+        async with (
+            ours() as client,
+            stock(connection_config=THREE_INBOUND) as server,
+            AsyncExitStack() as stack,
+        ):
+            await say_nothing(server, 3, stack)
+            with pytest.raises(SwarmException):
+                await come_and_go(client, server)
+
+
+async def test_silent_connections_keep_nobody_out_of_ours(ours: OpenHost) -> None:
+    with trio.fail_after(30):
+        async with ours() as client, ours(max_connections=3) as server, AsyncExitStack() as stack:
+            await say_nothing(server, 20, stack)
+            await come_and_go(client, server)
+
+
+async def test_more_half_open_connections_than_allowed_are_closed(ours: OpenHost) -> None:
+    with trio.fail_after(30):
+        async with ours(max_half_open=2) as server, AsyncExitStack() as stack:
+            await say_nothing(server, 2, stack)
+            (address,) = server.get_transport_addrs()
+            async with await trio.open_tcp_stream("127.0.0.1", int(address.value_for_protocol("tcp"))) as third:
+                assert await third.receive_some(1) == b""
+
+
+async def test_a_quarter_of_the_connections_is_kept_for_dialling_out(ours: OpenHost) -> None:
+    with trio.fail_after(30):
+        async with AsyncExitStack() as stack:
+            server = await stack.enter_async_context(ours(max_connections=4))
+            clients = [await stack.enter_async_context(ours()) for _ in range(4)]
+            target = PeerInfo(server.get_id(), server.get_transport_addrs())
+            for client in clients[:3]:
+                await client.connect(target)
+            with pytest.raises(SwarmException):
+                await clients[3].connect(target)
+            await server.connect(PeerInfo(clients[3].get_id(), clients[3].get_transport_addrs()))
+
+
+async def test_connections_that_are_all_half_open_at_once_cannot_together_pass_the_limit(ours: OpenHost) -> None:
+    with trio.fail_after(30):
+        async with (
+            ours(max_connections_per_peer=20) as client,
+            ours(max_connections=8, max_connections_per_peer=20) as server,
+        ):
+            swarm = parts_of(client)[1]
+
+            async def dial() -> None:
+                with suppress(SwarmException):  # by when the client learns that it was refused is chance
+                    await swarm.dial_addr(server.get_transport_addrs()[0], server.get_id())
+
+            async with trio.open_nursery() as nursery:
+                for _ in range(8):
+                    nursery.start_soon(dial)
+            while len(swarm.get_connections()) != len(server.get_network().get_connections()):
+                await trio.lowlevel.checkpoint()
+            assert len(swarm.get_connections()) == 6
+
+
+class Unwelcome(ReadWriteCloser):
+    """A connection of a transport that does not close what its handler leaves open."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+
+    async def read(self, n: int | None = None) -> bytes:
+        raise AssertionError("nobody reads from it")
+
+    async def write(self, data: bytes) -> None:
+        raise AssertionError("nobody writes to it")
+
+    async def close(self) -> None:
+        self.is_closed = True
+
+    def get_remote_address(self) -> tuple[str, int]:
+        return ("192.0.2.1", 4001)
+
+
+async def test_a_connection_that_is_refused_is_closed(ours: OpenHost) -> None:
+    async with ours() as server:
+        swarm = parts_of(server)[1]
+        swarm.connection_gate.add_to_deny_list("192.0.2.1")
+        stream = Unwelcome()
+        await swarm._handle_inbound_connection(stream, server.get_transport_addrs()[0])
+        assert stream.is_closed
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"",
+        b"\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"\xff" * 4096,
+        b"\x04\xff\xfe\xfa\n",
+        b"\x13/multistream/1.0.0\n\x07/noise\n" + b"\xff\xff" + b"\x00" * 65535,
+        b"\x13/multistream/1.0.0\n\x07/noise\n" + b"\x00\x20" + b"\x09" * 32 + b"\x00\x30" + b"\x01" * 48,
+        b"\x13/multistream/1.0.0\n\x03ls\n" * 100,
+    ],
+)
+async def test_ours_outlives_garbage_on_a_fresh_connection(ours: OpenHost, garbage: bytes) -> None:
+    with trio.fail_after(30):
+        async with ours() as client, ours() as server:
+            (address,) = server.get_transport_addrs()
+            async with await trio.open_tcp_stream("127.0.0.1", int(address.value_for_protocol("tcp"))) as stream:
+                await stream.send_all(garbage)
+                await stream.send_eof()
+                try:
+                    while await stream.receive_some(65536):
+                        pass
+                except trio.BrokenResourceError:
+                    pass
+            await come_and_go(client, server)
+
+
+DENY_LOOPBACK = ConnectionConfig(deny_list=["::1"])
+
+
+async def test_an_ipv6_connection_passes_the_gate_of_a_stock_host(stock: OpenHost, ours: OpenHost) -> None:
+    with trio.fail_after(30):
+        async with ours() as client, stock(listen=("/ip6/::1/tcp/0",), connection_config=DENY_LOOPBACK) as server:
+            await come_and_go(client, server)
+
+
+async def test_an_ipv6_connection_is_stopped_at_the_gate_of_ours(ours: OpenHost) -> None:
+    with trio.fail_after(30):
+        async with ours() as client, ours(listen=("/ip6/::1/tcp/0",)) as server:
+            gate = parts_of(server)[1].connection_gate
+            assert await gate.is_allowed(Multiaddr("/ip6/::1/tcp/1"))
+            gate.add_to_deny_list("::1")
+            with pytest.raises(SwarmException):
+                await come_and_go(client, server)
+
+
+def test_a_source_has_a_limited_number_of_connections_whatever_their_state() -> None:
+    admission = Admission(HostLimits(max_inbound_per_address=2))
+    with admission.half_open("192.0.2.1"), admission.established("192.0.2.1"):
+        assert admission.refusal("192.0.2.1") == "too many connections from 192.0.2.1"
+        assert admission.refusal("192.0.2.2") is None
+        assert admission.refusal(None) is None
+    assert admission.refusal("192.0.2.1") is None
+
+
+def test_established_and_half_open_connections_have_limits_of_their_own() -> None:
+    admission = Admission(HostLimits(max_connections=1, max_half_open=1))
+    with admission.half_open(None):
+        assert admission.refusal(None) == "too many connections are half-open"
+    with admission.established(None):
+        assert admission.refusal(None) == "too many connections are open"
+
+
+@settings(derandomize=True, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(["half_open", "established"]), st.sampled_from(["a", "b", None])), max_size=12)
+)
+def test_every_connection_that_ends_gives_its_place_back(connections: list[tuple[str, str | None]]) -> None:
+    admission = Admission(HostLimits(max_connections=2, max_half_open=1, max_inbound_per_address=1))
+    for state, source in connections:
+        with getattr(admission, state)(source):
+            assert admission.refusal(source) is not None or (state, source) == ("established", None)
+    assert [admission.refusal(source) for source in ("a", "b", None)] == [None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("ip", "source"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("127.9.9.9", None),
+        ("::1", None),
+        ("::ffff:127.0.0.1", None),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+    ],
+)
+def test_a_source_is_what_one_party_controls(ip: str, source: str | None) -> None:
+    assert source_of(ip) == source
