@@ -141,6 +141,12 @@ class AddressBook:
             known.failures += 1
             known.retry_at_s = now_s + wait_s
 
+    def forgive(self, peer: PeerId) -> None:
+        """The peer may be dialled at once, for somebody wants it who knows better than what failed before."""
+        known = self._peers.get(peer)
+        if known is not None:
+            known.failures, known.retry_at_s = 0, None
+
     def wait_s(self, peer: PeerId, *, now_s: float) -> float:
         """How much longer a peer is to be left alone; 0 if it may be dialled."""
         known = self._peers.get(peer)

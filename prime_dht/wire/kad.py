@@ -8,8 +8,9 @@ here: ids that are no peer ids are dropped, long address lists are cut, and what
 Rules that other implementations force (``PUT_VALUE`` and ``clusterLevelRaw`` below are the wire's names):
 
 - A record's key and the message's key are both set, and equal: js-libp2p validates the first, go-libp2p the second.
-- A reply's ``key`` may be absent; ``clusterLevelRaw`` is noise.
-- rust-libp2p's default frame limit is 16 KiB, so a reply's peer lists are cut to :data:`PEER_LIST_BYTES`.
+- A reply's ``key`` may be absent; one that is there is the request's. ``clusterLevelRaw`` is noise.
+- rust-libp2p's default frame limit is 16 KiB, so a reply's peer lists are cut to :data:`PEER_LIST_BYTES`. Each peer's
+  addresses are cut first, so that no peer can crowd out the others with its own.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import islice
 from typing import TYPE_CHECKING, assert_never
 
 from google.protobuf.message import DecodeError
@@ -34,14 +36,26 @@ MAX_PEERS_READ = 64
 MAX_ADDRESSES_PER_PEER = 16
 """Addresses of one peer that are read or sent."""
 
-MAX_ADDRESS_BYTES = 512
+MAX_ADDRESS_BYTES = 256
+
+ADDRESS_BYTES_SENT = 500
+"""Bytes that one peer's addresses may take in a list; 20 peers then always fit into :data:`PEER_LIST_BYTES`."""
 
 PEER_LIST_BYTES = 12_000
 """Bytes that the peer lists of one reply may take, so that it stays below rust-libp2p's 16 KiB."""
 
+MAX_KEY_BYTES = 64 << 10
+"""More than any entry's key can have; a node's own limit is far lower."""
+
 MAX_MULTIHASH_BYTES = 80
 MAX_BATCH = 256
 """Keys in one batched request."""
+
+MAX_STATUSES = 4096
+"""Entries of one request, and so statuses of its reply."""
+
+MAX_CURSOR_BYTES = 1024
+MAX_REASON_CHARACTERS = 200
 
 
 class Connection(IntEnum):
@@ -62,6 +76,9 @@ class StatusCode(IntEnum):
     REFUSED = 3
     DEFERRED = 4
 
+
+_PEER_FRAMING_BYTES = 7
+"""Of a peer in a list, beside its id and addresses: its own tag and length, the id's, and the connection."""
 
 _STATUS_CODES = {int(code): code for code in StatusCode}
 _CONNECTIONS = {int(connection): connection for connection in Connection}
@@ -156,7 +173,6 @@ class BatchReply:
     """The answer for one key of a batch."""
 
     record: Record | None = None
-    statuses: tuple[EntryStatus, ...] = ()
     held: bool = False
 
 
@@ -176,14 +192,9 @@ class Reply:
 
 def encode_request(request: Request) -> bytes:
     """The message's bytes, without a frame."""
-    message = pb.Message()
+    message = _echo(request)
     match request:
-        case FindNode(target):
-            message.type = pb.Message.FIND_NODE
-            message.key = target
-        case GetValue(key, query, batch):
-            message.type = pb.Message.GET_VALUE
-            message.key = key
+        case GetValue(_, query, batch):
             for batch_key in batch:
                 message.batch.add().key = batch_key
             if query is not None:
@@ -195,26 +206,19 @@ def encode_request(request: Request) -> bytes:
                 wire.cursor = query.cursor
                 wire.max_bytes = query.max_bytes
         case PutValue(records, want_closer, no_echo):
-            message.type = pb.Message.PUT_VALUE
             message.want_closer = want_closer
             message.no_echo = no_echo
             if len(records) == 1:
-                message.key = records[0].key
                 _write_record(message.record, records[0])
             else:
                 for record in records:
                     item = message.batch.add()
                     item.key = record.key
                     _write_record(item.record, record)
-        case AddProvider(multihash, providers):
-            message.type = pb.Message.ADD_PROVIDER
-            message.key = multihash
+        case AddProvider(_, providers):
             _write_peers(message.providerPeers, providers, PEER_LIST_BYTES)
-        case GetProviders(multihash):
-            message.type = pb.Message.GET_PROVIDERS
-            message.key = multihash
-        case Ping():
-            message.type = pb.Message.PING
+        case FindNode() | GetProviders() | Ping():
+            pass
         case _:
             assert_never(request)
     return message.SerializeToString()
@@ -229,14 +233,14 @@ def decode_request(body: bytes) -> Request:
     message = _parse(body)
     match message.type:
         case pb.Message.FIND_NODE:
-            if not message.key:
-                raise RemoteProtocolError("FIND_NODE without a key")
-            return FindNode(message.key)
+            return FindNode(_key(message.key))
         case pb.Message.GET_VALUE:
-            batch = tuple(Key(item.key) for item in message.batch)
-            if bool(message.key) == bool(batch) or len(batch) > MAX_BATCH or not all(batch):
-                raise RemoteProtocolError("GET_VALUE needs one key, or a batch of up to 256")
-            return GetValue(Key(message.key), _read_query(message), batch)
+            query = _read_query(message)
+            if not message.batch:
+                return GetValue(_key(message.key), query)
+            if message.key or len(message.batch) > MAX_BATCH:
+                raise RemoteProtocolError(f"GET_VALUE: one key, or a batch of up to {MAX_BATCH}")
+            return GetValue(Key(b""), query, tuple(_key(item.key) for item in message.batch))
         case pb.Message.PUT_VALUE:
             return PutValue(_read_put_records(message), message.want_closer, message.no_echo)
         case pb.Message.ADD_PROVIDER:
@@ -251,28 +255,7 @@ def decode_request(body: bytes) -> Request:
 
 def encode_reply(request: Request, reply: Reply) -> bytes:
     """The bytes of the answer to ``request``; type and key are echoed, as go-libp2p expects."""
-    message = pb.Message()
-    match request:
-        case FindNode(target):
-            message.type = pb.Message.FIND_NODE
-            message.key = target
-        case GetValue(key):
-            message.type = pb.Message.GET_VALUE
-            message.key = key
-        case PutValue(records):
-            message.type = pb.Message.PUT_VALUE
-            if len(records) == 1:
-                message.key = records[0].key
-        case AddProvider(multihash):
-            message.type = pb.Message.ADD_PROVIDER
-            message.key = multihash
-        case GetProviders(multihash):
-            message.type = pb.Message.GET_PROVIDERS
-            message.key = multihash
-        case Ping():
-            message.type = pb.Message.PING
-        case _:
-            assert_never(request)
+    message = _echo(request)
     if reply.record is not None:
         _write_record(message.record, reply.record)
     room = PEER_LIST_BYTES - _write_peers(message.providerPeers, reply.providers, PEER_LIST_BYTES // 2)
@@ -286,17 +269,20 @@ def encode_reply(request: Request, reply: Reply) -> bytes:
         if item_reply.record is not None:
             _write_record(item.record, item_reply.record)
         item.held = item_reply.held
-        _write_statuses(item.statuses, item_reply.statuses)
     return message.SerializeToString()
 
 
-def decode_reply(body: bytes) -> Reply:
-    """Read a reply.
+def decode_reply(request: Request, body: bytes) -> Reply:
+    """Read the reply to ``request``.
 
     Raises:
-        RemoteProtocolError: it does not parse.
+        RemoteProtocolError: it does not parse, exceeds a bound, or has the type or key of another request.
     """
     message = _parse(body)
+    if message.type != _type_of(request) or message.key not in (b"", _key_of(request)):
+        raise RemoteProtocolError("a reply to another request")
+    if len(message.next_cursor) > MAX_CURSOR_BYTES:
+        raise RemoteProtocolError("a cursor that is too long")
     return Reply(
         record=_read_record(message.record) if message.HasField("record") else None,
         closer=_read_peers(message.closerPeers) if message.closerPeers else (),
@@ -308,12 +294,50 @@ def decode_reply(body: bytes) -> Reply:
         batch=tuple(
             BatchReply(
                 _read_record(item.record) if item.HasField("record") else None,
-                _read_statuses(item.statuses),
                 item.held,
             )
             for item in message.batch[:MAX_BATCH]
         ),
     )
+
+
+def _type_of(request: Request) -> pb.Message.MessageType.ValueType:
+    match request:
+        case FindNode():
+            return pb.Message.FIND_NODE
+        case GetValue():
+            return pb.Message.GET_VALUE
+        case PutValue():
+            return pb.Message.PUT_VALUE
+        case AddProvider():
+            return pb.Message.ADD_PROVIDER
+        case GetProviders():
+            return pb.Message.GET_PROVIDERS
+        case Ping():
+            return pb.Message.PING
+        case _:
+            assert_never(request)
+
+
+def _key_of(request: Request) -> bytes:
+    """What the message's ``key`` is; empty in a batch."""
+    match request:
+        case FindNode(target):
+            return target
+        case GetValue(key):
+            return key
+        case PutValue(records):
+            return records[0].key if len(records) == 1 else b""
+        case AddProvider(multihash) | GetProviders(multihash):
+            return multihash
+        case Ping():
+            return b""
+        case _:
+            assert_never(request)
+
+
+def _echo(request: Request) -> pb.Message:
+    return pb.Message(type=_type_of(request), key=_key_of(request))
 
 
 def _parse(body: bytes) -> pb.Message:
@@ -323,6 +347,12 @@ def _parse(body: bytes) -> pb.Message:
         raise RemoteProtocolError("not a Kademlia message") from error
 
 
+def _key(raw: bytes) -> Key:
+    if not 1 <= len(raw) <= MAX_KEY_BYTES:
+        raise RemoteProtocolError(f"a key has 1 to {MAX_KEY_BYTES} bytes, not {len(raw)}")
+    return Key(raw)
+
+
 def _multihash(message: pb.Message) -> bytes:
     if not 1 <= len(message.key) <= MAX_MULTIHASH_BYTES:
         raise RemoteProtocolError("a provider key is a multihash of 1 to 80 bytes")
@@ -330,24 +360,26 @@ def _multihash(message: pb.Message) -> bytes:
 
 
 def _read_put_records(message: pb.Message) -> tuple[Record, ...]:
-    if message.batch:
-        records = tuple(_read_record(item.record) for item in message.batch)
-        if len(records) > MAX_BATCH or message.HasField("record") or not all(record.key for record in records):
-            raise RemoteProtocolError("a batched PUT_VALUE has up to 256 records, each with its key, and no other")
-        return records
-    if not message.HasField("record"):
+    if not message.batch:
+        return (_read_put_record(message.key, message),)
+    if message.key or message.HasField("record") or len(message.batch) > MAX_BATCH:
+        raise RemoteProtocolError(f"PUT_VALUE: one record, or a batch of up to {MAX_BATCH}")
+    return tuple(_read_put_record(item.key, item) for item in message.batch)
+
+
+def _read_put_record(key: bytes, holder: pb.Message | pb.BatchItem) -> Record:
+    if not holder.HasField("record"):
         raise RemoteProtocolError("PUT_VALUE without a record")
-    record = _read_record(message.record)
-    if not record.key or record.key != message.key:
+    if holder.record.key != _key(key):
         raise RemoteProtocolError("PUT_VALUE: the record's key and the message's differ")
-    return (record,)
+    return _read_record(holder.record)
 
 
 def _read_query(message: pb.Message) -> SlotQuery | None:
     if not message.HasField("query"):
         return None
     query = message.query
-    if len(query.subkeys) > MAX_BATCH or len(query.publishers) > MAX_BATCH or len(query.cursor) > 1024:
+    if len(query.subkeys) > MAX_BATCH or len(query.publishers) > MAX_BATCH or len(query.cursor) > MAX_CURSOR_BYTES:
         raise RemoteProtocolError("GET_VALUE: the query is too long")
     return SlotQuery(
         tuple(query.subkeys),
@@ -370,12 +402,14 @@ def _write_record(wire: pb.Record, record: Record) -> None:
     wire.ttl = record.ttl_s
 
 
-def _read_statuses(statuses: Iterable[pb.EntryStatus]) -> tuple[EntryStatus, ...]:
+def _read_statuses(statuses: RepeatedCompositeFieldContainer[pb.EntryStatus]) -> tuple[EntryStatus, ...]:
+    if len(statuses) > MAX_STATUSES:
+        raise RemoteProtocolError(f"more than {MAX_STATUSES} statuses")
     return tuple(
         EntryStatus(
             OpId(status.op_id),
             _STATUS_CODES.get(status.code, StatusCode.UNSPECIFIED),
-            status.reason[:200],
+            status.reason[:MAX_REASON_CHARACTERS],
         )
         for status in statuses
     )
@@ -402,10 +436,26 @@ def _write_peers(wire: RepeatedCompositeFieldContainer[pb.Message.Peer], peers: 
     """Write what fits in ``room`` bytes, whole peers; the nearest come first, so those behind are cut. Bytes used."""
     used = 0
     for record in peers:
-        addresses = record.addresses[:MAX_ADDRESSES_PER_PEER]
-        size = 16 + len(record.peer) + sum(len(address) + 4 for address in addresses)
+        addresses = _addresses_sent(record.addresses)
+        size = _PEER_FRAMING_BYTES + len(record.peer) + sum(map(_address_size, addresses))
         if used + size > room:
             break
         used += size
         wire.add(id=record.peer, addrs=addresses, connection=pb.Message.ConnectionType.ValueType(record.connection))
     return used
+
+
+def _addresses_sent(addresses: Iterable[bytes]) -> list[bytes]:
+    """The first of a peer's addresses, as many as its share allows."""
+    room = ADDRESS_BYTES_SENT
+    sent: list[bytes] = []
+    for address in islice(addresses, MAX_ADDRESSES_PER_PEER):
+        room -= _address_size(address)
+        if room < 0:
+            break
+        sent.append(address)
+    return sent
+
+
+def _address_size(address: bytes) -> int:
+    return len(address) + (2 if len(address) < 0x80 else 3)

@@ -1,0 +1,94 @@
+"""What :mod:`prime_dht.node` needs of a network: calls to peers. The seam at which tests put a swarm in memory.
+
+:class:`prime_dht.net.overlay.Overlay` is the real one, over libp2p.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from prime_dht.ids import PeerId
+from prime_dht.wire.kad import Reply, Request
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus
+
+Handler = Callable[[PeerId, Request], Awaitable[Reply]]
+"""Answers a peer's request; raises a :class:`~prime_dht.errors.PrimeDHTError` where there is no answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counters:
+    """What went over the network since the node started; ``offences`` are breaches of protocol by peers."""
+
+    requests_sent: int
+    requests_answered: Mapping[str, int]
+    offences: int
+
+
+class Network(Protocol):
+    """Peers, by id."""
+
+    @property
+    def local(self) -> PeerId:
+        """This node."""
+        ...
+
+    async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Carry calls until cancelled."""
+        ...
+
+    def mount(self, *, as_server: bool) -> None:
+        """From here on hand requests to this node's handler, if it is a server; a client offers nothing."""
+        ...
+
+    def unmount(self) -> None:
+        """Answer no longer."""
+        ...
+
+    def own_addresses(self) -> tuple[bytes, ...]:
+        """Binary multiaddrs at which others may reach this node; empty if it does not listen."""
+        ...
+
+    async def call(self, peer: PeerId, request: Request, *, timeout_s: float) -> Reply:
+        """Ask a peer, dialling it if need be.
+
+        Raises:
+            QueryError: it cannot be reached or did not answer in time.
+            RemoteProtocolError: it answered wrongly.
+        """
+        ...
+
+    def learn_addresses(self, peer: PeerId, addresses: Iterable[bytes], *, source: str) -> None:
+        """Note where a peer may be reached, and who says so: ``bootstrap``, ``kad``, ``manual``, …"""
+        ...
+
+    def forgive(self, peer: PeerId) -> None:
+        """Forget that a peer could not be reached: the next call dials it, however lately that failed."""
+        ...
+
+    def addresses_of(self, peer: PeerId) -> tuple[bytes, ...]:
+        """Binary multiaddrs known for a peer, those that worked first."""
+        ...
+
+    def source_of(self, peer: PeerId) -> str:
+        """How a peer was found first."""
+        ...
+
+    def remote_address_of(self, peer: PeerId) -> bytes | None:
+        """The address that an open connection to a peer goes to, as a binary multiaddr."""
+        ...
+
+    def is_connected(self, peer: PeerId) -> bool: ...
+
+    def connected_peers(self) -> tuple[PeerId, ...]: ...
+
+    def counters(self) -> Counters: ...
+
+
+NetworkFactory = Callable[[Handler], Network]
+"""Makes a node's network, given what answers its requests."""

@@ -1,0 +1,159 @@
+"""The network of :mod:`prime_dht.node`, over a libp2p host: calls out, answers in, addresses kept.
+
+One object ties together the dialer with its address book, the client that asks and the server that answers, for one
+Kademlia protocol on one host.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import trio
+from libp2p.abc import IHost, INetStream
+from libp2p.custom_types import TProtocol
+from libp2p.exceptions import BaseLibp2pError
+from libp2p.peer.id import ID
+from libp2p.peer.peerstore import PeerStoreError
+from multiaddr.protocols import P_P2P
+
+from prime_dht.config import DhtConfig
+from prime_dht.errors import QueryError
+from prime_dht.ids import PeerId, short
+from prime_dht.net.dialer import AddressBook, Dialer
+from prime_dht.net.host import listen_addresses
+from prime_dht.net.network import Counters, Handler
+from prime_dht.net.rpc_client import RpcClient
+from prime_dht.net.rpc_server import RpcServer
+from prime_dht.wire.kad import Reply, Request
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus
+
+OWN_ADDRESSES_FRESH_S = 60.0
+"""How long the list of this node's own addresses is used before it is asked for again: interfaces come and go."""
+
+LEARNED_CACHED = 10_000
+
+
+class Overlay:
+    """See :class:`prime_dht.net.network.Network`.
+
+    Args:
+        host: running.
+        config: protocols and limits.
+        handler: answers requests once :meth:`mount` was called.
+    """
+
+    def __init__(self, host: IHost, config: DhtConfig, handler: Handler) -> None:
+        self._host = host
+        self._config = config
+        self._book = AddressBook()
+        self._dialer = Dialer(host, self._book)
+        self._client = RpcClient(
+            self._open_stream,
+            kad_protocol=config.kad_protocol,
+            rpc_protocol=config.rpc_protocol if config.pipelining else None,
+        )
+        self.server = RpcServer(handler)
+        self._mounted: list[TProtocol] = []
+        self._own: tuple[bytes, ...] = ()
+        self._own_until_s = -1.0
+        self._learned: OrderedDict[PeerId, tuple[bytes, ...]] = OrderedDict()
+        self.local = PeerId(host.get_id().to_bytes())
+
+    async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Read answers until cancelled."""
+        await self._client.run(task_status=task_status)
+
+    def mount(self, *, as_server: bool) -> None:
+        """Answer requests on the host, in server mode; a client offers no protocol, so nobody asks it."""
+        if not as_server:
+            return
+        handlers = {self._config.kad_protocol: self.server.serve_classical}
+        if self._config.pipelining:
+            handlers[self._config.rpc_protocol] = self.server.serve_pipelined
+        for protocol, handler in handlers.items():
+            self._host.set_stream_handler(TProtocol(protocol), handler)
+            self._mounted.append(TProtocol(protocol))
+
+    def unmount(self) -> None:
+        """Answer no longer, on streams that are open either."""
+        for protocol in self._mounted:
+            self._host.remove_stream_handler(protocol)
+        self._mounted.clear()
+        self.server.stop()
+
+    def own_addresses(self) -> tuple[bytes, ...]:
+        now_s = trio.current_time()
+        if now_s >= self._own_until_s:
+            own = (address.decapsulate_code(P_P2P) for address in listen_addresses(self._host))
+            self._own = tuple(address.to_bytes() for address in own)
+            self._own_until_s = now_s + OWN_ADDRESSES_FRESH_S
+        return self._own
+
+    async def call(self, peer: PeerId, request: Request, *, timeout_s: float) -> Reply:
+        return await self._client.call(peer, request, timeout_s=timeout_s)
+
+    async def connect(self, peer: PeerId) -> None:
+        """Dial a peer now, at the addresses known.
+
+        Raises:
+            QueryError: it could not be reached.
+        """
+        await self._dialer.connect(peer)
+
+    def learn_addresses(self, peer: PeerId, addresses: Iterable[bytes], *, source: str) -> None:
+        given = tuple(addresses)
+        if not given or peer == self.local:
+            return
+        if self._learned.get(peer) == given and self._book.source_of(peer):
+            return  # checking addresses costs more than a request; but the book may have forgotten the peer since
+        self._learned[peer] = given
+        if len(self._learned) > LEARNED_CACHED:
+            self._learned.popitem(last=False)
+        self._book.add(peer, given, source=source, now_s=trio.current_time())
+
+    def forgive(self, peer: PeerId) -> None:
+        self._book.forgive(peer)
+
+    def addresses_of(self, peer: PeerId) -> tuple[bytes, ...]:
+        """From the address book, or else what identify learned."""
+        known = self._book.addresses(peer)
+        if known:
+            return known
+        try:
+            identified = self._host.get_peerstore().addrs(ID(peer))
+        except PeerStoreError:
+            return ()
+        raw = (address.to_bytes() for address in identified)
+        self._book.add(peer, raw, source="identify", now_s=trio.current_time())
+        return self._book.addresses(peer)
+
+    def source_of(self, peer: PeerId) -> str:
+        return self._book.source_of(peer)
+
+    def remote_address_of(self, peer: PeerId) -> bytes | None:
+        return self._dialer.remote_address_of(peer)
+
+    def is_connected(self, peer: PeerId) -> bool:
+        return self._dialer.is_connected(peer)
+
+    def connected_peers(self) -> tuple[PeerId, ...]:
+        return self._dialer.connected_peers()
+
+    async def _open_stream(self, peer: PeerId, protocols: Sequence[str]) -> INetStream:
+        """For the client; see :data:`prime_dht.net.rpc_client.OpenStream`."""
+        await self._dialer.connect(peer)
+        try:
+            return await self._host.new_stream(ID(peer), [TProtocol(protocol) for protocol in protocols])
+        except BaseLibp2pError as error:
+            raise QueryError(f"peer {short(peer)} opens no stream for {' or '.join(protocols)}: {error}") from error
+
+    def counters(self) -> Counters:
+        return Counters(
+            requests_sent=self._client.calls,
+            requests_answered=dict(self.server.requests),
+            offences=self.server.offences_total,
+        )

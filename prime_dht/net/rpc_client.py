@@ -1,0 +1,235 @@
+"""Asking peers: one call per request, over streams that are kept.
+
+Opening a stream per request costs five to eight times as much as reusing one. Towards a peer that speaks
+``<prefix>/rpc/1.0.0`` all requests share one pipelined stream (:mod:`prime_dht.net.pipeline`); multistream negotiation
+settles whether it does. Towards any other peer there is a small pool of classical streams with one request in flight on
+each.
+
+- A kept stream may have been closed by the other side while it idled. A request whose stream is lost before its answer
+  came is repeated once, on a fresh one; requests are idempotent, so repeating is safe. Other streams that idled as long
+  are then not trusted either, and the protocol is settled anew: the peer may have been restarted.
+- On a classical stream nothing but its order ties an answer to its request. A stream is therefore used again only if
+  nothing came behind the answer, and an answer of another type or key is a breach of protocol.
+- ``ADD_PROVIDER`` has no answer on a classical stream, though py-libp2p sends one. Its stream is ended behind it, and
+  the end that the peer then makes says what came of it: it closes if it took the record, and resets if it refused.
+- Large replies, over all peers, take turns (:class:`~prime_dht.net.streams.FrameBudget`).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
+
+import trio
+from libp2p.abc import INetStream
+
+from prime_dht.errors import LocalProtocolError, QueryError, RemoteProtocolError
+from prime_dht.ids import PeerId, peer_text, short
+from prime_dht.net.pipeline import Pipeline
+from prime_dht.net.streams import FrameBudget, FrameStream, StreamLostError
+from prime_dht.wire.calls import Refusal
+from prime_dht.wire.frames import MAX_FRAME_BYTES
+from prime_dht.wire.kad import AddProvider, Reply, Request, decode_reply, encode_request
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus
+
+STREAMS_PER_PEER = 4
+"""Classical streams kept to one peer; js-libp2p serves at most 32 on a connection."""
+
+MAX_PEERS = 2000
+"""Peers to which streams are kept; beyond, those of the peer unused for longest are closed."""
+
+REPLY_BYTES_IN_FLIGHT = 64 << 20
+"""Bytes that large replies under way may take together, over all peers."""
+
+_CALL_NUMBER_BYTES = 9
+
+OpenStream = Callable[[PeerId, Sequence[str]], Awaitable[INetStream]]
+"""Opens a stream to a peer, dialling it if need be, on the first of several protocols that it speaks.
+
+Raises :class:`QueryError` if there is none or the peer cannot be reached.
+"""
+
+
+class _StaleStreamError(QueryError):
+    """A stream was lost under a request, which is worth one more try."""
+
+
+class _Peer:
+    """The streams that are kept to one peer."""
+
+    def __init__(self) -> None:
+        self.opening = trio.Lock()
+        self.pipeline: Pipeline | None = None
+        self.is_classical = False
+        self.idle: list[FrameStream] = []
+        self.places = trio.Semaphore(STREAMS_PER_PEER)
+        self.is_forgotten = False  # so that requests still under way keep no streams
+
+
+class RpcClient:
+    """Sends requests to peers. Works while :meth:`run` does.
+
+    Args:
+        open_stream: opens streams.
+        kad_protocol: the classical protocol's id.
+        rpc_protocol: the pipelined one's; ``None`` never uses it.
+
+    Attributes:
+        calls: requests sent so far.
+    """
+
+    def __init__(self, open_stream: OpenStream, *, kad_protocol: str, rpc_protocol: str | None) -> None:
+        self._open_stream = open_stream
+        self._kad_protocol = kad_protocol
+        self._rpc_protocol = rpc_protocol
+        self._peers: OrderedDict[PeerId, _Peer] = OrderedDict()
+        self._budget = FrameBudget(REPLY_BYTES_IN_FLIGHT)
+        self._nursery: trio.Nursery | None = None
+        self.calls = 0
+
+    async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Read answers until cancelled, then let go of all streams."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                while self._peers:
+                    self._forget(self._peers.popitem()[1])
+                self._nursery = None
+
+    async def call(self, peer: PeerId, request: Request, *, timeout_s: float) -> Reply:
+        """Ask one peer.
+
+        Towards a classical peer ``AddProvider`` has no answer: an empty reply means that the peer took it.
+
+        Raises:
+            QueryError: the peer cannot be reached, did not answer within ``timeout_s``, or refused the request.
+            RemoteProtocolError: it answered with something else than a reply.
+            LocalProtocolError: :meth:`run` does not run.
+        """
+        if self._nursery is None:
+            raise LocalProtocolError("RpcClient.call outside of its run")
+        message = encode_request(request)
+        if len(message) + _CALL_NUMBER_BYTES > MAX_FRAME_BYTES:
+            raise QueryError(f"a request of {len(message)} bytes does not fit into a frame")
+        self.calls += 1
+        started_s = trio.current_time()
+        try:
+            with trio.fail_after(timeout_s):
+                try:
+                    return await self._attempt(peer, request, message)
+                except _StaleStreamError:
+                    return await self._attempt(peer, request, message)
+        except trio.TooSlowError as error:
+            state = self._peers.get(peer)
+            if state is not None and state.pipeline is not None and state.pipeline.heard_s < started_s:
+                state.pipeline.abandon("nothing was answered on it any more")
+            raise QueryError(f"peer {short(peer)} did not answer within {timeout_s:g} s") from error
+        except StreamLostError as error:
+            raise QueryError(f"peer {short(peer)}: {error}") from error
+        except RemoteProtocolError as error:
+            raise RemoteProtocolError(str(error), peer=peer_text(peer)) from error
+
+    async def _attempt(self, peer: PeerId, request: Request, message: bytes) -> Reply:
+        state = self._state(peer)
+        if _is_undecided(state):
+            async with state.opening:  # one stream is opened, however many calls find none
+                if _is_undecided(state):
+                    await self._open_first(peer, state)
+        if state.pipeline is not None:
+            return await self._pipelined(peer, state.pipeline, request, message)
+        async with state.places:
+            if not state.idle:
+                frames, _ = await self._open(peer, [self._kad_protocol])
+                return await self._exchange(state, frames, request, message)
+            try:
+                return await self._exchange(state, state.idle.pop(), request, message)
+            except StreamLostError as error:
+                self._drop_streams(state)
+                raise _StaleStreamError(f"peer {short(peer)}: {error}") from error
+
+    async def _open_first(self, peer: PeerId, state: _Peer) -> None:
+        """Open the first stream to a peer; its protocol says how to go on."""
+        offered = [self._kad_protocol] if self._rpc_protocol is None else [self._rpc_protocol, self._kad_protocol]
+        frames, protocol = await self._open(peer, offered)
+        if protocol != self._rpc_protocol:
+            state.pipeline, state.is_classical = None, True
+            await self._keep(state, frames)
+        elif self._nursery is not None and not state.is_forgotten:
+            state.pipeline = Pipeline(frames)
+            self._nursery.start_soon(state.pipeline.run)
+        else:
+            await frames.reset()
+            raise _StaleStreamError(f"peer {short(peer)} was forgotten")
+
+    async def _pipelined(self, peer: PeerId, pipeline: Pipeline, request: Request, message: bytes) -> Reply:
+        try:
+            answer = await pipeline.call(message)
+        except StreamLostError as error:
+            raise _StaleStreamError(f"peer {short(peer)}: {error}") from error
+        if isinstance(answer, Refusal):
+            raise QueryError(f"peer {short(peer)} refused the request: {answer.reason}")
+        return decode_reply(request, answer)
+
+    async def _exchange(self, state: _Peer, frames: FrameStream, request: Request, message: bytes) -> Reply:
+        """One request and its answer on a classical stream, which is kept only if it is fit for another."""
+        is_reusable = False
+        try:
+            await frames.write_frame(message)
+            if isinstance(request, AddProvider):
+                await frames.end_writing()
+                await frames.read_frame(idle_timeout_s=float("inf"))
+                return Reply()
+            body = await frames.read_frame(idle_timeout_s=float("inf"))
+            if body is None:
+                raise StreamLostError("the stream was ended without an answer")
+            reply = decode_reply(request, body)
+            frames.done_with(body)
+            is_reusable = frames.is_quiet()
+            return reply
+        finally:
+            if is_reusable:
+                await self._keep(state, frames)
+            else:
+                await frames.reset()
+
+    async def _open(self, peer: PeerId, protocols: Sequence[str]) -> tuple[FrameStream, str]:
+        stream = await self._open_stream(peer, protocols)
+        return FrameStream(stream, budget=self._budget), str(stream.get_protocol())
+
+    def _state(self, peer: PeerId) -> _Peer:
+        state = self._peers.setdefault(peer, _Peer())
+        self._peers.move_to_end(peer)
+        if len(self._peers) > MAX_PEERS:
+            _, unused = self._peers.popitem(last=False)
+            self._forget(unused)
+        return state
+
+    async def _keep(self, state: _Peer, frames: FrameStream) -> None:
+        if self._nursery is None or state.is_forgotten or len(state.idle) == STREAMS_PER_PEER:
+            await frames.reset()
+        else:
+            state.idle.append(frames)
+
+    def _forget(self, state: _Peer) -> None:
+        state.is_forgotten = True
+        self._drop_streams(state)
+
+    def _drop_streams(self, state: _Peer) -> None:
+        """Let go of the streams that are kept to a peer; its next request settles anew how it is asked."""
+        state.is_classical = False
+        if state.pipeline is not None:
+            state.pipeline.abandon("the stream is not kept any longer")
+        while state.idle:
+            frames = state.idle.pop()
+            if self._nursery is not None:
+                self._nursery.start_soon(frames.reset)
+
+
+def _is_undecided(state: _Peer) -> bool:
+    return not state.is_classical and (state.pipeline is None or state.pipeline.is_lost)

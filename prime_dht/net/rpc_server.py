@@ -1,0 +1,194 @@
+"""Answering requests: the classical Kademlia protocol, and the pipelined one.
+
+On ``<prefix>/kad/1.0.0`` a stream carries any number of requests, answered in order; ``ADD_PROVIDER`` gets no answer
+(go-libp2p reuses the stream and would read one as the answer to its next request). On ``<prefix>/rpc/1.0.0``
+(:mod:`prime_dht.wire.calls`) requests are answered as they are ready. The end of a peer's direction ends neither: what
+was asked before is answered (rust-libp2p ends its direction behind each request).
+
+What the handler raises decides: :class:`RemoteProtocolError` is the peer's offence, whose stream is reset and which is
+counted, while its connection and everybody else's go on. With any other error the request was understood and is not
+carried out: that resets a classical stream, as with go-libp2p; on a pipelined one the request is refused by itself.
+
+What a peer can do to this end is bounded: streams per peer; requests per peer that are being answered, or whose answers
+it has not read; bytes of its large requests, from their announcement until they are answered; seconds for a frame, for
+an answer and for idling. What is over a bound waits, except streams, which are reset.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import trio
+from libp2p.abc import INetStream
+
+from prime_dht.errors import PrimeDHTError, RemoteProtocolError, ValidationError
+from prime_dht.ids import PeerId, short
+from prime_dht.net.network import Handler
+from prime_dht.net.streams import FrameBudget, FrameStream, StreamLostError
+from prime_dht.wire.calls import MAX_CALLS_IN_FLIGHT, Refusal, decode_call, encode_answer
+from prime_dht.wire.kad import AddProvider, Reply, Request, decode_request, encode_reply
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerLimits:
+    """What one peer may make this node hold and do."""
+
+    streams_per_peer: int = 64
+    """Request streams of one peer at a time; more are reset."""
+
+    calls_per_peer: int = MAX_CALLS_IN_FLIGHT
+    """Requests of one peer, over all its streams, that are being answered at a time; more wait unread."""
+
+    frame_bytes_per_peer: int = 16 << 20
+    """Bytes of one peer's large requests that are under way or being answered."""
+
+    idle_timeout_s: float = 120.0
+    """Seconds after which a stream without requests is reset; go-libp2p idles for 60 s."""
+
+    frame_timeout_s: float = 10.0
+    """Seconds within which a request must be whole once it has begun."""
+
+    answer_timeout_s: float = 30.0
+    """Seconds for answering one request, and again for a peer to take the answer."""
+
+    offenders: int = 10_000
+    """Peers whose offences are counted; beyond, the least offending are forgotten."""
+
+
+class _PeerState:
+    """What is held on behalf of one peer while it has streams open."""
+
+    __slots__ = ("budget", "places", "streams")
+
+    def __init__(self, limits: ServerLimits) -> None:
+        self.streams = 0
+        self.places = trio.Semaphore(limits.calls_per_peer)
+        self.budget = FrameBudget(limits.frame_bytes_per_peer)
+
+
+class RpcServer:
+    """Serves request streams with one handler.
+
+    Attributes:
+        offences: protocol offences counted by peer.
+        offences_total: over all peers, forgotten ones included.
+        requests: requests that were answered or refused, by kind.
+    """
+
+    def __init__(self, handler: Handler, limits: ServerLimits | None = None) -> None:
+        self._handler = handler
+        self._limits = limits or ServerLimits()
+        self._peers: dict[PeerId, _PeerState] = {}
+        self._serving: set[trio.CancelScope] = set()
+        self.offences: Counter[PeerId] = Counter()
+        self.offences_total = 0
+        self.requests: Counter[str] = Counter()
+
+    async def serve_classical(self, stream: INetStream) -> None:
+        """A stream handler for ``<prefix>/kad/1.0.0``."""
+        await self._serve(stream, self._answer_in_order)
+
+    async def serve_pipelined(self, stream: INetStream) -> None:
+        """A stream handler for ``<prefix>/rpc/1.0.0``."""
+        await self._serve(stream, self._answer_as_ready)
+
+    def stop(self) -> None:
+        """Reset every stream that is being served."""
+        for scope in self._serving:
+            scope.cancel()
+
+    async def _serve(
+        self, stream: INetStream, answer_all: Callable[[FrameStream, PeerId, _PeerState], Awaitable[None]]
+    ) -> None:
+        peer = PeerId(stream.muxed_conn.peer_id.to_bytes())
+        state = self._peers.setdefault(peer, _PeerState(self._limits))
+        frames = FrameStream(stream, budget=state.budget, frame_timeout_s=self._limits.frame_timeout_s)
+        if state.streams >= self._limits.streams_per_peer:
+            self._charge(peer, "too many streams")
+            await frames.reset()
+            return
+        state.streams += 1
+        clean = False
+        scope = trio.CancelScope()
+        self._serving.add(scope)
+        try:
+            with scope:
+                await answer_all(frames, peer, state)
+                clean = True
+        except* (StreamLostError, trio.TooSlowError):
+            # A peer may reset a stream it no longer needs (js-libp2p does), vanish, or stall: none is an offence.
+            pass
+        except* RemoteProtocolError as group:
+            self._charge(peer, str(group.exceptions[0]))
+        except* PrimeDHTError as group:
+            self._note(peer, group.exceptions[0])
+        finally:
+            self._serving.discard(scope)
+            state.streams -= 1
+            if not state.streams:
+                self._peers.pop(peer, None)
+            await (frames.close() if clean else frames.reset())
+
+    async def _answer_in_order(self, frames: FrameStream, peer: PeerId, state: _PeerState) -> None:
+        while (body := await frames.read_frame(idle_timeout_s=self._limits.idle_timeout_s)) is not None:
+            async with state.places:
+                request = decode_request(body)
+                reply = await self._answer(peer, request)
+                if not isinstance(request, AddProvider):
+                    await self._send(frames, encode_reply(request, reply))
+            frames.done_with(body)
+
+    async def _answer_as_ready(self, frames: FrameStream, peer: PeerId, state: _PeerState) -> None:
+        async with trio.open_nursery() as nursery:
+            while (body := await frames.read_frame(idle_timeout_s=self._limits.idle_timeout_s)) is not None:
+                await state.places.acquire()
+                nursery.start_soon(self._answer_call, frames, peer, state, body)
+
+    async def _answer_call(self, frames: FrameStream, peer: PeerId, state: _PeerState, body: bytes) -> None:
+        try:
+            number, message = decode_call(body)
+            request = decode_request(message)
+            await self._send(frames, encode_answer(number, await self._answer_or_refuse(peer, request)))
+        finally:
+            frames.done_with(body)
+            state.places.release()
+
+    async def _answer_or_refuse(self, peer: PeerId, request: Request) -> bytes | Refusal:
+        try:
+            return encode_reply(request, await self._answer(peer, request))
+        except RemoteProtocolError:
+            raise
+        except ValidationError as error:
+            return Refusal(str(error))
+        except PrimeDHTError as error:
+            self._note(peer, error)
+            return Refusal("this node failed")  # how is nobody else's business
+        except trio.TooSlowError:
+            return Refusal("not done in time")
+
+    async def _answer(self, peer: PeerId, request: Request) -> Reply:
+        self.requests[type(request).__name__] += 1
+        with trio.fail_after(self._limits.answer_timeout_s):
+            return await self._handler(peer, request)
+
+    async def _send(self, frames: FrameStream, body: bytes) -> None:
+        with trio.fail_after(self._limits.answer_timeout_s):
+            await frames.write_frame(body)
+
+    def _note(self, peer: PeerId, error: Exception) -> None:
+        """Log why a request was not carried out. A refusal peers can cause at will; a failure is this node's own."""
+        level = logging.DEBUG if isinstance(error, ValidationError) else logging.WARNING
+        logger.log(level, "a request of %s was not carried out: %s", short(peer), error)
+
+    def _charge(self, peer: PeerId, reason: str) -> None:
+        self.offences_total += 1
+        self.offences[peer] += 1
+        # A peer can cause these at will, so they are not worth more than a debug line each.
+        logger.debug("peer %s broke the protocol (%d times now): %s", short(peer), self.offences[peer], reason)
+        if len(self.offences) > self._limits.offenders:
+            self.offences = Counter(dict(self.offences.most_common(self._limits.offenders // 2)))

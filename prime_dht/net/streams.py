@@ -1,0 +1,223 @@
+"""Frames over a libp2p stream, for either end of a request.
+
+A :class:`FrameStream` reads whole frames from whatever pieces the muxer delivers (py-libp2p reads a varint byte by
+byte, each a window update: P10 and P11 of ``net/hardening``) and writes whole frames. A write that is cancelled between
+its bytes would leave the peer in the middle of a frame, so it resets the stream.
+
+What large frames make this end hold is bounded by a :class:`FrameBudget` that several streams share. A stream reads on
+in a large frame only when the budget has room for all of it, and the room is taken until the reader is done with the
+frame. Frames up to :data:`SMALL_FRAME_BYTES` need none, so nobody's large frames hold up a small one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+
+import trio
+from libp2p.abc import INetStream
+from libp2p.io.exceptions import IOException
+from libp2p.network.stream.exceptions import StreamEOF, StreamError
+from libp2p.network.stream.net_stream import NetStream
+from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamError
+
+from prime_dht.errors import QueryError
+from prime_dht.net.yamux import FastYamuxStream
+from prime_dht.wire.frames import FrameDecoder, encode_frame
+
+SMALL_FRAME_BYTES = 64 << 10
+"""Frames up to this size need no budget: a muxer's window holds that much anyway. A read brings no more either, so a
+larger frame is seen coming before it is whole."""
+
+CLOSE_TIMEOUT_S = 1.0
+"""For sending the end of a stream; a peer that does not read is not waited for."""
+
+_STREAM_LOST = (StreamError, MuxedStreamError, IOException, trio.BrokenResourceError, trio.ClosedResourceError, OSError)
+
+
+class StreamLostError(QueryError):
+    """The stream ended or broke under an exchange."""
+
+
+class FrameBudget:
+    """Bytes that large frames may take together.
+
+    Args:
+        total_bytes: over all streams that share this budget.
+    """
+
+    __slots__ = ("_free_bytes", "_waiting")
+
+    def __init__(self, total_bytes: int) -> None:
+        self._free_bytes = total_bytes
+        self._waiting = trio.lowlevel.ParkingLot()
+
+    async def take(self, size: int) -> None:
+        """Set bytes aside, waiting until there are that many."""
+        while size > self._free_bytes:
+            await self._waiting.park()
+        self._free_bytes -= size
+
+    def give_back(self, size: int) -> None:
+        self._free_bytes += size
+        self._waiting.unpark_all()
+
+
+class FrameStream:
+    """One libp2p stream as a sequence of frames in each direction. One task at a time may read, any number write.
+
+    Args:
+        stream: negotiated; this object closes or resets it.
+        budget: shared by the streams whose large frames are to be bounded together.
+        frame_timeout_s: seconds within which a frame must be whole once its first byte is here.
+
+    Attributes:
+        broken: nothing more can be sent or received.
+    """
+
+    def __init__(self, stream: INetStream, *, budget: FrameBudget, frame_timeout_s: float = 10.0) -> None:
+        self._stream = stream
+        # The state lock of py-libp2p's NetStream costs two reschedules a call; our muxer keeps its own state.
+        muxed = stream.muxed_stream if isinstance(stream, NetStream) else None
+        self._fast = muxed if isinstance(muxed, FastYamuxStream) else None
+        self._decoder = FrameDecoder()
+        self._ready: deque[bytes] = deque()
+        self._budget = budget
+        self._under_way_bytes = 0  # of the large frame that is being read
+        self._taken_bytes = 0  # of the budget: that frame's, and those of frames nobody is done with
+        self._frame_timeout_s = frame_timeout_s
+        self._write_lock = trio.Lock()
+        self.broken = False
+
+    async def read_frame(self, *, idle_timeout_s: float) -> bytes | None:
+        """The next frame, or ``None`` when the peer ended the stream between frames.
+
+        The caller says :meth:`done_with` when it no longer holds the frame.
+
+        Raises:
+            StreamLostError: reset, broken, or ended within a frame.
+            RemoteProtocolError: a malformed length, or a frame too large.
+            trio.TooSlowError: nothing came for ``idle_timeout_s``, or a frame was not whole in time.
+        """
+        if self._ready:
+            return self._ready.popleft()
+        decoder = self._decoder
+        with trio.fail_after(idle_timeout_s if decoder.is_between_frames else self._frame_timeout_s) as scope:
+            while True:
+                data = await self._read()
+                if not data:
+                    if decoder.is_between_frames:
+                        return None
+                    raise StreamLostError("the stream ended within a frame")
+                if decoder.is_between_frames:
+                    scope.deadline = trio.current_time() + self._frame_timeout_s
+                frames = decoder.feed(data)
+                if frames:
+                    self._under_way_bytes = 0  # its room is now the first frame's
+                    self._ready.extend(frames[1:])
+                    return frames[0]
+                await self._make_room()
+
+    def done_with(self, frame: bytes) -> None:
+        """The reader no longer holds a frame that :meth:`read_frame` returned: its room is free."""
+        if len(frame) > SMALL_FRAME_BYTES:
+            self._release(min(len(frame), self._taken_bytes - self._under_way_bytes))
+
+    def is_quiet(self) -> bool:
+        """Whether nothing has come, as far as can be told without reading, that :meth:`read_frame` has not returned."""
+        unread = self._fast is not None and self._fast.buffered_bytes > 0
+        return not (unread or self._ready) and self._decoder.is_between_frames
+
+    def write_now(self, body: bytes) -> bool:
+        """Send one frame without waiting; ``False``, with nothing sent, if that is not possible just now.
+
+        Raises:
+            StreamLostError: the stream is broken, or closed by either end.
+        """
+        if self._fast is None or self._write_lock.locked():
+            return False
+        try:
+            return self._fast.write_now(encode_frame(body))
+        except _STREAM_LOST as error:
+            self.broken = True
+            raise StreamLostError("the stream broke before a frame was written") from error
+
+    async def write_frame(self, body: bytes) -> None:
+        """Send one frame, whole or not at all: if this is cancelled half way, the stream is reset.
+
+        Raises:
+            StreamLostError: the stream is broken, or closed by either end.
+        """
+        if self.write_now(body):
+            return
+        frame = encode_frame(body)
+        async with self._write_lock:
+            try:
+                await (self._fast or self._stream).write(frame)
+            except trio.Cancelled:
+                await self.reset()
+                raise
+            except _STREAM_LOST as error:
+                self.broken = True
+                raise StreamLostError("the stream broke while a frame was written") from error
+
+    async def end_writing(self) -> None:
+        """Say that no more frames will follow; those of the peer can still be read.
+
+        Raises:
+            StreamLostError: the stream is broken.
+        """
+        try:
+            # For a stream that is not py-libp2p's, closing is ending our direction.
+            await (self._stream.close_write() if isinstance(self._stream, NetStream) else self._stream.close())
+        except _STREAM_LOST as error:
+            self.broken = True
+            raise StreamLostError("the stream broke before its end was sent") from error
+
+    async def close(self) -> None:
+        """End our direction; what the peer still sends is read by nobody."""
+        self._release_all()
+        with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:
+            scope.shield = True
+            try:
+                await self._stream.close()
+            except _STREAM_LOST:
+                self.broken = True
+
+    async def reset(self) -> None:
+        """End both directions at once. Never raises and never waits long, so it is fit for clean-up."""
+        self.broken = True
+        self._release_all()
+        with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:
+            scope.shield = True
+            with contextlib.suppress(*_STREAM_LOST):
+                await self._stream.reset()
+
+    async def _read(self) -> bytes:
+        try:
+            return await (self._fast or self._stream).read(SMALL_FRAME_BYTES)
+        except (StreamEOF, MuxedStreamEOF):
+            return b""
+        except _STREAM_LOST as error:
+            self.broken = True
+            raise StreamLostError("the stream was reset or its connection lost") from error
+
+    async def _make_room(self) -> None:
+        """Wait until the budget has room for the frame that is under way, if it is a large one."""
+        announced = self._decoder.announced_bytes()
+        if announced <= SMALL_FRAME_BYTES or self._under_way_bytes:
+            return
+        await self._budget.take(announced)
+        self._under_way_bytes = announced
+        self._taken_bytes += announced
+        if self.broken:  # another task reset the stream meanwhile, and gave back what it had then
+            self._release_all()
+            raise StreamLostError("the stream was reset while a frame waited for room")
+
+    def _release(self, size: int) -> None:
+        self._taken_bytes -= size
+        self._budget.give_back(size)
+
+    def _release_all(self) -> None:
+        self._release(self._taken_bytes)
+        self._under_way_bytes = 0

@@ -1,0 +1,268 @@
+"""The network of a node over libp2p: what is mounted on the host, and whose addresses are known."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from libp2p.abc import IHost
+from libp2p.peer.id import ID
+from multiaddr import Multiaddr
+from multiaddr.protocols import P_P2P
+
+from prime_dht.config import DhtConfig
+from prime_dht.errors import QueryError, RemoteProtocolError
+from prime_dht.ids import PeerId
+from prime_dht.net.host import HostSettings, open_host
+from prime_dht.net.identity import new_identity
+from prime_dht.net.network import Network
+from prime_dht.net.overlay import OWN_ADDRESSES_FRESH_S, Overlay
+from prime_dht.net.rpc_client import STREAMS_PER_PEER
+from prime_dht.wire.kad import FindNode, Ping, Reply, Request
+
+ADDRESS = Multiaddr("/ip4/192.0.2.1/tcp/4001").to_bytes()
+OTHER_ADDRESS = Multiaddr("/ip4/192.0.2.2/tcp/4001").to_bytes()
+NODE_PROTOCOLS = {"/prime/kad/1.0.0", "/prime/rpc/1.0.0"}
+SOMEBODY = PeerId(b"\x00\x02xy")
+
+
+async def name_the_asker(peer: PeerId, request: Request) -> Reply:
+    if isinstance(request, FindNode):
+        raise RemoteProtocolError("no such request here")
+    return Reply(next_cursor=peer)
+
+
+@asynccontextmanager
+async def running_overlay(
+    config: DhtConfig | None = None, *, listen: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
+) -> AsyncIterator[tuple[Overlay, IHost]]:
+    async with (
+        open_host(HostSettings(key_pair=new_identity(), listen=listen)) as host,
+        trio.open_nursery() as nursery,
+    ):
+        overlay = Overlay(host, config or DhtConfig(), name_the_asker)
+        await nursery.start(overlay.run)
+        yield overlay, host
+        nursery.cancel_scope.cancel()
+
+
+def protocols_of(host: IHost) -> set[str]:
+    return {
+        protocol for protocol in map(str, host.get_mux().get_protocols()) if "/kad/" in protocol or "/rpc/" in protocol
+    }
+
+
+def introduce(overlay: Overlay, other: Overlay) -> None:
+    overlay.learn_addresses(other.local, other.own_addresses(), source="manual")
+
+
+async def test_it_is_a_network() -> None:
+    async with running_overlay() as (overlay, _):
+        network: Network = overlay
+        assert network.local == overlay.local
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (DhtConfig(), {"/prime/kad/1.0.0", "/prime/rpc/1.0.0"}),
+        (DhtConfig(pipelining=False), {"/prime/kad/1.0.0"}),
+        (DhtConfig(protocol_prefix="/ipfs"), {"/ipfs/kad/1.0.0", "/ipfs/rpc/1.0.0"}),
+    ],
+)
+async def test_a_server_offers_its_protocols_while_it_is_mounted(config: DhtConfig, expected: set[str]) -> None:
+    async with running_overlay(config) as (overlay, host):
+        overlay.mount(as_server=True)
+        assert protocols_of(host) == expected
+        overlay.unmount()
+        assert protocols_of(host) == set()
+
+
+async def test_a_client_offers_nothing() -> None:
+    async with running_overlay() as (overlay, host):
+        overlay.mount(as_server=False)
+        assert protocols_of(host) == set()
+
+
+@pytest.mark.parametrize("pipelining", [True, False])
+async def test_two_nodes_ask_each_other_over_one_connection(pipelining: bool) -> None:
+    config = DhtConfig(pipelining=pipelining)
+    async with running_overlay(config) as (one, _), running_overlay(config) as (other, other_host):
+        for overlay in (one, other):
+            overlay.mount(as_server=True)
+        introduce(one, other)
+        assert (await one.call(other.local, Ping(), timeout_s=5.0)).next_cursor == one.local
+        assert (await other.call(one.local, Ping(), timeout_s=5.0)).next_cursor == other.local
+        assert one.connected_peers() == (other.local,)
+        assert other.is_connected(one.local)
+        assert one.remote_address_of(other.local) == other.own_addresses()[0]
+        assert one.counters().requests_sent == 1
+        assert one.counters().requests_answered == {"Ping": 1}
+        connections = other_host.get_network().get_connections()
+        protocols = {str(stream.get_protocol()) for each in connections for stream in each.get_streams()}
+        assert ("/prime/rpc/1.0.0" in protocols) is pipelining
+
+
+async def test_200_calls_at_once_over_a_real_connection_are_all_answered_right() -> None:
+    async def echo(_peer: PeerId, request: Request) -> Reply:
+        assert isinstance(request, FindNode)
+        return Reply(next_cursor=request.target)
+
+    async with running_overlay() as (one, _), running_overlay() as (other, _):
+        other.server._handler = echo
+        other.mount(as_server=True)
+        introduce(one, other)
+
+        async def ask(number: int) -> None:
+            target = b"%d" % number
+            assert (await one.call(other.local, FindNode(target), timeout_s=10.0)).next_cursor == target
+
+        async with trio.open_nursery() as nursery:
+            for number in range(200):
+                nursery.start_soon(ask, number)
+
+
+@pytest.mark.parametrize("pipelining", [True, False])
+async def test_400_calls_cancelled_at_any_point_leave_the_connection_whole_and_no_stream_behind(
+    pipelining: bool,
+) -> None:
+    rng = random.Random(1)
+    config = DhtConfig(pipelining=pipelining)
+    async with running_overlay(config) as (one, host), running_overlay(config) as (other, _):
+        other.mount(as_server=True)
+        introduce(one, other)
+
+        async def ask() -> None:
+            assert (await one.call(other.local, Ping(), timeout_s=10.0)).next_cursor == one.local
+
+        async def cancelled(checkpoints: int) -> None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask)
+                for _ in range(checkpoints):
+                    await trio.lowlevel.checkpoint()
+                nursery.cancel_scope.cancel()
+
+        await ask()
+        (connection,) = host.get_network().get_connections()
+        for _ in range(20):
+            async with trio.open_nursery() as nursery:
+                for _ in range(20):
+                    nursery.start_soon(cancelled, rng.randint(0, 60))
+                nursery.start_soon(ask)
+        assert host.get_network().get_connections() == [connection]
+        state = one._client._peers[other.local]
+        open_streams = [each for each in connection.get_streams() if str(each.get_protocol()) in NODE_PROTOCOLS]
+        if state.pipeline is None:
+            assert state.places.value == STREAMS_PER_PEER
+            assert len(open_streams) == len(state.idle) <= STREAMS_PER_PEER
+        else:
+            assert len(open_streams) == 1
+        assert other.counters().offences == 0
+
+
+async def test_offences_are_counted() -> None:
+    async with running_overlay() as (one, _), running_overlay() as (other, _):
+        other.mount(as_server=True)
+        introduce(one, other)
+        with pytest.raises(QueryError):
+            await one.call(other.local, FindNode(b"x"), timeout_s=5.0)
+        assert other.counters().offences == 2  # it was tried once more, on a fresh stream
+
+
+async def test_a_node_that_is_unmounted_answers_no_more_on_streams_that_are_open_either() -> None:
+    async with running_overlay() as (one, _), running_overlay() as (other, _):
+        other.mount(as_server=True)
+        introduce(one, other)
+        await one.call(other.local, Ping(), timeout_s=5.0)
+        other.unmount()
+        with pytest.raises(QueryError):
+            await one.call(other.local, Ping(), timeout_s=5.0)
+        assert other.counters().requests_answered == {"Ping": 1}
+        assert one.is_connected(other.local)
+
+
+async def test_a_lost_connection_fails_waiting_calls_at_once_and_the_next_call_dials_anew() -> None:
+    asked = trio.Event()
+
+    async def never_answer(_peer: PeerId, _request: Request) -> Reply:
+        asked.set()
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async with running_overlay() as (one, _), running_overlay() as (other, other_host):
+        other.server._handler = never_answer
+        other.mount(as_server=True)
+        introduce(one, other)
+
+        async def lose_the_connection() -> None:
+            await asked.wait()
+            other.server._handler = name_the_asker
+            for connection in list(other_host.get_network().get_connections()):
+                await connection.close()
+
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(lose_the_connection)
+                reply = await one.call(other.local, Ping(), timeout_s=1000.0)  # by its second try
+        assert reply.next_cursor == one.local
+
+
+async def test_a_peer_that_cannot_be_reached_is_a_query_error() -> None:
+    async with running_overlay() as (overlay, _):
+        with pytest.raises(QueryError):
+            await overlay.call(SOMEBODY, Ping(), timeout_s=5.0)
+        with pytest.raises(QueryError, match="itself"):
+            await overlay.call(overlay.local, Ping(), timeout_s=5.0)
+
+
+# Addresses
+
+
+async def test_own_addresses_are_binary_without_the_peer_id_and_are_asked_for_again_after_a_minute(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with running_overlay() as (overlay, host):
+        assert [Multiaddr(raw) for raw in overlay.own_addresses()] == [
+            address.decapsulate_code(P_P2P) for address in host.get_addrs()
+        ]
+        before = overlay.own_addresses()
+        monkeypatch.setattr(host, "get_addrs", list)
+        assert overlay.own_addresses() == before
+        now_s = trio.current_time()
+        monkeypatch.setattr(trio, "current_time", lambda: now_s + OWN_ADDRESSES_FRESH_S)
+        assert overlay.own_addresses() == ()
+
+
+async def test_a_node_that_does_not_listen_has_no_addresses() -> None:
+    async with running_overlay(listen=()) as (overlay, _):
+        assert overlay.own_addresses() == ()
+
+
+async def test_addresses_are_learned_with_who_said_so_but_never_the_nodes_own() -> None:
+    async with running_overlay() as (overlay, _):
+        overlay.learn_addresses(SOMEBODY, iter([ADDRESS]), source="bootstrap")
+        overlay.learn_addresses(SOMEBODY, [ADDRESS, OTHER_ADDRESS], source="kad")
+        assert set(overlay.addresses_of(SOMEBODY)) == {ADDRESS, OTHER_ADDRESS}
+        assert overlay.source_of(SOMEBODY) == "bootstrap"
+        overlay.learn_addresses(overlay.local, [ADDRESS], source="kad")
+        assert overlay.source_of(overlay.local) == ""
+
+
+async def test_addresses_that_the_book_has_forgotten_are_learned_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_overlay() as (overlay, _):
+        overlay.learn_addresses(SOMEBODY, [ADDRESS], source="kad")
+        overlay._book._peers.clear()
+        assert overlay.addresses_of(SOMEBODY) == ()
+        overlay.learn_addresses(SOMEBODY, [ADDRESS], source="kad")
+        assert overlay.addresses_of(SOMEBODY) == (ADDRESS,)
+
+
+async def test_addresses_that_identify_learned_are_used_when_nobody_else_knows_any() -> None:
+    async with running_overlay() as (overlay, host):
+        host.get_peerstore().add_addrs(ID(SOMEBODY), [Multiaddr(ADDRESS)], 120)
+        assert overlay.addresses_of(SOMEBODY) == (ADDRESS,)
+        assert overlay.source_of(SOMEBODY) == "identify"
+        assert overlay.addresses_of(PeerId(b"\x00\x02no")) == ()
