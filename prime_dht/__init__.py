@@ -1,1 +1,49 @@
-"""prime_dht: a libp2p-native Kademlia node for decentralised machine learning."""
+"""prime_dht: a libp2p-native peer node that gives decentralised machine learning a serverless place for its data.
+
+    async with open_node(NodeConfig(peers=("/ip4/192.0.2.1/tcp/4001/p2p/12D3Koo…",))) as dht:
+        receipt = await dht.put("model:digits", weights)
+        found = await dht.get("model:digits")
+
+:func:`open_node` runs a node of its own; :class:`PrimeDHT` mounts on a py-libp2p host that runs already. What either
+raises on purpose is a :class:`PrimeDHTError`.
+"""
+
+from prime_dht.config import DhtConfig, Mode, NodeConfig
+from prime_dht.entries.limits import Limits
+from prime_dht.errors import (
+    BlobError,
+    ConfigError,
+    LocalProtocolError,
+    PrimeDHTError,
+    QueryError,
+    RemoteProtocolError,
+    StorageError,
+    ValidationError,
+)
+from prime_dht.node import PrimeDHT, open_node
+from prime_dht.node.results import Found, FoundPage, Health, PeerStatus, Provider, PutReceipt, RecordReceipt, Stats
+
+__all__ = [
+    "BlobError",
+    "ConfigError",
+    "DhtConfig",
+    "Found",
+    "FoundPage",
+    "Health",
+    "Limits",
+    "LocalProtocolError",
+    "Mode",
+    "NodeConfig",
+    "PeerStatus",
+    "PrimeDHT",
+    "PrimeDHTError",
+    "Provider",
+    "PutReceipt",
+    "QueryError",
+    "RecordReceipt",
+    "RemoteProtocolError",
+    "Stats",
+    "StorageError",
+    "ValidationError",
+    "open_node",
+]

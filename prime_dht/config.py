@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 from prime_dht.entries.limits import Limits
-from prime_dht.errors import ConfigError
+from prime_dht.errors import ConfigError, ValidationError
+from prime_dht.ids import peer_from_text
 
 
 class Mode(Enum):
@@ -118,6 +119,9 @@ class DhtConfig:
             "provider_ttl_s",
         )
         _at_least(self, 0, "cache_ttl_s", "cache_bytes")
+        if self.allow_publishers is not None:
+            for publisher in self.allow_publishers:
+                _peer_id("allow_publishers", publisher)
         if self.ttl > self.limits.max_ttl_s:
             raise ConfigError(f"ttl ({self.ttl} s) exceeds max_ttl_s ({self.limits.max_ttl_s} s)")
         if not self.network_id or len(self.network_id.encode()) > 64:
@@ -185,6 +189,13 @@ class NodeConfig:
         _at_least(self, 1, "max_connections")
         if self.synchronous not in ("FULL", "NORMAL"):
             raise ConfigError(f"synchronous is FULL or NORMAL, not {self.synchronous!r}")
+
+
+def _peer_id(name: str, text: str) -> None:
+    try:
+        peer_from_text(text)
+    except ValidationError as error:
+        raise ConfigError(f"{name}: {error}") from error
 
 
 def _at_least(config: DhtConfig | NodeConfig, least: int, *names: str) -> None:

@@ -127,11 +127,14 @@ def answered_keys(
     """Of kad keys in ascending order, those whose ``replication`` closest servers are all in a lookup's result.
 
     A batch of keys needs a lookup only of the first that no result has answered yet, until none is left: the target is
-    always answered, as well as the lookup could. So are the keys in the known region, if it holds enough servers.
+    always answered, as well as the lookup could. So are the keys in the known region, if it holds enough servers or is
+    all of the keyspace.
     """
     region = known_region(result, bits=bits)
-    if region is None or sum(region.covers(server.kad_key) for server in result.closest) < replication:
+    if region is None:
         answered = range(result.target, result.target + 1)
-    else:
+    elif region.length and sum(region.covers(server.kad_key) for server in result.closest) < replication:
+        answered = range(result.target, result.target + 1)
+    else:  # of all of the keyspace there are no other servers, however few these are
         answered = region.keys
     return keys[bisect_left(keys, answered.start) : bisect_left(keys, answered.stop)]

@@ -193,6 +193,12 @@ class RoutingTable:
             found += closest(filter(where, contacts) if where else contacts, target, wanted - len(found))
         return found
 
+    def has_room(self, key: KadKey) -> bool:
+        """Whether a newcomer at ``key`` would get a place without anybody's losing one."""
+        index = common_prefix_length(self.local, key, bits=self.bits)
+        bucket = self._buckets.get(index)
+        return index < self.bits and (bucket is None or len(bucket.places) < self.k)
+
     def seen(self, contact: Contact, now_s: float) -> Seen:
         """Note that a peer has just proved that it serves the protocol, and where it was reached."""
         index = common_prefix_length(self.local, contact.kad_key, bits=self.bits)

@@ -1,0 +1,195 @@
+"""The driver of :class:`prime_dht.kad.lookup.Lookup`: does what the machine says, tells it what happened."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import assert_never
+
+import trio
+
+from prime_dht.config import DhtConfig
+from prime_dht.errors import QueryError, RemoteProtocolError
+from prime_dht.events import LookupProgress
+from prime_dht.ids import KadKey, Key, kad_key
+from prime_dht.kad.contact import Contact
+from prime_dht.kad.lookup import Finished, Lookup, LookupConfig, LookupResult, Query, WaitUntil, anyone
+from prime_dht.kad.replicas import answered_keys, choose_replicas, syncs
+from prime_dht.node.clock import Clock
+from prime_dht.node.feed import Feed
+from prime_dht.node.neighbourhood import Neighbourhood
+from prime_dht.wire.kad import FindNode, Reply
+
+QUERY_TIMEOUT_S = 3.0
+"""Seconds for one FIND_NODE of a lookup. A dead peer whose machine refuses the dial is passed over at once; one whose
+packets vanish holds up the end of the lookup for so long. Connecting and asking take five round trips, so a live peer
+has to be worse than 600 ms away to be missed, and even then its answer counts if it comes before the lookup ends.
+A PUT_VALUE or GET_VALUE gets all of ``rpc_timeout_s``: each replica matters there, and the store has work to do."""
+
+SLOW_AFTER_S = 1.0
+"""Seconds after which a lookup asks others beside a peer that has not answered."""
+
+LOOKUPS_AT_ONCE = 4
+"""Lookups that a batch of keys has under way at a time."""
+
+Ask = Callable[[Contact], Awaitable[Reply]]
+"""Sends a lookup's request to one peer; raises QueryError or RemoteProtocolError when that fails."""
+
+
+class Explorer:
+    """Runs lookups over the network."""
+
+    def __init__(self, neighbourhood: Neighbourhood, config: DhtConfig, clock: Clock, feed: Feed) -> None:
+        self._neighbourhood = neighbourhood
+        self._config = config
+        self._clock = clock
+        self._feed = feed
+
+    def lookup(
+        self,
+        target: KadKey,
+        *,
+        k: int | None = None,
+        alpha: int | None = None,
+        replicas_only: bool = False,
+        seeds: Iterable[Contact] = (),
+        query_timeout_s: float = QUERY_TIMEOUT_S,
+    ) -> Lookup:
+        """A lookup that starts from the routing table.
+
+        Args:
+            k: how many of the closest must answer; the configuration's by default.
+            alpha: how many are asked at a time; the configuration's by default.
+            replicas_only: whether only peers that keep entry sets count towards ``k``.
+            seeds: contacts to start from as well.
+            query_timeout_s: seconds that one peer has to answer, if the configuration allows as many.
+        """
+        wanted = k or self._config.k_bucket_size
+        query_timeout_s = min(query_timeout_s, self._config.rpc_timeout_s)
+        return Lookup(
+            target,
+            (*seeds, *self._neighbourhood.table.find_closest(target, self._config.k_bucket_size)),
+            local=self._neighbourhood.local,
+            config=LookupConfig(
+                k=wanted,
+                alpha=min(alpha or self._config.alpha, wanted),
+                query_timeout_s=query_timeout_s,
+                slow_after_s=min(SLOW_AFTER_S, query_timeout_s),
+                timeout_s=self._config.operation_timeout_s,
+            ),
+            now_s=self._clock.monotonic_s(),
+            eligible=syncs if replicas_only else anyone,
+        )
+
+    async def find_closest(
+        self, raw_target: bytes, *, k: int | None = None, replicas_only: bool = False
+    ) -> LookupResult:
+        """The ``k`` closest servers to a target.
+
+        Args:
+            raw_target: a peer id or a wire key, whose hash is the target.
+        """
+        request = FindNode(raw_target)
+        # With all that is known as seeds, running out of peers means that there are no more: the k closest that others
+        # name may be dead to a large part.
+        seeds = self._neighbourhood.table
+        lookup = self.lookup(kad_key(raw_target), k=k, replicas_only=replicas_only, seeds=seeds)
+        return await self.run(lookup, lambda contact: self._neighbourhood.ask(contact, request))
+
+    async def replicas_of(self, key: Key, replication: int) -> list[Contact]:
+        """The replicas of a key, this node included if it is one, nearest first.
+
+        They come out of the routing table where that knows all servers near the key, as it does in a swarm of up to
+        ``k`` nodes, and else out of a lookup.
+        """
+        target = kad_key(key)
+        if self._neighbourhood.knows_all_near(target):
+            servers: Iterable[Contact] = self._neighbourhood.table.find_closest(target, replication, where=syncs)
+        else:
+            servers = (await self.find_closest(key, k=replication, replicas_only=True)).closest
+        return choose_replicas(target, servers, replication, own=self._neighbourhood.own_contact())
+
+    async def servers_near(self, keys: Iterable[Key], replication: int) -> dict[Key, list[Contact]]:
+        """The servers near each of many keys, this node among them if it is one, nearest first.
+
+        Neighbouring keys share a lookup, so of the up to ``k`` servers only the first ``replication`` are certainly the
+        closest: the replicas. One lookup goes first: in a small swarm it answers for all keys. What it leaves open is
+        split among several.
+        """
+        by_place = {kad_key(key): key for key in keys}
+        places = sorted(by_place)
+        own = self._neighbourhood.own_contact()
+        k = self._config.k_bucket_size
+        servers: dict[Key, list[Contact]] = {}
+
+        def unsettled(part: Sequence[KadKey]) -> list[KadKey]:
+            return [place for place in part if by_place[place] not in servers]
+
+        async def settle(part: Sequence[KadKey]) -> None:
+            while part := unsettled(part):
+                result = await self.find_closest(by_place[part[0]], replicas_only=True)
+                # Those of other parts as well: they need not look there again.
+                for place in answered_keys(places, result, replication):
+                    servers[by_place[place]] = choose_replicas(place, result.closest, k, own=own)
+
+        await settle(places[:1])
+        left = unsettled(places)
+        part_size = max(1, math.ceil(len(left) / LOOKUPS_AT_ONCE))
+        async with trio.open_nursery() as nursery:
+            for start in range(0, len(left), part_size):
+                nursery.start_soon(settle, left[start : start + part_size])
+        return servers
+
+    async def run(self, lookup: Lookup, ask: Ask, *, until: Callable[[], bool] = lambda: False) -> LookupResult:
+        """Drive a lookup to its end, which is early if after some answer ``until`` says so."""
+        woken = trio.Event()
+
+        async def query(contact: Contact) -> None:
+            asked_at_s = self._clock.monotonic_s()
+            try:
+                reply = await ask(contact)
+            except (QueryError, RemoteProtocolError) as error:
+                lookup.on_failure(contact.peer, str(error))
+            else:
+                now_s = self._clock.monotonic_s()
+                closer = self._neighbourhood.heard_of(reply.closer)
+                lookup.on_reply(self._neighbourhood.contact(contact.peer), closer, now_s)
+                if until():
+                    lookup.finish(now_s)
+                self._feed.publish(
+                    LookupProgress(
+                        target=lookup.target,
+                        peer=contact.peer,
+                        distance=contact.kad_key ^ lookup.target,
+                        elapsed_s=now_s - asked_at_s,
+                        heard_of=len(closer),
+                    )
+                )
+            woken.set()
+
+        async with trio.open_nursery() as nursery:
+            while True:
+                for action in lookup.next(self._clock.monotonic_s()):
+                    match action:
+                        case Query(contact):
+                            nursery.start_soon(query, contact)
+                        case WaitUntil(at_s):
+                            with trio.move_on_after(max(0.0, at_s - self._clock.monotonic_s())):
+                                await woken.wait()
+                            woken = trio.Event()
+                        case Finished(result):
+                            nursery.cancel_scope.cancel()
+                            self._conclude(result)
+                            return result
+                        case _:
+                            assert_never(action)
+
+    def _conclude(self, result: LookupResult) -> None:
+        """What the node learns from a lookup: which bucket it refreshed, and who failed.
+
+        That includes peers that let the lookup's deadline for them pass, though the call itself had not ended yet.
+        """
+        self._neighbourhood.table.looked_up(result.target, result.ended_at_s)
+        for hop in result.path:
+            if hop.failure:
+                self._neighbourhood.failed(hop.contact.peer, hop.failure)

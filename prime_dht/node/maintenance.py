@@ -1,0 +1,258 @@
+"""What a node does by itself, time and again: join, refresh, check, expire, keep, republish, remember peers.
+
+Each task waits with jitter drawn from the node's ``rng``, so that nodes that started together do not act together. A
+task that fails says so in one line and goes on at its next turn.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from random import Random
+from typing import TYPE_CHECKING
+
+import trio
+
+from prime_dht.config import DhtConfig
+from prime_dht.entries.lifetime import UNIT_US, retire_before_us
+from prime_dht.errors import PrimeDHTError, QueryError, RemoteProtocolError, StorageError
+from prime_dht.events import EntriesExpired
+from prime_dht.ids import KAD_KEY_BITS, US_PER_S, OpId, PeerId, kad_key, short
+from prime_dht.kad.keyspace import Prefix, common_prefix_length
+from prime_dht.kad.replicas import known_region
+from prime_dht.net.network import Network
+from prime_dht.node.clock import Clock
+from prime_dht.node.feed import Feed
+from prime_dht.node.lookups import Explorer
+from prime_dht.node.neighbourhood import Neighbourhood
+from prime_dht.node.records import Records
+from prime_dht.storage.base import Expired, KnownPeer, StorageBackend
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus
+
+logger = logging.getLogger(__name__)
+
+EXPIRE_EVERY_S = 60.0
+CHECK_EVERY_S = 60.0
+REMEMBER_EVERY_S = 300.0
+REJOIN_FIRST_S = 1.0
+REJOIN_AT_MOST_S = 60.0
+
+REMEMBERED_PEERS = 200
+"""Peers kept across restarts, those seen last."""
+
+MEETING_PATIENCE_S = 2.0
+"""Once one of the peers to join through has answered, the others have so long: one that is silent holds up no join."""
+
+JOIN_K = 6
+"""Servers found by each lookup that fills a far bucket when this node joins: enough to route by, and twice the default
+replication factor, so that the target arc is right. Finding 20 for each bucket would make a join cost some hundred
+connections; the regular refresh does that, an interval later."""
+
+FORGET_AFTER_S = 7 * 86_400.0
+"""A peer not seen for so long is not remembered."""
+
+REFRESH_DEPTH = 12
+"""Buckets below this index are refreshed by a random target each. A target must be the hash of something, so one in
+bucket i costs 2^(i+1) hashes to find (some 10 ms at 12); what lies deeper is near enough for a lookup of this node
+itself to cover, unless the swarm has far more than 2^12 · k nodes."""
+
+
+class Maintenance:
+    """A node's chores. :meth:`run` does them all until cancelled."""
+
+    def __init__(
+        self,
+        network: Network,
+        neighbourhood: Neighbourhood,
+        explorer: Explorer,
+        records: Records,
+        storage: StorageBackend,
+        config: DhtConfig,
+        clock: Clock,
+        feed: Feed,
+        rng: Random,
+        bootstrap_peers: Iterable[PeerId],
+    ) -> None:
+        self._network = network
+        self._neighbourhood = neighbourhood
+        self._explorer = explorer
+        self._records = records
+        self._storage = storage
+        self._config = config
+        self._clock = clock
+        self._feed = feed
+        self._rng = rng
+        self._bootstrap_peers = list(bootstrap_peers)
+        self._joining = trio.Lock()
+        self._joins = 0
+
+    async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Everything that recurs, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._every, EXPIRE_EVERY_S, self.expire)
+            nursery.start_soon(self._every, CHECK_EVERY_S, self.check)
+            nursery.start_soon(self._every, self._config.refresh_interval, self._meet_again_and_refresh)
+            nursery.start_soon(self._every, REMEMBER_EVERY_S, self.remember_peers)
+            nursery.start_soon(self._every, self._config.record_republish_s, self._records.republish)
+            nursery.start_soon(self._stay_joined)
+            task_status.started()
+
+    async def bootstrap(self) -> int:
+        """Meet the bootstrap peers and those remembered, then everyone near; returns how many peers are known then.
+
+        Whoever calls this while a join is under way waits for that one.
+
+        Raises:
+            QueryError: there are bootstrap peers, and none of them, nor any other, answers.
+            StorageError: the remembered peers cannot be read.
+        """
+        joins = self._joins
+        async with self._joining:
+            if self._joins == joins:
+                await self._join()
+        return len(self._neighbourhood.table)
+
+    async def _join(self) -> None:
+        reasons = await self._meet()
+        if len(self._neighbourhood.table):
+            await self.refresh(k=min(JOIN_K, self._config.k_bucket_size))
+            self._joins += 1
+        elif self._bootstrap_peers:
+            first = self._bootstrap_peers[0]
+            raise QueryError(f"no bootstrap peer answers; {short(first)}: {reasons.get(first, 'not tried')}")
+        else:  # the first of its swarm: there is nobody whom it does not know
+            self._neighbourhood.looked_up_itself(Prefix.of(self._neighbourhood.local, 0))
+
+    async def _meet(self) -> dict[PeerId, str]:
+        """Introduce this node to the bootstrap peers and those remembered, unless known; why any did not answer."""
+        vouched_for = dict.fromkeys([*self._bootstrap_peers, *await self._recall_peers()])
+        table = self._neighbourhood.table
+        reasons: dict[PeerId, str] = {}
+
+        async def meet(peer: PeerId) -> None:
+            try:
+                await self._neighbourhood.introduce(peer)
+            except (QueryError, RemoteProtocolError) as error:
+                reasons[peer] = str(error)
+            else:
+                deadline_s = trio.current_time() + MEETING_PATIENCE_S
+                nursery.cancel_scope.deadline = min(nursery.cancel_scope.deadline, deadline_s)
+
+        async with trio.open_nursery() as nursery:
+            for peer in vouched_for:
+                if table.get(peer) is None:
+                    nursery.start_soon(meet, peer)
+        return reasons
+
+    async def refresh(self, *, k: int | None = None) -> None:
+        """Look up this node itself, then a random target in each farther bucket that no lookup has touched lately.
+
+        The first lookup covers the region of which it found every server: no bucket within needs another.
+
+        Args:
+            k: how many servers the lookups in farther buckets find; the configuration's by default.
+        """
+        table = self._neighbourhood.table
+        if not len(table):
+            return
+        result = await self._explorer.find_closest(self._network.local)
+        region = known_region(result)
+        self._neighbourhood.looked_up_itself(region)
+        covered_from = REFRESH_DEPTH if region is None else min(region.length, REFRESH_DEPTH)
+        for index in table.buckets_due(self._clock.monotonic_s()):
+            if index < covered_from:
+                await self._explorer.find_closest(self._raw_target(index), k=k)
+
+    async def _meet_again_and_refresh(self) -> None:
+        """Refresh; and look for the peers vouched for that are not known any more.
+
+        When a network that was cut in two is whole again, its halves have forgotten each other; this mends it.
+        """
+        await self._meet()
+        await self.refresh()
+
+    async def check(self) -> None:
+        """Probe the peers that have not been heard from for long."""
+        for contact in self._neighbourhood.table.checks_due(self._clock.monotonic_s()):
+            self._neighbourhood.probe(contact.peer)
+
+    async def expire(self) -> Expired:
+        """Drop values that have expired and retire ops whose time has passed; until nothing is left to do."""
+        values_dropped = records = providers = 0
+        retired: list[OpId] = []
+        while True:
+            now_us = self._clock.now_us()
+            gone = await self._storage.delete_expired(now_us=now_us, retire_before_us=retire_before_us(now_us, UNIT_US))
+            if not (gone.retired or gone.values_dropped or gone.records or gone.providers):
+                break
+            retired += gone.retired
+            values_dropped += gone.values_dropped
+            records += gone.records
+            providers += gone.providers
+        if retired or values_dropped:
+            self._feed.publish(EntriesExpired(values_dropped=values_dropped, retired=len(retired)))
+        return Expired(retired=tuple(retired), values_dropped=values_dropped, records=records, providers=providers)
+
+    async def remember_peers(self) -> None:
+        """Keep the addresses of those in the table for the next start."""
+        now_us = self._clock.now_us()
+        await self._storage.put_peers(
+            [
+                KnownPeer(
+                    peer=contact.peer,
+                    addresses=self._network.addresses_of(contact.peer),
+                    source=self._network.source_of(contact.peer),
+                    first_seen_us=now_us,
+                    last_seen_us=now_us,
+                )
+                for contact in self._neighbourhood.table
+                if self._network.addresses_of(contact.peer)
+            ]
+        )
+        # Last seen first, and all of them: after each call no more than REMEMBERED_PEERS stay.
+        remembered = await self._storage.peers(limit=REMEMBERED_PEERS + KAD_KEY_BITS * self._config.k_bucket_size)
+        await self._storage.remove_peers(
+            [
+                known.peer
+                for place, known in enumerate(remembered)
+                if place >= REMEMBERED_PEERS or known.last_seen_us < now_us - FORGET_AFTER_S * US_PER_S
+            ]
+        )
+
+    async def _recall_peers(self) -> list[PeerId]:
+        remembered = await self._storage.peers(limit=REMEMBERED_PEERS)
+        for known in remembered:
+            self._network.learn_addresses(known.peer, known.addresses, source=known.source)
+        return [known.peer for known in remembered]
+
+    async def _stay_joined(self) -> None:
+        """While nobody is known, try the bootstrap peers again, ever less often."""
+        delay_s = REJOIN_FIRST_S
+        while True:
+            if len(self._neighbourhood.table):
+                delay_s = REJOIN_FIRST_S
+                await trio.sleep(REJOIN_AT_MOST_S)
+                continue
+            try:
+                await self.bootstrap()
+            except (QueryError, StorageError) as error:
+                logger.warning("not joined: %s; trying again in %g s", error, delay_s)
+            await trio.sleep(delay_s * (1 + 0.2 * self._rng.random()))
+            delay_s = min(2 * delay_s, REJOIN_AT_MOST_S)
+
+    async def _every(self, interval_s: float, chore: Callable[[], Awaitable[object]]) -> None:
+        while True:
+            await trio.sleep(interval_s * (1 + 0.2 * self._rng.random()))
+            try:
+                await chore()
+            except PrimeDHTError as error:
+                logger.warning("%s failed: %s; again in %g s", chore.__name__, error, interval_s)
+
+    def _raw_target(self, index: int) -> bytes:
+        """Bytes whose kad key lies in the range of a bucket."""
+        while True:
+            raw = self._rng.randbytes(32)
+            if common_prefix_length(self._neighbourhood.local, kad_key(raw)) == index:
+                return raw

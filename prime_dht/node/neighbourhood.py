@@ -1,0 +1,300 @@
+"""The peers this node knows: the routing table, fed by what peers prove, and kept true by checks.
+
+A peer enters the table only when it has answered a request of ours, which shows at once that it listens, that it is in
+server mode and that it speaks the protocol. A peer that sends us a request may be a client, so it is first *probed*: a
+FIND_NODE for itself, which a server answers with itself and the addresses it listens on (go-libp2p admits in the same
+way). A probe also learns the address of a peer that dialled us from an ephemeral port. A stranger that names nobody at
+all is not admitted: it would only be a dead end. (rust-libp2p does not name itself, so in a swarm of two its nodes are
+admitted when they are bootstrap peers or added by hand.)
+
+A peer that was probed is left alone for ``PROBE_AGAIN_S``, whatever came of it; how many probes are in flight, and how
+many wait, is bounded, so strangers can neither make this node flood others nor fill its memory.
+
+Whether a peer keeps entry sets, so that it can be a replica of ``/prime/`` keys, is said in every reply of ours
+(``replicates``); peers that do not know the extension never say it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, TypeVar
+
+import trio
+
+from prime_dht.config import DhtConfig
+from prime_dht.errors import QueryError, RemoteProtocolError
+from prime_dht.events import PeerJoined, PeerLeft
+from prime_dht.ids import KadKey, PeerId, kad_key, short
+from prime_dht.kad.contact import Contact, subnets_of
+from prime_dht.kad.keyspace import Prefix, common_prefix_length
+from prime_dht.kad.replicas import TargetArc, target_arc
+from prime_dht.kad.routing_table import Added, CheckFirst, Refreshed, Rejected, RoutingTable, Waiting
+from prime_dht.net.addresses import address_text
+from prime_dht.net.network import Network
+from prime_dht.node.clock import Clock
+from prime_dht.node.feed import Feed
+from prime_dht.wire.kad import Connection, FindNode, PeerRecord, Reply, Request
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus
+
+logger = logging.getLogger(__name__)
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+PROBES_AT_ONCE = 16
+"""Probes in flight; each is a small request over a connection that mostly exists."""
+
+PROBES_WAITING = 1000
+"""Peers waiting to be probed; of a flood of newcomers the rest is left until they send another request."""
+
+PROBE_AGAIN_S = 60.0
+"""Seconds before a peer that sends requests is probed again."""
+
+PROBE_TIMEOUT_S = 5.0
+"""Seconds for a probe's answer: strangers that hang must not hold up honest newcomers for long."""
+
+BELIEVE_AGAIN_S = 30.0
+"""Seconds for which others may name a peer that failed us before we ask it again: they find out more slowly, and each
+put or lookup that believed them would wait for its deadline once more."""
+
+PEERS_NOTED = 20_000
+"""Peers of which something is kept outside of the routing table; of more, what was noted first is forgotten."""
+
+
+class Neighbourhood:
+    """Whom this node knows.
+
+    Attributes:
+        table: the routing table.
+        local: this node's kad key.
+    """
+
+    def __init__(self, network: Network, config: DhtConfig, clock: Clock, feed: Feed, *, is_server: bool) -> None:
+        self.local: KadKey = kad_key(network.local)
+        self.table = RoutingTable(self.local, config.k_bucket_size, refresh_interval_s=config.refresh_interval)
+        self.is_server = is_server
+        self._network = network
+        self._config = config
+        self._clock = clock
+        self._feed = feed
+        self._arc = TargetArc(
+            target_arc(self.local, (), config.replication_factor),
+            refresh_interval_s=config.refresh_interval,
+        )
+        self._known_region: Prefix | None = None
+        self._contacts: OrderedDict[tuple[PeerId, tuple[bytes, ...]], Contact] = OrderedDict()
+        self._replicating: OrderedDict[PeerId, None] = OrderedDict()
+        self._probed_at_s: OrderedDict[PeerId, float] = OrderedDict()
+        self._failed_at_s: OrderedDict[PeerId, float] = OrderedDict()
+        self._to_probe, self._probes = trio.open_memory_channel[PeerId](PROBES_WAITING)
+
+    # What is known
+
+    def own_contact(self) -> Contact | None:
+        """This node as a replica, if it is a server."""
+        if not self.is_server:
+            return None
+        return Contact(peer=self._network.local, kad_key=self.local, syncs=True)
+
+    def contact(self, peer: PeerId, addresses: Iterable[bytes] | None = None) -> Contact:
+        """A peer as a contact, at the addresses given or, without any, at those known."""
+        known = tuple(addresses) if addresses is not None else self._network.addresses_of(peer)
+        key = (peer, known)
+        contact = self._contacts.get(key)
+        syncs = peer in self._replicating
+        if contact is None or contact.syncs != syncs:
+            contact = Contact(peer=peer, kad_key=kad_key(peer), addresses=known, subnets=subnets_of(known), syncs=syncs)
+            self._contacts[key] = contact
+            _forget_beyond_bound(self._contacts)
+        return contact
+
+    def record(self, contact: Contact) -> PeerRecord:
+        """A contact as a reply shows it."""
+        connected = self._network.is_connected(contact.peer)
+        return PeerRecord(
+            contact.peer, contact.addresses, Connection.CONNECTED if connected else Connection.NOT_CONNECTED
+        )
+
+    def servers_known(self) -> int:
+        """Servers that can be replicas of ``/prime/`` keys, this node included if it is one."""
+        return sum(contact.syncs for contact in self.table) + self.is_server
+
+    def knows_all_near(self, key: KadKey) -> bool:
+        """Whether the table holds every server in the neighbourhood of a key, so that its replicas can be told.
+
+        A newcomer meets the ``k`` servers closest to it. So where the region that was once looked up has come to hold
+        ``k`` others or more, there may be some that never met this node: it is sure of the ``k`` nearest alone.
+        """
+        if self._known_region is None or not self._known_region.covers(key):
+            return False
+        nearest = self.table.find_closest(self.local)
+        if len(nearest) < self.table.k:
+            return True
+        return common_prefix_length(self.local, key) > common_prefix_length(self.local, nearest[-1].kad_key)
+
+    def looked_up_itself(self, region: Prefix | None) -> None:
+        """A lookup of this node's own kad key found every server in a region, or none for certain.
+
+        Those that join the region later look themselves up as well, and so are heard from.
+        """
+        self._known_region = region
+
+    def target_arc(self) -> TargetArc:
+        """What this node is to store, as of now."""
+        self._arc.update(target_arc(self.local, self.table, self._config.replication_factor), self._clock.monotonic_s())
+        return self._arc
+
+    def is_alone(self) -> bool:
+        """Whether no other server is known; such a node holds its arc provisionally."""
+        return not any(contact.syncs for contact in self.table)
+
+    # What peers prove
+
+    async def ask(self, contact: Contact, request: Request) -> Reply:
+        """Send a request, and note what the answer, or its absence, says of the peer.
+
+        Raises:
+            QueryError: no answer.
+            RemoteProtocolError: a wrong one.
+        """
+        try:
+            reply = await self.tell(contact, request)
+        except (QueryError, RemoteProtocolError) as error:
+            self.failed(contact.peer, str(error))
+            raise
+        self.answered(contact.peer, reply)
+        return reply
+
+    async def tell(self, contact: Contact, request: Request) -> Reply:
+        """As :meth:`ask`, but nothing is noted: a peer refuses a record, or a provider, by resetting the stream."""
+        self._network.learn_addresses(contact.peer, contact.addresses, source="kad")
+        return await self._network.call(contact.peer, request, timeout_s=self._config.rpc_timeout_s)
+
+    def answered(self, peer: PeerId, reply: Reply) -> None:
+        """A peer answered a request: it is a server, and it is alive."""
+        self._failed_at_s.pop(peer, None)
+        if reply.replicates:
+            self._replicating[peer] = None
+            self._replicating.move_to_end(peer)
+            _forget_beyond_bound(self._replicating)
+        else:
+            self._replicating.pop(peer, None)
+        known = self.contact(peer)
+        remote = self._network.remote_address_of(peer)
+        if remote is not None:
+            subnets = subnets_of((remote,))
+        else:  # the connection is gone again; it is where it was
+            in_table = self.table.get(peer)
+            subnets = known.subnets if in_table is None else in_table.subnets
+        contact = Contact(
+            peer=peer,
+            kad_key=known.kad_key,
+            addresses=known.addresses,
+            subnets=subnets,
+            syncs=known.syncs,
+        )
+        match self.table.seen(contact, self._clock.monotonic_s()):
+            case Added():
+                self._joined(contact)
+            case CheckFirst(candidate):
+                self.probe(candidate.peer)
+            case Refreshed() | Waiting() | Rejected():
+                pass
+
+    def failed(self, peer: PeerId, reason: str) -> None:
+        """A peer did not answer a request, or answered wrongly. (That it disconnected would not be a failure.)"""
+        self._failed_at_s[peer] = self._clock.monotonic_s()
+        self._failed_at_s.move_to_end(peer)
+        _forget_beyond_bound(self._failed_at_s)
+        had_place = self.table.get(peer) is not None
+        successor = self.table.remove(peer)
+        if not had_place:  # it may have been waiting for one
+            return
+        logger.info("peer %s left the routing table: %s", short(peer), reason)
+        self._feed.publish(PeerLeft(peer=peer, reason=reason))
+        if successor is not None:
+            self._joined(successor)
+
+    def heard_from(self, peer: PeerId) -> None:
+        """A peer sent a request, so it is alive. Probe it, if it could have a place and was not probed lately.
+
+        In a large swarm most who ask lie in far buckets, which are full: probing them all would double the traffic.
+        """
+        self._failed_at_s.pop(peer, None)
+        if self.table.get(peer) is None and not self._probed_lately(peer) and self.table.has_room(kad_key(peer)):
+            self.probe(peer)
+
+    def heard_of(self, records: Iterable[PeerRecord]) -> list[Contact]:
+        """Peers that a reply names, as contacts; this node is left out, and so is who failed it a moment ago."""
+        believed_from_s = self._clock.monotonic_s() - BELIEVE_AGAIN_S
+        return [
+            self.contact(record.peer, record.addresses)
+            for record in records
+            if record.peer != self._network.local and self._failed_at_s.get(record.peer, -math.inf) <= believed_from_s
+        ]
+
+    def probe(self, peer: PeerId) -> None:
+        """Have a peer probed soon, if there is room."""
+        try:
+            self._to_probe.send_nowait(peer)
+        except trio.WouldBlock:
+            return
+        self._probed_at_s[peer] = self._clock.monotonic_s()
+        self._probed_at_s.move_to_end(peer)
+        _forget_beyond_bound(self._probed_at_s)
+
+    async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Carry out probes until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(PROBES_AT_ONCE):
+                nursery.start_soon(self._probe_each)
+            task_status.started()
+
+    async def _probe_each(self) -> None:
+        async for peer in self._probes:
+            try:
+                await self._introduce(peer, min(PROBE_TIMEOUT_S, self._config.rpc_timeout_s), is_stranger=True)
+            except (QueryError, RemoteProtocolError) as error:
+                logger.debug("peer %s does not serve Kademlia: %s", short(peer), error)
+
+    async def introduce(self, peer: PeerId) -> None:
+        """Ask a peer that this node's owner, or the node's own memory, vouches for, for itself, and admit it.
+
+        Raises:
+            QueryError: it does not answer.
+            RemoteProtocolError: it answers wrongly.
+        """
+        self._network.forgive(peer)
+        await self._introduce(peer, self._config.rpc_timeout_s, is_stranger=False)
+
+    async def _introduce(self, peer: PeerId, timeout_s: float, *, is_stranger: bool) -> None:
+        try:
+            reply = await self._network.call(peer, FindNode(peer), timeout_s=timeout_s)
+        except (QueryError, RemoteProtocolError) as error:
+            if self.table.get(peer) is not None:  # of others it says only that they do not serve, as clients do not
+                self.failed(peer, str(error))
+            raise
+        if is_stranger and not reply.closer and self.table.get(peer) is None:
+            raise QueryError(f"peer {short(peer)} names neither itself nor anybody else")
+        addresses = next((record.addresses for record in reply.closer if record.peer == peer), None)
+        self._network.learn_addresses(peer, addresses or (), source="kad")
+        self.answered(peer, reply)
+
+    def _probed_lately(self, peer: PeerId) -> bool:
+        probed_at_s = self._probed_at_s.get(peer)
+        return probed_at_s is not None and self._clock.monotonic_s() < probed_at_s + PROBE_AGAIN_S
+
+    def _joined(self, contact: Contact) -> None:
+        logger.info("peer %s joined the routing table (%d there now)", short(contact.peer), len(self.table))
+        addresses = tuple(address_text(address) for address in contact.addresses)
+        self._feed.publish(PeerJoined(peer=contact.peer, addresses=addresses))
+
+
+def _forget_beyond_bound(noted: OrderedDict[K, V]) -> None:
+    if len(noted) > PEERS_NOTED:
+        noted.popitem(last=False)

@@ -1,0 +1,68 @@
+"""A node of its own: host, storage and DHT in one ``async with``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from prime_dht.config import NodeConfig
+from prime_dht.entries.validators import Validator
+from prime_dht.errors import ConfigError, ValidationError
+from prime_dht.net.dialer import split_peer_address
+from prime_dht.net.host import HostSettings, open_host
+from prime_dht.net.identity import load_or_create_identity, new_identity
+from prime_dht.node.dht import PrimeDHT
+from prime_dht.storage.base import StorageBackend
+from prime_dht.storage.memory import MemoryBackend
+from prime_dht.storage.sqlite import SQLiteBackend
+
+IDENTITY_FILE = "identity.key"
+STORE_FILE = "store.sqlite"
+
+
+@asynccontextmanager
+async def open_node(
+    config: NodeConfig | None = None, *, validators: Mapping[str, Validator] | None = None
+) -> AsyncIterator[PrimeDHT]:
+    """Run a node: its own libp2p host, listening, with its data directory if it has one.
+
+    The node starts to join its bootstrap peers at once and by itself; ``await dht.bootstrap()`` waits for that.
+
+    Raises:
+        ConfigError: an address, a peer's multiaddr, the data directory or the identity file cannot be used.
+        StorageError: the store cannot be opened, for example because another process has it.
+    """
+    config = config or NodeConfig()
+    for peer in config.peers:
+        try:
+            split_peer_address(peer)
+        except ValidationError as error:
+            raise ConfigError(f"peers: {error}") from error
+    data_dir = config.data_dir
+    async with AsyncExitStack() as stack:
+        storage: StorageBackend
+        if data_dir is None:
+            key_pair = new_identity()
+            storage = await stack.enter_async_context(MemoryBackend())
+        else:
+            try:
+                data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigError(f"the data directory {data_dir} cannot be used: {error.strerror}") from error
+            key_pair = load_or_create_identity(data_dir / IDENTITY_FILE)
+            storage = await stack.enter_async_context(
+                await SQLiteBackend.open(data_dir / STORE_FILE, synchronous=config.synchronous)
+            )
+        host = await stack.enter_async_context(
+            open_host(
+                HostSettings(
+                    key_pair=key_pair,
+                    listen=config.listen,
+                    announce=config.announce,
+                    fast_transport=config.fast_transport,
+                    max_connections=config.max_connections,
+                )
+            )
+        )
+        dht = PrimeDHT(host, config.dht, storage=storage, bootstrap_peers=config.peers, validators=validators)
+        yield await stack.enter_async_context(dht)

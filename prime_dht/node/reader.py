@@ -1,0 +1,410 @@
+"""Getting entries: join what enough replicas say, and repair those that were behind.
+
+A get is a :class:`~prime_dht.kad.lookup.Lookup` whose query is GET_VALUE. It ends as soon as ``read_quorum`` replicas
+have *answered*: have named an entry of the slots asked for (a tombstone counts), or said that they hold the sector, so
+that their finding nothing means something. Replicas that only just joined do neither; then the lookup goes on outwards
+to those that do. When it runs out of peers, all that could be asked have been, and nothing means absent as well; unless
+fewer than ``read_quorum`` answered at all, which says nothing and is an error.
+
+With a true routing table the first ``read_quorum`` peers asked are replicas, and a get is one parallel step.
+
+An answer too large for one reply comes in pages. A reader that wants only the newest entry fetches a replica's pages to
+the end, because the entry may be on any. A reader of all slots hands them on page by page: up to its *horizon*, the
+place up to which every replica's answer is complete.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import trio
+
+from prime_dht.config import DhtConfig
+from prime_dht.entries.admission import AdmissionRules, Admitted, Deferred, Refused, admit
+from prime_dht.entries.codec import decode_entry_set
+from prime_dht.entries.entry import Entry, Slot
+from prime_dht.entries.join import Selection, standing, state_of
+from prime_dht.errors import ConfigError, QueryError, RemoteProtocolError, ValidationError
+from prime_dht.ids import Key, PeerId, kad_key
+from prime_dht.kad.contact import Contact
+from prime_dht.kad.replicas import choose_replicas, syncs
+from prime_dht.net.network import Network
+from prime_dht.node.cache import Question, ReadCache
+from prime_dht.node.clock import Clock
+from prime_dht.node.lookups import Explorer
+from prime_dht.node.neighbourhood import Neighbourhood
+from prime_dht.node.results import Found, FoundPage
+from prime_dht.node.server import MAX_ENTRIES_PER_RECORD, Server
+from prime_dht.node.writer import Writer
+from prime_dht.storage.paging import Place, decode_cursor, encode_cursor
+from prime_dht.wire.kad import GetValue, Record, Reply, SlotQuery
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus
+
+BATCH_KEYS = 64
+"""Keys in one batched GET_VALUE."""
+
+BATCHES_AT_ONCE = 16
+MAX_PAGES = 64
+"""Pages of one replica's answer that are fetched. The entries newer than the newest live one are bare headers, of which
+a page holds a hundred or more, so no honest replica has as many pages."""
+
+REPAIRS_WAITING = 64
+"""Repairs that wait their turn, each a reply's worth of entries at most; beyond, they are left to the next reader."""
+
+REPAIRS_AT_ONCE = 4
+
+
+@dataclass(slots=True)
+class _Answers:
+    """What replicas said of the slots that a reader asked for."""
+
+    needed: int
+    selection: Selection
+    by_peer: dict[PeerId, dict[Slot, Entry]] = field(default_factory=dict)
+    counted: set[PeerId] = field(default_factory=set)
+    horizon: Place | None = None
+    """The place up to which every answer is complete; ``None`` if all answers are."""
+
+    def add(self, peer: PeerId, entries: Sequence[Entry], *, held: bool, end: Place | None = None) -> None:
+        """Count what a peer answered; ``end`` is the place up to which it is complete, if it is not all."""
+        self.by_peer[peer] = state_of(entry for entry in entries if self.selection.includes(entry.slot))
+        if self.by_peer[peer] or held:
+            self.counted.add(peer)
+        if end is not None:
+            self.horizon = end if self.horizon is None else min(self.horizon, end)
+
+    @property
+    def is_enough(self) -> bool:
+        return len(self.counted) >= self.needed
+
+    def joined(self) -> dict[Slot, Entry]:
+        return state_of(entry for state in self.by_peer.values() for entry in state.values())
+
+    def behind(self, now_us: int) -> dict[PeerId, list[Entry]]:
+        """Which peers lack which of the entries that stand.
+
+        Of those that were asked for the newest only: nothing older than that, which they had no reason to send.
+        """
+        joined = self.joined()
+        if self.selection.newest:
+            chosen = self.selection.choose(joined, now_us)
+            joined = {slot: entry for slot, entry in joined.items() if not chosen or entry.version >= chosen[0].version}
+        lacking = {
+            peer: [
+                entry
+                for slot, entry in joined.items()
+                if slot not in state or standing(state[slot], entry).op_id != state[slot].op_id
+            ]
+            for peer, state in self.by_peer.items()
+        }
+        return {peer: entries for peer, entries in lacking.items() if entries}
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """A replica's answer: the entries admitted, whether it holds the sector, and where it ended if that is not all."""
+
+    entries: Sequence[Entry]
+    held: bool
+    end: Place | None
+    next_cursor: bytes
+
+
+class Reader:
+    """Gets entries from the swarm."""
+
+    def __init__(
+        self,
+        network: Network,
+        neighbourhood: Neighbourhood,
+        explorer: Explorer,
+        server: Server,
+        writer: Writer,
+        cache: ReadCache,
+        rules: AdmissionRules,
+        config: DhtConfig,
+        clock: Clock,
+    ) -> None:
+        self._network = network
+        self._neighbourhood = neighbourhood
+        self._explorer = explorer
+        self._server = server
+        self._writer = writer
+        self._cache = cache
+        self._rules = rules
+        self._config = config
+        self._clock = clock
+        self._to_repair, self._repairs = trio.open_memory_channel[tuple[PeerId, list[Entry]]](REPAIRS_WAITING)
+
+    async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Carry out repairs until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(REPAIRS_AT_ONCE):
+                nursery.start_soon(self._repair_each)
+            task_status.started()
+
+    async def get(
+        self,
+        key: Key,
+        subkey: bytes,
+        publishers: frozenset[PeerId] | None,
+        *,
+        wanted_quorum: int | None,
+        latest: bool,
+    ) -> Found | None:
+        """The newest live entry of a slot, over the publishers given or all.
+
+        Raises:
+            QueryError: too few could be asked.
+        """
+        quorum = self._quorum(wanted_quorum)
+        if publishers is not None and not publishers:
+            return None  # of nobody there is nothing
+        question = Question(key, subkey, publishers)
+        if not latest and wanted_quorum is None:  # a remembered answer may be that of a smaller quorum
+            remembered = self._cache.get(question, now_us=self._clock.now_us(), now_s=self._clock.monotonic_s())
+            if remembered is not None:
+                return remembered
+        selection = Selection(publishers=publishers, subkeys=frozenset((subkey,)))
+        with self._cache.reading(question) as remember:
+            answers = await self._ask_replicas(key, selection, quorum)
+            chosen = selection.choose(answers.joined(), self._clock.now_us())
+            if not chosen:
+                return None
+            found = Found.of(chosen[0], answered=len(answers.counted))
+            remember(found, self._clock.monotonic_s())
+        return found
+
+    async def get_all(
+        self,
+        key: Key,
+        *,
+        subkeys: frozenset[bytes] | None,
+        publishers: frozenset[PeerId] | None,
+        limit: int | None,
+        cursor: bytes,
+    ) -> FoundPage:
+        """The live entries of a key's slots in the order of (publisher, subkey), a page at a time.
+
+        Raises:
+            QueryError: nobody could be asked.
+            ValidationError: the cursor is none that a page ended with.
+        """
+        decode_cursor(cursor)
+        if publishers == frozenset() or subkeys == frozenset():
+            return FoundPage(())
+        selection = Selection(publishers=publishers, subkeys=subkeys, newest=False)
+        answers = await self._ask_replicas(key, selection, self._quorum(None), cursor=cursor)
+        horizon = answers.horizon
+        chosen = selection.choose(answers.joined(), self._clock.now_us())
+        within = [entry for entry in chosen if horizon is None or (entry.publisher, entry.header.subkey) <= horizon]
+        end = horizon
+        if limit is not None and len(within) > limit:
+            within = within[:limit]
+            end = (within[-1].publisher, within[-1].header.subkey) if within else None
+        found = tuple(Found.of(entry, answered=len(answers.counted)) for entry in within)
+        return FoundPage(found, None if end is None else encode_cursor(*end))
+
+    async def get_many(self, keys: Sequence[Key], *, wanted_quorum: int | None) -> dict[Key, Found | None]:
+        """The newest live entry of each key (subkey empty), with lookups shared and few, large requests.
+
+        As in a get, the nearest are asked first, and as far outwards as a lookup would go only about keys that they do
+        not settle. A key of which too few servers answered is left out.
+
+        Raises:
+            QueryError: that is so of every key.
+        """
+        needed = self._quorum(wanted_quorum)
+        selection = Selection(subkeys=frozenset((b"",)))
+        servers = await self._explorer.servers_near(keys, self._config.replication_factor)
+        answers = {key: _Answers(needed, selection) for key in keys}
+        asked = 0
+        for width in sorted({needed, self._config.replication_factor, self._config.k_bucket_size}):
+            by_peer: dict[PeerId, list[Key]] = defaultdict(list)
+            for key, said in answers.items():
+                for server in () if said.is_enough else servers[key][asked:width]:
+                    by_peer[server.peer].append(key)
+            await self._get_batches(by_peer, answers)
+            asked = width
+        found: dict[Key, Found | None] = {}
+        for key, said in answers.items():
+            chosen = selection.choose(said.joined(), self._clock.now_us())
+            if chosen or len(said.by_peer) >= needed:
+                found[key] = Found.of(chosen[0], answered=len(said.counted)) if chosen else None
+                self._repair_soon(key, said)
+        if keys and not found:
+            raise QueryError(f"too few servers answered for any of the {len(keys)} keys")
+        return found
+
+    # Asking
+
+    def _quorum(self, wanted: int | None) -> int:
+        limit = self._config.replication_factor
+        if wanted is not None and not 1 <= wanted <= limit:
+            raise ConfigError(f"quorum must be in 1 ..= {limit}, not {wanted}")
+        asked = wanted or self._config.read_quorum or limit // 2 + 1
+        return min(asked, max(1, self._neighbourhood.servers_known()))
+
+    async def _ask_replicas(self, key: Key, selection: Selection, needed: int, *, cursor: bytes = b"") -> _Answers:
+        answers = _Answers(needed, selection)
+        query = _slot_query(selection, cursor)
+        target = kad_key(key)
+        own = self._neighbourhood.own_contact()
+        table = self._neighbourhood.table
+        if own is not None:
+            nearest = table.find_closest(target, self._config.replication_factor, where=syncs)
+            if own in choose_replicas(target, nearest, self._config.replication_factor, own=own):
+                await self._ask_here(key, query, answers)
+        elif not len(table):
+            raise QueryError("no server is known to ask: this node has found no peers")
+        if not answers.is_enough:
+            lookup = self._explorer.lookup(
+                target, alpha=needed - len(answers.counted), query_timeout_s=self._config.rpc_timeout_s
+            )
+
+            async def get_from(contact: Contact) -> Reply:
+                reply = await self._neighbourhood.ask(contact, GetValue(key, query))
+                await self._take(contact, key, query, reply, answers)
+                if contact.peer not in answers.counted:
+                    lookup.widen(self._config.alpha)  # not what one hopes for: from here on search broadly
+                return reply
+
+            await self._explorer.run(lookup, get_from, until=lambda: answers.is_enough)
+        if len(answers.by_peer) < needed and not answers.joined():
+            raise QueryError(f"{len(answers.by_peer)} of the {needed} replicas needed answered, and had nothing")
+        self._repair_soon(key, answers)
+        return answers
+
+    async def _ask_here(self, key: Key, query: SlotQuery, answers: _Answers) -> None:
+        page, held = await self._server.read(key, query)
+        end = decode_cursor(page.next_cursor)
+        answers.add(self._network.local, self._admitted(page.entries), held=held, end=end)
+
+    async def _take(self, contact: Contact, key: Key, query: SlotQuery, reply: Reply, answers: _Answers) -> None:
+        """Check what a replica sent, fetch the other pages if it is to be complete, and count it.
+
+        Raises:
+            QueryError: a page did not come.
+            RemoteProtocolError: it sent something that no honest replica holds.
+        """
+        page = self._page(key, query, reply.record, reply.held, reply.next_cursor)
+        entries = list(page.entries)
+        pages = 1
+        while page.next_cursor and query.newest and pages < MAX_PAGES:
+            query = replace(query, cursor=page.next_cursor)
+            reply = await self._neighbourhood.ask(contact, GetValue(key, query))
+            page = self._page(key, query, reply.record, reply.held, reply.next_cursor)
+            entries += page.entries
+            pages += 1
+        answers.add(contact.peer, entries, held=page.held, end=page.end)
+
+    async def _get_batches(self, by_peer: Mapping[PeerId, Sequence[Key]], answers: Mapping[Key, _Answers]) -> None:
+        for key in by_peer.get(self._network.local, ()):
+            await self._ask_here(key, _slot_query(answers[key].selection, b""), answers[key])
+        at_once = trio.Semaphore(BATCHES_AT_ONCE)
+        async with trio.open_nursery() as nursery:
+            for peer, wanted in by_peer.items():
+                if peer == self._network.local:
+                    continue
+                for start in range(0, len(wanted), BATCH_KEYS):
+                    await at_once.acquire()
+                    nursery.start_soon(self._get_batch, peer, wanted[start : start + BATCH_KEYS], answers, at_once)
+
+    async def _get_batch(
+        self, peer: PeerId, keys: Sequence[Key], answers: Mapping[Key, _Answers], place: trio.Semaphore
+    ) -> None:
+        query = _slot_query(answers[keys[0]].selection, b"")
+        contact = self._neighbourhood.contact(peer)
+        try:
+            while keys:
+                reply = await self._neighbourhood.ask(contact, GetValue(Key(b""), query, tuple(keys)))
+                for key, item in zip(keys, reply.batch, strict=False):  # it may answer for the first keys only
+                    page = self._page(key, query, item.record, item.held, b"")
+                    answers[key].add(peer, page.entries, held=page.held)
+                if not reply.batch:
+                    return
+                keys = keys[len(reply.batch) :]
+        except (QueryError, RemoteProtocolError) as error:
+            self._neighbourhood.failed(peer, str(error))  # what this peer leaves open is asked of others
+        finally:
+            place.release()
+
+    def _page(self, key: Key, query: SlotQuery, record: Record | None, held: bool, next_cursor: bytes) -> _Page:
+        """Check what a replica sent.
+
+        Raises:
+            RemoteProtocolError: it sent something that no honest replica holds.
+        """
+        if record is None or not record.value:
+            return _Page((), held, None, b"")
+        try:
+            decoded = decode_entry_set(record.value, max_entries=MAX_ENTRIES_PER_RECORD)
+            behind = decode_cursor(query.cursor)
+            end = decode_cursor(next_cursor)
+        except ValidationError as error:
+            raise RemoteProtocolError(str(error)) from error
+        entries = [candidate for candidate in decoded if isinstance(candidate, Entry)]
+        if len(entries) < len(decoded):
+            raise RemoteProtocolError("it holds something that is no entry")
+        if any(entry.header.key != key for entry in entries):
+            raise RemoteProtocolError("an entry of another key")
+        places = [(entry.publisher, entry.header.subkey) for entry in entries]
+        if end is not None and not places:
+            raise RemoteProtocolError("a page without entries that is not the last")
+        if behind is not None and any(place <= behind for place in places):
+            raise RemoteProtocolError("entries of the page before")  # whoever reads on would go round for ever
+        if end is not None and end != max(places):
+            raise RemoteProtocolError("a cursor that is not where the page ends")
+        return _Page(self._admitted(entries, of_peer=True), held, end, next_cursor)
+
+    def _admitted(self, entries: Sequence[Entry], *, of_peer: bool = False) -> list[Entry]:
+        """Of what a replica holds, what this node would store itself.
+
+        Raises:
+            RemoteProtocolError: a peer sent something that no honest replica holds.
+        """
+        now_us = self._clock.now_us()
+        admitted: list[Entry] = []
+        for entry in entries:
+            match admit(entry, now_us=now_us, rules=self._rules, verified=self._server.verified):
+                case Admitted(good):
+                    admitted.append(good)
+                case Refused(reason, text) as refused:
+                    if of_peer and refused.blame:
+                        raise RemoteProtocolError(f"{reason.value}: {text}")
+                case Deferred():
+                    pass
+        return admitted
+
+    # Repairing
+
+    def _repair_soon(self, key: Key, answers: _Answers) -> None:
+        """Of those that answered, bring the ``r`` closest to the key up to date."""
+        if answers.horizon is not None:
+            return  # of a page, what is missing cannot be told from what lies beyond
+        behind = answers.behind(self._clock.now_us())
+        if not behind:
+            return
+        answered = [self._neighbourhood.contact(peer) for peer in answers.by_peer if peer != self._network.local]
+        own = self._neighbourhood.own_contact()
+        for replica in choose_replicas(kad_key(key), answered, self._config.replication_factor, own=own):
+            peer, entries = replica.peer, behind.get(replica.peer)
+            if entries is None:
+                continue
+            try:
+                self._to_repair.send_nowait((peer, entries))
+            except trio.WouldBlock:
+                return
+
+    async def _repair_each(self) -> None:
+        async for peer, entries in self._repairs:
+            await self._writer.repair(entries, peer)
+
+
+def _slot_query(selection: Selection, cursor: bytes) -> SlotQuery:
+    return SlotQuery(tuple(selection.subkeys or ()), tuple(selection.publishers or ()), selection.newest, cursor)

@@ -1,0 +1,366 @@
+"""The classical side of Kademlia: plain records of other namespaces, and provider records.
+
+Both are put to the ``r`` closest servers of any implementation and republished by the node that made them, because
+nobody else keeps them alive (libp2p kad-dht specification, "Entry correction" and "Content provider routing").
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import trio
+
+from prime_dht.config import DhtConfig
+from prime_dht.entries.validators import ValidatorRegistry
+from prime_dht.errors import (
+    ConfigError,
+    LocalProtocolError,
+    QueryError,
+    RemoteProtocolError,
+    StorageError,
+    ValidationError,
+)
+from prime_dht.ids import PRIME_NAMESPACE, US_PER_S, Key, PeerId, TimestampUs, kad_key, namespace_of, short
+from prime_dht.kad.contact import Contact
+from prime_dht.kad.keyspace import closest
+from prime_dht.kad.replicas import choose_replicas
+from prime_dht.net.addresses import address_text
+from prime_dht.net.network import Network
+from prime_dht.node.clock import Clock
+from prime_dht.node.lookups import Explorer
+from prime_dht.node.neighbourhood import Neighbourhood
+from prime_dht.node.results import Provider, RecordReceipt
+from prime_dht.node.server import MAX_RECORD_BYTES, Server
+from prime_dht.storage.base import PlainRecord, ProviderRecord, StorageBackend
+from prime_dht.wire.kad import (
+    AddProvider,
+    GetProviders,
+    GetValue,
+    PeerRecord,
+    PutValue,
+    Record,
+    Reply,
+    Request,
+)
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus
+
+logger = logging.getLogger(__name__)
+
+MAX_PROVIDED = 100_000
+"""Multihashes, and records, that one node announces and republishes."""
+
+MAX_HEARD = 1000
+"""Multihashes of which the providers found last are remembered."""
+
+
+CORRECTIONS_WAITING = 16
+"""Corrections that wait their turn, each a record at most; beyond, they are left to the next reader."""
+
+ANNOUNCEMENTS_AT_ONCE = 8
+
+
+@dataclass(slots=True)
+class _Named:
+    """What servers said of a key: only the best record is kept, however many and large the others were."""
+
+    asked: set[PeerId] = field(default_factory=set)
+    holders: set[PeerId] = field(default_factory=set)
+    best: bytes | None = None
+    count: int = 0
+    """Servers that named a valid record."""
+
+
+class Records:
+    """Plain records and provider records, to and from the swarm."""
+
+    def __init__(
+        self,
+        network: Network,
+        neighbourhood: Neighbourhood,
+        explorer: Explorer,
+        server: Server,
+        storage: StorageBackend,
+        validators: ValidatorRegistry,
+        config: DhtConfig,
+        clock: Clock,
+    ) -> None:
+        self._network = network
+        self._neighbourhood = neighbourhood
+        self._explorer = explorer
+        self._server = server
+        self._storage = storage
+        self._validators = validators
+        self._config = config
+        self._clock = clock
+        self._own_records: dict[Key, bytes] = {}
+        self._provided: set[bytes] = set()
+        self._heard: OrderedDict[bytes, list[Provider]] = OrderedDict()
+        self._announcing = trio.CapacityLimiter(ANNOUNCEMENTS_AT_ONCE)
+        self._to_correct, self._corrections = trio.open_memory_channel[tuple[PeerId, Request]](CORRECTIONS_WAITING)
+
+    # Plain records
+
+    async def put_record(self, key: Key, value: bytes) -> RecordReceipt:
+        """Store a record on the ``r`` closest servers, and republish it while this node runs.
+
+        Raises:
+            ValidationError: no validator is registered for its namespace, the validator refuses it, or it is too large
+                or one too many.
+            QueryError: nobody took it.
+        """
+        _check_plain(key)
+        if len(value) > MAX_RECORD_BYTES:
+            raise ValidationError(f"a record of {len(value)} bytes exceeds the limit of {MAX_RECORD_BYTES}")
+        self._validators.validate(key, value)
+        if len(self._own_records) >= MAX_PROVIDED and key not in self._own_records:
+            raise ValidationError(f"a node keeps at most {MAX_PROVIDED} records alive")
+        receipt = await self._send_record(key, value)
+        self._own_records[key] = value
+        return receipt
+
+    async def get_record(self, key: Key, *, quorum: int | None = None) -> bytes | None:
+        """The best valid record that ``quorum`` servers (the read quorum by default) name, or all that can be asked.
+
+        Servers that were asked and named a worse one, or none, among the ``r`` closest are corrected.
+
+        Raises:
+            ConfigError: the quorum is not in 1 ..= r.
+            QueryError: nobody could be asked.
+            ValidationError: no validator is registered for the key's namespace.
+        """
+        _check_plain(key)
+        self._validators.check_namespace(key)
+        limit = self._config.replication_factor
+        if quorum is not None and not 1 <= quorum <= limit:
+            raise ConfigError(f"quorum must be in 1 ..= {limit}, not {quorum}")
+        wanted = quorum or self._config.read_quorum or self._config.write_quorum
+        named = _Named()
+        own = await self._storage.get_record(key, now_us=self._clock.now_us())
+        if own is not None:
+            self._weigh(named, key, self._network.local, own.value)
+
+        async def ask(contact: Contact) -> Reply:
+            reply = await self._neighbourhood.ask(contact, GetValue(key))
+            self._weigh(named, key, contact.peer, reply.record.value if reply.record is not None else None)
+            return reply
+
+        if named.count < wanted:
+            lookup = self._explorer.lookup(kad_key(key), query_timeout_s=self._config.rpc_timeout_s)
+            await self._explorer.run(lookup, ask, until=lambda: named.count >= wanted)
+        if named.best is None:
+            if not named.asked and not self._neighbourhood.is_server:
+                raise QueryError("nobody that could be asked answered")
+            return None
+        self._correct_soon(key, named)
+        return named.best
+
+    async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Carry out corrections until cancelled."""
+        task_status.started()
+        async for peer, request in self._corrections:
+            try:
+                await self._neighbourhood.tell(self._neighbourhood.contact(peer), request)
+            except (QueryError, RemoteProtocolError):
+                continue  # whether they take it is their affair
+
+    def _weigh(self, named: _Named, key: Key, peer: PeerId, value: bytes | None) -> None:
+        """Note which record a server named, and whether it is the best so far."""
+        named.asked.add(peer)
+        if value is None or not self._is_valid(key, value):
+            return
+        named.count += 1
+        if named.best is None or (value != named.best and self._validators.select(key, [named.best, value]) == 1):
+            named.best, named.holders = value, {peer}
+        elif value == named.best:
+            named.holders.add(peer)
+
+    def _correct_soon(self, key: Key, named: _Named) -> None:
+        """Give the best record to those of the closest that lack it."""
+        assert named.best is not None
+        request = PutValue((Record(key, named.best),))
+        lacking = named.asked - named.holders - {self._network.local}
+        contacts = [self._neighbourhood.contact(peer) for peer in named.asked]
+        for contact in closest(contacts, kad_key(key), self._config.replication_factor):
+            if contact.peer in lacking:
+                try:
+                    self._to_correct.send_nowait((contact.peer, request))
+                except trio.WouldBlock:
+                    return
+
+    async def _send_record(self, key: Key, value: bytes) -> RecordReceipt:
+        now_us = self._clock.now_us()
+        request = PutValue((Record(key, value),))
+
+        async def here() -> bool:
+            record = PlainRecord(
+                key=key,
+                value=value,
+                received_at_us=now_us,
+                expires_at_us=TimestampUs(now_us + int(self._config.record_ttl_s * US_PER_S)),
+                publisher=self._network.local,
+            )
+            return await self._server.put_plain(record)
+
+        def stored(reply: Reply) -> bool:
+            return reply.record is not None and reply.record.value == value
+
+        receipt = await self._to_closest(key, request, stored, here)
+        if not receipt.stored_by:
+            raise QueryError(f"nobody stored the record: {_first_reason(receipt)}")
+        return receipt
+
+    def _is_valid(self, key: Key, value: bytes) -> bool:
+        try:
+            self._validators.validate(key, value)
+        except ValidationError:
+            return False
+        return True
+
+    # Providers
+
+    async def provide(self, multihash: bytes, *, announce: bool) -> RecordReceipt:
+        """Announce that this node has the content of a multihash, now or at the next republish, and while it runs.
+
+        Raises:
+            LocalProtocolError: this node has no address at which it could be reached.
+            ValidationError: it provides too many already.
+        """
+        if not self._network.own_addresses():
+            raise LocalProtocolError("a node that does not listen cannot provide")
+        if len(self._provided) >= MAX_PROVIDED and multihash not in self._provided:
+            raise ValidationError(f"a node provides at most {MAX_PROVIDED} multihashes")
+        self._provided.add(multihash)
+        await self._note_own(multihash)
+        return await self._announce(multihash) if announce else RecordReceipt(key=multihash, stored_by=())
+
+    async def stop_providing(self, multihash: bytes) -> None:
+        """Announce it no longer; what others remember of it expires."""
+        self._provided.discard(multihash)
+        await self._storage.remove_provider(multihash, self._network.local)
+
+    async def find_providers(self, multihash: bytes, count: int) -> list[Provider]:
+        """Up to ``count`` providers, each once, those that this node knows of first.
+
+        Raises:
+            QueryError: this node is a client, and nobody could be asked.
+            ValidationError: the count is below 1.
+        """
+        if count < 1:
+            raise ValidationError("count must be at least 1")
+        found: dict[PeerId, tuple[bytes, ...]] = {}
+        for record in await self._server.get_providers(multihash):
+            found[record.provider] = record.addresses
+        lookup = self._explorer.lookup(kad_key(multihash))
+
+        async def ask(contact: Contact) -> Reply:
+            reply = await self._neighbourhood.ask(contact, GetProviders(multihash))
+            for record in reply.providers:
+                found.setdefault(record.peer, record.addresses)
+                self._network.learn_addresses(record.peer, record.addresses, source="kad")
+            return reply
+
+        if len(found) < count:
+            result = await self._explorer.run(lookup, ask, until=lambda: len(found) >= count)
+            if not found and not result.closest and not self._neighbourhood.is_server:
+                raise QueryError("nobody that could be asked answered")
+        providers = [
+            Provider(peer, tuple(address_text(address) for address in addresses))
+            for peer, addresses in islice(found.items(), count)
+        ]
+        self._heard[multihash] = providers
+        self._heard.move_to_end(multihash)
+        if len(self._heard) > MAX_HEARD:
+            self._heard.popitem(last=False)
+        return providers
+
+    def heard_providers(self, multihash: bytes) -> list[Provider]:
+        """What :meth:`find_providers` found when it was last asked."""
+        return self._heard.get(multihash, [])
+
+    async def republish(self) -> None:
+        """Put everything again that this node made: due every ``record_republish_s``.
+
+        What fails, because a better record stands or nobody is there, has another turn then.
+        """
+        for multihash in list(self._provided):
+            if multihash in self._provided:  # and not withdrawn meanwhile
+                try:
+                    await self._announce(multihash)
+                except StorageError as error:
+                    logger.warning("content could not be announced again: %s", error)
+        for key, value in list(self._own_records.items()):
+            try:
+                await self._send_record(key, value)
+            except (QueryError, ValidationError) as error:
+                logger.info("a record could not be put again: %s", error)
+
+    async def _announce(self, multihash: bytes) -> RecordReceipt:
+        async with self._announcing:
+            await self._note_own(multihash)
+            request = AddProvider(multihash, (PeerRecord(self._network.local, self._network.own_addresses()),))
+            return await self._to_closest(multihash, request, lambda _reply: True, None)
+
+    async def _note_own(self, multihash: bytes) -> None:
+        """This node answers for what it provides itself, wherever the key lies."""
+        await self._storage.add_provider(
+            ProviderRecord(
+                multihash=multihash,
+                provider=self._network.local,
+                addresses=self._network.own_addresses(),
+                expires_at_us=TimestampUs(self._clock.now_us() + int(self._config.provider_ttl_s * US_PER_S)),
+            )
+        )
+
+    async def _to_closest(
+        self,
+        key: bytes,
+        request: Request,
+        is_stored: Callable[[Reply], bool],
+        here: Callable[[], Awaitable[bool]] | None,
+    ) -> RecordReceipt:
+        """Send a request to the ``r`` servers closest to a key; ``here`` does the same on this node, if it is one."""
+        replication = self._config.replication_factor
+        target = kad_key(key)
+        result = await self._explorer.find_closest(key)
+        own = self._neighbourhood.own_contact() if here is not None else None
+        servers = choose_replicas(target, result.closest, replication, own=own, eligible=lambda _contact: True)
+        stored: list[PeerId] = []
+        failed: list[tuple[PeerId, str]] = []
+
+        async def send(contact: Contact) -> None:
+            try:
+                if contact is own and here is not None:
+                    done = await here()
+                else:
+                    done = is_stored(await self._neighbourhood.tell(contact, request))
+            except (QueryError, RemoteProtocolError, StorageError, ValidationError) as error:
+                failed.append((contact.peer, str(error)))
+                return
+            if done:
+                stored.append(contact.peer)
+            else:
+                failed.append((contact.peer, "it answered with another record"))
+
+        async with trio.open_nursery() as nursery:
+            for server in servers:
+                nursery.start_soon(send, server)
+        return RecordReceipt(key=key, stored_by=tuple(stored), failed=tuple(failed))
+
+
+def _check_plain(key: Key) -> None:
+    if namespace_of(key) == PRIME_NAMESPACE:
+        raise ValidationError("keys in /prime/ hold entries: use put and get")
+
+
+def _first_reason(receipt: RecordReceipt) -> str:
+    if not receipt.failed:
+        return "no server is known"
+    peer, reason = receipt.failed[0]
+    return f"{short(peer)}: {reason}"

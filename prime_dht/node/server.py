@@ -1,0 +1,394 @@
+"""What this node answers: the six Kademlia requests. The wire's traps are in :mod:`prime_dht.wire.kad`.
+
+Keys in ``/prime/`` hold entry sets: a PUT_VALUE is judged entry by entry (:mod:`prime_dht.entries.admission`), joined
+into the store, and answered, per entry, only when the entry is durable. Other namespaces hold one plain record each,
+which a registered validator checks and compares, as in go-libp2p.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import islice
+from typing import assert_never
+from weakref import WeakValueDictionary
+
+import trio
+
+from prime_dht.config import DhtConfig
+from prime_dht.entries.admission import AdmissionRules, Admitted, Deferred, Refused, admit
+from prime_dht.entries.codec import Undecodable, decode_entry_set, encode_entry_set
+from prime_dht.entries.entry import Entry
+from prime_dht.entries.envelope import VerifiedEnvelopes
+from prime_dht.entries.validators import ValidatorRegistry
+from prime_dht.errors import RemoteProtocolError, ValidationError
+from prime_dht.events import EntryStored
+from prime_dht.ids import PRIME_NAMESPACE, US_PER_S, Key, OpId, PeerId, TimestampUs, is_peer_id, kad_key, namespace_of
+from prime_dht.net.addresses import is_address_of
+from prime_dht.net.network import Network
+from prime_dht.node.cache import ReadCache
+from prime_dht.node.clock import Clock
+from prime_dht.node.feed import Feed
+from prime_dht.node.neighbourhood import Neighbourhood
+from prime_dht.storage.base import EntryPage, EntryQuery, PlainRecord, ProviderRecord, PutOutcome, StorageBackend
+from prime_dht.wire.frames import MAX_FRAME_BYTES
+from prime_dht.wire.kad import (
+    MAX_ADDRESSES_PER_PEER,
+    MAX_STATUSES,
+    AddProvider,
+    BatchReply,
+    Connection,
+    EntryStatus,
+    FindNode,
+    GetProviders,
+    GetValue,
+    PeerRecord,
+    Ping,
+    PutValue,
+    Record,
+    Reply,
+    Request,
+    SlotQuery,
+    StatusCode,
+)
+
+MAX_REPLY_VALUE_BYTES = 1 << 20
+"""Bytes of entries in one reply; readers page on."""
+
+MAX_ENTRIES_PER_RECORD = MAX_STATUSES
+"""Entries of one record, and of all records of one request."""
+
+MAX_RECORD_BYTES = 1 << 20
+"""Of a plain record's value."""
+
+MAX_ECHO_BYTES = MAX_FRAME_BYTES // 2
+"""A larger record is not echoed: the statuses have to fit beside it."""
+
+MAX_PROVIDERS = 100
+ENTRIES_PER_TURN = 64
+"""Entries that are judged before others get a turn; most of the time goes into verifying signatures."""
+
+_STATUS_OF = {
+    PutOutcome.INSERTED: StatusCode.STORED,
+    PutOutcome.DUPLICATE: StatusCode.STORED,
+    PutOutcome.SUPERSEDED: StatusCode.SUPERSEDED,
+    PutOutcome.REFUSED: StatusCode.REFUSED,
+}
+
+
+class Server:
+    """Answers requests, and stores on behalf of the network.
+
+    Attributes:
+        stored: entries that became the newest in their slot here.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        neighbourhood: Neighbourhood,
+        storage: StorageBackend,
+        validators: ValidatorRegistry,
+        cache: ReadCache,
+        rules: AdmissionRules,
+        config: DhtConfig,
+        clock: Clock,
+        feed: Feed,
+    ) -> None:
+        self._network = network
+        self._neighbourhood = neighbourhood
+        self._storage = storage
+        self._validators = validators
+        self._cache = cache
+        self._rules = rules
+        self._config = config
+        self._clock = clock
+        self._feed = feed
+        self._plain_locks: WeakValueDictionary[Key, trio.Lock] = WeakValueDictionary()
+        self.verified = VerifiedEnvelopes()
+        self.stored = 0
+
+    async def handle(self, peer: PeerId, request: Request) -> Reply:
+        """Answer one request.
+
+        Raises:
+            RemoteProtocolError: the request breaks the protocol; its stream is to be reset.
+            ValidationError: a plain record that its validator refuses: likewise, as in go-libp2p.
+            StorageError: the store failed.
+        """
+        self._neighbourhood.heard_from(peer)
+        match request:
+            case FindNode(target):
+                return self._reply(closer=self._find_node(target, peer))
+            case GetValue(key, query, batch):
+                return await (self._get_batch(batch, query) if batch else self._get(key, query, peer))
+            case PutValue(records):
+                return await self._put(request, records, peer)
+            case AddProvider(multihash, providers):
+                return await self._add_provider(multihash, providers, peer)
+            case GetProviders(multihash):
+                return await self._get_providers(multihash, peer)
+            case Ping():
+                return self._reply()
+            case _:
+                assert_never(request)
+
+    async def join(self, candidates: Sequence[Entry | Undecodable], *, relayer: PeerId | None) -> list[EntryStatus]:
+        """Judge entries and join those admitted into the store; one status for each, in order, once they are durable.
+
+        Args:
+            relayer: who brought them; ``None`` for this node itself, whose entries it does not judge.
+
+        Raises:
+            RemoteProtocolError: an entry that no honest peer could have relayed.
+        """
+        now_us = self._clock.now_us()
+        statuses: list[EntryStatus] = []
+        admitted: list[tuple[int, Entry]] = []
+        for number, candidate in enumerate(candidates, start=1):
+            if number % ENTRIES_PER_TURN == 0:
+                await trio.lowlevel.checkpoint()
+            op_id = candidate.op_id if isinstance(candidate, Entry) else OpId(b"")
+            verdict = admit(candidate, now_us=now_us, rules=self._rules, verified=self.verified)
+            match verdict:
+                case Admitted(entry):
+                    admitted.append((len(statuses), entry))
+                    statuses.append(EntryStatus(op_id, StatusCode.STORED))
+                case Deferred():
+                    statuses.append(EntryStatus(op_id, StatusCode.DEFERRED, "dated too far in the future"))
+                case Refused(reason, text):
+                    if verdict.blame and relayer is not None:
+                        raise RemoteProtocolError(f"{reason.value}: {text}")
+                    statuses.append(EntryStatus(op_id, StatusCode.REFUSED, f"{reason.value}: {text}"))
+                case _:
+                    assert_never(verdict)
+        if admitted:
+            results = await self._storage.put_entries([entry for _, entry in admitted], now_us=now_us)
+            for (index, entry), result in zip(admitted, results, strict=True):
+                statuses[index] = EntryStatus(entry.op_id, _STATUS_OF[result.outcome], result.reason)
+                if result.outcome is PutOutcome.INSERTED:
+                    self._publish_stored(entry)
+        return statuses
+
+    async def read(self, key: Key, query: SlotQuery) -> tuple[EntryPage, bool]:
+        """Entries that this node stores under a key, headers included; and whether it holds the key's sector."""
+        page = await self._storage.get_entries(
+            EntryQuery(
+                key=key,
+                subkeys=query.subkeys,
+                publishers=query.publishers,
+                newest=query.newest,
+                include_expired=True,
+                cursor=query.cursor,
+                max_bytes=min(query.max_bytes or MAX_REPLY_VALUE_BYTES, MAX_REPLY_VALUE_BYTES),
+            ),
+            now_us=self._clock.now_us(),
+        )
+        # Without sync a node knows that it holds all there is only while nobody else could hold anything.
+        return page, self._neighbourhood.is_server and self._neighbourhood.is_alone()
+
+    async def get_providers(self, multihash: bytes) -> list[ProviderRecord]:
+        """Providers that this node knows of."""
+        return await self._storage.get_providers(multihash, now_us=self._clock.now_us(), limit=MAX_PROVIDERS)
+
+    async def put_plain(self, record: PlainRecord) -> bool:
+        """Keep a plain record unless the one here is better; whether it was kept.
+
+        Raises:
+            ValidationError: its validator refuses it.
+        """
+        self._validators.validate(record.key, record.value)
+        lock = self._plain_locks.setdefault(record.key, trio.Lock())
+        async with lock:  # of two puts of one key the second must see what the first has stored
+            held = await self.get_plain(record.key)
+            is_other = held is not None and held.value != record.value
+            # Of two that are equally good the one held stays, so that replays cannot flip it to and fro.
+            if held is not None and is_other and self._validators.select(record.key, [held.value, record.value]) == 0:
+                return False
+            await self._storage.put_record(record)
+        return True
+
+    async def get_plain(self, key: Key) -> PlainRecord | None:
+        """The plain record this node stores under a key, if there is one and it is still valid."""
+        held = await self._storage.get_record(key, now_us=self._clock.now_us())
+        if held is None:
+            return None
+        try:
+            self._validators.validate(key, held.value)
+        except ValidationError:
+            return None  # records may expire by their own rules (IPNS does), and rules may have changed
+        return held
+
+    def _reply(
+        self,
+        *,
+        record: Record | None = None,
+        closer: tuple[PeerRecord, ...] = (),
+        providers: tuple[PeerRecord, ...] = (),
+        held: bool = False,
+        next_cursor: bytes = b"",
+        statuses: tuple[EntryStatus, ...] = (),
+        batch: tuple[BatchReply, ...] = (),
+    ) -> Reply:
+        return Reply(
+            record=record,
+            closer=closer,
+            providers=providers,
+            held=held,
+            next_cursor=next_cursor,
+            statuses=statuses,
+            replicates=self._neighbourhood.is_server,
+            batch=batch,
+        )
+
+    def _find_node(self, target: bytes, asker: PeerId) -> tuple[PeerRecord, ...]:
+        closer = self._closer(target, asker)
+        if not is_peer_id(target) or any(record.peer == target for record in closer):
+            return closer
+        if target == self._network.local:
+            return (PeerRecord(PeerId(target), self._network.own_addresses(), Connection.CONNECTED), *closer)
+        addresses = self._network.addresses_of(PeerId(target))
+        if not addresses or target == asker:
+            return closer
+        return (self._neighbourhood.record(self._neighbourhood.contact(PeerId(target), addresses)), *closer)
+
+    def _closer(self, key: bytes, asker: PeerId, count: int | None = None) -> tuple[PeerRecord, ...]:
+        wanted = count or self._config.k_bucket_size
+        contacts = self._neighbourhood.table.find_closest(kad_key(key), wanted + 1)
+        return tuple(self._neighbourhood.record(one) for one in contacts if one.peer != asker)[:wanted]
+
+    # Values
+
+    async def _get(self, key: Key, query: SlotQuery | None, asker: PeerId) -> Reply:
+        if self._namespace(key) != PRIME_NAMESPACE:
+            held = await self.get_plain(key)
+            record = None if held is None else _wire_record(held)
+            return self._reply(record=record, closer=self._closer(key, asker))
+        record, next_cursor, held_here = await self._read_record(key, query)
+        # A reader that says what it wants, and finds it, needs nobody closer.
+        closer = () if query is not None and record is not None else self._closer(key, asker)
+        return self._reply(record=record, closer=closer, held=held_here, next_cursor=next_cursor)
+
+    async def _get_batch(self, keys: tuple[Key, ...], query: SlotQuery | None) -> Reply:
+        room = MAX_REPLY_VALUE_BYTES
+        items: list[BatchReply] = []
+        for key in keys:
+            if self._namespace(key) != PRIME_NAMESPACE:
+                raise RemoteProtocolError("a batched GET_VALUE is for keys in /prime/")
+            record, _, held = await self._read_record(key, query)
+            if record is not None and (room := room - len(record.value)) < 0 and items:
+                break  # the answers for the first keys; the asker asks again for the rest
+            items.append(BatchReply(record, held=held))
+        return self._reply(batch=tuple(items))
+
+    async def _read_record(self, key: Key, query: SlotQuery | None) -> tuple[Record | None, bytes, bool]:
+        page, held = await self.read(key, query or SlotQuery())
+        if not page.entries:
+            return None, b"", held
+        return Record(key, encode_entry_set(page.entries), _rfc3339(self._clock.now_us())), page.next_cursor, held
+
+    async def _put(self, request: PutValue, records: tuple[Record, ...], asker: PeerId) -> Reply:
+        if len(records) == 1 and self._namespace(records[0].key) != PRIME_NAMESPACE:
+            return await self._put_plain(records[0], asker, want_closer=request.want_closer)
+        candidates: list[Entry | Undecodable] = []
+        for record in records:
+            if self._namespace(record.key) != PRIME_NAMESPACE:
+                raise RemoteProtocolError("a batched PUT_VALUE is for keys in /prime/")
+            try:
+                entries = decode_entry_set(record.value, max_entries=MAX_ENTRIES_PER_RECORD - len(candidates))
+            except ValidationError as error:
+                raise RemoteProtocolError(str(error)) from error
+            if any(isinstance(entry, Entry) and entry.header.key != record.key for entry in entries):
+                raise RemoteProtocolError("PUT_VALUE: an entry is of another key than its record")
+            candidates += entries
+        statuses = tuple(await self.join(candidates, relayer=asker))
+        closer: tuple[PeerRecord, ...] = ()
+        if request.want_closer and len(records) == 1:
+            closer = self._closer(records[0].key, asker, 2 * self._config.replication_factor)
+        is_echoed = len(records) == 1 and not request.no_echo and len(records[0].value) <= MAX_ECHO_BYTES
+        echo = _echo(records[0], self._clock.now_us()) if is_echoed else None
+        return self._reply(record=echo, closer=closer, statuses=statuses)
+
+    async def _put_plain(self, record: Record, asker: PeerId, *, want_closer: bool) -> Reply:
+        now_us = self._clock.now_us()
+        if len(record.value) > MAX_RECORD_BYTES or len(record.key) > self._config.limits.max_key_bytes:
+            raise ValidationError("the record or its key is too large")
+        lifetime_s = min(record.ttl_s or self._config.record_ttl_s, self._config.record_ttl_s)
+        kept = await self.put_plain(
+            PlainRecord(
+                key=record.key,
+                value=record.value,
+                received_at_us=now_us,
+                expires_at_us=TimestampUs(now_us + int(lifetime_s * US_PER_S)),
+                publisher=PeerId(record.publisher) if is_peer_id(record.publisher) else None,
+            )
+        )
+        if not kept:
+            raise ValidationError("a better record is held")
+        closer = self._closer(record.key, asker) if want_closer else ()
+        return self._reply(record=_echo(record, now_us), closer=closer)
+
+    # Providers
+
+    async def _add_provider(self, multihash: bytes, providers: tuple[PeerRecord, ...], sender: PeerId) -> Reply:
+        # Peers may only announce themselves, as in go-libp2p: what they say of others is ignored.
+        said = (address for record in providers if record.peer == sender for address in record.addresses)
+        addresses = tuple(islice((each for each in said if is_address_of(sender, each)), MAX_ADDRESSES_PER_PEER))
+        if not addresses:
+            raise RemoteProtocolError("ADD_PROVIDER names no address of its sender")
+        self._network.learn_addresses(sender, addresses, source="kad")
+        await self._storage.add_provider(
+            ProviderRecord(
+                multihash=multihash,
+                provider=sender,
+                addresses=addresses,
+                expires_at_us=TimestampUs(self._clock.now_us() + int(self._config.provider_ttl_s * US_PER_S)),
+            )
+        )
+        return self._reply()
+
+    async def _get_providers(self, multihash: bytes, asker: PeerId) -> Reply:
+        providers = tuple(
+            PeerRecord(record.provider, record.addresses, Connection.CAN_CONNECT)
+            for record in await self.get_providers(multihash)
+        )
+        return self._reply(providers=providers, closer=self._closer(multihash, asker))
+
+    def _namespace(self, key: Key) -> str:
+        try:
+            return namespace_of(key)
+        except ValidationError as error:
+            raise RemoteProtocolError(str(error)) from error
+
+    def _publish_stored(self, entry: Entry) -> None:
+        self.stored += 1
+        header = entry.header
+        self._cache.drop(header.key)
+        self._feed.publish(
+            EntryStored(
+                key=header.key,
+                publisher=entry.publisher,
+                subkey=header.subkey,
+                op_id=entry.op_id,
+                tombstone=entry.is_tombstone,
+            )
+        )
+
+
+def _echo(record: Record, received_at_us: int) -> Record:
+    """What a PUT_VALUE is answered with: what was put, and nothing else that came with it."""
+    return Record(record.key, record.value, _rfc3339(received_at_us))
+
+
+def _wire_record(record: PlainRecord) -> Record:
+    return Record(record.key, record.value, _rfc3339(record.received_at_us), record.publisher or b"")
+
+
+def _rfc3339(time_us: int) -> str:
+    """RFC 3339 in UTC with nanoseconds, as go-libp2p writes and reads it.
+
+    >>> _rfc3339(1_700_000_000_000_001)
+    '2023-11-14T22:13:20.000001000Z'
+    """
+    moment = datetime.fromtimestamp(time_us // US_PER_S, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{time_us % US_PER_S:06d}000Z"

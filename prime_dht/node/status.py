@@ -1,0 +1,100 @@
+"""How a node is doing, for people and programs."""
+
+from __future__ import annotations
+
+from prime_dht.config import DhtConfig
+from prime_dht.ids import PeerId, peer_text
+from prime_dht.kad.keyspace import common_prefix_length
+from prime_dht.net.addresses import address_text
+from prime_dht.net.network import Network
+from prime_dht.node.cache import ReadCache
+from prime_dht.node.feed import Feed
+from prime_dht.node.neighbourhood import Neighbourhood
+from prime_dht.node.results import Health, HeldArc, PeerStatus, Stats
+from prime_dht.node.server import Server
+from prime_dht.storage.base import StorageBackend
+
+
+class Status:
+    """Looks at the parts of a node and says what there is to see."""
+
+    def __init__(
+        self,
+        network: Network,
+        neighbourhood: Neighbourhood,
+        server: Server,
+        storage: StorageBackend,
+        cache: ReadCache,
+        config: DhtConfig,
+        feed: Feed,
+    ) -> None:
+        self._network = network
+        self._neighbourhood = neighbourhood
+        self._server = server
+        self._storage = storage
+        self._cache = cache
+        self._config = config
+        self._feed = feed
+
+    def peers(self) -> list[PeerStatus]:
+        """The peers in the routing table, nearest first."""
+        table = self._neighbourhood.table
+        return [
+            PeerStatus(
+                peer=contact.peer,
+                addresses=self._addresses(contact.peer),
+                connected=self._network.is_connected(contact.peer),
+                replicates=contact.syncs,
+                bucket=common_prefix_length(table.local, contact.kad_key),
+                source=self._network.source_of(contact.peer),
+            )
+            for contact in table.find_closest(table.local, len(table))
+        ]
+
+    async def health(self) -> Health:
+        """Peers, keys, buckets, the target arc, and what a person should look at."""
+        table = self._neighbourhood.table
+        stored = await self._storage.stats()
+        sizes = table.bucket_sizes()
+        deepest = max((index for index, size in enumerate(sizes) if size), default=-1)
+        arc = self._neighbourhood.target_arc().arc
+        is_server = self._neighbourhood.is_server
+        return Health(
+            peer_id=peer_text(self._network.local),
+            mode="server" if is_server else "client",
+            peers=len(table),
+            connected=len(self._network.connected_peers()),
+            keys=stored.keys,
+            entries=stored.entries,
+            bytes=stored.bytes,
+            bucket_sizes=tuple(sizes[: deepest + 1]),
+            target_arc=HeldArc.of(arc) if is_server else None,
+            warnings=tuple(self._warnings()),
+        )
+
+    async def stats(self) -> Stats:
+        """Counters since the node started."""
+        counters = self._network.counters()
+        return Stats(
+            requests_sent=counters.requests_sent,
+            requests_answered=counters.requests_answered,
+            offences=counters.offences,
+            entries_stored=self._server.stored,
+            events_dropped=self._feed.dropped,
+            cache_hits=self._cache.hits,
+            bytes_stored=(await self._storage.stats()).bytes,
+        )
+
+    def _warnings(self) -> list[str]:
+        servers, wanted = self._neighbourhood.servers_known(), self._config.replication_factor
+        warnings = []
+        if not len(self._neighbourhood.table):
+            warnings.append("no other server is known")
+        elif servers < wanted:
+            warnings.append(f"{servers} servers are known, fewer than the {wanted} replicas asked for")
+        if self._feed.dropped:
+            warnings.append(f"{self._feed.dropped} events were lost to subscribers that fell behind")
+        return warnings
+
+    def _addresses(self, peer: PeerId) -> tuple[str, ...]:
+        return tuple(address_text(address) for address in self._network.addresses_of(peer))

@@ -1,0 +1,354 @@
+"""Putting entries: sign, store on the replicas closest to the key, report who has it.
+
+Where the routing table knows all servers near a key, no lookup goes before a put. The put is one itself: a
+:class:`~prime_dht.kad.lookup.Lookup` for the ``r`` closest whose query is PUT_VALUE. It starts from the replicas, so
+the entry goes to all of them in one parallel step; only if some of them are dead, or know closer servers, does it go on
+to others, until the ``r`` closest that are alive have been asked.
+
+Whether this node is a replica itself is judged when the put starts, so that it stores in the same step, and judged
+again by what the lookup found when it ends: the peers that seemed closer may be dead.
+
+An own slot's last write is made durable before the entry leaves this node: after a crash, or with a clock that was set
+back, the next entry is still newer than any that others may hold.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import trio
+from libp2p.crypto.keys import PrivateKey
+
+from prime_dht.config import DhtConfig
+from prime_dht.entries.codec import encode_entry_set, inline
+from prime_dht.entries.entry import NO_METADATA, Content, Entry, EntryHeader, Slot, Tombstone
+from prime_dht.entries.envelope import signature_of
+from prime_dht.entries.signing import sign_entry
+from prime_dht.entries.slot import EntryTimes, next_entry_times, tombstone_times
+from prime_dht.errors import ConfigError, QueryError, RemoteProtocolError, StorageError, ValidationError
+from prime_dht.ids import US_PER_S, Key, OpId, PeerId, kad_key, short
+from prime_dht.kad.contact import Contact
+from prime_dht.kad.replicas import choose_replicas, quorum
+from prime_dht.net.network import Network
+from prime_dht.node.clock import Clock
+from prime_dht.node.lookups import Explorer
+from prime_dht.node.neighbourhood import Neighbourhood
+from prime_dht.node.results import PutReceipt
+from prime_dht.node.server import Server
+from prime_dht.storage.base import OwnSlot, StorageBackend
+from prime_dht.wire.kad import EntryStatus, PutValue, Record, Reply, StatusCode
+
+logger = logging.getLogger(__name__)
+
+BATCH_ENTRIES = 64
+"""Entries in one batched PUT_VALUE; verifying them takes the replica some 5 ms, during which it does nothing else."""
+
+BATCH_BYTES = 1 << 20
+BATCHES_AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statement:
+    """What a caller wants a slot to say. ``value`` ``None`` deletes."""
+
+    key: Key
+    subkey: bytes = b""
+    value: bytes | None
+    ttl_s: float | None = None
+    expires_at_s: float | None = None
+    content_type: str = ""
+    metadata: Mapping[str, str] = field(default_factory=lambda: NO_METADATA)
+    capability: bytes = b""
+
+
+_Sized = TypeVar("_Sized", "Entry", "_Tally")
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Who said what of one entry, each peer once."""
+
+    entry: Entry
+    replication: int
+    stored: list[PeerId] = field(default_factory=list)
+    refused: list[tuple[PeerId, str]] = field(default_factory=list)
+    failed: list[tuple[PeerId, str]] = field(default_factory=list)
+    superseded: bool = False
+
+    @property
+    def size_bytes(self) -> int:
+        return self.entry.size_bytes
+
+    def note(self, peer: PeerId, status: EntryStatus) -> None:
+        match status.code:
+            case StatusCode.STORED:
+                self.stored.append(peer)
+            case StatusCode.SUPERSEDED:
+                self.superseded = True
+                self.refused.append((peer, "superseded"))
+            case StatusCode.DEFERRED | StatusCode.REFUSED | StatusCode.UNSPECIFIED:
+                self.refused.append((peer, status.reason or status.code.name.lower()))
+
+    def receipt(self, servers_known: int) -> PutReceipt:
+        header = self.entry.header
+        return PutReceipt(
+            key=header.key,
+            subkey=header.subkey,
+            op_id=self.entry.op_id,
+            created_at_us=header.created_at_us,
+            expires_at_us=header.expires_at_us,
+            stored_by=tuple(self.stored),
+            refused=tuple(self.refused),
+            failed=tuple(self.failed),
+            wanted=self.replication,
+            needed=max(1, quorum(self.replication, servers_known)),
+            superseded=self.superseded,
+        )
+
+
+class Writer:
+    """Signs this node's entries and puts entries, its own or others', to their replicas."""
+
+    def __init__(
+        self,
+        private_key: PrivateKey,
+        network: Network,
+        neighbourhood: Neighbourhood,
+        explorer: Explorer,
+        server: Server,
+        storage: StorageBackend,
+        config: DhtConfig,
+        clock: Clock,
+    ) -> None:
+        self._private_key = private_key
+        self._network = network
+        self._neighbourhood = neighbourhood
+        self._explorer = explorer
+        self._server = server
+        self._storage = storage
+        self._config = config
+        self._clock = clock
+        self._signing = trio.Lock()
+
+    async def put(self, statement: Statement, *, replication: int | None = None) -> PutReceipt:
+        """Sign a statement and store it on the ``r`` servers closest to its key.
+
+        Raises:
+            ConfigError: the replication is not in 1 ..= k.
+            ValidationError: the statement breaks a rule or a limit.
+            QueryError: no replica took it: none is known, none answered, or all refused.
+        """
+        wanted = self._replication(replication)
+        servers_known = self._neighbourhood.servers_known()
+        (entry,) = await self._sign([statement])
+        tally = _Tally(entry, wanted)
+        own = self._neighbourhood.own_contact()
+        replicas = await self._explorer.replicas_of(statement.key, wanted)
+        here = own in replicas
+        async with trio.open_nursery() as nursery:
+            if here:
+                nursery.start_soon(self._store_here, [tally])
+            others = await self._put_along_lookup(tally, [one for one in replicas if one != own], wanted - here)
+        if not here and own in choose_replicas(kad_key(statement.key), others, wanted, own=own):
+            await self._store_here([tally])
+        return self._receipts([tally], servers_known)[0]
+
+    async def put_many(self, statements: Sequence[Statement], *, replication: int | None = None) -> list[PutReceipt]:
+        """As :meth:`put` for each, with lookups shared by neighbouring keys and few, large requests.
+
+        Raises:
+            ConfigError: the replication is not in 1 ..= k.
+            ValidationError: a statement breaks a rule or a limit; then none is put.
+            QueryError: no entry was taken by any replica.
+        """
+        wanted = self._replication(replication)
+        servers_known = self._neighbourhood.servers_known()
+        tallies = [_Tally(entry, wanted) for entry in await self._sign(statements)]
+        by_peer: dict[PeerId, list[_Tally]] = defaultdict(list)
+        servers = await self._explorer.servers_near({tally.entry.header.key for tally in tallies}, wanted)
+        for tally in tallies:
+            for replica in servers[tally.entry.header.key][:wanted]:
+                by_peer[replica.peer].append(tally)
+        at_once = trio.Semaphore(BATCHES_AT_ONCE)
+        async with trio.open_nursery() as nursery:
+            for peer, batch in by_peer.items():
+                if peer == self._network.local:
+                    nursery.start_soon(self._store_here, batch)
+                    continue
+                for part in _parts(batch):
+                    await at_once.acquire()
+                    nursery.start_soon(self._put_part, peer, part, at_once)
+        return self._receipts(tallies, servers_known)
+
+    async def repair(self, entries: Sequence[Entry], peer: PeerId) -> None:
+        """Give entries of one key to a replica that was seen to lack them.
+
+        A failure is left to the next reader, or to sync.
+        """
+        key = entries[0].header.key
+        try:
+            if peer == self._network.local:
+                await self._server.join(entries, relayer=None)
+                return
+            for part in _parts(entries):
+                request = PutValue((Record(key, encode_entry_set(part)),), no_echo=True)
+                await self._neighbourhood.ask(self._neighbourhood.contact(peer), request)
+        except (QueryError, RemoteProtocolError, StorageError) as error:
+            logger.info("%s could not be brought up to date: %s", short(peer), error)
+
+    # Signing
+
+    async def _sign(self, statements: Sequence[Statement]) -> list[Entry]:
+        """Make entries that are newer than anything this node wrote in their slots, and remember that durably.
+
+        Raises:
+            ValidationError: a statement breaks a rule or a limit; then none is signed.
+        """
+        async with self._signing:  # two writes of one slot must not both follow the same predecessor
+            latest: dict[Slot, OwnSlot] = {}
+            entries: list[Entry] = []
+            for statement in statements:
+                slot = Slot(statement.key, self._network.local, statement.subkey)
+                previous = latest.get(slot) or await self._storage.own_slot(slot)
+                times = self._times(statement, previous)
+                entry = self._sign_one(statement, times)
+                latest[slot] = OwnSlot(slot, times.created_at_us, times.retain_until_us)
+                entries.append(entry)
+            await self._storage.put_own_slots(list(latest.values()))
+        return entries
+
+    def _times(self, statement: Statement, previous: OwnSlot | None) -> EntryTimes:
+        now_us = self._clock.now_us()
+        max_ttl_us = self._config.limits.max_ttl_us
+        if statement.value is None:
+            return tombstone_times(now_us, previous, max_ttl_us=max_ttl_us)
+        if statement.ttl_s is not None and statement.expires_at_s is not None:
+            raise ValidationError("give ttl or expires_at, not both")
+        if statement.expires_at_s is not None:
+            expires_at_us = _us("expires_at", statement.expires_at_s)
+            return next_entry_times(now_us, previous, expires_at_us=expires_at_us, max_ttl_us=max_ttl_us)
+        ttl_us = _us("ttl", self._config.ttl if statement.ttl_s is None else statement.ttl_s)
+        return next_entry_times(now_us, previous, ttl_us=ttl_us, max_ttl_us=max_ttl_us)
+
+    def _sign_one(self, statement: Statement, times: EntryTimes) -> Entry:
+        content: Content = Tombstone() if statement.value is None else inline(statement.value)
+        header = EntryHeader(
+            network_id=self._config.network_id,
+            key=statement.key,
+            subkey=statement.subkey,
+            created_at_us=times.created_at_us,
+            expires_at_us=times.expires_at_us,
+            retain_until_us=times.retain_until_us,
+            content=content,
+            content_type=statement.content_type,
+            metadata=statement.metadata,
+            capability=statement.capability,
+        )
+        entry = sign_entry(header, self._private_key, statement.value, limits=self._config.limits)
+        self._server.verified.remember(entry.op_id, signature_of(entry.envelope))
+        return entry
+
+    # Storing
+
+    def _replication(self, replication: int | None) -> int:
+        wanted = self._config.replication_factor if replication is None else replication
+        if not 1 <= wanted <= self._config.k_bucket_size:
+            raise ConfigError(f"replication must be in 1 ..= {self._config.k_bucket_size}, not {wanted}")
+        return wanted
+
+    async def _store_here(self, tallies: Sequence[_Tally]) -> None:
+        try:
+            statuses = await self._server.join([tally.entry for tally in tallies], relayer=None)
+        except StorageError as error:  # the other replicas can still store them
+            for tally in tallies:
+                tally.failed.append((self._network.local, str(error)))
+            return
+        for tally, status in zip(tallies, statuses, strict=True):
+            tally.note(self._network.local, status)
+
+    async def _put_along_lookup(self, tally: _Tally, seeds: Sequence[Contact], replicas: int) -> Sequence[Contact]:
+        """Put to the closest other servers; returns those that answered, the nearest first."""
+        if not replicas:
+            return ()
+        key = tally.entry.header.key
+        request = PutValue((Record(key, encode_entry_set((tally.entry,))),), want_closer=True, no_echo=True)
+
+        async def put_to(contact: Contact) -> Reply:
+            reply = await self._neighbourhood.ask(contact, request)
+            if reply.replicates:  # others may keep what they do not understand, but do not join it
+                tally.note(contact.peer, reply.statuses[0] if reply.statuses else _NO_STATUS)
+            return reply
+
+        lookup = self._explorer.lookup(
+            kad_key(key),
+            k=replicas,
+            alpha=replicas,
+            replicas_only=True,
+            seeds=seeds,
+            query_timeout_s=self._config.rpc_timeout_s,
+        )
+        result = await self._explorer.run(lookup, put_to)
+        tally.failed += [(hop.contact.peer, hop.failure) for hop in result.path if hop.failure]
+        return result.closest
+
+    async def _put_part(self, peer: PeerId, part: Sequence[_Tally], place: trio.Semaphore) -> None:
+        records = tuple(Record(tally.entry.header.key, encode_entry_set((tally.entry,))) for tally in part)
+        try:
+            reply = await self._neighbourhood.ask(self._neighbourhood.contact(peer), PutValue(records, no_echo=True))
+            if len(reply.statuses) != len(part):
+                raise RemoteProtocolError("not one status for each entry")
+            for tally, status in zip(part, reply.statuses, strict=True):
+                tally.note(peer, status)
+        except (QueryError, RemoteProtocolError) as error:
+            for tally in part:
+                tally.failed.append((peer, str(error)))
+        finally:
+            place.release()
+
+    def _receipts(self, tallies: Sequence[_Tally], servers_known: int) -> list[PutReceipt]:
+        """What to tell the caller, who knew of ``servers_known`` when the put began: some of them may be dead now.
+
+        Counting those as well means that a node that is cut off in the middle of a put does not take it for
+        acknowledged.
+        """
+        if tallies and not any(tally.stored or tally.superseded for tally in tallies):
+            raise self._nobody_took(tallies[0])
+        servers = max(servers_known, self._neighbourhood.servers_known())
+        return [tally.receipt(servers) for tally in tallies]
+
+    def _nobody_took(self, tally: _Tally) -> QueryError:
+        if tally.refused:
+            peer, reason = tally.refused[0]
+            return QueryError(f"no replica took the entry; {short(peer)} says: {reason}")
+        if tally.failed:
+            peer, reason = tally.failed[0]
+            return QueryError(f"no replica answered; of {len(tally.failed)} asked, {short(peer)} first: {reason}")
+        return QueryError("no server is known to store the entry: this node has found no peers")
+
+
+_NO_STATUS = EntryStatus(OpId(b""), StatusCode.UNSPECIFIED, "it answered without a status")
+
+
+def _us(what: str, seconds: float) -> int:
+    if not math.isfinite(seconds):
+        raise ValidationError(f"{what} must be a number of seconds, not {seconds}")
+    return int(seconds * US_PER_S)
+
+
+def _parts(sized: Sequence[_Sized]) -> Iterable[list[_Sized]]:
+    """Batches within :data:`BATCH_ENTRIES` and :data:`BATCH_BYTES`, in order."""
+    part: list[_Sized] = []
+    size_bytes = 0
+    for one in sized:
+        if part and (len(part) == BATCH_ENTRIES or size_bytes + one.size_bytes > BATCH_BYTES):
+            yield part
+            part, size_bytes = [], 0
+        part.append(one)
+        size_bytes += one.size_bytes
+    if part:
+        yield part

@@ -1,0 +1,283 @@
+"""A network in memory, for many whole nodes in one process: no sockets, no threads, all waiting in trio's time.
+
+A :class:`World` is what lies between nodes; each is given its :class:`MemoryNetwork`, which is to it what
+:class:`prime_dht.net.overlay.Overlay` is to a node on libp2p. A request becomes its exact bytes, takes a while, is
+handled by a task of the other node, and its reply comes back in the same way. Under trio's ``MockClock`` hours pass in
+an instant.
+
+The world keeps to these rules:
+
+- Between two nodes a message takes half of a round trip that is drawn for the pair from the world's seed, so it does
+  not depend on what else happens: one seed is one history.
+- A call needs a connection, or an address at which the other listens. Once made, a connection serves both ways and
+  lasts until one of the two stops. Which addresses are known, and how long a peer is left alone after a failed dial, is
+  the affair of the same :class:`~prime_dht.net.dialer.AddressBook` that a real dialer uses.
+- A node that has *stopped* refuses a dial at once, as a machine does on which nothing listens, and what was under way
+  is lost. A node that is *silent*, or beyond a *partition*, cannot be told from one that is slow: packets vanish.
+
+What the network does with a peer that breaks the protocol is as on a stream: the call fails, the offence is counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from random import Random
+from typing import TYPE_CHECKING
+
+import trio
+from multiaddr import Multiaddr
+
+from prime_dht.errors import PrimeDHTError, QueryError, RemoteProtocolError
+from prime_dht.ids import PeerId, peer_text, short
+from prime_dht.net.dialer import AddressBook
+from prime_dht.net.network import Counters, Handler
+from prime_dht.wire.kad import Reply, Request, decode_reply, decode_request, encode_reply, encode_request
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus
+
+PORT = 4001
+LATENCY_SIGMA = 0.6
+"""Of the log-normal distribution of round trips, as in :mod:`prime_dht.testing.simulator`."""
+
+
+class World:
+    """What lies between nodes, and who can hear whom.
+
+    Args:
+        seed: of the latencies.
+        round_trip_s: the median; 0 makes every message arrive at once.
+
+    Attributes:
+        requests: requests that reached their node, by kind.
+        request_bytes, reply_bytes: what they and their replies took on the wire.
+    """
+
+    def __init__(self, *, seed: int, round_trip_s: float = 0.05) -> None:
+        self._seed = seed
+        self._round_trip_s = round_trip_s
+        self._networks: dict[PeerId, MemoryNetwork] = {}
+        self._addresses: dict[PeerId, bytes] = {}
+        self._silent: set[PeerId] = set()
+        self._side: dict[PeerId, int] = {}
+        self._one_way_s: dict[frozenset[PeerId], float] = {}
+        self.requests: Counter[str] = Counter()
+        self.request_bytes = 0
+        self.reply_bytes = 0
+
+    def network(self, local: PeerId, handler: Handler, *, listens: bool = True) -> MemoryNetwork:
+        """The network of a new node, or of one that was stopped and starts again, at the address it had."""
+        network = self._networks[local] = MemoryNetwork(self, local, handler, listens=listens)
+        return network
+
+    def address_of(self, peer: PeerId) -> bytes:
+        """The binary multiaddr of a node, its own for all of the world's time; addresses share no subnet."""
+        if peer not in self._addresses:
+            number = len(self._addresses)
+            ip = f"{11 + number // 256}.{number % 256}.0.1"
+            self._addresses[peer] = Multiaddr(f"/ip4/{ip}/tcp/{PORT}").to_bytes()
+        return self._addresses[peer]
+
+    def silence(self, peer: PeerId) -> None:
+        """From here on no message to or from a node arrives, and nobody is told."""
+        self._silent.add(peer)
+
+    def unsilence(self, peer: PeerId) -> None:
+        """Undo :meth:`silence`."""
+        self._silent.discard(peer)
+
+    def partition(self, *sides: Iterable[PeerId]) -> None:
+        """Cut the world: messages pass within a side alone. Nodes that are named in none are on the first."""
+        self._side = {peer: number for number, side in enumerate(sides) for peer in side}
+
+    def heal(self) -> None:
+        """Undo :meth:`partition`."""
+        self._side.clear()
+
+    # Within
+
+    def one_way_s(self, a: PeerId, b: PeerId) -> float:
+        """How long a message between two nodes takes; infinite if it never arrives."""
+        if a in self._silent or b in self._silent or self._side.get(a, 0) != self._side.get(b, 0):
+            return math.inf
+        pair = frozenset((a, b))
+        if pair not in self._one_way_s:
+            rng = Random(f"{self._seed}/{min(a, b).hex()}/{max(a, b).hex()}")  # noqa: S311 - a simulation
+            self._one_way_s[pair] = self._round_trip_s / 2 * rng.lognormvariate(0, LATENCY_SIGMA)
+        return self._one_way_s[pair]
+
+    def listening_at(self, peer: PeerId, addresses: Iterable[bytes]) -> MemoryNetwork | None:
+        """The network of a node, if it listens at one of these addresses."""
+        network = self._networks.get(peer)
+        if network is None or not network.own_addresses() or not network.is_running:
+            return None
+        return network if self.address_of(peer) in addresses else None
+
+
+class _Call:
+    """One request that another node is working on."""
+
+    def __init__(self, caller: PeerId, message: bytes) -> None:
+        self.caller = caller
+        self.message = message
+        self.done = trio.Event()
+        self.answer: bytes | None = None
+
+
+class MemoryNetwork:
+    """One node's view of a :class:`World`: a :class:`prime_dht.net.network.Network`.
+
+    Attributes:
+        sent: requests sent, by kind.
+    """
+
+    def __init__(self, world: World, local: PeerId, handler: Handler, *, listens: bool) -> None:
+        self.local = local
+        self.sent: Counter[str] = Counter()
+        self._world = world
+        self._handler = handler
+        self._addresses = (world.address_of(local),) if listens else ()
+        self._book = AddressBook()
+        self._links: dict[PeerId, MemoryNetwork] = {}
+        self._serves = False
+        self._nursery: trio.Nursery | None = None
+        self._answered: Counter[str] = Counter()
+        self._offences = 0
+
+    async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
+                for peer in list(self._links.values()):
+                    peer.disconnect(self.local)
+                self._links.clear()
+
+    @property
+    def is_running(self) -> bool:
+        return self._nursery is not None
+
+    def mount(self, *, as_server: bool) -> None:
+        self._serves = as_server
+
+    def unmount(self) -> None:
+        self._serves = False
+
+    def own_addresses(self) -> tuple[bytes, ...]:
+        return self._addresses
+
+    async def call(self, peer: PeerId, request: Request, *, timeout_s: float) -> Reply:
+        self.sent[type(request).__name__] += 1
+        message = encode_request(request)
+        try:
+            with trio.fail_after(timeout_s):
+                answer = await self._exchange(await self._connect(peer), message)
+            return decode_reply(request, answer)
+        except trio.TooSlowError as error:
+            if peer not in self._links:
+                self._book.failed(peer, now_s=trio.current_time())
+            raise QueryError(f"peer {short(peer)} did not answer within {timeout_s:g} s") from error
+        except RemoteProtocolError as error:
+            raise RemoteProtocolError(str(error), peer=peer_text(peer)) from error
+
+    def learn_addresses(self, peer: PeerId, addresses: Iterable[bytes], *, source: str) -> None:
+        if peer != self.local:
+            self._book.add(peer, addresses, source=source, now_s=trio.current_time())
+
+    def forgive(self, peer: PeerId) -> None:
+        self._book.forgive(peer)
+
+    def addresses_of(self, peer: PeerId) -> tuple[bytes, ...]:
+        return self._book.addresses(peer)
+
+    def source_of(self, peer: PeerId) -> str:
+        return self._book.source_of(peer)
+
+    def remote_address_of(self, peer: PeerId) -> bytes | None:
+        return self._world.address_of(peer) if peer in self._links else None
+
+    def is_connected(self, peer: PeerId) -> bool:
+        return peer in self._links
+
+    def connected_peers(self) -> tuple[PeerId, ...]:
+        return tuple(self._links)
+
+    def counters(self) -> Counters:
+        return Counters(
+            requests_sent=self.sent.total(), requests_answered=dict(self._answered), offences=self._offences
+        )
+
+    def disconnect(self, peer: PeerId) -> None:
+        """The connection to a peer is gone; that is no failure of anything but what is under way on it."""
+        self._links.pop(peer, None)
+
+    # The calling side
+
+    async def _connect(self, peer: PeerId) -> MemoryNetwork:
+        linked = self._links.get(peer)
+        if linked is not None:
+            return linked
+        if peer == self.local:
+            raise QueryError("a node does not dial itself")
+        now_s = trio.current_time()
+        if self._book.wait_s(peer, now_s=now_s) > 0:
+            raise QueryError(f"peer {short(peer)} could not be reached; it is left alone for a while")
+        addresses = self._book.addresses(peer)
+        if not addresses:
+            raise QueryError(f"peer {short(peer)}: no address is known")
+        await self._travel(peer)
+        other = self._world.listening_at(peer, addresses)
+        await self._travel(peer)
+        if other is None or not other.is_running:
+            self._book.failed(peer, now_s=trio.current_time())
+            raise QueryError(f"peer {short(peer)}: connection refused")
+        self._book.succeeded(peer, self._world.address_of(peer), now_s=trio.current_time())
+        self._links[peer] = other
+        other._links[self.local] = self
+        return other
+
+    async def _exchange(self, other: MemoryNetwork, message: bytes) -> bytes:
+        await self._travel(other.local)
+        call = _Call(self.local, message)
+        other.take(call)
+        await call.done.wait()
+        await self._travel(other.local)
+        if call.answer is None:
+            raise QueryError(f"peer {short(other.local)} reset the stream")
+        self._world.reply_bytes += len(call.answer)
+        return call.answer
+
+    async def _travel(self, peer: PeerId) -> None:
+        one_way_s = self._world.one_way_s(self.local, peer)
+        if math.isinf(one_way_s):
+            await trio.sleep_forever()
+        await trio.sleep(one_way_s)
+
+    # The answering side
+
+    def take(self, call: _Call) -> None:
+        """A request has arrived: have it answered."""
+        if self._nursery is None or not self._serves:
+            call.done.set()
+        else:
+            self._nursery.start_soon(self._answer, call)
+
+    async def _answer(self, call: _Call) -> None:
+        try:
+            request = decode_request(call.message)
+            kind = type(request).__name__
+            self._answered[kind] += 1
+            self._world.requests[kind] += 1
+            self._world.request_bytes += len(call.message)
+            call.answer = encode_reply(request, await self._handler(call.caller, request))
+        except RemoteProtocolError:
+            self._offences += 1
+        except PrimeDHTError:
+            pass  # there is no answer to this request, which says nothing of the peer
+        finally:
+            call.done.set()
