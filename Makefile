@@ -15,7 +15,7 @@ help:  ## This list
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "prime_dht needs Python 3.11 or newer; choose one with make PYTHON=...")'
 	@echo "setting up $(VENV) (once; a minute or two)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
@@ -24,8 +24,8 @@ setup: $(STAMP)  ## Create .venv and install prime_dht and everything its develo
 demo: $(STAMP)  ## Train a model, store it in five node processes, kill two, read it back
 	@$(BIN)/python examples/demo.py
 
-run: $(STAMP)  ## Run a node in the foreground, data in ./data
-	@exec $(BIN)/prime-dht run --data-dir ./data
+run: $(STAMP)  ## Run a node in the foreground, data in ./data; ARGS="--peer ..." for more options
+	@exec $(BIN)/prime-dht run --data-dir ./data $(ARGS)
 
 test: $(STAMP)  ## Run the tests
 	@$(BIN)/python -m pytest

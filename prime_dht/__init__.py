@@ -6,22 +6,30 @@
 
 :func:`open_node` runs a node of its own; :class:`PrimeDHT` mounts on a py-libp2p host that runs already. What either
 raises on purpose is a :class:`PrimeDHTError`.
+
+The names below are imported when they are first used, so that a program that only looks at its arguments starts fast.
 """
 
-from prime_dht.config import DhtConfig, Mode, NodeConfig
-from prime_dht.entries.limits import Limits
-from prime_dht.errors import (
-    BlobError,
-    ConfigError,
-    LocalProtocolError,
-    PrimeDHTError,
-    QueryError,
-    RemoteProtocolError,
-    StorageError,
-    ValidationError,
-)
-from prime_dht.node import PrimeDHT, open_node
-from prime_dht.node.results import Found, FoundPage, Health, PeerStatus, Provider, PutReceipt, RecordReceipt, Stats
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prime_dht.config import DhtConfig, Mode, NodeConfig
+    from prime_dht.entries.limits import Limits
+    from prime_dht.errors import (
+        BlobError,
+        ConfigError,
+        LocalProtocolError,
+        PrimeDHTError,
+        QueryError,
+        RemoteProtocolError,
+        StorageError,
+        ValidationError,
+    )
+    from prime_dht.node import PrimeDHT, open_node
+    from prime_dht.node.results import Found, FoundPage, Health, PeerStatus, Provider, PutReceipt, RecordReceipt, Stats
 
 __all__ = [
     "BlobError",
@@ -47,3 +55,20 @@ __all__ = [
     "ValidationError",
     "open_node",
 ]
+
+_MODULE_OF = {
+    **dict.fromkeys(("DhtConfig", "Mode", "NodeConfig"), "prime_dht.config"),
+    **dict.fromkeys(("PrimeDHT", "open_node"), "prime_dht.node"),
+    **dict.fromkeys((name for name in __all__ if name.endswith("Error")), "prime_dht.errors"),
+    "Limits": "prime_dht.entries.limits",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULE_OF.get(name, "prime_dht.node.results")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

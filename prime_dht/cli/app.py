@@ -1,0 +1,84 @@
+"""The ``prime-dht`` command itself: finds subcommands, and turns whatever ends them into a status and a line."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import pkgutil
+import signal
+from collections.abc import Sequence
+
+import click
+
+from prime_dht.cli import commands
+from prime_dht.cli.ending import EndedBySignal, Status, complain, expected
+
+logger = logging.getLogger(__name__)
+
+
+class Subcommands(click.Group):
+    """The modules of :mod:`prime_dht.cli.commands`, imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return [module.name.replace("_", "-") for module in pkgutil.iter_modules(commands.__path__)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        module = importlib.import_module(f"{commands.__name__}.{cmd_name.replace('-', '_')}")
+        command = module.command
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(
+    cls=Subcommands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(package_name="prime-dht", prog_name="prime-dht", message="%(prog)s %(version)s")
+@click.pass_context
+def prime_dht(ctx: click.Context) -> None:
+    """Run a node of a prime_dht swarm, put values into the swarm, get them out.
+
+    \b
+    Examples:
+      prime-dht run --data-dir ./data            start a node; it prints its addresses
+      prime-dht put greeting hello --peer ADDR   store a value through that node
+      prime-dht get greeting --peer ADDR         read it back
+
+    \b
+    Exit status:
+      0  done
+      1  not found
+      2  a mistake in the arguments, or something failed: one line on standard error says what
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(Status.FAILED)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``prime-dht``; ``arguments`` are those of the process by default. Returns the exit status."""
+    try:
+        status: int | None = prime_dht.main(arguments, prog_name="prime-dht", standalone_mode=False)
+        return status or Status.DONE
+    except EndedBySignal as ended:
+        return ended.status
+    except (KeyboardInterrupt, click.Abort):
+        return EndedBySignal(signal.SIGINT).status
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx is not None else "prime-dht"
+        complain(f"{error.format_message().rstrip('.')} (see {command} --help)")
+        return Status.FAILED
+    except click.ClickException as error:
+        complain(error.format_message())
+        return Status.FAILED
+    # A person at a terminal is owed one line, whatever happened; -v shows the developer where.
+    except Exception as error:
+        if (message := expected(error)) is not None:
+            complain(message)
+            return Status.FAILED
+        complain(f"this is a bug in prime_dht, please report it: {error!r} (-v shows where)")
+        logger.debug("where it happened:", exc_info=error)
+        return Status.BUG

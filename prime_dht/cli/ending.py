@@ -1,0 +1,90 @@
+"""What a command leaves behind: data on standard output, a line on standard error, an exit status."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from enum import IntEnum
+
+from prime_dht.errors import ConfigError, PrimeDHTError
+
+
+class Status(IntEnum):
+    """Exit statuses. A command that a signal ends exits with 128 + its number, as shells have it."""
+
+    DONE = 0
+    """Also of a put that fewer replicas took than asked for, which warns; and of a ``run`` that SIGTERM ends."""
+
+    NOT_FOUND = 1
+
+    FAILED = 2
+    """A mistake in the arguments, a file that cannot be used, a swarm that cannot be reached."""
+
+    BUG = 70
+    """Something prime_dht did not foresee (``EX_SOFTWARE`` of ``sysexits.h``)."""
+
+
+class EndedBySignal(Exception):
+    """A signal ended the command.
+
+    Attributes:
+        signum: which.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+    @property
+    def status(self) -> int:
+        return 128 + self.signum
+
+
+def emit(data: bytes) -> None:
+    """Write data to standard output, at once.
+
+    Raises:
+        EndedBySignal: nobody reads it any more; ends the command as SIGPIPE would.
+        ConfigError: it cannot be written.
+    """
+    try:
+        # Not sys.stdout: what it could not write it would try again, and complain of, when Python exits.
+        with open(1, "wb", closefd=False) as stdout:
+            stdout.write(data)
+    except BrokenPipeError:
+        raise EndedBySignal(signal.SIGPIPE) from None
+    except OSError as error:
+        raise ConfigError(f"standard output: {error.strerror}") from error
+
+
+def complain(message: str) -> None:
+    """Tell the person something, in one line on standard error."""
+    # sys.stderr is None where a parent has closed it.
+    if sys.stderr is not None:
+        print(f"prime-dht: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+def expected(error: BaseException) -> str | None:
+    """What to tell the person about an error, or ``None`` for one that nobody foresaw.
+
+    Errors that come in groups, out of concurrent work, count as expected when all of their leaves are.
+
+    >>> from prime_dht.errors import QueryError
+    >>> expected(ExceptionGroup("tasks", [QueryError("nobody answers"), QueryError("nobody answers")]))
+    'nobody answers'
+    >>> expected(ExceptionGroup("tasks", [QueryError("nobody answers"), KeyError("oops")])) is None
+    True
+    """
+    leaves = list(_leaves(error))
+    if not all(isinstance(leaf, PrimeDHTError) for leaf in leaves):
+        return None
+    return "; ".join(dict.fromkeys(map(str, leaves)))
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _leaves(each)
+    else:
+        yield error

@@ -1,0 +1,146 @@
+"""``prime-dht`` and the examples as a user runs them: real processes, real signals, real pipes.
+
+Nothing here sleeps: it waits for lines and exits, and a process that keeps it waiting too long is killed, which shows
+as a missing line or a wrong exit status.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+TIMEOUT_S = 60.0
+"""Generous: it only has to end tests that would hang."""
+
+PRIME_DHT = (str(Path(sys.executable).with_name("prime-dht")),)
+"""The console script that an install puts beside the interpreter."""
+
+LOOPBACK = "/ip4/127.0.0.1/tcp/0"
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What a process left behind."""
+
+    status: int
+    out: bytes
+    err: str
+
+
+def run(*command: str, stdin: bytes = b"", env: dict[str, str] | None = None, cwd: Path | None = None) -> Ended:
+    """Run a command to its end. It sees ``env`` and the test's environment, except for settings of prime-dht."""
+    done = subprocess.run(  # noqa: S603
+        command, input=stdin, capture_output=True, timeout=TIMEOUT_S, env=_environment(env), cwd=cwd, check=False
+    )
+    return Ended(done.returncode, done.stdout, done.stderr.decode())
+
+
+def prime_dht(*arguments: str, stdin: bytes = b"", env: dict[str, str] | None = None, cwd: Path | None = None) -> Ended:
+    """Run ``prime-dht`` to its end."""
+    return run(*PRIME_DHT, *arguments, stdin=stdin, env=env, cwd=cwd)
+
+
+class Running:
+    """A process that runs for now.
+
+    Attributes:
+        process: it, with pipes for its standard streams.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+
+    def line(self) -> str:
+        """The next line of its standard output, without the newline; empty if it ends instead."""
+        return self._next(self.process.stdout)
+
+    def error_line(self) -> str:
+        """The next line of its standard error."""
+        return self._next(self.process.stderr)
+
+    def line_with(self, text: str) -> str:
+        """The next line of its standard output that contains a text; empty if it ends before."""
+        with self._watched():
+            assert self.process.stdout is not None
+            for line in self.process.stdout:
+                if text in line.decode():
+                    return line.decode().rstrip("\n")
+        return ""
+
+    def stop(self, signum: int) -> Ended:
+        """Send it a signal and wait until it ends; what it has written since is in the result."""
+        self.process.send_signal(signum)
+        return self.end()
+
+    def end(self) -> Ended:
+        """Wait until it ends by itself; its standard input stays open."""
+        with self._watched():
+            streams = (self.process.stdout, self.process.stderr)
+            out, err = (b"" if stream is None else stream.read() for stream in streams)
+            return Ended(self.process.wait(), out, err.decode())
+
+    def _next(self, stream: IO[bytes] | None) -> str:
+        assert stream is not None
+        with self._watched():
+            return stream.readline().decode().rstrip("\n")
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        watchdog = threading.Timer(TIMEOUT_S, self.process.kill)
+        watchdog.start()
+        try:
+            yield
+        finally:
+            watchdog.cancel()
+
+
+@contextmanager
+def running(
+    *command: str, stdout: int | IO[bytes] = subprocess.PIPE, env: dict[str, str] | None = None, cwd: Path | None = None
+) -> Iterator[Running]:
+    """A command in the background; it is killed at the end of the block if it still runs."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(  # noqa: S603
+        command, stdin=pipe, stdout=stdout, stderr=pipe, env=_environment(env), cwd=cwd
+    ) as process:
+        try:
+            yield Running(process)
+        finally:
+            process.kill()
+
+
+@contextmanager
+def running_node(*arguments: str, listen: str = LOOPBACK) -> Iterator[tuple[Running, str]]:
+    """``prime-dht run`` that is ready, and its address."""
+    with running(*PRIME_DHT, "run", "--listen", listen, *arguments) as node:
+        address = node.line()
+        assert address, node.end().err
+        yield node, address
+
+
+def ended(pids: Sequence[int]) -> bool:
+    """Wait until processes, not necessarily children, have ended; ``False`` if that takes too long."""
+    for pid in pids:
+        try:
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        try:
+            if not select.select([descriptor], [], [], TIMEOUT_S)[0]:
+                return False
+        finally:
+            os.close(descriptor)
+    return True
+
+
+def _environment(env: dict[str, str] | None) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PRIME_DHT_")}
+    return {**inherited, **(env or {})}

@@ -1,0 +1,103 @@
+"""Whatever ends a command, the person gets a status and one line."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import pytest
+
+from prime_dht.cli import main
+from prime_dht.cli.commands.put import shortfalls
+from prime_dht.cli.logs import OneLine
+from prime_dht.errors import QueryError, RemoteProtocolError
+from prime_dht.ids import Key, OpId, PeerId, TimestampUs, peer_text
+from prime_dht.node.results import PutReceipt
+
+ALICE = PeerId(b"\x00\x24" + b"a" * 36)
+BOB = PeerId(b"\x00\x24" + b"b" * 36)
+
+
+def make_id_raise(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def load_or_create_identity(path: object) -> None:
+        raise error
+
+    monkeypatch.setattr("prime_dht.net.identity.load_or_create_identity", load_or_create_identity)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (QueryError("nobody\nanswers"), 2, "prime-dht: nobody answers\n"),
+        (
+            ExceptionGroup(
+                "", [QueryError("one"), ExceptionGroup("", [QueryError("two"), RemoteProtocolError("one")])]
+            ),
+            2,
+            "prime-dht: one; two\n",
+        ),
+        (KeyboardInterrupt(), 130, "\n"),
+        (
+            KeyError("oops"),
+            70,
+            "prime-dht: this is a bug in prime_dht, please report it: KeyError('oops') (-v shows where)\n",
+        ),
+    ],
+    ids=["an error", "a group of errors", "Ctrl-C", "a bug"],
+)
+def test_what_ends_a_command_becomes_a_status_and_a_line(
+    error: BaseException,
+    status: int,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_id_raise(monkeypatch, error)
+    assert main(["id", "--data-dir", "nowhere"]) == status
+    assert capsys.readouterr() == ("", line)
+
+
+def test_a_group_with_a_bug_in_it_is_a_bug(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    make_id_raise(monkeypatch, ExceptionGroup("", [QueryError("nobody"), KeyError("oops")]))
+    assert main(["id", "--data-dir", "nowhere"]) == 70
+    assert "bug" in capsys.readouterr().err
+
+
+def record_with_traceback() -> logging.LogRecord:
+    try:
+        raise ValueError("bad\nvalue")
+    except ValueError:
+        return logging.LogRecord("x", logging.ERROR, __file__, 1, "failed\nfor %s", ("peer",), sys.exc_info())
+
+
+def test_a_log_record_is_one_line_that_says_what_went_wrong() -> None:
+    line = OneLine(traces=False).format(record_with_traceback())
+    assert line.endswith("ERROR   failed for peer: ValueError('bad\\nvalue')")
+    assert "\n" not in line
+
+
+def test_a_log_record_has_its_traceback_for_those_who_ask() -> None:
+    assert "Traceback" in OneLine(traces=True).format(record_with_traceback())
+
+
+def receipt(*, stored_by: tuple[PeerId, ...], refused: tuple[tuple[PeerId, str], ...] = ()) -> PutReceipt:
+    return PutReceipt(
+        key=Key(b"/prime/k"),
+        subkey=b"",
+        op_id=OpId(b"o" * 32),
+        created_at_us=TimestampUs(0),
+        expires_at_us=TimestampUs(1),
+        stored_by=stored_by,
+        refused=refused,
+        wanted=2,
+        needed=2,
+    )
+
+
+def test_a_put_that_fell_short_says_who_refused_and_why() -> None:
+    short = receipt(stored_by=(ALICE,), refused=((BOB, "the store is full"),))
+    assert shortfalls(short) == ["stored by 1 of 2 replicas", f"{peer_text(BOB)}: the store is full"]
+
+
+def test_a_put_that_did_not_fall_short_says_nothing() -> None:
+    assert shortfalls(receipt(stored_by=(ALICE, BOB))) == []

@@ -1,0 +1,125 @@
+"""What a person gets for a mistake: one line that says what to do, and exit status 2."""
+
+from __future__ import annotations
+
+import fcntl
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from prime_dht.testing.processes import PRIME_DHT, Ended, prime_dht, running, running_node
+
+NOBODY = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWLRPJAA5o6Ue7HZ1ZUKzNx1bmXZzHnQXEMNvvTHDsdc1B"
+
+
+def complaint(ended: Ended) -> str:
+    """The one line that a command which failed has written."""
+    assert ended.status == 2, ended
+    assert ended.out == b""
+    assert ended.err.startswith("prime-dht: ")
+    assert ended.err.count("\n") == 1, ended.err
+    return ended.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("gett key", "No such command 'gett'"),
+        ("--no-such-option", "No such option"),
+        ("run --port 4001", "No such option"),
+        ("run --listen foo", "foo is not a multiaddr"),
+        ("run --listen /ip4/127.0.0.1/tcp/99999", "/ip4/127.0.0.1/tcp/99999"),
+        ("run --peer foo", "'--peer': 'foo' does not end in /p2p/<peer id>"),
+        ("run --peer /ip4/127.0.0.1/tcp/4001", "does not end in /p2p/<peer id>"),
+        ("run surplus", "unexpected extra argument"),
+        ("put", "Missing argument 'KEY'"),
+        ("put key", "give one of VALUE, --file FILE, or -"),
+        ("put key value --file file", "give one of VALUE, --file FILE, or -"),
+        ("put key --file /no/such/file --peer " + NOBODY, "/no/such/file: No such file or directory"),
+        ("put key --file / --peer " + NOBODY, "/: Is a directory"),
+        ("put key value --ttl soon", "'--ttl': 'soon' is not a duration"),
+        ("put key value --ttl 0", "'--ttl': '0' is not a duration"),
+        ("put key value --ttl -5", "'--ttl': '-5' is not a duration"),
+        ("put key value --peer /ip4/1.2.3.4/tcp/1/p2p/0", "'0' is not a peer id"),
+        ("put key value --peer /ip4/1.2.3/tcp/1" + NOBODY[-57:], "is not a multiaddr"),
+        ("put key value --peer /ip4/0.0.0.0/tcp/1" + NOBODY[-57:], "is not an address that can be dialled"),
+        ("get", "Missing argument 'KEY'"),
+        ("get key --timeout nan", "'--timeout': 'nan' is not a duration"),
+        ("get key value", "unexpected extra argument"),
+        ("get key", "give --peer an address that `prime-dht run` prints"),
+        ("get key --peer " + NOBODY, "Connection refused"),
+        ("put key value --peer " + NOBODY, "Connection refused"),
+        ("id", "give --data-dir"),
+        ("id --data-dir /proc/self/nothing", "/proc/self/nothing"),
+        ("run --data-dir /proc/self/nothing", "/proc/self/nothing"),
+        ("run --data-dir /etc/passwd", "'--data-dir': Directory '/etc/passwd' is a file"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_status_2(arguments: str, says: str) -> None:
+    assert says in complaint(prime_dht(*arguments.split(" ")))
+
+
+def test_a_mistake_in_the_environment_names_the_option() -> None:
+    assert "'--peer'" in complaint(prime_dht("get", "key", env={"PRIME_DHT_PEER": "typo"}))
+
+
+def test_an_empty_key_is_refused() -> None:
+    with running_node() as (_, address):
+        assert "a key cannot be empty" in complaint(prime_dht("get", "", "--peer", address))
+
+
+def test_a_second_node_on_one_data_directory_is_refused(tmp_path: Path) -> None:
+    directory = str(tmp_path / "node")
+    with running_node("--data-dir", directory):
+        assert "another process has it open" in complaint(prime_dht("run", "--data-dir", directory))
+
+
+def test_a_port_in_use_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"/ip4/127.0.0.1/tcp/{taken.getsockname()[1]}"
+        line = complaint(prime_dht("run", "--listen", address))
+    assert f"cannot listen on {address}: Address already in use" in line
+
+
+def test_an_identity_that_is_no_key_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    identity = tmp_path / "identity.key"
+    identity.write_bytes(b"not a key")
+    identity.chmod(0o600)
+    assert str(identity) in complaint(prime_dht("run", "--data-dir", str(tmp_path)))
+
+
+def test_help_and_version_go_to_standard_output() -> None:
+    assert b"Commands:" in prime_dht("--help").out
+    assert prime_dht("--version").out.startswith(b"prime-dht ")
+    for subcommand in ("run", "put", "get", "id"):
+        assert f"prime-dht {subcommand}".encode() in prime_dht(subcommand, "--help").out
+
+
+def test_without_a_subcommand_help_goes_to_standard_error() -> None:
+    ended = prime_dht()
+    assert (ended.status, ended.out) == (2, b"")
+    assert "Commands:" in ended.err
+
+
+def test_a_full_disk_behind_standard_output_is_one_line(tmp_path: Path) -> None:
+    with (
+        open("/dev/full", "wb") as full,
+        running(*PRIME_DHT, "id", "--data-dir", str(tmp_path), stdout=full) as command,
+    ):
+        ended = command.end()
+    assert (ended.status, ended.err) == (2, "prime-dht: standard output: No space left on device\n")
+
+
+def test_ctrl_c_is_no_traceback_even_while_standard_input_is_read() -> None:
+    with running(*PRIME_DHT, "put", "key", "-", "--peer", NOBODY) as reading:
+        stdin = reading.process.stdin
+        assert stdin is not None
+        fcntl.fcntl(stdin, fcntl.F_SETPIPE_SZ, 4096)
+        stdin.write(b"more than the pipe holds, so that this waits for the reader" * 100)
+        stdin.flush()
+        ended = reading.stop(signal.SIGINT)
+    assert ended.status == 130
+    assert "Traceback" not in ended.err

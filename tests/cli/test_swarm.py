@@ -1,0 +1,160 @@
+"""put and get through a running node, in processes of their own, as in two terminals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from prime_dht.testing.processes import PRIME_DHT, TIMEOUT_S, Ended, prime_dht, running, running_node
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """That of one node, which all tests of this module share."""
+    with running_node("--data-dir", str(tmp_path_factory.mktemp("node"))) as (_, address):
+        yield address
+
+
+@pytest.fixture
+def through(address: str) -> dict[str, str]:
+    """The environment of somebody who has said once through which node to join."""
+    return {"PRIME_DHT_PEER": address}
+
+
+def assert_complains(ended: Ended, *parts: str) -> None:
+    """It failed with one line on standard error that has these parts, and wrote nothing to standard output."""
+    assert ended.status == 2
+    assert ended.out == b""
+    assert ended.err.startswith("prime-dht: ")
+    assert ended.err.count("\n") == 1, ended.err
+    for part in parts:
+        assert part in ended.err
+
+
+def test_a_value_put_in_one_terminal_is_got_in_another(address: str) -> None:
+    put = prime_dht("put", "greeting", "hello, swarm", "--peer", address)
+    assert put.status == 0
+    assert put.out.startswith(b"stored until ")
+    got = prime_dht("get", "greeting", "--peer", address)
+    assert got == Ended(0, b"hello, swarm", "")
+
+
+def test_a_put_that_fewer_replicas_took_than_asked_warns_and_succeeds(through: dict[str, str]) -> None:
+    put = prime_dht("put", "lonely", "value", env=through)
+    assert put.status == 0
+    assert put.err == "prime-dht: warning: stored by 1 of 3 replicas\n"
+
+
+def test_what_nobody_put_is_not_found(through: dict[str, str]) -> None:
+    assert prime_dht("get", "nobody", env=through) == Ended(1, b"", "prime-dht: not found: nobody\n")
+
+
+@pytest.mark.parametrize(
+    "value", [b"", b"a\x00b\xff\xfe\n\r\n", bytes(range(256)) * 256], ids=["empty", "binary", "64 KiB"]
+)
+def test_any_bytes_go_through_standard_input_and_come_out_as_they_were(value: bytes, through: dict[str, str]) -> None:
+    assert prime_dht("put", "bytes", "-", stdin=value, env=through).status == 0
+    assert prime_dht("get", "bytes", env=through).out == value
+
+
+def test_bytes_that_are_no_text_work_as_key_and_as_value(through: dict[str, str]) -> None:
+    key, value = os.fsdecode(b"\xff\xfe"), os.fsdecode(b"\xc3\x28")
+    assert prime_dht("put", key, value, env=through).status == 0
+    assert prime_dht("get", key, env=through).out == b"\xc3\x28"
+
+
+def test_files_go_in_and_out(tmp_path: Path, through: dict[str, str]) -> None:
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.write_bytes(b"\x00weights")
+    assert prime_dht("put", "file", "--file", str(source), env=through).status == 0
+    assert prime_dht("get", "file", "--out", str(target), env=through) == Ended(0, b"", "")
+    assert target.read_bytes() == b"\x00weights"
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, through: dict[str, str]) -> None:
+    prime_dht("put", "out", "value", env=through)
+    target = str(tmp_path / "no" / "such" / "directory")
+    assert_complains(prime_dht("get", "out", "--out", target, env=through), target, "No such file or directory")
+
+
+@pytest.mark.parametrize("how", ["argument", "stdin", "file"])
+def test_one_byte_over_64_kib_is_refused_with_the_limit(how: str, tmp_path: Path, through: dict[str, str]) -> None:
+    value = b"v" * (64 * 1024 + 1)
+    (tmp_path / "large").write_bytes(value)
+    arguments = {"argument": [value.decode()], "stdin": ["-"], "file": ["--file", str(tmp_path / "large")]}[how]
+    assert_complains(prime_dht("put", "large", *arguments, stdin=value, env=through), "65,536 bytes")
+
+
+def test_subkeys_are_values_of_their_own(through: dict[str, str]) -> None:
+    prime_dht("put", "parts", "one", "--subkey", "1", env=through)
+    assert prime_dht("get", "parts", "--subkey", "1", env=through).out == b"one"
+    assert prime_dht("get", "parts", "--subkey", "2", env=through).status == 1
+
+
+def test_an_identity_is_kept_in_a_data_directory(tmp_path: Path, through: dict[str, str]) -> None:
+    directory = str(tmp_path / "me")
+    prime_dht("put", "signed", "value", "--data-dir", directory, env=through)
+    peer_id = prime_dht("id", "--data-dir", directory).out.decode().strip()
+    assert peer_id.startswith("12D3Koo")
+    assert f"by {peer_id}" in prime_dht("get", "signed", "-v", env=through).err
+
+
+def test_a_ttl_has_units(through: dict[str, str]) -> None:
+    assert prime_dht("put", "brief", "value", "--ttl", "1.5h", env=through).status == 0
+    assert_complains(prime_dht("put", "endless", "value", "--ttl", "9999d", env=through), "ttl")
+
+
+@pytest.fixture
+def silent() -> Iterator[tuple[socket.socket, str]]:
+    """A socket that accepts connections and never says a word, and its address as a peer's."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(TIMEOUT_S)
+        port = listener.getsockname()[1]
+        yield listener, f"/ip4/127.0.0.1/tcp/{port}/p2p/12D3KooWLRPJAA5o6Ue7HZ1ZUKzNx1bmXZzHnQXEMNvvTHDsdc1B"
+
+
+def test_the_first_peer_that_answers_is_enough(address: str, silent: tuple[socket.socket, str]) -> None:
+    got = prime_dht("get", "nobody", "--peer", silent[1], "--peer", address, "--timeout", "5")
+    assert got == Ended(1, b"", "prime-dht: not found: nobody\n")
+
+
+def test_a_reader_that_stops_reading_ends_a_get_quietly(through: dict[str, str]) -> None:
+    prime_dht("put", "long", "-", stdin=b"x" * 65536, env=through)
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as pipe, running(*PRIME_DHT, "get", "long", stdout=pipe, env=through) as got:
+        ended = got.end()
+    assert (ended.status, ended.err) == (128 + signal.SIGPIPE, "")
+
+
+def test_ctrl_c_ends_a_get_that_waits(silent: tuple[socket.socket, str]) -> None:
+    listener, peer = silent
+    with running(*PRIME_DHT, "get", "key", "--peer", peer) as got:
+        connection, _ = listener.accept()
+        with connection:
+            assert got.stop(signal.SIGINT) == Ended(130, b"", "")
+
+
+def test_a_silent_peer_is_given_up_on_after_the_timeout(silent: tuple[socket.socket, str]) -> None:
+    assert_complains(prime_dht("get", "key", "--peer", silent[1], "--timeout", "0.5"), "within 0.5 s")
+
+
+def test_a_node_killed_in_mid_life_has_its_identity_and_its_entries_when_it_is_back(tmp_path: Path) -> None:
+    directory = str(tmp_path / "node")
+    with running_node("--data-dir", directory) as (node, address):
+        assert prime_dht("put", "durable", "survives", "--peer", address).status == 0
+        assert node.stop(signal.SIGKILL).status == -signal.SIGKILL
+    with running_node("--data-dir", directory) as (_, again):
+        assert again.rpartition("/")[2] == address.rpartition("/")[2]
+        assert prime_dht("get", "durable", "--peer", again).out == b"survives"
+
+
+def test_nodes_started_through_one_find_each_other(address: str) -> None:
+    with running_node("--peer", address) as (_, second), running_node("--peer", address) as (_, third):
+        assert prime_dht("put", "spread", "wide", "--peer", second).err == ""
+        assert prime_dht("get", "spread", "--peer", third).out == b"wide"

@@ -1,0 +1,63 @@
+"""The examples, run as their docstrings say, in processes of their own that talk to each other."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from prime_dht.testing.processes import LOOPBACK, run, running
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def example(name: str) -> tuple[str, str]:
+    return sys.executable, str(EXAMPLES / name)
+
+
+def test_put_get_puts_through_a_node_of_run_node_and_gets_it_back_later(tmp_path: Path) -> None:
+    with running(*example("run_node.py"), "--listen", LOOPBACK, "--data-dir", str(tmp_path / "node")) as node:
+        address = node.line()
+        put = run(*example("put_get.py"), address, "greeting", "hello, swarm")
+        assert (put.status, put.out) == (0, b"stored by 1 of 3 replicas\nhello, swarm\n"), put.err
+        assert node.line().startswith("EntryStored(key=b'/prime/greeting'")
+        assert run(*example("put_get.py"), address, "greeting").out == b"hello, swarm\n"
+        assert run(*example("put_get.py"), address, "nobody").out == b"nothing there\n"
+        ended = node.stop(signal.SIGINT)
+    assert (ended.status, ended.err) == (0, "")
+
+
+def test_run_node_joins_another(tmp_path: Path) -> None:
+    with running(*example("run_node.py"), "--listen", LOOPBACK) as first:
+        address = first.line()
+        with running(*example("run_node.py"), "--listen", LOOPBACK, "--peer", address) as second:
+            peer_id = second.line().rpartition("/")[2]
+            assert "PeerJoined" in second.line()
+            assert "PeerJoined" in first.line(), peer_id
+
+
+def test_a_host_with_a_protocol_of_its_own_serves_that_and_the_dht() -> None:
+    with running(*example("embed_in_host.py")) as first:
+        address = first.line()
+        second = run(*example("embed_in_host.py"), address)
+        assert (second.status, second.out) == (0, b"echo, echo\nknown to both, stored by 2\n"), second.err
+        ended = first.stop(signal.SIGINT)
+    assert ended.status == 0
+    assert "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize("name", ["run_node.py", "put_get.py", "demo.py"])
+def test_each_says_how_it_is_used(name: str) -> None:
+    ended = run(*example(name), "--help")
+    assert (ended.status, ended.err) == (0, "")
+    assert b"usage: " + name.encode() in ended.out
+
+
+def test_a_mistake_is_one_line() -> None:
+    for command in ([*example("put_get.py"), "typo", "key"], [*example("run_node.py"), "--listen", "typo"]):
+        ended = run(*command)
+        assert ended.status == 1
+        assert "typo" in ended.err
+        assert ended.err.count("\n") == 1
