@@ -195,16 +195,27 @@ def signed_bytes(domain: bytes, payload_type: bytes, payload: bytes) -> bytes:
     >>> signed_bytes(b"prime-entry:test", b"t", b"payload")
     b'\\x10prime-entry:test\\x01t\\x07payload'
     """
-    return b"".join(part for field in (domain, payload_type, payload) for part in (_varint(len(field)), field))
+    return b"".join(
+        (_varint(len(domain)), domain, _varint(len(payload_type)), payload_type, _varint(len(payload)), payload)
+    )
 
 
 def _encode(public_key: bytes, payload_type: bytes, payload: bytes, signature: bytes) -> bytes:
     """The canonical protobuf encoding: tags 1, 2, 3 and 5 of wire type 2."""
-    fields = ((b"\x0a", public_key), (b"\x12", payload_type), (b"\x1a", payload), (b"\x2a", signature))
-    return b"".join(part for tag, field in fields for part in (tag, _varint(len(field)), field))
+    # Written out, not looped over: every entry that comes in is encoded again, to see that it is canonical.
+    return b"".join(
+        (
+            *(b"\x0a", _varint(len(public_key)), public_key),
+            *(b"\x12", _varint(len(payload_type)), payload_type),
+            *(b"\x1a", _varint(len(payload)), payload),
+            *(b"\x2a", _varint(len(signature)), signature),
+        )
+    )
 
 
 def _varint(value: int) -> bytes:
+    if value < 0x80:
+        return bytes((value,))
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)

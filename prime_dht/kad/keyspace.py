@@ -19,7 +19,6 @@ True
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -71,7 +70,8 @@ def random_key(keys: range, rng: Rng) -> KadKey:
 
 def closest(located: Iterable[Located], target: KadKey, n: int) -> list[Located]:
     """The ``n`` nearest to ``target`` (all, if there are fewer), nearest first."""
-    return heapq.nsmallest(n, located, key=lambda one: one.kad_key ^ target)
+    # Not heapq.nsmallest: what comes here is a bucket or a few, and sorting that is twice as fast.
+    return sorted(located, key=lambda one: one.kad_key ^ target)[:n]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

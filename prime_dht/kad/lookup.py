@@ -289,6 +289,13 @@ class Lookup:
         """
         self._alpha = max(self._alpha, min(alpha, self._config.k))
 
+    def narrow(self, alpha: int) -> None:
+        """From the next call of :meth:`next` on keep at most ``alpha`` queries in flight, but at least one.
+
+        For a caller that needs so many more answers: the queries under way may be all it takes.
+        """
+        self._alpha = max(1, min(alpha, self._alpha))
+
     def finish(self, now_s: float) -> LookupResult:
         """The caller has what it wanted. If the lookup had ended already, its result stands.
 
@@ -302,7 +309,7 @@ class Lookup:
         told = contact.addresses[:MAX_ADDRESSES_TOLD]
         known = self._known.get(contact.peer)
         if known is None:
-            named = replace(contact, addresses=told)
+            named = contact if len(told) == len(contact.addresses) else replace(contact, addresses=told)
             candidate = _Candidate(named, distance(contact.kad_key, self.target), told_by, depth)
             self._known[contact.peer] = candidate
             insort(self._by_distance, candidate, key=lambda one: one.distance)

@@ -131,10 +131,9 @@ def answered_keys(
     all of the keyspace.
     """
     region = known_region(result, bits=bits)
-    if region is None:
-        answered = range(result.target, result.target + 1)
-    elif region.length and sum(region.covers(server.kad_key) for server in result.closest) < replication:
-        answered = range(result.target, result.target + 1)
-    else:  # of all of the keyspace there are no other servers, however few these are
-        answered = region.keys
+    answered = range(result.target, result.target + 1)
+    if region is not None:
+        found = sum(region.covers(server.kad_key) for server in result.closest)
+        if found >= replication or region.length == 0:  # where there are no others anywhere, few are enough
+            answered = region.keys
     return keys[bisect_left(keys, answered.start) : bisect_left(keys, answered.stop)]

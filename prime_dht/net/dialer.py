@@ -251,7 +251,8 @@ class Dialer:
         self.book = book
 
     def is_connected(self, peer: PeerId) -> bool:
-        return any(not connection.is_closed for connection in self._swarm.get_connections(ID(peer)))
+        connections = self._swarm.connections.get(ID(peer), ())  # get_connections copies; this is asked for every reply
+        return any(not connection.is_closed for connection in connections)
 
     def connected_peers(self) -> tuple[PeerId, ...]:
         """The peers with an open connection, either way."""

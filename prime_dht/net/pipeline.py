@@ -52,7 +52,10 @@ class Pipeline:
             StreamLostError: the stream was lost before the answer came.
             RemoteProtocolError: it was lost because the peer broke the protocol.
         """
-        await self._places.acquire()
+        try:
+            self._places.acquire_nowait()  # waiting, even for what is free, costs a reschedule
+        except trio.WouldBlock:
+            await self._places.acquire()
         if self._loss is not None:
             self._places.release()  # to the next one, which has to learn this as well
             raise type(self._loss)(str(self._loss)) from self._loss

@@ -146,7 +146,10 @@ class RpcServer:
     async def _answer_as_ready(self, frames: FrameStream, peer: PeerId, state: _PeerState) -> None:
         async with trio.open_nursery() as nursery:
             while (body := await frames.read_frame(idle_timeout_s=self._limits.idle_timeout_s)) is not None:
-                await state.places.acquire()
+                try:
+                    state.places.acquire_nowait()  # waiting, even for what is free, costs a reschedule
+                except trio.WouldBlock:
+                    await state.places.acquire()
                 nursery.start_soon(self._answer_call, frames, peer, state, body)
 
     async def _answer_call(self, frames: FrameStream, peer: PeerId, state: _PeerState, body: bytes) -> None:

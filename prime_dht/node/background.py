@@ -20,7 +20,9 @@ async def background_nursery() -> AsyncIterator[trio.Nursery]:
         async with trio.open_nursery() as nursery:
             try:
                 yield nursery
-            except BaseException as error:  # noted and passed on, trio.Cancelled as well
+            except trio.Cancelled:  # belongs to whichever scope was cancelled, this nursery's own among them
+                raise
+            except BaseException as error:
                 raised = error
                 raise
             finally:

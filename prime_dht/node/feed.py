@@ -59,6 +59,11 @@ class Feed:
         self._is_closed = False
         self.dropped = 0
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether anybody subscribes. Where events are frequent, those that nobody hears need not be made."""
+        return bool(self._subscriptions)
+
     def publish(self, event: Event) -> None:
         for subscription in self._subscriptions:
             self.dropped += not subscription.offer(event)

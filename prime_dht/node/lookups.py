@@ -54,6 +54,7 @@ class Explorer:
         replicas_only: bool = False,
         seeds: Iterable[Contact] = (),
         query_timeout_s: float = QUERY_TIMEOUT_S,
+        slow_after_s: float = SLOW_AFTER_S,
     ) -> Lookup:
         """A lookup that starts from the routing table.
 
@@ -74,7 +75,7 @@ class Explorer:
                 k=wanted,
                 alpha=min(alpha or self._config.alpha, wanted),
                 query_timeout_s=query_timeout_s,
-                slow_after_s=min(SLOW_AFTER_S, query_timeout_s),
+                slow_after_s=min(slow_after_s, query_timeout_s),
                 timeout_s=self._config.operation_timeout_s,
             ),
             now_s=self._clock.monotonic_s(),
@@ -156,15 +157,16 @@ class Explorer:
                 lookup.on_reply(self._neighbourhood.contact(contact.peer), closer, now_s)
                 if until():
                     lookup.finish(now_s)
-                self._feed.publish(
-                    LookupProgress(
-                        target=lookup.target,
-                        peer=contact.peer,
-                        distance=contact.kad_key ^ lookup.target,
-                        elapsed_s=now_s - asked_at_s,
-                        heard_of=len(closer),
+                if self._feed.is_heard:
+                    self._feed.publish(
+                        LookupProgress(
+                            target=lookup.target,
+                            peer=contact.peer,
+                            distance=contact.kad_key ^ lookup.target,
+                            elapsed_s=now_s - asked_at_s,
+                            heard_of=len(closer),
+                        )
                     )
-                )
             woken.set()
 
         async with trio.open_nursery() as nursery:
@@ -174,7 +176,8 @@ class Explorer:
                         case Query(contact):
                             nursery.start_soon(query, contact)
                         case WaitUntil(at_s):
-                            with trio.move_on_after(max(0.0, at_s - self._clock.monotonic_s())):
+                            left_s = at_s - self._clock.monotonic_s()
+                            with trio.CancelScope(deadline=trio.current_time() + left_s):
                                 await woken.wait()
                             woken = trio.Event()
                         case Finished(result):

@@ -42,6 +42,10 @@ REJOIN_AT_MOST_S = 60.0
 REMEMBERED_PEERS = 200
 """Peers kept across restarts, those seen last."""
 
+SETTLE_AFTER_S = 3.0
+"""How long after joining a node looks itself up again. Nodes that join at one moment can miss each other: when each
+asks, nobody has met the other yet."""
+
 MEETING_PATIENCE_S = 2.0
 """Once one of the peers to join through has answered, the others have so long: one that is silent holds up no join."""
 
@@ -237,10 +241,17 @@ class Maintenance:
                 continue
             try:
                 await self.bootstrap()
+                if len(self._neighbourhood.table):
+                    await self._settle()
             except (QueryError, StorageError) as error:
                 logger.warning("not joined: %s; trying again in %g s", error, delay_s)
             await trio.sleep(delay_s * (1 + 0.2 * self._rng.random()))
             delay_s = min(2 * delay_s, REJOIN_AT_MOST_S)
+
+    async def _settle(self) -> None:
+        """Meet those who joined at the same time."""
+        await trio.sleep(SETTLE_AFTER_S * (1 + 0.2 * self._rng.random()))
+        await self._explorer.find_closest(self._network.local)
 
     async def _every(self, interval_s: float, chore: Callable[[], Awaitable[object]]) -> None:
         while True:

@@ -58,6 +58,10 @@ REPAIRS_WAITING = 64
 
 REPAIRS_AT_ONCE = 4
 
+READ_SLOW_AFTER_S = 0.25
+"""A replica that has not answered a get for so long no longer holds up the next one: another request costs little, and
+somebody waits."""
+
 
 @dataclass(slots=True)
 class _Answers:
@@ -264,7 +268,10 @@ class Reader:
             raise QueryError("no server is known to ask: this node has found no peers")
         if not answers.is_enough:
             lookup = self._explorer.lookup(
-                target, alpha=needed - len(answers.counted), query_timeout_s=self._config.rpc_timeout_s
+                target,
+                alpha=needed - len(answers.counted),
+                query_timeout_s=self._config.rpc_timeout_s,
+                slow_after_s=READ_SLOW_AFTER_S,
             )
 
             async def get_from(contact: Contact) -> Reply:
@@ -272,6 +279,8 @@ class Reader:
                 await self._take(contact, key, query, reply, answers)
                 if contact.peer not in answers.counted:
                     lookup.widen(self._config.alpha)  # not what one hopes for: from here on search broadly
+                elif len(answers.counted) == len(answers.by_peer):  # so far so good
+                    lookup.narrow(needed - len(answers.counted))
                 return reply
 
             await self._explorer.run(lookup, get_from, until=lambda: answers.is_enough)

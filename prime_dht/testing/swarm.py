@@ -32,6 +32,7 @@ from prime_dht.net.addresses import address_text
 from prime_dht.net.identity import peer_id_of
 from prime_dht.node.background import background_nursery
 from prime_dht.node.core import Node
+from prime_dht.node.maintenance import SETTLE_AFTER_S
 from prime_dht.storage.base import StorageBackend
 from prime_dht.storage.memory import MemoryBackend
 from prime_dht.testing.memory_network import MemoryNetwork, World
@@ -195,11 +196,12 @@ class Swarm:
 async def open_swarm(
     *, seed: int, size: int = 0, round_trip_s: float = 0.05, config: DhtConfig | None = None
 ) -> AsyncIterator[Swarm]:
-    """A swarm of ``size`` nodes that have joined one after the other, each through the first; more can be added."""
+    """A swarm of ``size`` nodes that joined one after the other, each through the first, and met; more can join."""
     async with background_nursery() as nursery:
         swarm = Swarm(nursery, seed=seed, round_trip_s=round_trip_s, config=config or DhtConfig())
         if size:
             await swarm.start()
         for _ in range(size - 1):
             await swarm.join()
+        await trio.sleep(2 * SETTLE_AFTER_S)
         yield swarm

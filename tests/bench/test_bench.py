@@ -1,0 +1,70 @@
+"""The benchmarks run, write what they measured, and show how many requests operations take. No time is asserted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What ``python -m tests.bench`` writes, of the suites that do not take long."""
+    path = tmp_path_factory.mktemp("bench") / "results" / "bench.json"
+    suites = ("join", "operations", "streams")
+    only = [word for suite in suites for word in ("--only", suite)]
+    command = [sys.executable, "-m", "tests.bench", "--quick", "--json", str(path), *only]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "Ed25519 verify" in done.stdout
+    loaded: dict[str, Any] = json.loads(path.read_text())
+    return loaded
+
+
+def test_the_json_holds_the_suites_that_were_asked_for_and_where_they_ran(results: dict[str, Any]) -> None:
+    assert list(results["tables"]) == ["join", "operations", "ratios", "streams"]
+    assert results["quick"] is True
+    assert {"CPUs", "Python", "libp2p", "trio"} <= results["environment"].keys()
+
+
+def test_every_operation_is_measured_singly_and_with_32_in_flight_beside_what_it_is_made_of(
+    results: dict[str, Any],
+) -> None:
+    measured = {(row["operation"], row["in_flight"]) for row in results["tables"]["operations"]["rows"]}
+    for name in ("PING", "FIND_NODE", "stock py-libp2p RPC", "put", "get, quorum 1", "get, quorum 2"):
+        assert {(name, 1), (name, 32)} <= measured
+    for name in ("Ed25519 verify", "put_many of 512", "get_many of 512, quorum 1"):
+        assert (name, 1) in measured
+    units = {"p50_ms", "p99_ms", "per_s", "cpu_ms", "rpcs"}
+    assert all(units <= row.keys() for row in results["tables"]["operations"]["rows"])
+
+
+@pytest.mark.parametrize("in_flight", [1, 32])
+@pytest.mark.parametrize(
+    ("operation", "rpcs"),
+    [("PING", 1), ("FIND_NODE", 1), ("put", 3), ("get, quorum 1", 1), ("get, quorum 2", 2)],
+)
+def test_an_operation_takes_one_request_for_each_replica_it_needs(
+    results: dict[str, Any], operation: str, rpcs: int, in_flight: int
+) -> None:
+    assert requests_per_value(results, operation, in_flight) == rpcs
+
+
+@pytest.mark.parametrize("operation", ["put_many of 512", "get_many of 512, quorum 1", "get_many of 512, quorum 2"])
+def test_a_batch_takes_one_request_for_ten_values_at_most(results: dict[str, Any], operation: str) -> None:
+    assert requests_per_value(results, operation, in_flight=1) <= 0.1
+
+
+def requests_per_value(results: dict[str, Any], operation: str, in_flight: int) -> float:
+    (found,) = (
+        row["rpcs"]
+        for row in results["tables"]["operations"]["rows"]
+        if (row["operation"], row["in_flight"]) == (operation, in_flight)
+    )
+    return float(found)

@@ -1,0 +1,293 @@
+"""PrimeDHT on libp2p hosts: its own and other people's, beside whatever else they do."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+import trio
+from libp2p import new_host
+from libp2p.abc import IContentRouting, IHost, INetStream, IPeerRouting
+from libp2p.crypto.x25519 import create_new_key_pair
+from libp2p.custom_types import TProtocol
+from libp2p.host.routed_host import RoutedHost
+from libp2p.peer.id import ID
+from libp2p.peer.peerinfo import PeerInfo
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
+from libp2p.security.noise.transport import Transport
+from libp2p.tools.anyio_service import background_trio_service
+from multiaddr import Multiaddr
+
+from prime_dht import ConfigError, DhtConfig, LocalProtocolError, Mode, PrimeDHT, QueryError, ValidationError
+from prime_dht.net.host import HostSettings, open_host
+from prime_dht.net.identity import new_identity
+from prime_dht.storage.memory import MemoryBackend
+
+LOOPBACK = Multiaddr("/ip4/127.0.0.1/tcp/0")
+ECHO = TProtocol("/echo/1.0.0")
+CONTENT = b"\x12\x20" + b"content".ljust(32, b".")
+QUIET = DhtConfig(rpc_timeout_s=5.0)
+
+
+@asynccontextmanager
+async def open_foreign_host() -> AsyncIterator[IHost]:
+    """A host as anybody would make one with py-libp2p alone."""
+    pair = new_identity()
+    noise = Transport(pair, noise_privkey=create_new_key_pair().private_key)
+    host = new_host(key_pair=pair, sec_opt={NOISE: noise}, listen_addrs=[LOOPBACK])
+    async with host.run([LOOPBACK]):
+        yield host
+
+
+@asynccontextmanager
+async def open_swarm(size: int, config: DhtConfig = QUIET) -> AsyncIterator[list[PrimeDHT]]:
+    """Nodes with hosts of their own over loopback, joined one after the other."""
+    async with AsyncExitStack() as stack:
+        nodes: list[PrimeDHT] = []
+        for _ in range(size):
+            host = await stack.enter_async_context(open_host(HostSettings(key_pair=new_identity(), listen=(LOOPBACK,))))
+            peers = nodes[0].addresses() if nodes else []
+            node = await stack.enter_async_context(PrimeDHT(host, config, bootstrap_peers=peers))
+            await node.bootstrap()
+            nodes.append(node)
+        yield nodes
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 12])
+async def test_real_nodes_read_what_any_of_them_put(size: int) -> None:
+    async with open_swarm(size) as nodes:
+        receipt = await nodes[0].put("k", b"value" * 1000)
+        assert len(receipt.stored_by) == min(3, size)
+        assert receipt.acknowledged
+        for node in nodes:
+            found = await node.get("k")
+            assert found is not None
+            assert found.value == b"value" * 1000
+            assert found.publisher == nodes[0].peer_id
+        assert await nodes[-1].get("nobody's") is None
+        many = await nodes[-1].put_many({f"key {number}": b"%d" % number for number in range(50)})
+        assert all(one.acknowledged for one in many)
+        found_many = await nodes[0].get_many([f"key {number}" for number in range(50)])
+        assert [one and one.value for one in found_many.values()] == [b"%d" % number for number in range(50)]
+
+
+async def test_real_nodes_go_on_when_others_vanish() -> None:
+    async with AsyncExitStack() as stack:
+        nodes = await stack.enter_async_context(open_swarm(2))
+        async with open_swarm(0), AsyncExitStack() as dying:
+            for _ in range(2):
+                host = await dying.enter_async_context(
+                    open_host(HostSettings(key_pair=new_identity(), listen=(LOOPBACK,)))
+                )
+                node = await dying.enter_async_context(PrimeDHT(host, QUIET, bootstrap_peers=nodes[0].addresses()))
+                await node.bootstrap()
+            await node.put("k", b"value")
+            assert await nodes[1].get("k") is not None
+        found = await nodes[1].get("k", latest=True)
+        assert found is not None
+        assert found.value == b"value"
+        assert (await nodes[0].put("l", b"value")).acknowledged
+
+
+async def test_on_a_foreign_host_it_runs_beside_other_protocols() -> None:
+    async def echo(stream: INetStream) -> None:
+        await stream.write(await stream.read(100))
+        await stream.close()
+
+    async with open_foreign_host() as one, open_foreign_host() as other:
+        one.set_stream_handler(ECHO, echo)
+        async with PrimeDHT(one) as dht, PrimeDHT(other, bootstrap_peers=dht.addresses()) as second:
+            assert await second.bootstrap() == 1
+            assert len((await second.put("k", b"value")).stored_by) == 2
+            stream = await other.new_stream(one.get_id(), [ECHO])
+            await stream.write(b"still here")
+            assert await stream.read(100) == b"still here"
+            await stream.reset()
+            assert (await dht.get("k")) is not None
+        stream = await other.new_stream(one.get_id(), [ECHO])
+        await stream.write(b"and afterwards")
+        assert await stream.read(100) == b"and afterwards"
+        await stream.reset()
+
+
+async def test_what_cannot_be_guarded_on_a_foreign_host_is_logged_and_on_ours_there_is_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING, logger="prime_dht.node.dht")
+    async with open_host(HostSettings(key_pair=new_identity())) as own, PrimeDHT(own):
+        assert not caplog.records
+    async with open_foreign_host() as foreign, PrimeDHT(foreign):
+        assert any("py-libp2p's own Noise" in record.message for record in caplog.records)
+
+
+async def test_it_stands_in_for_py_libp2ps_routing_interfaces() -> None:
+    async with open_swarm(3) as (one, other, third):
+        assert isinstance(one, IPeerRouting)
+        assert isinstance(one, IContentRouting)
+        info = await one.find_peer(ID(third.peer_id))
+        assert isinstance(info, PeerInfo)
+        assert [f"{address}/p2p/{info.peer_id}" for address in info.addrs] == third.addresses()
+        assert await other.provide(CONTENT) is not None
+        assert [provider.peer for provider in await one.find_providers(CONTENT)] == [other.peer_id]
+        (provider,) = one.find_provider_iter(CONTENT, 5)
+        assert provider.peer_id == ID(other.peer_id)
+
+
+async def test_a_routed_host_dials_a_peer_of_which_only_the_dht_knows_the_address() -> None:
+    class Router(IPeerRouting):
+        """A routed host needs its router before it is there, and PrimeDHT its host."""
+
+        dht: PrimeDHT | None = None
+
+        async def find_peer(self, peer_id: ID) -> PeerInfo | None:
+            assert self.dht is not None
+            return await self.dht.find_peer(peer_id)
+
+    router = Router()
+    pair = new_identity()
+    noise = Transport(pair, noise_privkey=create_new_key_pair().private_key)
+    host = new_host(key_pair=pair, sec_opt={NOISE: noise}, listen_addrs=[LOOPBACK], disc_opt=router)
+    assert isinstance(host, RoutedHost)
+    async with open_swarm(3) as nodes, host.run([LOOPBACK]):
+        async with PrimeDHT(host, bootstrap_peers=nodes[0].addresses()) as dht:
+            router.dht = dht
+            async with open_host(HostSettings(key_pair=new_identity(), listen=(LOOPBACK,))) as late:
+                async with PrimeDHT(late, bootstrap_peers=nodes[1].addresses()) as hidden:
+                    await hidden.bootstrap()
+                    await host.connect(PeerInfo(late.get_id(), []))
+                    assert late.get_id() in host.get_connected_peers()
+
+
+async def test_it_runs_under_background_trio_service() -> None:
+    async with open_swarm(1) as (first,):
+        async with open_host(HostSettings(key_pair=new_identity(), listen=(LOOPBACK,))) as host:
+            dht = PrimeDHT(host, QUIET, bootstrap_peers=first.addresses())
+            async with background_trio_service(dht):
+                assert (await dht.put("k", b"value")).acknowledged
+                assert await dht.get("k") is not None
+            with pytest.raises(LocalProtocolError):
+                await dht.get("k")
+            assert "/prime/kad/1.0.0" not in host.get_mux().get_protocols()
+
+
+async def test_two_with_different_prefixes_share_a_host_and_nothing_else() -> None:
+    async with open_host(HostSettings(key_pair=new_identity(), listen=(LOOPBACK,))) as host:
+        async with PrimeDHT(host) as ours, PrimeDHT(host, DhtConfig(protocol_prefix="/other", network_id="o")) as other:
+            assert {"/prime/kad/1.0.0", "/other/kad/1.0.0"} <= set(map(str, host.get_mux().get_protocols()))
+            await ours.put("k", b"ours")
+            await other.put("k", b"theirs")
+            assert (await ours.get("k")) != (await other.get("k"))
+            async with open_host(HostSettings(key_pair=new_identity(), listen=(LOOPBACK,))) as second:
+                with pytest.raises(QueryError):
+                    async with PrimeDHT(second, DhtConfig(protocol_prefix="/third")) as stranger:
+                        await stranger.add_peer(ours.addresses()[0])
+
+
+async def test_a_host_that_listens_nowhere_makes_a_client() -> None:
+    async with open_swarm(2) as nodes, open_host(HostSettings(key_pair=new_identity())) as host:
+        async with PrimeDHT(host, QUIET, bootstrap_peers=nodes[0].addresses()) as client:
+            await client.bootstrap()
+            assert (await client.health()).mode == "client"
+            assert len((await client.put("k", b"value")).stored_by) == 2
+            assert client.peer_id not in {status.peer for node in nodes for status in node.peers()}
+
+
+async def test_entering_twice_raises_and_leaves_the_first_running() -> None:
+    async with open_swarm(1) as (node,):
+        with pytest.raises(LocalProtocolError, match="runs once"):
+            await node.__aenter__()
+        assert (await node.put("k", b"value")).acknowledged
+
+
+async def test_what_is_not_running_cannot_be_used() -> None:
+    async with open_host(HostSettings(key_pair=new_identity(), listen=(LOOPBACK,))) as host:
+        dht = PrimeDHT(host)
+        with pytest.raises(LocalProtocolError, match="not running"):
+            await dht.put("k", b"value")
+        with pytest.raises(LocalProtocolError, match="not running"):
+            dht.provide(CONTENT)
+
+
+class OwnError(Exception):
+    """An application's."""
+
+
+@pytest.mark.parametrize("error", [OwnError(), KeyboardInterrupt(), ValueError("of the block")])
+async def test_an_exception_in_the_block_leaves_as_itself(error: BaseException) -> None:
+    host_context = open_host(HostSettings(key_pair=new_identity(), listen=(LOOPBACK,)))
+    async with host_context as host:
+        with pytest.raises(type(error)) as raised:
+            async with PrimeDHT(host):
+                raise error
+    assert raised.value is error
+
+
+@pytest.mark.parametrize("wrong", [b"", "", b"x" * 5000, 5, "\ud800"])
+async def test_a_bad_argument_raises_one_validation_error(wrong: bytes) -> None:
+    async with open_swarm(1) as (node,):
+        for use in (node.put(wrong, b"value"), node.get(wrong), node.delete(wrong), node.get_many([wrong])):
+            with pytest.raises(ValidationError):
+                await use
+
+
+async def test_a_bad_configuration_raises_one_config_error() -> None:
+    class NoHost:
+        def get_id(self) -> ID:
+            return ID(b"\x12\x20" + bytes(32))
+
+        def get_private_key(self) -> None:
+            return None
+
+    with pytest.raises(ConfigError):
+        PrimeDHT(NoHost())  # type: ignore[arg-type]
+    async with open_host(HostSettings(key_pair=new_identity())) as host:
+        with pytest.raises(ValidationError):
+            PrimeDHT(host, bootstrap_peers=["/ip4/127.0.0.1/tcp/1"])
+        async with PrimeDHT(host, DhtConfig(mode=Mode.SERVER)) as dht:
+            with pytest.raises(ConfigError):
+                await dht.put("k", b"", replication=0)
+            with pytest.raises(ConfigError):
+                await dht.get("k", quorum=9)
+
+
+async def test_cancelled_in_the_middle_of_everything_it_closes_in_time_and_leaks_no_task() -> None:
+    async def work(node: PrimeDHT) -> None:
+        while True:
+            await node.put("k", b"value")
+            await node.get("k", latest=True)
+            node.provide(CONTENT)
+
+    def tasks() -> int:
+        root = trio.lowlevel.current_root_task()
+        assert root is not None
+        found, todo = 0, [root]
+        while todo:
+            found += 1
+            todo += [child for nursery in todo.pop().child_nurseries for child in nursery.child_tasks]
+        return found
+
+    before = tasks()
+    with trio.fail_after(15):
+        async with trio.open_nursery() as nursery:
+
+            async def life() -> None:
+                async with open_swarm(3) as nodes, trio.open_nursery() as workers:
+                    for node in nodes:
+                        for _ in range(5):
+                            workers.start_soon(work, node)
+                    while (await nodes[0].stats()).requests_sent < 200:
+                        await trio.lowlevel.checkpoint()
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(life)
+    assert tasks() == before
+
+
+async def test_the_storage_it_is_given_stays_open() -> None:
+    async with open_host(HostSettings(key_pair=new_identity(), listen=(LOOPBACK,))) as host:
+        store = MemoryBackend()
+        async with PrimeDHT(host, storage=store) as dht:
+            await dht.put("k", b"value")
+        assert await store.keys() == [b"/prime/k"]

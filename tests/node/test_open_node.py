@@ -1,0 +1,120 @@
+"""A node of its own: what it keeps, and what it cannot use."""
+
+from __future__ import annotations
+
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+import trio
+
+from prime_dht import ConfigError, NodeConfig, StorageError, open_node
+from prime_dht.node.open import IDENTITY_FILE, STORE_FILE
+
+LISTEN = ("/ip4/127.0.0.1/tcp/0",)
+
+
+def config(data_dir: Path | None = None, **more: object) -> NodeConfig:
+    return NodeConfig(**{"listen": LISTEN, "data_dir": data_dir, **more})  # type: ignore[arg-type]
+
+
+async def test_the_data_directory_is_its_owners_alone(tmp_path: Path) -> None:
+    data_dir = tmp_path / "a" / "data"
+    async with open_node(config(data_dir)):
+        assert stat.S_IMODE(data_dir.stat().st_mode) == 0o700
+        assert stat.S_IMODE((data_dir / IDENTITY_FILE).stat().st_mode) == 0o600
+
+
+async def test_identity_entries_and_own_slots_outlive_a_restart(tmp_path: Path) -> None:
+    async with open_node(config(tmp_path / "data")) as node:
+        peer_id = node.peer_id
+        receipt = await node.put("k", b"value", metadata={"a": "b"})
+    async with open_node(config(tmp_path / "data")) as node:
+        assert node.peer_id == peer_id
+        found = await node.get("k")
+        assert found is not None
+        assert (found.value, found.op_id, dict(found.metadata)) == (b"value", receipt.op_id, {"a": "b"})
+        assert (await node.put("k", b"newer")).created_at_us > receipt.created_at_us
+
+
+async def test_peers_outlive_a_restart(tmp_path: Path) -> None:
+    async with open_node(config()) as other:
+        async with open_node(config(tmp_path / "data", peers=tuple(other.addresses()))) as node:
+            assert await node.bootstrap() == 1
+        async with open_node(config(tmp_path / "data")) as node:
+            assert await node.bootstrap() == 1
+
+
+async def test_without_a_data_directory_each_start_is_a_new_node() -> None:
+    async with open_node(config()) as one, open_node(config()) as other:
+        assert one.peer_id != other.peer_id
+
+
+async def test_a_second_node_in_the_same_directory_is_refused(tmp_path: Path) -> None:
+    async with open_node(config(tmp_path)):
+        with pytest.raises(StorageError):
+            async with open_node(config(tmp_path)):
+                pass
+
+
+async def test_a_directory_that_is_none_or_an_identity_that_is_none_is_a_config_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="data directory"):
+        async with open_node(config(tmp_path / "file")):
+            pass
+    (tmp_path / "data").mkdir(0o700)
+    (tmp_path / "data" / IDENTITY_FILE).touch(0o600)
+    with pytest.raises(ConfigError, match="identity file"):
+        async with open_node(config(tmp_path / "data")):
+            pass
+
+
+async def test_a_store_that_is_none_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / STORE_FILE).write_bytes(b"not a database" * 1000)
+    with pytest.raises(StorageError):
+        async with open_node(config(tmp_path)):
+            pass
+    assert (tmp_path / STORE_FILE).read_bytes().startswith(b"not a database"), "and is left as it is"
+
+
+async def test_a_port_in_use_and_addresses_that_are_none_are_config_errors() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ConfigError, match="port"):
+            async with open_node(config(listen=(f"/ip4/127.0.0.1/tcp/{taken.getsockname()[1]}",))):
+                pass
+    for wrong in ({"listen": ("nonsense",)}, {"announce": ("nonsense",)}, {"peers": ("/ip4/127.0.0.1/tcp/1",)}):
+        with pytest.raises(ConfigError):
+            async with open_node(config(**wrong)):
+                pass
+
+
+async def test_a_node_that_cannot_reach_its_peers_runs_all_the_same() -> None:
+    async with open_node(config()) as gone:
+        addresses = tuple(gone.addresses())
+    async with open_node(config(peers=addresses)) as node:
+        assert (await node.put("k", b"value")).acknowledged
+
+
+class OwnError(Exception):
+    """An application's."""
+
+
+@pytest.mark.parametrize("error", [OwnError(), ValueError("of the block")])
+async def test_an_exception_in_the_block_leaves_as_itself(error: Exception, tmp_path: Path) -> None:
+    with pytest.raises(type(error)) as raised:
+        async with open_node(config(tmp_path)):
+            raise error
+    assert raised.value is error
+
+
+async def test_what_goes_wrong_in_the_background_does_not_take_the_store_with_it(tmp_path: Path) -> None:
+    with trio.move_on_after(10) as scope:
+        async with open_node(config(tmp_path)) as node:
+            await node.put("k", b"value")
+            scope.cancel()
+            await trio.sleep_forever()
+    async with open_node(config(tmp_path)) as node:
+        assert await node.get("k") is not None

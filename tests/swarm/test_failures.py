@@ -1,0 +1,194 @@
+"""Join order, restarts and half the nodes dying change nothing but latency."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from prime_dht.config import DhtConfig
+from prime_dht.errors import QueryError
+from prime_dht.testing.swarm import open_swarm
+
+
+async def test_with_half_the_nodes_dead_whatever_has_a_live_replica_is_read(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=3, size=20) as swarm:
+        keys = [f"key {number}" for number in range(60)]
+        stored = {key: set((await swarm.nodes[0].put(key, key.encode())).stored_by) for key in keys}
+        for node in Random(3).sample(swarm.nodes, 10):
+            await swarm.stop(node)
+        alive = {node.peer_id for node in swarm.nodes}
+        readable = [key for key in keys if stored[key] & alive]
+        assert len(readable) < len(keys), "with these seeds some lost all three replicas"
+        for reader in (swarm.nodes[0], swarm.nodes[-1]):
+            for key in keys:
+                found = await reader.get(key, latest=True)
+                assert (found is not None and found.value == key.encode()) == (key in readable)
+
+
+@pytest.mark.parametrize("silent", [False, True])
+async def test_with_half_the_nodes_dead_puts_go_to_the_closest_that_live(
+    silent: bool, autojump_clock: MockClock
+) -> None:
+    """Whether the dead refuse a dial or answer nothing at all."""
+    async with open_swarm(seed=3, size=20) as swarm:
+        for node in Random(3).sample(swarm.nodes, 10):
+            if silent:
+                swarm.world.silence(node.peer_id)
+                swarm.nodes.remove(node)
+            else:
+                await swarm.stop(node)
+        for number, writer in enumerate(swarm.nodes):
+            receipt = await writer.put(f"key {number}", b"value")
+            closest = {server.peer_id for server in swarm.closest_to(f"key {number}", 3)}
+            assert set(receipt.stored_by) == closest
+            assert receipt.acknowledged
+
+
+async def test_a_silent_replica_costs_gets_a_step_and_one_put_its_deadline(
+    autojump_clock: MockClock,
+) -> None:
+    config = DhtConfig(rpc_timeout_s=10.0)
+    async with open_swarm(seed=1, size=20, config=config) as swarm:
+        client = await swarm.join_client()
+        await client.put("k", b"value")
+        swarm.world.silence(swarm.closest_to("k", 1)[0].peer_id)
+
+        began_s = trio.current_time()
+        assert await client.get("k", latest=True) is not None
+        assert trio.current_time() - began_s < 0.5
+
+        began_s = trio.current_time()
+        receipt = await client.put("k", b"again")
+        assert len(receipt.stored_by) == 3
+        assert len(receipt.failed) == 1
+        assert 10.0 <= trio.current_time() - began_s < 11.0
+
+        began_s = trio.current_time()
+        assert len((await client.put("k", b"again")).stored_by) == 3
+        assert trio.current_time() - began_s < 1.0
+
+
+async def test_a_lookup_waits_three_seconds_for_the_silent_not_ten(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=40) as swarm:
+        for node in swarm.nodes[10:14]:
+            swarm.world.silence(node.peer_id)
+        began_s = trio.current_time()
+        result = await swarm.nodes[5].find_closest("k")
+        assert len(result.closest) == 20
+        assert trio.current_time() - began_s < 5.0
+
+        began_s = trio.current_time()
+        assert (await swarm.nodes[5].find_closest("k")).closest == result.closest
+        assert trio.current_time() - began_s < 1.0, "the silent are known now"
+
+
+async def test_nodes_that_restart_have_what_they_stored_and_are_found_again(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=2, size=5) as swarm:
+        keys = [f"key {number}" for number in range(20)]
+        for key in keys:
+            await swarm.nodes[0].put(key, key.encode())
+        machines = [await swarm.stop(node) for node in list(swarm.nodes)]
+        first = await swarm.start(machines[0])
+        for machine in machines[1:]:
+            node = await swarm.start(machine, via=[first])
+            await node.bootstrap()
+        reader = await swarm.join_client()
+        for key in keys:
+            found = await reader.get(key)
+            assert found is not None
+            assert found.value == key.encode()
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+async def test_the_order_of_joining_changes_nothing(seed: int, autojump_clock: MockClock) -> None:
+    """Each node joins through any that is there already; afterwards all place a key alike."""
+    rng = Random(seed)
+    async with open_swarm(seed=seed, size=1) as swarm:
+        for _ in range(29):
+            await swarm.join(via=rng.choice(swarm.nodes))
+        for number in range(10):
+            receipt = await rng.choice(swarm.nodes).put(f"key {number}", b"value")
+            closest = {server.peer_id for server in swarm.closest_to(f"key {number}", 3)}
+            assert set(receipt.stored_by) == closest
+            assert await rng.choice(swarm.nodes).get(f"key {number}", latest=True) is not None
+
+
+async def test_thirty_nodes_that_start_at_once_find_each_other(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=1) as swarm:
+        for _ in range(29):
+            await swarm.start(via=[swarm.nodes[0]])
+        async with trio.open_nursery() as nursery:
+            for node in swarm.nodes[1:]:
+                nursery.start_soon(node.bootstrap)
+        await trio.sleep(1)
+        for number in range(10):
+            receipt = await swarm.nodes[number].put(f"key {number}", b"value")
+            assert set(receipt.stored_by) == {server.peer_id for server in swarm.closest_to(f"key {number}", 3)}
+
+
+async def test_whoever_is_cut_off_is_told_so_and_not_that_nothing_is_there(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=5) as swarm:
+        client = await swarm.join_client()
+        await client.put("k", b"value")
+        swarm.world.partition([node.peer_id for node in swarm.nodes if node is not client], [client.peer_id])
+        with pytest.raises(QueryError):
+            await client.get("k", latest=True)
+        with pytest.raises(QueryError):
+            await client.put("k", b"value")
+
+
+async def test_a_put_that_is_cut_off_half_way_is_not_acknowledged(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=5) as swarm:
+        writer = swarm.closest_to("k", 1)[0]
+        swarm.world.partition([node.peer_id for node in swarm.nodes if node is not writer], [writer.peer_id])
+        receipt = await writer.put("k", b"value")
+        assert receipt.stored_by == (writer.peer_id,)
+        assert not receipt.acknowledged
+        assert receipt.warning == "stored by 1 of 3 replicas"
+
+
+async def test_a_read_brings_the_replica_that_missed_a_put_up_to_date(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=4) as swarm:
+        writer = swarm.closest_to("k", 4)[-1]
+        missing = swarm.closest_to("k", 1)[0]
+        swarm.world.silence(missing.peer_id)
+        await writer.put("k", b"value")
+        swarm.world.unsilence(missing.peer_id)
+        await writer.add_peer(swarm.address_of(missing))
+        disc = swarm.machine_of(missing).disc
+        assert await disc.keys() == []
+        assert await writer.get("k", quorum=3, latest=True) is not None
+        await trio.sleep(1)
+        assert await disc.keys() == [b"/prime/k"]
+
+
+async def test_a_read_that_finds_all_up_to_date_repairs_nothing(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=5) as swarm:
+        client = await swarm.join_client()
+        for publisher in swarm.nodes[:3]:
+            await publisher.put("k", b"of a publisher")
+        await trio.sleep(5)  # the client has met everybody, and every repair is done
+        before = swarm.world.requests.copy()
+        await client.get("k", quorum=3, latest=True)
+        await client.get_all("k")
+        await trio.sleep(5)
+        assert set(swarm.world.requests - before) == {"GetValue"}
+
+
+async def test_the_halves_of_a_network_that_was_cut_find_each_other_again(autojump_clock: MockClock) -> None:
+    config = DhtConfig(refresh_interval=600.0)
+    async with open_swarm(seed=1, size=10, config=config) as swarm:
+        left, right = swarm.nodes[:5], swarm.nodes[5:]
+        swarm.world.partition([node.peer_id for node in left], [node.peer_id for node in right])
+        await trio.sleep(4 * 3600)
+        for half in (left, right):
+            for node in half:
+                assert {status.peer for status in node.peers()} <= {other.peer_id for other in half}
+        swarm.world.heal()
+        await trio.sleep(1800)
+        receipt = await left[0].put("k", b"value")
+        assert set(receipt.stored_by) == {server.peer_id for server in swarm.closest_to("k", 3)}
+        assert all([await node.get("k", latest=True) for node in swarm.nodes])

@@ -1,0 +1,243 @@
+"""Expiry, renewal, events and the cache, over hours of virtual time."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from prime_dht.config import DhtConfig
+from prime_dht.entries.entry import Entry
+from prime_dht.errors import ValidationError
+from prime_dht.events import EntriesExpired, EntryStored, Event, LookupProgress
+from prime_dht.ids import Key
+from prime_dht.node.core import Node
+from prime_dht.node.feed import QUEUED_EVENTS
+from prime_dht.storage.base import EntryQuery
+from prime_dht.testing.swarm import EPOCH_US, Swarm, open_swarm
+
+
+async def held(swarm: Swarm, node: Node, key: bytes = b"/prime/k") -> list[Entry]:
+    """What is on a node's disc, expired or not, seen at a time long past so that nothing is hidden."""
+    page = await swarm.machine_of(node).disc.get_entries(EntryQuery(key=Key(key), include_expired=True), now_us=0)
+    return list(page.entries)
+
+
+async def test_a_value_expires_at_every_replica_and_its_header_later(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=5) as swarm:
+        reader = await swarm.join_client()
+        await swarm.nodes[0].put("k", b"value", ttl=600)
+        replicas = swarm.closest_to("k", 3)
+        await trio.sleep(590)
+        assert await reader.get("k", latest=True) is not None
+        await trio.sleep(11)
+        assert await reader.get("k", latest=True) is None
+        assert len(await reader.get_all("k")) == 0
+        await trio.sleep(120)
+        for replica in replicas:
+            (entry,) = await held(swarm, replica)
+            assert entry.value is None, "the value is gone, the header stays until the tick after"
+        await trio.sleep(1800)
+        for replica in replicas:
+            assert await held(swarm, replica) == []
+
+
+async def test_cleanup_expired_drops_now_and_says_what(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=1) as swarm:
+        (node,) = swarm.nodes
+        for number in range(5):
+            await node.put(f"key {number}", b"value", ttl=10)
+        with node.subscribe() as events:
+            await trio.sleep(11)
+            expired = await node.cleanup_expired()
+            assert (expired.values_dropped, expired.retired) == (5, ())
+            assert await anext(events) == EntriesExpired(values_dropped=5, retired=0)
+        assert await node.cleanup_expired() == type(expired)()
+
+
+async def test_an_entry_may_end_at_a_time(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=1) as swarm:
+        (node,) = swarm.nodes
+        end_s = EPOCH_US / 1e6 + 500
+        receipt = await node.put("k", b"value", expires_at=end_s)
+        assert receipt.expires_at_us == EPOCH_US + 500_000_000
+        await trio.sleep(501 - trio.current_time())
+        assert await node.get("k") is None
+        with pytest.raises(ValidationError, match="not both"):
+            await node.put("k", b"value", expires_at=end_s + 60, ttl=5.0)
+        with pytest.raises(ValidationError, match="later than it is created"):
+            await node.put("k", b"value", expires_at=end_s)
+
+
+async def test_keep_renews_before_expiry_until_the_entry_is_deleted(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=3) as swarm:
+        writer = await swarm.join_client()
+        reader = await swarm.join_client()
+        first = await writer.put("k", b"value", ttl=60, keep=True)
+        created_at_us = first.created_at_us
+        for _ in range(30):
+            await trio.sleep(20)
+            found = await reader.get("k", latest=True)
+            assert found is not None
+            assert found.value == b"value"
+            created_at_us = found.created_at_us
+        assert created_at_us - first.created_at_us >= 540 * 1_000_000
+        renewals = swarm.network_of(writer).sent["PutValue"] // 3
+        assert 14 <= renewals <= 17, "two thirds into each life, in ten minutes"
+        await writer.delete("k")
+        sent = swarm.network_of(writer).sent["PutValue"]
+        await trio.sleep(600)
+        assert await reader.get("k", latest=True) is None
+        assert swarm.network_of(writer).sent["PutValue"] == sent
+
+
+async def test_a_newer_put_is_not_undone_by_the_renewal_of_an_older_one(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=3) as swarm:
+        node = swarm.nodes[0]
+        await node.put("k", b"kept", ttl=60, keep=True)
+        await node.put("k", b"newer", ttl=3600)
+        await trio.sleep(300)
+        found = await node.get("k", latest=True)
+        assert found is not None
+        assert found.value == b"newer"
+        await node.put("k", b"kept again", ttl=60, keep=True)
+        await node.put_many({"k": b"of many"}, ttl=3600)
+        await trio.sleep(300)
+        found = await node.get("k", latest=True)
+        assert found is not None
+        assert found.value == b"of many"
+
+
+@pytest.mark.parametrize("at_s", [39.9, 40.0, 40.01, 40.05, 40.1])
+async def test_a_put_or_delete_that_races_a_renewal_wins(at_s: float, autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=3) as swarm:
+        writer = await swarm.join_client()
+        began_s = trio.current_time()
+        await writer.put("k", b"kept", ttl=60, keep=True)
+        await writer.put("l", b"kept", ttl=60, keep=True)
+        await trio.sleep_until(began_s + at_s)
+        await writer.put("k", b"newer", ttl=3600)
+        await writer.delete("l")
+        await trio.sleep(600)
+        found = await writer.get("k", latest=True)
+        assert found is not None
+        assert found.value == b"newer"
+        assert await writer.get("l", latest=True) is None
+
+
+async def test_a_renewal_that_fails_is_made_good_before_the_entry_expires(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=1) as swarm:
+        writer = await swarm.join_client()
+        reader = await swarm.join_client()
+        await writer.put("k", b"value", ttl=300, keep=True)
+        swarm.world.silence(swarm.nodes[0].peer_id)
+        await trio.sleep(230)
+        swarm.world.unsilence(swarm.nodes[0].peer_id)
+        await trio.sleep(100)
+        found = await reader.get("k", latest=True)
+        assert found is not None
+        assert found.expires_at_us > EPOCH_US + 400_000_000
+
+
+async def test_many_kept_entries_are_renewed_though_one_replica_is_silent(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=5) as swarm:
+        writer = await swarm.join_client()
+        for number in range(100):
+            await writer.put(f"key {number}", b"value", ttl=60, keep=True)
+        swarm.world.silence(swarm.nodes[2].peer_id)
+        await trio.sleep(300)
+        for number in range(100):
+            assert await writer.get(f"key {number}", latest=True) is not None
+
+
+async def test_what_cannot_be_renewed_cannot_be_kept(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=1) as swarm:
+        with pytest.raises(ValidationError, match="nothing to renew"):
+            await swarm.nodes[0].put("k", b"", expires_at=EPOCH_US / 1e6 + 500, keep=True)
+        assert await swarm.nodes[0].get("k") is None
+
+
+async def test_events_tell_of_entries_and_lookups(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=2) as swarm:
+        one, other = swarm.nodes
+        seen: list[Event] = []
+        with other.subscribe() as events:
+            receipt = await one.put("k", b"value", subkey=b"s")
+            await other.find_closest("k")
+            await swarm.stop(other)
+            seen = [event async for event in events]
+        stored = [event for event in seen if isinstance(event, EntryStored)]
+        assert [(event.key, event.subkey, event.op_id, event.tombstone) for event in stored] == [
+            (b"/prime/k", b"s", receipt.op_id, False)
+        ]
+        (progress,) = [event for event in seen if isinstance(event, LookupProgress)]
+        assert progress.peer == one.peer_id
+        assert 0 < progress.elapsed_s < 1
+
+
+async def test_a_slow_subscriber_loses_events_which_are_counted(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=1) as swarm:
+        (node,) = swarm.nodes
+        with node.subscribe() as slow:
+            for number in range(QUEUED_EVENTS + 7):
+                await node.put("k", b"%d" % number)
+            assert slow.dropped == 7
+        assert (await node.stats()).events_dropped == 7
+        assert (await node.health()).warnings[-1] == "7 events were lost to subscribers that fell behind"
+
+
+async def test_a_recent_answer_may_come_from_the_cache_and_latest_never_does(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=5) as swarm:
+        reader = await swarm.join_client()
+        writer = await swarm.join_client()
+        await writer.put("k", b"1")
+        assert (found := await reader.get("k")) is not None
+        assert found.answered == 2
+        await writer.put("k", b"2")
+        assert (found := await reader.get("k")) is not None
+        assert (found.value, found.answered) == (b"1", 0)
+        assert (found := await reader.get("k", quorum=1)) is not None
+        assert found.value == b"2", "who asks for a quorum asks the replicas"
+        assert (found := await reader.get("k")) is not None
+        assert (found := await reader.get("k", latest=True)) is not None
+        assert found.value == b"2"
+        await writer.put("k", b"3")
+        await trio.sleep(5)
+        assert (found := await reader.get("k")) is not None
+        assert found.value == b"3", "after cache_ttl_s it is asked for again"
+        assert (await reader.stats()).cache_hits == 2
+
+
+async def test_an_own_put_is_read_at_once_though_an_older_answer_was_on_its_way(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=5) as swarm:
+        node = await swarm.join_client()
+        await node.put("k", b"old")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(node.get, "k")
+            await trio.sleep(0.01)
+            await node.put("k", b"new")
+        assert (found := await node.get("k")) is not None
+        assert found.value == b"new"
+        await node.delete("k")
+        assert await node.get("k") is None
+
+
+async def test_a_cached_answer_ends_with_its_entry(autojump_clock: MockClock) -> None:
+    config = DhtConfig(cache_ttl_s=3600.0)
+    async with open_swarm(seed=1, size=3, config=config) as swarm:
+        await swarm.nodes[0].put("k", b"value", ttl=60)
+        assert await swarm.nodes[1].get("k") is not None
+        await trio.sleep(61)
+        assert await swarm.nodes[1].get("k") is None
+
+
+async def test_short_lived_entries_are_put_and_read_as_usual(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=5) as swarm:
+        for beat in range(5):
+            await swarm.nodes[0].put("heartbeat", b"%d" % beat, ttl=2)
+            found = await swarm.nodes[1].get("heartbeat", latest=True)
+            assert found is not None
+            assert found.value == b"%d" % beat
+            await trio.sleep(1)
+        await trio.sleep(2)
+        assert await swarm.nodes[1].get("heartbeat", latest=True) is None

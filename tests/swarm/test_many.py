@@ -1,0 +1,105 @@
+"""put_many and get_many: the placement and results of single operations, in few requests."""
+
+from __future__ import annotations
+
+import pytest
+from trio.testing import MockClock
+
+from prime_dht.config import DhtConfig
+from prime_dht.entries.limits import Limits
+from prime_dht.errors import QueryError
+from prime_dht.ids import wire_key
+from prime_dht.testing.swarm import open_swarm
+
+KEYS = [f"key {number}" for number in range(512)]
+
+
+@pytest.mark.parametrize(("size", "most_puts", "most_gets"), [(1, 0, 0), (5, 30, 30), (20, 60, 60), (60, 300, 300)])
+async def test_512_keys_take_few_requests_and_lie_where_single_puts_would_lay_them(
+    size: int, most_puts: int, most_gets: int, autojump_clock: MockClock
+) -> None:
+    async with open_swarm(seed=size, size=size) as swarm:
+        writer, reader = swarm.nodes[0], swarm.nodes[-1]
+        sent = swarm.world.requests.total()
+        receipts = await writer.put_many({key: key.encode() for key in KEYS})
+        puts = swarm.world.requests.total() - sent
+        for key, receipt in zip(KEYS, receipts, strict=True):
+            assert receipt.key == wire_key(key)
+            assert set(receipt.stored_by) == {server.peer_id for server in swarm.closest_to(key, 3)}
+            assert receipt.acknowledged
+        sent = swarm.world.requests.total()
+        found = await reader.get_many(KEYS)
+        gets = swarm.world.requests.total() - sent
+        assert list(found) == [wire_key(key) for key in KEYS]
+        for key in KEYS:
+            one = found[wire_key(key)]
+            assert one is not None
+            assert (one.value, one.answered) == (key.encode(), min(2, size))
+        assert puts <= most_puts
+        assert gets <= most_gets
+
+
+async def test_512_keys_that_nobody_put_are_absent_in_few_requests(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=60) as swarm:
+        sent = swarm.world.requests.total()
+        assert await swarm.nodes[0].get_many(KEYS) == {wire_key(key): None for key in KEYS}
+        assert swarm.world.requests.total() - sent <= 700, "a lookup for each would be more than ten thousand"
+
+
+async def test_keys_of_a_dead_replica_are_read_from_the_others(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=5) as swarm:
+        await swarm.nodes[0].put_many({key: key.encode() for key in KEYS})
+        await swarm.stop(swarm.nodes[3])
+        sent = swarm.world.requests.total()
+        found = await swarm.nodes[1].get_many(KEYS)
+        assert all(one is not None and one.value == key.encode() for key, one in zip(KEYS, found.values(), strict=True))
+        assert swarm.world.requests.total() - sent <= 60
+
+
+async def test_large_values_are_fetched_in_as_many_replies_as_they_need(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=2) as swarm:
+        reader = await swarm.join_client()
+        values = {key: key.encode() * 6000 for key in KEYS[:100]}
+        await swarm.nodes[0].put_many(values)
+        found = await reader.get_many(values)
+        assert {key: one.value for key, one in found.items() if one} == {wire_key(k): v for k, v in values.items()}
+
+
+async def test_each_entry_has_its_own_receipt_and_one_that_is_refused_says_why(autojump_clock: MockClock) -> None:
+    strict = DhtConfig(limits=Limits(max_inline_bytes=10))
+    async with open_swarm(seed=1) as swarm:
+        await swarm.start(config=strict)
+        client = await swarm.join_client()
+        good, bad = await client.put_many([("good", b"short"), ("bad", b"more than ten bytes")])
+        assert good.acknowledged
+        assert not bad.acknowledged
+        assert bad.stored_by == ()
+        assert "over limit" in bad.refused[0][1]
+
+
+async def test_when_nobody_takes_anything_it_is_an_error(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=2) as swarm:
+        client = await swarm.join_client()
+        for node in list(swarm.nodes[:2]):
+            await swarm.stop(node)
+        with pytest.raises(QueryError):
+            await client.put_many(dict.fromkeys(KEYS, b""))
+        with pytest.raises(QueryError):
+            await client.get_many(KEYS)
+
+
+async def test_nothing_is_put_and_got_without_a_request(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=2) as swarm:
+        sent = swarm.world.requests.total()
+        assert await swarm.nodes[0].put_many([]) == []
+        assert await swarm.nodes[0].get_many([]) == {}
+        assert swarm.world.requests.total() == sent
+
+
+async def test_of_one_key_given_twice_the_later_stands(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=3) as swarm:
+        first, second = await swarm.nodes[0].put_many([("k", b"first"), ("k", b"second")])
+        assert first.created_at_us < second.created_at_us
+        found = await swarm.nodes[1].get("k")
+        assert found is not None
+        assert found.value == b"second"

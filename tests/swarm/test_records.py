@@ -1,0 +1,250 @@
+"""Plain records of other namespaces, and providers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import trio
+from libp2p.crypto.ed25519 import create_new_key_pair
+from trio.testing import MockClock
+
+from prime_dht.config import DhtConfig
+from prime_dht.errors import ConfigError, LocalProtocolError, QueryError, ValidationError
+from prime_dht.ids import Key, PeerId, TimestampUs, kad_key
+from prime_dht.net.identity import peer_id_of
+from prime_dht.node.core import Node
+from prime_dht.storage.base import PlainRecord
+from prime_dht.testing.swarm import EPOCH_US, Swarm, open_swarm
+
+CONTENT = b"\x12\x20" + b"content".ljust(32, b".")
+
+
+class Longest:
+    """A validator for which the longest text of one letter is the best."""
+
+    def validate(self, key: bytes, value: bytes) -> None:
+        if len(set(value)) != 1:
+            raise ValidationError("not of one letter")
+
+    def select(self, key: bytes, values: Sequence[bytes]) -> int:
+        return max(range(len(values)), key=lambda index: len(values[index]))
+
+
+VALIDATORS = {"long": Longest()}
+QUICK = DhtConfig(record_ttl_s=2 * 3600.0, provider_ttl_s=2 * 3600.0, record_republish_s=2400.0)
+"""The proportions of the default, in hours instead of days."""
+
+
+async def swarm_of(swarm: Swarm, size: int) -> list[Node]:
+    first = await swarm.start(config=QUICK, validators=VALIDATORS)
+    for _ in range(size - 1):
+        await (await swarm.start(via=[first], config=QUICK, validators=VALIDATORS)).bootstrap()
+    return swarm.nodes
+
+
+def closest_peers(nodes: Sequence[Node], key: bytes, count: int) -> list[PeerId]:
+    return sorted((node.peer_id for node in nodes), key=lambda peer: kad_key(peer) ^ kad_key(key))[:count]
+
+
+async def record_at(swarm: Swarm, node: Node, key: bytes) -> bytes | None:
+    record = await swarm.machine_of(node).disc.get_record(Key(key), now_us=0)
+    return None if record is None else record.value
+
+
+async def test_a_public_key_is_put_to_the_r_closest_and_got_by_anybody(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=10) as swarm:
+        pair = create_new_key_pair(bytes(32))
+        key = b"/pk/" + peer_id_of(pair)
+        receipt = await swarm.nodes[0].put_record(key, pair.public_key.serialize())
+        assert set(receipt.stored_by) == set(closest_peers(swarm.nodes, key, 3))
+        assert await swarm.nodes[9].get_record(key) == pair.public_key.serialize()
+        other = create_new_key_pair(b"1" * 32).public_key.serialize()
+        with pytest.raises(ValidationError, match="not the one its record's key names"):
+            await swarm.nodes[0].put_record(key, other)
+
+
+async def test_records_of_the_prime_namespace_or_of_none_known_are_refused(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=1) as swarm:
+        (node,) = swarm.nodes
+        for key in (b"/prime/k", b"/unknown/k", b"no namespace", b""):
+            with pytest.raises(ValidationError):
+                await node.put_record(key, b"a")
+            with pytest.raises(ValidationError):
+                await node.get_record(key)
+        with pytest.raises(ConfigError):
+            await swarm.start(validators={"prime": Longest()})
+
+
+async def test_a_reader_gets_the_best_record_and_corrects_those_that_have_a_worse_one(
+    autojump_clock: MockClock,
+) -> None:
+    """Entry correction; of what is not valid nothing is believed (scenario 26)."""
+    async with open_swarm(seed=1) as swarm:
+        nodes = await swarm_of(swarm, 6)
+        key = b"/long/k"
+        held = dict(zip(closest_peers(nodes, key, 3), (b"mixed", b"aa", b"aaaa"), strict=True))
+        for node in nodes:
+            if node.peer_id in held:
+                record = PlainRecord(
+                    key=Key(key),
+                    value=held[node.peer_id],
+                    received_at_us=TimestampUs(EPOCH_US),
+                    expires_at_us=TimestampUs(2 * EPOCH_US),
+                )
+                await swarm.machine_of(node).disc.put_record(record)
+        reader = next(node for node in nodes if node.peer_id not in held)
+        assert await reader.get_record(key, quorum=3) == b"aaaa"
+        await trio.sleep(1)
+        assert {await record_at(swarm, node, key) for node in nodes if node.peer_id in held} == {b"aaaa"}
+
+
+async def test_concurrent_puts_of_records_keep_the_best(autojump_clock: MockClock) -> None:
+    """Scenario 27."""
+    async with open_swarm(seed=1) as swarm:
+        nodes = await swarm_of(swarm, 8)
+        receipts = 0
+
+        async def put(node: Node, length: int) -> None:
+            nonlocal receipts
+            try:
+                await node.put_record(b"/long/k", b"a" * length)
+            except QueryError:
+                return  # a better one was there already at all replicas
+            receipts += 1
+
+        async with trio.open_nursery() as nursery:
+            for length, node in enumerate(nodes, start=1):
+                nursery.start_soon(put, node, length)
+        assert receipts >= 1
+        for node in nodes:
+            assert await node.get_record(b"/long/k", quorum=3) == b"a" * 8
+
+
+async def test_a_record_outlives_its_replicas_because_its_writer_republishes_it(autojump_clock: MockClock) -> None:
+    """Scenario 15, second half, and 38."""
+    async with open_swarm(seed=1) as swarm:
+        nodes = await swarm_of(swarm, 8)
+        writer = next(node for node in nodes if node.peer_id not in closest_peers(nodes, b"/long/k", 3))
+        await writer.put_record(b"/long/k", b"aaa")
+        for node in list(nodes):
+            if node.peer_id in closest_peers(nodes, b"/long/k", 3) and node is not writer:
+                await swarm.stop(node)
+                break
+        await trio.sleep(5 * 3600)
+        assert await swarm.nodes[-1].get_record(b"/long/k") == b"aaa"
+        await swarm.stop(writer)
+        await trio.sleep(3 * 3600)
+        assert await swarm.nodes[-1].get_record(b"/long/k") is None
+        stats = [await swarm.machine_of(node).disc.stats() for node in swarm.nodes]
+        assert all(one.records == 0 for one in stats), "and the disc space is reclaimed"
+
+
+async def test_a_record_that_nobody_put_is_none_and_a_quorum_has_its_bounds(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1) as swarm:
+        nodes = await swarm_of(swarm, 3)
+        assert await nodes[0].get_record(b"/long/k") is None
+        for quorum in (0, 4):
+            with pytest.raises(ConfigError):
+                await nodes[0].get_record(b"/long/k", quorum=quorum)
+
+
+async def test_a_provider_is_announced_to_the_r_closest_and_stops(autojump_clock: MockClock) -> None:
+    """Scenario 16."""
+    async with open_swarm(seed=1, size=10, config=QUICK) as swarm:
+        node = swarm.nodes[0]
+        receipt = await node.provide(CONTENT)
+        others = [other for other in swarm.nodes if other is not node]
+        assert set(receipt.stored_by) == set(closest_peers(others, CONTENT, 3))
+        (provider,) = await swarm.nodes[9].find_providers(CONTENT)
+        assert provider.peer == node.peer_id
+        assert provider.addresses == (swarm.address_of(node).split("/p2p/")[0],)
+        await node.stop_providing(CONTENT)
+        assert await swarm.machine_of(node).disc.get_providers(CONTENT, now_us=0) == []
+        await trio.sleep(7300)
+        assert await swarm.nodes[9].find_providers(CONTENT) == []
+        assert [provider.peer for provider in await node.find_providers(CONTENT)] == []
+
+
+async def test_providers_are_sought_until_as_many_are_found_as_asked_for(autojump_clock: MockClock) -> None:
+    """Scenario 17."""
+    async with open_swarm(seed=1, size=20) as swarm:
+        for node in swarm.nodes[:12]:
+            await node.provide(CONTENT)
+        client = await swarm.join_client()
+        sent = swarm.network_of(client).sent["GetProviders"]
+        assert len(await client.find_providers(CONTENT, count=5)) == 5
+        assert swarm.network_of(client).sent["GetProviders"] - sent <= 3
+        assert len(await client.find_providers(CONTENT, count=50)) == 12
+        assert len(list(client.find_provider_iter(CONTENT, 4))) == 4
+        assert list(client.find_provider_iter(b"\x12\x20" + bytes(32), 4)) == []
+        with pytest.raises(ValidationError):
+            await client.find_providers(CONTENT, count=0)
+
+
+async def test_forty_nodes_each_find_every_provider(autojump_clock: MockClock) -> None:
+    """Scenario 28."""
+    async with open_swarm(seed=1, size=40) as swarm:
+        contents = [b"\x12\x20" + bytes([number]) * 32 for number in range(40)]
+        for node, content in zip(swarm.nodes, contents, strict=True):
+            await node.provide(content)
+        for node in swarm.nodes:
+            for provider, content in zip(swarm.nodes, contents, strict=True):
+                (found,) = await node.find_providers(content, count=1)
+                assert found.peer == provider.peer_id
+
+
+async def test_expired_providers_go_and_those_that_are_announced_again_stay(autojump_clock: MockClock) -> None:
+    """Scenario 29."""
+    async with open_swarm(seed=1, size=6, config=QUICK) as swarm:
+        stays, goes = swarm.nodes[:2]
+        await stays.provide(CONTENT)
+        await goes.provide(CONTENT)
+        await swarm.stop(goes)
+        await trio.sleep(9000)
+        reader = swarm.nodes[-1]
+        assert [provider.peer for provider in await reader.find_providers(CONTENT)] == [stays.peer_id]
+        for node in swarm.nodes:
+            assert (await swarm.machine_of(node).disc.stats()).providers <= 1
+
+
+async def test_what_is_provided_without_an_announcement_is_found_here_and_announced_later(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_swarm(seed=1, size=5, config=QUICK) as swarm:
+        node = swarm.nodes[0]
+        sent = swarm.network_of(node).sent.total()
+        receipt = await node.provide(CONTENT, announce=False)
+        assert receipt.stored_by == ()
+        assert swarm.network_of(node).sent.total() == sent
+        assert [provider.peer for provider in await node.find_providers(CONTENT, count=1)] == [node.peer_id]
+        await trio.sleep(3000)
+        assert [provider.peer for provider in await swarm.nodes[3].find_providers(CONTENT)] == [node.peer_id]
+
+
+async def test_a_node_that_does_not_listen_cannot_provide(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=3) as swarm:
+        client = await swarm.join_client()
+        with pytest.raises(LocalProtocolError, match="does not listen"):
+            await client.provide(CONTENT)
+
+
+async def test_who_waits_for_an_announcement_that_the_nodes_end_cuts_short_is_told(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=3) as swarm:
+        node = swarm.nodes[0]
+        for other in swarm.nodes[1:]:
+            swarm.world.silence(other.peer_id)
+        provision = node.provide(CONTENT)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(swarm.stop, node)
+            with pytest.raises(LocalProtocolError, match="closed before"):
+                await provision
+
+
+@pytest.mark.parametrize("wrong", ["not a cid", b"", b"\x00", b"\x00\x60" + bytes(96), 5])
+async def test_what_is_neither_a_cid_nor_a_multihash_is_refused(wrong: bytes, autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=1) as swarm:
+        with pytest.raises(ValidationError):
+            swarm.nodes[0].provide(wrong)
+        with pytest.raises(ValidationError):
+            await swarm.nodes[0].find_providers(wrong)
