@@ -208,7 +208,7 @@ async def demo(*, stay: bool) -> None:
     async with AsyncExitStack() as stack:
         with step(f"start {NODES} nodes") as say:
             nodes = await stack.enter_async_context(swarm())
-            say("processes " + " ".join(str(node.process.pid) for node in nodes))
+            say("pids " + " ".join(str(node.process.pid) for node in nodes))
         with step("store its weights through node 1") as say:
             async with client(nodes[0]) as dht:
                 receipt = await dht.put(KEY, weights)

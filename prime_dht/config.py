@@ -176,6 +176,9 @@ class NodeConfig:
     synchronous: Literal["FULL", "NORMAL"] = "FULL"
     """SQLite's setting. FULL: an acknowledged put survives power loss. NORMAL: only the death of the process."""
 
+    redis_url: str | None = None
+    """A Redis server, ``redis://host:port``, that keeps the entries instead of a file; needs the extra ``redis``."""
+
     fast_transport: bool = True
     """Use prime_dht's own Noise transport phase and Yamux muxer; ``False`` uses py-libp2p's. The wire is the same."""
 

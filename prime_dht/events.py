@@ -43,6 +43,13 @@ class EntriesExpired:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EntriesEvicted:
+    """The store was full, and these ops went to make room: expired ones, or those furthest from this node."""
+
+    op_ids: tuple[OpId, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LookupProgress:
     """A lookup heard from a peer: who, how far it is from the target, and how long it took."""
 
@@ -53,4 +60,4 @@ class LookupProgress:
     heard_of: int
 
 
-Event = PeerJoined | PeerLeft | EntryStored | EntriesExpired | LookupProgress
+Event = PeerJoined | PeerLeft | EntryStored | EntriesExpired | EntriesEvicted | LookupProgress

@@ -34,5 +34,7 @@ def log_to_stderr(level: int, *, verbose: int) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(OneLine(traces=verbose > 0))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.captureWarnings(capture=True)
+    logging.getLogger("coredis").setLevel(logging.CRITICAL)
     logging.getLogger("prime_dht").setLevel(logging.DEBUG if verbose else level)
     logging.getLogger("libp2p").setLevel(logging.INFO if verbose > 1 else logging.CRITICAL)

@@ -51,6 +51,7 @@ from prime_dht.node.server import Server
 from prime_dht.node.status import Status
 from prime_dht.node.writer import Statement, Writer
 from prime_dht.storage.base import Expired, StorageBackend
+from prime_dht.storage.capacity import Capacity
 from prime_dht.storage.memory import MemoryBackend
 
 logger = logging.getLogger(__name__)
@@ -104,6 +105,7 @@ class Node:
         feed = self._feed = Feed()
         cache = self._cache = ReadCache(ttl_s=config.cache_ttl_s, max_bytes=config.cache_bytes)
         known = self._neighbourhood = Neighbourhood(network, config, clock, feed, is_server=config.mode is Mode.SERVER)
+        storage.capacity = Capacity(limits=config.limits, local=known.local)
         explorer = self._explorer = Explorer(known, config, clock, feed)
         server = Server(network, known, storage, registry, cache, rules, config, clock, feed)
         writer = self._writer = Writer(private_key, network, known, explorer, server, storage, config, clock)
@@ -285,13 +287,19 @@ class Node:
             cursor=cursor or b"",
         )
 
-    async def delete(self, key: bytes | str, *, subkey: bytes = b"") -> PutReceipt:
+    async def delete(self, key: bytes | str, *, subkey: bytes = b"", capability: bytes = b"") -> PutReceipt:
         """Empty this node's own slot under a key. Others' values stay; they cannot be deleted.
+
+        Args:
+            capability: for group keys, as in :meth:`put`.
 
         Raises:
             QueryError: no replica took the tombstone.
         """
-        return await self._put(Statement(key=self._key(key), subkey=bytes_of("a subkey", subkey), value=None), None)
+        statement = Statement(
+            key=self._key(key), subkey=bytes_of("a subkey", subkey), value=None, capability=capability
+        )
+        return await self._put(statement, None)
 
     async def put_many(
         self,

@@ -178,7 +178,8 @@ class Maintenance:
         await self.refresh()
 
     async def check(self) -> None:
-        """Probe the peers that have not been heard from for long."""
+        """Probe the peers that have not been heard from for long; tell the store what this node is responsible for."""
+        self._storage.capacity.responsible = self._neighbourhood.target_arc().arc
         for contact in self._neighbourhood.table.checks_due(self._clock.monotonic_s()):
             self._neighbourhood.probe(contact.peer)
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 from prime_dht.config import NodeConfig
 from prime_dht.entries.validators import Validator
 from prime_dht.errors import ConfigError, ValidationError
+from prime_dht.ids import PeerId, peer_text
 from prime_dht.net.dialer import split_peer_address
 from prime_dht.net.host import HostSettings, open_host
-from prime_dht.net.identity import load_or_create_identity, new_identity
+from prime_dht.net.identity import load_or_create_identity, new_identity, peer_id_of
 from prime_dht.node.dht import PrimeDHT
 from prime_dht.storage.base import StorageBackend
 from prime_dht.storage.memory import MemoryBackend
@@ -43,16 +44,20 @@ async def open_node(
         storage: StorageBackend
         if data_dir is None:
             key_pair = new_identity()
-            storage = await stack.enter_async_context(MemoryBackend())
         else:
             try:
                 data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             except OSError as error:
                 raise ConfigError(f"the data directory {data_dir} cannot be used: {error.strerror}") from error
             key_pair = load_or_create_identity(data_dir / IDENTITY_FILE)
+        if config.redis_url is not None:
+            storage = await stack.enter_async_context(_open_redis(config.redis_url, peer_id_of(key_pair)))
+        elif data_dir is not None:
             storage = await stack.enter_async_context(
                 await SQLiteBackend.open(data_dir / STORE_FILE, synchronous=config.synchronous)
             )
+        else:
+            storage = await stack.enter_async_context(MemoryBackend())
         host = await stack.enter_async_context(
             open_host(
                 HostSettings(
@@ -66,3 +71,12 @@ async def open_node(
         )
         dht = PrimeDHT(host, config.dht, storage=storage, bootstrap_peers=config.peers, validators=validators)
         yield await stack.enter_async_context(dht)
+
+
+def _open_redis(url: str, peer: PeerId) -> AbstractAsyncContextManager[StorageBackend]:
+    """A node's store in a Redis server, which other nodes may share: each has its own prefix."""
+    try:
+        from prime_dht.storage.redis import RedisBackend
+    except ImportError as error:
+        raise ConfigError("a store in Redis needs the extra: pip install 'prime-dht[redis]'") from error
+    return RedisBackend.open(url, prefix=f"prime-dht:{peer_text(peer)}")

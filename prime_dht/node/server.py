@@ -22,7 +22,7 @@ from prime_dht.entries.entry import Entry
 from prime_dht.entries.envelope import VerifiedEnvelopes
 from prime_dht.entries.validators import ValidatorRegistry
 from prime_dht.errors import RemoteProtocolError, ValidationError
-from prime_dht.events import EntryStored
+from prime_dht.events import EntriesEvicted, EntryStored
 from prime_dht.ids import PRIME_NAMESPACE, US_PER_S, Key, OpId, PeerId, TimestampUs, is_peer_id, kad_key, namespace_of
 from prime_dht.net.addresses import is_address_of
 from prime_dht.net.network import Network
@@ -168,6 +168,8 @@ class Server:
                 statuses[index] = EntryStatus(entry.op_id, _STATUS_OF[result.outcome], result.reason)
                 if result.outcome is PutOutcome.INSERTED:
                     self._publish_stored(entry)
+                if result.evicted:
+                    self._feed.publish(EntriesEvicted(op_ids=result.evicted))
         return statuses
 
     async def read(self, key: Key, query: SlotQuery) -> tuple[EntryPage, bool]:

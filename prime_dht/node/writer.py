@@ -25,6 +25,7 @@ import trio
 from libp2p.crypto.keys import PrivateKey
 
 from prime_dht.config import DhtConfig
+from prime_dht.entries.capability import decode_capability
 from prime_dht.entries.codec import encode_entry_set, inline
 from prime_dht.entries.entry import NO_METADATA, Content, Entry, EntryHeader, Slot, Tombstone
 from prime_dht.entries.envelope import signature_of
@@ -226,6 +227,9 @@ class Writer:
         now_us = self._clock.now_us()
         max_ttl_us = self._config.limits.max_ttl_us
         if statement.value is None:
+            if statement.capability:  # what was written with it cannot outlive it
+                end_us = decode_capability(statement.capability).expires_at_us
+                max_ttl_us = max(1, min(max_ttl_us, end_us - now_us))
             return tombstone_times(now_us, previous, max_ttl_us=max_ttl_us)
         if statement.ttl_s is not None and statement.expires_at_s is not None:
             raise ValidationError("give ttl or expires_at, not both")

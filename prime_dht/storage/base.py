@@ -9,11 +9,17 @@ What a backend promises:
   lacks, as long as the entry has not expired.
 - **Absent on time.** From ``expires_at_us`` on no read returns an entry's value, whether or not ``delete_expired`` has
   dropped it yet.
+- **Within its capacity.** No put takes the store beyond its :class:`~prime_dht.storage.capacity.Capacity`, which says
+  what goes first when it is full. What is refused or evicted is reported.
+- **What retired stays away**, though the clock be set back: the latest ``retire_before_us`` that ``delete_expired`` was
+  given is kept, durably, and ``put_entries`` refuses what was retained until before it. The join's law needs a replica
+  whose clock never steps back (:mod:`prime_dht.entries.join`); for what has retired, this makes it one. A time more
+  than :data:`MAX_STEP_BACK_US` ahead of a call's ``now_us`` is forgotten: then the clock was wrong before, not now.
 - **Whole or not at all.** A cancelled call has either done all of its work or none of it, and harms no other call.
 - **Time is an argument.** ``now_us`` is microseconds since the Unix epoch; backends have no clock. They may take a
   time from 2**63 on (the year 294,247) as 2**63 - 1.
 
-Deciding what may enter (signatures, limits, policy) is the caller's work; a backend stores what it is given.
+Deciding what may enter (signatures, sizes, policy) is the caller's work; a backend stores what it is given.
 :class:`prime_dht.testing.storage_conformance.StorageConformance` checks all of this.
 """
 
@@ -24,10 +30,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+import numpy as np
+from numpy.typing import NDArray
 from trio.abc import AsyncResource
 
-from prime_dht.entries.entry import Entry, Slot
-from prime_dht.ids import Key, OpId, PeerId, TimestampUs
+from prime_dht.entries.entry import Entry, Slot, Version
+from prime_dht.ids import US_PER_S, Key, OpId, PeerId, TimestampUs
+from prime_dht.storage.capacity import Capacity
+
+OP_ID_BYTES = 32
+
+MAX_STEP_BACK_US = 86_400 * US_PER_S
+"""How far a clock may be set back while what retired is still kept away: a day."""
 
 
 class PutOutcome(Enum):
@@ -41,11 +55,55 @@ class PutOutcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class PutResult:
-    """The outcome for one entry, the op it displaced from its slot, and, where refused, why."""
+    """The outcome for one entry, the op it displaced from its slot, and, where refused, why.
+
+    ``evicted`` are the ops that went to make room for it, in that order. What had expired goes even for one that is
+    refused in the end.
+    """
 
     outcome: PutOutcome
     displaced: OpId | None = None
     reason: str = ""
+    evicted: tuple[OpId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """What the partition sees of an entry; ``location`` is the top 32 bits of its key's kad key."""
+
+    op_id: OpId
+    location: int
+    created_at_us: TimestampUs
+
+    @property
+    def version(self) -> Version:
+        return Version(self.created_at_us, self.op_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class OpArrays:
+    """Ops as columns, row i of each array for one op, and where to go on; an empty cursor means this is the end.
+
+    Attributes:
+        op_ids: uint8, of shape (n, 32).
+        locations: uint32, of shape (n,).
+        created_at_us: int64, of shape (n,).
+    """
+
+    op_ids: NDArray[np.uint8]
+    locations: NDArray[np.uint32]
+    created_at_us: NDArray[np.int64]
+    next_cursor: bytes = b""
+
+    @classmethod
+    def of(cls, ops: Sequence[Op], next_cursor: bytes = b"") -> OpArrays:
+        """The columns of some ops."""
+        return cls(
+            op_ids=np.frombuffer(b"".join(op.op_id for op in ops), np.uint8).reshape(-1, OP_ID_BYTES),
+            locations=np.array([op.location for op in ops], np.uint32),
+            created_at_us=np.array([op.created_at_us for op in ops], np.int64),
+            next_cursor=next_cursor,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +191,11 @@ class Expired:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreStats:
-    """Counts and sizes. ``keys`` are distinct keys with at least one entry; ``bytes`` are those of the entries."""
+    """Counts and sizes.
+
+    ``keys`` are distinct keys with at least one entry; ``bytes`` are those of the entries, envelopes and values;
+    ``ops`` are the entries that the partition sees.
+    """
 
     keys: int
     entries: int
@@ -141,20 +203,29 @@ class StoreStats:
     records: int
     providers: int
     peers: int
+    ops: int = 0
 
 
 class StorageBackend(AsyncResource):
     """See the module. Every method may raise :class:`~prime_dht.errors.StorageError`.
 
     As a trio resource it can be the subject of ``async with``, which closes it at the end.
+
+    Attributes:
+        capacity: what it may hold. The node that uses it says here what it is responsible for.
     """
+
+    capacity: Capacity
 
     @abstractmethod
     async def put_entries(self, entries: Sequence[Entry], *, now_us: int) -> list[PutResult]:
         """Join entries into the store, all or none durable, one result for each in order.
 
         An entry that has expired at ``now_us`` is stored as a bare header. Of two entries in one call for one slot the
-        greater version stands, whatever their order.
+        greater version stands, whatever their order. Each is judged by the store as those before it have left it.
+
+        It is refused, with a reason, if it has retired, or if there is no room for it (:class:`Capacity`): then what
+        stood in its slot stays. A duplicate that is refused is one whose lacking value has no room.
         """
 
     @abstractmethod
@@ -173,6 +244,30 @@ class StorageBackend(AsyncResource):
         """
 
     @abstractmethod
+    async def ops(
+        self, *, locations: range, created_us: range, after: Version | None = None, limit: int = 1000
+    ) -> list[Op]:
+        """The next ``limit`` ops in an arc and a time slice, in the order of their versions, starting behind ``after``.
+
+        Entries that are not ops (:func:`~prime_dht.entries.lifetime.is_op`) are left out.
+
+        Args:
+            locations: [start, stop) within [0, 2**32).
+            created_us: [start, stop) of ``created_at_us``.
+            after: the version of the last op of the page before.
+        """
+
+    @abstractmethod
+    async def scan_ops(self, *, after: bytes = b"", limit: int = 65_536) -> OpArrays:
+        """The next ``limit`` of all ops, in an order of the backend's own; for reading all of them at start.
+
+        A pass gives each op that is there throughout just once, and of those that come or go meanwhile, any.
+
+        Args:
+            after: the ``next_cursor`` of the page before, which no other backend understands.
+        """
+
+    @abstractmethod
     async def keys(self, *, after: Key | None = None, limit: int = 1000) -> list[Key]:
         """The next ``limit`` keys that hold an entry, in byte order, starting behind ``after``."""
 
@@ -181,11 +276,12 @@ class StorageBackend(AsyncResource):
         """Forget entries this node need not keep; returns how many it held."""
 
     @abstractmethod
-    async def delete_expired(self, *, now_us: int, retire_before_us: int, limit: int = 10_000) -> Expired:
+    async def delete_expired(self, *, now_us: int, retire_before_us: int, limit: int = 1000) -> Expired:
         """Delete entries with ``retain_until_us < retire_before_us`` and drop values expired at ``now_us``.
 
-        Also deletes plain records and providers expired at ``now_us``. Touches at most ``limit`` of them in all: call
-        again until nothing is left to report. A value that goes with its entry is not counted as dropped.
+        Also deletes plain records and providers expired at ``now_us``. Touches at most ``limit`` of them in all, so
+        that other calls need not wait for long: call again until nothing is left to report. A value that goes with its
+        entry is not counted as dropped. If a call before gave a later ``retire_before_us``, that one counts.
         """
 
     @abstractmethod
@@ -207,6 +303,10 @@ class StorageBackend(AsyncResource):
     @abstractmethod
     async def get_providers(self, multihash: bytes, *, now_us: int, limit: int = 100) -> list[ProviderRecord]:
         """Unexpired providers of a multihash, those that expire last first."""
+
+    @abstractmethod
+    async def providers(self, *, after: tuple[bytes, PeerId] | None = None, limit: int = 1000) -> list[ProviderRecord]:
+        """The next ``limit`` provider records in byte order of (multihash, provider), expired too, behind ``after``."""
 
     @abstractmethod
     async def remove_provider(self, multihash: bytes, provider: PeerId) -> None:
@@ -233,12 +333,20 @@ class StorageBackend(AsyncResource):
         """Remember, durably, this node's last write in each slot; neither of its times ever moves backwards."""
 
     @abstractmethod
+    async def own_slots(self, *, after: Slot | None = None, limit: int = 1000) -> list[OwnSlot]:
+        """The next ``limit`` of them in byte order of (key, publisher, subkey), starting behind ``after``."""
+
+    @abstractmethod
     async def get_meta(self, name: str) -> bytes | None:
         """A piece of node metadata."""
 
     @abstractmethod
     async def put_meta(self, name: str, value: bytes) -> None:
         """Store a piece of node metadata."""
+
+    @abstractmethod
+    async def meta_names(self) -> list[str]:
+        """The names of all pieces of node metadata, in order."""
 
     @abstractmethod
     async def stats(self) -> StoreStats:

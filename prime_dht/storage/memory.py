@@ -1,8 +1,7 @@
 """The storage backend that forgets everything with its process: for tests and for nodes without a data directory.
 
-Everything lies in dictionaries. What has to be walked in byte order (keys, a key's slots, plain records) has its sorted
-order kept beside it by bisection, which costs a new key one move of an array of pointers. What falls due at a time lies
-in a heap, so expiry costs what expires and not what is stored.
+Everything lies in dictionaries, with orders and heaps beside them (:mod:`prime_dht.storage.memory_entries`). It has the
+same limits as the others and keeps the same promises, but that of durability.
 
 Each method is one trio checkpoint and then one uninterrupted step: it is atomic, and a cancelled call has done nothing.
 The checkpoint costs about as much as the read of one key (2.5 µs), and both together a hundredth of an RPC; for that a
@@ -12,11 +11,9 @@ loop over the store can be cancelled and starves nobody.
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
-from typing import Generic, TypeVar
+from itertools import islice, takewhile
 
 import trio
 
@@ -29,73 +26,54 @@ from prime_dht.storage.base import (
     EntryQuery,
     Expired,
     KnownPeer,
+    Op,
+    OpArrays,
     OwnSlot,
     PlainRecord,
     ProviderRecord,
-    PutOutcome,
     PutResult,
     StorageBackend,
     StoreStats,
 )
+from prime_dht.storage.capacity import Capacity
 from prime_dht.storage.deadlines import Deadlines
-from prime_dht.storage.paging import Place, decode_cursor, take_page
-
-K = TypeVar("K", Key, Place)
-V = TypeVar("V")
+from prime_dht.storage.joining import join_entry, retired_before_us
+from prime_dht.storage.memory_entries import MemoryEntries
+from prime_dht.storage.ordered import Ordered
+from prime_dht.storage.paging import decode_cursor, decode_version, encode_version, take_page
 
 _OLDEST = Version(TimestampUs(-1), OpId(b""))
 """Older than any entry."""
 
 
-class _Ordered(Generic[K, V]):
-    """A dictionary that can be walked in the order of its keys from any of them on."""
-
-    __slots__ = ("_order", "values")
-
-    def __init__(self) -> None:
-        self.values: dict[K, V] = {}
-        self._order: list[K] = []
-
-    def put(self, key: K, value: V) -> None:
-        if key not in self.values:
-            insort(self._order, key)
-        self.values[key] = value
-
-    def remove(self, key: K) -> None:
-        del self.values[key]
-        del self._order[bisect_left(self._order, key)]
-
-    def behind(self, key: K | None) -> Iterator[K]:
-        """The keys greater than ``key``, or all of them, in order."""
-        return islice(self._order, 0 if key is None else bisect_right(self._order, key), None)
-
-
 class MemoryBackend(StorageBackend):
     """See the module."""
 
-    def __init__(self) -> None:
+    def __init__(self, capacity: Capacity | None = None) -> None:
+        self.capacity = capacity or Capacity()
         self._open = True
-        self._slots: _Ordered[Key, _Ordered[Place, Entry]] = _Ordered()
-        self._ops: dict[OpId, Entry] = {}
-        self._bytes = 0
-        self._records: _Ordered[Key, PlainRecord] = _Ordered()
+        self._entries = MemoryEntries()
+        self._retired_before_us = 0
+        self._records: Ordered[Key, PlainRecord] = Ordered()
         self._providers: dict[bytes, dict[PeerId, ProviderRecord]] = {}
         self._peers: dict[PeerId, KnownPeer] = {}
         self._own_slots: dict[Slot, OwnSlot] = {}
         self._meta: dict[str, bytes] = {}
-        self._retention = Deadlines[OpId](self._retained_until)
-        self._value_expiry = Deadlines[OpId](self._value_expires_at)
         self._record_expiry = Deadlines[Key](self._record_expires_at)
         self._provider_expiry = Deadlines[tuple[bytes, PeerId]](self._provider_expires_at)
 
     async def put_entries(self, entries: Sequence[Entry], *, now_us: int) -> list[PutResult]:
         await self._turn()
-        return [self._join(entry, now_us) for entry in entries]
+        retired = retired_before_us(self._retired_before_us, now_us)
+        return [
+            join_entry(entry, self._entries, self.capacity, now_us=now_us, retired_before_us=retired)
+            for entry in entries
+        ]
 
     async def get_entries(self, query: EntryQuery, *, now_us: int) -> EntryPage:
         await self._turn()
         behind = decode_cursor(query.cursor)
-        slots = self._slots.values.get(query.key)
+        slots = self._entries.slots.values.get(query.key)
         if slots is None:
             return EntryPage(())
         selected = _select((slots.values[place] for place in slots.behind(behind)), query, now_us)
@@ -107,31 +85,43 @@ class MemoryBackend(StorageBackend):
 
     async def get_ops(self, op_ids: Sequence[OpId], *, now_us: int) -> list[Entry]:
         await self._turn()
-        return [as_of(self._ops[op_id], now_us) for op_id in dict.fromkeys(op_ids) if op_id in self._ops]
+        held = self._entries.by_op_id
+        return [as_of(held[op_id], now_us) for op_id in dict.fromkeys(op_ids) if op_id in held]
+
+    async def ops(
+        self, *, locations: range, created_us: range, after: Version | None = None, limit: int = 1000
+    ) -> list[Op]:
+        await self._turn()
+        behind = (created_us.start, OpId(b""))
+        if after is not None:
+            behind = max(behind, (after.created_at_us, after.op_id))
+        in_time = takewhile(lambda op: op.created_at_us < created_us.stop, self._ops_behind(behind))
+        return list(islice((op for op in in_time if op.location in locations), limit))
+
+    async def scan_ops(self, *, after: bytes = b"", limit: int = 65_536) -> OpArrays:
+        await self._turn()
+        ops = list(islice(self._ops_behind(decode_version(after)), limit))
+        return OpArrays.of(ops, encode_version(ops[-1].created_at_us, ops[-1].op_id) if len(ops) == limit else b"")
 
     async def keys(self, *, after: Key | None = None, limit: int = 1000) -> list[Key]:
         await self._turn()
-        return list(islice(self._slots.behind(after), limit))
+        return list(islice(self._entries.slots.behind(after), limit))
 
     async def remove_ops(self, op_ids: Sequence[OpId]) -> int:
         await self._turn()
-        held = [op_id for op_id in dict.fromkeys(op_ids) if op_id in self._ops]
+        held = [op_id for op_id in dict.fromkeys(op_ids) if op_id in self._entries.by_op_id]
         for op_id in held:
-            self._remove(op_id)
+            self._entries.evict(op_id)
         return len(held)
 
-    async def delete_expired(self, *, now_us: int, retire_before_us: int, limit: int = 10_000) -> Expired:
+    async def delete_expired(self, *, now_us: int, retire_before_us: int, limit: int = 1000) -> Expired:
         await self._turn()
-        retired = []
-        for op_id in self._retention.due(retire_before_us, limit):
-            self._remove(op_id)
-            retired.append(op_id)
+        self._retired_before_us = max(retire_before_us, retired_before_us(self._retired_before_us, now_us))
+        retired = tuple(self._entries.retire(self._retired_before_us, limit))
         left = limit - len(retired)
-        values_dropped = records = providers = 0
-        for op_id in self._value_expiry.due(now_us + 1, left):
-            self._hold(replace(self._ops[op_id], value=None))
-            values_dropped += 1
+        values_dropped = sum(1 for _ in self._entries.drop_values(now_us, left))
         left -= values_dropped
+        records = providers = 0
         for key in self._record_expiry.due(now_us + 1, left):
             self._records.remove(key)
             records += 1
@@ -139,7 +129,7 @@ class MemoryBackend(StorageBackend):
         for multihash, provider in self._provider_expiry.due(now_us + 1, left):
             self._remove_provider(multihash, provider)
             providers += 1
-        return Expired(retired=tuple(retired), values_dropped=values_dropped, records=records, providers=providers)
+        return Expired(retired=retired, values_dropped=values_dropped, records=records, providers=providers)
 
     async def put_record(self, record: PlainRecord) -> None:
         await self._turn()
@@ -164,6 +154,12 @@ class MemoryBackend(StorageBackend):
         await self._turn()
         live = (record for record in self._providers.get(multihash, {}).values() if now_us < record.expires_at_us)
         return heapq.nlargest(limit, live, key=lambda record: record.expires_at_us)
+
+    async def providers(self, *, after: tuple[bytes, PeerId] | None = None, limit: int = 1000) -> list[ProviderRecord]:
+        await self._turn()
+        provided = ((multihash, peer) for multihash, records in self._providers.items() for peer in records)
+        wanted = heapq.nsmallest(limit, (one for one in provided if after is None or one > after))
+        return [self._providers[multihash][peer] for multihash, peer in wanted]
 
     async def remove_provider(self, multihash: bytes, provider: PeerId) -> None:
         await self._turn()
@@ -199,6 +195,12 @@ class MemoryBackend(StorageBackend):
                 max(last.retain_until_us, own.retain_until_us),
             )
 
+    async def own_slots(self, *, after: Slot | None = None, limit: int = 1000) -> list[OwnSlot]:
+        await self._turn()
+        behind = None if after is None else _in_order(after)
+        wanted = (own for own in self._own_slots.values() if behind is None or _in_order(own.slot) > behind)
+        return heapq.nsmallest(limit, wanted, key=lambda own: _in_order(own.slot))
+
     async def get_meta(self, name: str) -> bytes | None:
         await self._turn()
         return self._meta.get(name)
@@ -207,15 +209,20 @@ class MemoryBackend(StorageBackend):
         await self._turn()
         self._meta[name] = value
 
+    async def meta_names(self) -> list[str]:
+        await self._turn()
+        return sorted(self._meta)
+
     async def stats(self) -> StoreStats:
         await self._turn()
         return StoreStats(
-            keys=len(self._slots.values),
-            entries=len(self._ops),
-            bytes=self._bytes,
+            keys=len(self._entries.slots.values),
+            entries=self._entries.held().entries,
+            bytes=self._entries.held().bytes,
             records=len(self._records.values),
             providers=sum(map(len, self._providers.values())),
             peers=len(self._peers),
+            ops=len(self._entries.ops.values),
         )
 
     async def aclose(self) -> None:
@@ -227,62 +234,14 @@ class MemoryBackend(StorageBackend):
         if not self._open:
             raise StorageError("the store is closed")
 
-    def _join(self, entry: Entry, now_us: int) -> PutResult:
-        slots = self._slots.values.get(entry.header.key)
-        standing = None if slots is None else slots.values.get((entry.publisher, entry.header.subkey))
-        entry = as_of(entry, now_us)
-        if standing is None:
-            self._hold(entry)
-            return PutResult(PutOutcome.INSERTED)
-        if standing.op_id == entry.op_id:
-            if standing.value is None and entry.value is not None:
-                self._hold(entry)
-            return PutResult(PutOutcome.DUPLICATE)
-        if standing.version > entry.version:
-            return PutResult(PutOutcome.SUPERSEDED)
-        self._hold(entry)
-        return PutResult(PutOutcome.INSERTED, displaced=standing.op_id)
-
-    def _hold(self, entry: Entry) -> None:
-        """Let an entry stand in its slot, in place of what stood there."""
-        header = entry.header
-        slots = self._slots.values.get(header.key)
-        if slots is None:
-            slots = _Ordered()
-            self._slots.put(header.key, slots)
-        place = (entry.publisher, header.subkey)
-        standing = slots.values.get(place)
-        if standing is not None:
-            del self._ops[standing.op_id]
-            self._bytes -= standing.size_bytes
-        slots.put(place, entry)
-        self._ops[entry.op_id] = entry
-        self._bytes += entry.size_bytes
-        if standing is None or standing.op_id != entry.op_id:
-            self._retention.add(header.retain_until_us, entry.op_id)
-        if entry.value is not None:
-            self._value_expiry.add(header.expires_at_us, entry.op_id)
-
-    def _remove(self, op_id: OpId) -> None:
-        entry = self._ops.pop(op_id)
-        self._bytes -= entry.size_bytes
-        slots = self._slots.values[entry.header.key]
-        slots.remove((entry.publisher, entry.header.subkey))
-        if not slots.values:
-            self._slots.remove(entry.header.key)
+    def _ops_behind(self, behind: tuple[int, OpId] | None) -> Iterator[Op]:
+        ops = self._entries.ops
+        return (Op(op_id, ops.values[at_us, op_id], TimestampUs(at_us)) for at_us, op_id in ops.behind(behind))
 
     def _remove_provider(self, multihash: bytes, provider: PeerId) -> None:
         del self._providers[multihash][provider]
         if not self._providers[multihash]:
             del self._providers[multihash]
-
-    def _retained_until(self, op_id: OpId) -> int | None:
-        entry = self._ops.get(op_id)
-        return None if entry is None else entry.header.retain_until_us
-
-    def _value_expires_at(self, op_id: OpId) -> int | None:
-        entry = self._ops.get(op_id)
-        return None if entry is None or entry.value is None else entry.header.expires_at_us
 
     def _record_expires_at(self, key: Key) -> int | None:
         record = self._records.values.get(key)
@@ -292,6 +251,10 @@ class MemoryBackend(StorageBackend):
         multihash, provider = provided
         record = self._providers.get(multihash, {}).get(provider)
         return None if record is None else record.expires_at_us
+
+
+def _in_order(slot: Slot) -> tuple[Key, PeerId, bytes]:
+    return slot.key, slot.publisher, slot.subkey
 
 
 def _select(entries: Iterable[Entry], query: EntryQuery, now_us: int) -> Iterator[Entry]:

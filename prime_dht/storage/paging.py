@@ -18,13 +18,14 @@ from collections.abc import Iterable
 
 from prime_dht.entries.entry import Entry
 from prime_dht.errors import ValidationError
-from prime_dht.ids import PeerId
+from prime_dht.ids import OpId, PeerId
 from prime_dht.storage.base import EntryPage
 
 Place = tuple[PeerId, bytes]
 """Where a slot lies among those of its key: (publisher, subkey)."""
 
 _LENGTH_BYTES = 2
+_TIME_BYTES = 8
 
 
 def encode_cursor(publisher: PeerId, subkey: bytes) -> bytes:
@@ -60,3 +61,17 @@ def take_page(entries: Iterable[Entry], max_bytes: int) -> EntryPage:
             return EntryPage(tuple(taken), encode_cursor(last.publisher, last.header.subkey))
         taken.append(entry)
     return EntryPage(tuple(taken))
+
+
+def encode_version(created_at_us: int, op_id: OpId) -> bytes:
+    """The cursor of a scan of ops that continues behind one version.
+
+    >>> decode_version(encode_version(100, OpId(b"op id")))
+    (100, b'op id')
+    """
+    return created_at_us.to_bytes(_TIME_BYTES, "big") + op_id
+
+
+def decode_version(cursor: bytes) -> tuple[int, OpId] | None:
+    """The version behind which to continue; ``None`` for the empty cursor. These cursors never leave this node."""
+    return (int.from_bytes(cursor[:_TIME_BYTES], "big"), OpId(cursor[_TIME_BYTES:])) if cursor else None

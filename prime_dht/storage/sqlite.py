@@ -3,8 +3,9 @@
 - **Durable.** A write returns when its transaction is committed to the write-ahead journal; concurrent writes share a
   commit (:mod:`prime_dht.storage.group_commit`). What that survives is the caller's choice of
   :data:`~prime_dht.storage.sqlite_file.Synchronous`.
-- **Never in the event loop.** Writes and reads have a connection each, and each runs on a worker thread, one at a time.
-  A read sees all that was committed before it began, and does not wait for writers.
+- **Never in the event loop.** Everything runs on worker threads: writes on a connection of their own, reads on one of a
+  few that is idle. A read sees all that was committed before it began; it waits for no writer, and for other reads only
+  while all readers are busy.
 - **Files**, the lock between processes, and versions of the schema: :mod:`prime_dht.storage.sqlite_file`.
 """
 
@@ -19,15 +20,19 @@ from typing import TypeVar
 
 import trio
 
-from prime_dht.entries.entry import Entry, Slot
+from prime_dht.entries.entry import Entry, Slot, Version
 from prime_dht.errors import StorageError
 from prime_dht.ids import Key, OpId, PeerId
+from prime_dht.storage import sqlite_entries as changes
+from prime_dht.storage import sqlite_reads as reads
 from prime_dht.storage import sqlite_rows as rows
 from prime_dht.storage.base import (
     EntryPage,
     EntryQuery,
     Expired,
     KnownPeer,
+    Op,
+    OpArrays,
     OwnSlot,
     PlainRecord,
     ProviderRecord,
@@ -35,8 +40,9 @@ from prime_dht.storage.base import (
     StorageBackend,
     StoreStats,
 )
+from prime_dht.storage.capacity import Capacity
 from prime_dht.storage.group_commit import GroupCommit
-from prime_dht.storage.sqlite_file import OpenDatabase, Synchronous, open_database, translation
+from prime_dht.storage.sqlite_file import OpenDatabase, Synchronous, open_database, snapshot, translation
 
 T = TypeVar("T")
 
@@ -44,39 +50,52 @@ T = TypeVar("T")
 class SQLiteBackend(StorageBackend):
     """See the module. :meth:`open` makes one: ``async with await SQLiteBackend.open(path) as store``."""
 
-    def __init__(self, database: OpenDatabase) -> None:
+    def __init__(self, database: OpenDatabase, capacity: Capacity | None = None) -> None:
+        self.capacity = capacity or Capacity()
         self._database = database
         self._commits = GroupCommit(database.writer, database.path)
-        self._reader_thread = trio.CapacityLimiter(1)
+        self._idle_readers = list(database.readers)
+        self._reader_threads = trio.CapacityLimiter(len(database.readers))
         self._open = True
 
     @classmethod
-    async def open(cls, path: str | os.PathLike[str], *, synchronous: Synchronous = "FULL") -> SQLiteBackend:
+    async def open(
+        cls, path: str | os.PathLike[str], *, synchronous: Synchronous = "FULL", capacity: Capacity | None = None
+    ) -> SQLiteBackend:
         """Open the store in the file ``path``, or make one there; its directory has to exist.
 
         Raises:
-            StorageError: another process has it open, it or its directory cannot be written, it is damaged, not a
-                store, or of a newer version. The file is left as it is.
+            StorageError: another process has it open, it or its directory cannot be written, it is damaged and was
+                moved aside, it is not a store, or of a newer version.
         """
-        return cls(await trio.to_thread.run_sync(partial(open_database, Path(path), synchronous=synchronous)))
+        database = await trio.to_thread.run_sync(partial(open_database, Path(path), synchronous=synchronous))
+        return cls(database, capacity)
 
     async def put_entries(self, entries: Sequence[Entry], *, now_us: int) -> list[PutResult]:
-        return await self._write(lambda connection: rows.put_entries(connection, entries, now_us))
+        return await self._write(lambda connection: changes.put_entries(connection, entries, self.capacity, now_us))
 
     async def get_entries(self, query: EntryQuery, *, now_us: int) -> EntryPage:
-        return await self._read(lambda connection: rows.get_entries(connection, query, now_us))
+        return await self._read(lambda connection: reads.get_entries(connection, query, now_us))
 
     async def get_ops(self, op_ids: Sequence[OpId], *, now_us: int) -> list[Entry]:
-        return await self._read(lambda connection: rows.get_ops(connection, op_ids, now_us))
+        return await self._read(lambda connection: reads.get_ops(connection, op_ids, now_us))
+
+    async def ops(
+        self, *, locations: range, created_us: range, after: Version | None = None, limit: int = 1000
+    ) -> list[Op]:
+        return await self._read(lambda connection: reads.ops(connection, locations, created_us, after, limit))
+
+    async def scan_ops(self, *, after: bytes = b"", limit: int = 65_536) -> OpArrays:
+        return await self._read(lambda connection: reads.scan_ops(connection, after, limit))
 
     async def keys(self, *, after: Key | None = None, limit: int = 1000) -> list[Key]:
-        return await self._read(lambda connection: rows.keys(connection, after, limit))
+        return await self._read(lambda connection: reads.keys(connection, after, limit))
 
     async def remove_ops(self, op_ids: Sequence[OpId]) -> int:
-        return await self._write(lambda connection: rows.remove_ops(connection, op_ids))
+        return await self._write(lambda connection: changes.remove_ops(connection, op_ids))
 
-    async def delete_expired(self, *, now_us: int, retire_before_us: int, limit: int = 10_000) -> Expired:
-        return await self._write(lambda connection: rows.delete_expired(connection, now_us, retire_before_us, limit))
+    async def delete_expired(self, *, now_us: int, retire_before_us: int, limit: int = 1000) -> Expired:
+        return await self._write(lambda connection: changes.delete_expired(connection, now_us, retire_before_us, limit))
 
     async def put_record(self, record: PlainRecord) -> None:
         await self._write(lambda connection: rows.put_record(connection, record))
@@ -92,6 +111,9 @@ class SQLiteBackend(StorageBackend):
 
     async def get_providers(self, multihash: bytes, *, now_us: int, limit: int = 100) -> list[ProviderRecord]:
         return await self._read(lambda connection: rows.get_providers(connection, multihash, now_us, limit))
+
+    async def providers(self, *, after: tuple[bytes, PeerId] | None = None, limit: int = 1000) -> list[ProviderRecord]:
+        return await self._read(lambda connection: rows.providers(connection, after, limit))
 
     async def remove_provider(self, multihash: bytes, provider: PeerId) -> None:
         await self._write(lambda connection: rows.remove_provider(connection, multihash, provider))
@@ -111,14 +133,20 @@ class SQLiteBackend(StorageBackend):
     async def put_own_slots(self, slots: Sequence[OwnSlot]) -> None:
         await self._write(lambda connection: rows.put_own_slots(connection, slots))
 
+    async def own_slots(self, *, after: Slot | None = None, limit: int = 1000) -> list[OwnSlot]:
+        return await self._read(lambda connection: rows.own_slots(connection, after, limit))
+
     async def get_meta(self, name: str) -> bytes | None:
         return await self._read(lambda connection: rows.get_meta(connection, name))
 
     async def put_meta(self, name: str, value: bytes) -> None:
         await self._write(lambda connection: rows.put_meta(connection, name, value))
 
+    async def meta_names(self) -> list[str]:
+        return await self._read(rows.meta_names)
+
     async def stats(self) -> StoreStats:
-        return await self._read(rows.stats)
+        return await self._read(reads.stats)
 
     async def aclose(self) -> None:
         if not self._open:
@@ -127,7 +155,9 @@ class SQLiteBackend(StorageBackend):
         self._open = False
         with trio.CancelScope(shield=True):
             await self._commits.finish()
-            await trio.to_thread.run_sync(self._database.close, limiter=self._reader_thread)
+            for reader in self._database.readers:
+                await self._reader_threads.acquire_on_behalf_of(reader)
+            await trio.to_thread.run_sync(self._database.close)
 
     async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         self._check_open()
@@ -137,10 +167,15 @@ class SQLiteBackend(StorageBackend):
         self._check_open()
 
         def translated() -> T:
-            with translation(self._database.path):
-                return work(self._database.reader)
+            # There is one, because the limiter lets in no more threads than there are readers.
+            connection = self._idle_readers.pop()
+            try:
+                with translation(self._database.path), snapshot(connection):
+                    return work(connection)
+            finally:
+                self._idle_readers.append(connection)
 
-        return await trio.to_thread.run_sync(translated, limiter=self._reader_thread)
+        return await trio.to_thread.run_sync(translated, limiter=self._reader_threads)
 
     def _check_open(self) -> None:
         if not self._open:

@@ -5,9 +5,12 @@ A store is one SQLite file in WAL mode; while it is open there are a journal (``
 
 - **One process.** The lock is a ``flock`` that the kernel releases when its holder dies, however it dies.
 - **Complete or not there.** A new file is made under another name, synced, and renamed. So a file that is empty or
-  shorter than it says was damaged, and is refused: nothing here deletes or replaces a store.
-- **Versions.** ``application_id`` says that the file is ours, ``user_version`` how many of :data:`MIGRATIONS` it has
-  seen. A file from a newer version is refused as it is.
+  shorter than it says was damaged.
+- **Never silently empty.** A damaged file is moved aside, with its journal, and opening fails. As long as it lies there
+  no other is made in its place: whoever runs the node puts a backup there, or moves the damaged one elsewhere and so
+  says that the node may start afresh. Nothing here deletes or replaces a store.
+- **Versions.** ``application_id`` says that the file is ours, ``user_version`` how many of the migrations it has seen
+  (:mod:`prime_dht.storage.sqlite_schema`). A file from a newer version is refused as it is.
 """
 
 from __future__ import annotations
@@ -18,10 +21,12 @@ import os
 import sqlite3
 from collections.abc import Generator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from prime_dht.errors import StorageError
+from prime_dht.storage.sqlite_schema import APPLICATION_ID, MIGRATIONS
 
 Synchronous = Literal["FULL", "NORMAL"]
 """When a commit reaches the disk. ``FULL`` waits for it: what was acknowledged survives a loss of power. ``NORMAL``
@@ -29,110 +34,23 @@ leaves it to the operating system: what was acknowledged survives the death of t
 the latest of it.
 """
 
-APPLICATION_ID = int.from_bytes(b"PDHT", "big")
 PAGE_BYTES = 8192
-"""An entry of 1 KiB takes a sixth less disk than with 4,096, and no longer to write or read."""
+"""A row with a value of 4 KiB still lies on one page, and small entries take no more disk than with 4,096."""
 
 CACHE_KIB = 16 * 1024
 JOURNAL_LIMIT_BYTES = 64 << 20
+READERS = 3
+"""Connections that read at the same time: a long read, such as the scan at start, leaves two for the others."""
+
 BUSY_TIMEOUT_S = 5.0
 
-MIGRATIONS: tuple[str, ...] = (
-    # 1. Values lie apart from their entries: a row that shrinks keeps its page, one that is deleted gives it back, and
-    # what is searched for is not spread among them. `totals` has one row, which the triggers keep.
-    """
-    CREATE TABLE entries (
-        id INTEGER PRIMARY KEY,
-        location INTEGER NOT NULL,           -- the top 32 bits of the kad key
-        created_at_us INTEGER NOT NULL,
-        expires_at_us INTEGER NOT NULL,
-        retain_until_us INTEGER NOT NULL,
-        is_tombstone INTEGER NOT NULL,
-        op_id BLOB NOT NULL,
-        key BLOB NOT NULL,
-        publisher BLOB NOT NULL,
-        subkey BLOB NOT NULL,
-        envelope BLOB NOT NULL
-    ) STRICT;
-    CREATE UNIQUE INDEX entries_by_slot ON entries (key, publisher, subkey);
-    CREATE UNIQUE INDEX entries_by_op_id ON entries (op_id);
-    CREATE INDEX entries_by_location ON entries (location, created_at_us, op_id);
-    CREATE INDEX entries_by_retention ON entries (retain_until_us);
-
-    CREATE TABLE inline_values (
-        id INTEGER PRIMARY KEY,              -- of the entry
-        expires_at_us INTEGER NOT NULL,      -- as the entry says
-        value BLOB NOT NULL
-    ) STRICT;
-    CREATE INDEX inline_values_by_expiry ON inline_values (expires_at_us);
-
-    CREATE TABLE totals (keys INTEGER NOT NULL, entries INTEGER NOT NULL, bytes INTEGER NOT NULL) STRICT;
-    INSERT INTO totals VALUES (0, 0, 0);
-    CREATE TRIGGER entry_inserted AFTER INSERT ON entries BEGIN
-        UPDATE totals SET
-            keys = keys + NOT EXISTS (SELECT 1 FROM entries WHERE key = NEW.key AND id <> NEW.id),
-            entries = entries + 1,
-            bytes = bytes + length(NEW.envelope);
-    END;
-    CREATE TRIGGER entry_deleted AFTER DELETE ON entries BEGIN
-        DELETE FROM inline_values WHERE id = OLD.id;
-        UPDATE totals SET
-            keys = keys - NOT EXISTS (SELECT 1 FROM entries WHERE key = OLD.key),
-            entries = entries - 1,
-            bytes = bytes - length(OLD.envelope);
-    END;
-    CREATE TRIGGER value_inserted AFTER INSERT ON inline_values BEGIN
-        UPDATE totals SET bytes = bytes + length(NEW.value);
-    END;
-    CREATE TRIGGER value_deleted AFTER DELETE ON inline_values BEGIN
-        UPDATE totals SET bytes = bytes - length(OLD.value);
-    END;
-
-    CREATE TABLE records (
-        key BLOB PRIMARY KEY,
-        value BLOB NOT NULL,
-        received_at_us INTEGER NOT NULL,
-        expires_at_us INTEGER NOT NULL,
-        publisher BLOB
-    ) STRICT;
-    CREATE INDEX records_by_expiry ON records (expires_at_us);
-
-    CREATE TABLE providers (
-        multihash BLOB NOT NULL,
-        provider BLOB NOT NULL,
-        addresses BLOB NOT NULL,             -- each preceded by its length, 4 bytes, big-endian
-        expires_at_us INTEGER NOT NULL,
-        PRIMARY KEY (multihash, provider)
-    ) STRICT, WITHOUT ROWID;
-    CREATE INDEX providers_by_expiry ON providers (expires_at_us);
-
-    CREATE TABLE peers (
-        peer BLOB PRIMARY KEY,
-        addresses BLOB NOT NULL,
-        source TEXT NOT NULL,
-        first_seen_us INTEGER NOT NULL,
-        last_seen_us INTEGER NOT NULL
-    ) STRICT, WITHOUT ROWID;
-    CREATE INDEX peers_by_last_seen ON peers (last_seen_us);
-
-    CREATE TABLE own_slots (
-        key BLOB NOT NULL,
-        publisher BLOB NOT NULL,
-        subkey BLOB NOT NULL,
-        created_at_us INTEGER NOT NULL,
-        retain_until_us INTEGER NOT NULL,
-        PRIMARY KEY (key, publisher, subkey)
-    ) STRICT, WITHOUT ROWID;
-
-    CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
-    """,
-)
-
+DAMAGED = ".corrupt-"
+"""Between the name of a store that was moved aside and the time, UTC."""
 
 _MEANINGS = {
     sqlite3.SQLITE_FULL: "the disk is full",
-    sqlite3.SQLITE_NOTADB: "damaged, or not a store of prime_dht; it was left as it is",
-    sqlite3.SQLITE_CORRUPT: "damaged; it was left as it is",
+    sqlite3.SQLITE_NOTADB: "damaged, or not a database",
+    sqlite3.SQLITE_CORRUPT: "damaged",
     sqlite3.SQLITE_READONLY: "it cannot be written",
     sqlite3.SQLITE_CANTOPEN: "it cannot be opened",
     sqlite3.SQLITE_BUSY: "another program has locked it",
@@ -141,16 +59,17 @@ _MEANINGS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenDatabase:
-    """An open store: the connection that writes, the one that reads, and what is to be closed after them."""
+    """An open store: the connection that writes, those that read, and what is to be closed after them."""
 
     path: Path
     writer: sqlite3.Connection
-    reader: sqlite3.Connection
+    readers: tuple[sqlite3.Connection, ...]
     resources: contextlib.ExitStack
 
     def close(self) -> None:
-        """Bring the journal into the file, close both, and let go of the lock."""
-        with translation(self.path), self.resources:
+        """Bring the journal into the file, close all, and let go of the lock."""
+        # A journal for which the file has no room stays, and is played back when the store is next opened.
+        with translation(self.path), self.resources, contextlib.suppress(sqlite3.OperationalError):
             _empty_journal(self.writer)
 
 
@@ -158,26 +77,45 @@ def open_database(path: Path, *, synchronous: Synchronous) -> OpenDatabase:
     """Open the store at ``path``, or make one there.
 
     Raises:
-        StorageError: another process has it open, it or its directory cannot be written, it is damaged, not a store, or
-            of a newer version.
+        StorageError: another process has it open, it or its directory cannot be written, it is damaged and was moved
+            aside, it is not a store, or of a newer version.
     """
     with translation(path), contextlib.ExitStack() as resources:
         _lock(path, resources)
         if not path.exists():
             _create(path)
-        elif path.stat().st_size == 0:
-            raise StorageError(f"{path}: damaged, it is empty; it was left as it is")
-        writer = _connect(path, resources)
-        _check_version(writer, path)
-        writer.execute("PRAGMA journal_mode = WAL")
-        writer.execute(f"PRAGMA synchronous = {synchronous}")
-        writer.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-        writer.execute(f"PRAGMA journal_size_limit = {JOURNAL_LIMIT_BYTES}")
-        _empty_journal(writer)
-        _migrate(writer)
-        reader = _connect(path, resources)
-        reader.execute("PRAGMA query_only = ON")
-        return OpenDatabase(path=path, writer=writer, reader=reader, resources=resources.pop_all())
+        if path.stat().st_size == 0:
+            raise _moved_aside(path, "damaged, it is empty")
+        try:
+            writer, readers = _open_file(path, synchronous, resources)
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+            raise _moved_aside(path, _meaning(error)) from error
+        return OpenDatabase(path=path, writer=writer, readers=readers, resources=resources.pop_all())
+
+
+def open_for_inspection(path: Path, resources: contextlib.ExitStack) -> sqlite3.Connection:
+    """A connection to a store that nobody has open, for whoever wants to look at it, whatever its state is.
+
+    Nothing is made, migrated or moved aside; only a journal that was left over is played back.
+
+    Raises:
+        StorageError: there is none, another process has it open, it is no store, or not of this version.
+        sqlite3.DatabaseError: it is damaged.
+    """
+    if not path.exists():
+        raise StorageError(f"{path}: there is no store")
+    _lock(path, resources)
+    connection = _connect(path, resources)
+    connection.execute("PRAGMA query_only = ON")
+    if path.stat().st_size == 0:
+        # SQLite takes that for a new database, but no store was ever empty.
+        raise StorageError(f"{path}: damaged, it is empty")
+    version = _check_version(connection, path)
+    if version < len(MIGRATIONS):
+        raise StorageError(f"{path}: of schema {version}; a node that opens it brings it to {len(MIGRATIONS)}")
+    return connection
 
 
 @contextlib.contextmanager
@@ -189,17 +127,41 @@ def translation(path: Path) -> Generator[None]:
         raise storage_error(path, error) from error
 
 
+@contextlib.contextmanager
+def snapshot(connection: sqlite3.Connection) -> Generator[None]:
+    """Let all statements within see the store as the first of them does."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        # Not after errors on which SQLite has ended it by itself.
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
 def storage_error(path: Path, error: BaseException) -> StorageError:
     """What went wrong with the store, in one line."""
+    return StorageError(f"{path}: {_meaning(error)}")
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether SQLite says that the file is no database, or no longer a whole one."""
+    return _primary_code(error) in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
+
+
+def _meaning(error: BaseException) -> str:
     match error:
         case sqlite3.Error():
-            # The low byte is the primary code; errors of the sqlite3 module itself have none.
-            meaning = _MEANINGS.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, str(error))
+            return _MEANINGS.get(_primary_code(error), str(error))
         case OSError(strerror=str(strerror)):
-            meaning = strerror
+            return strerror
         case _:
-            meaning = str(error)
-    return StorageError(f"{path}: {meaning}")
+            return str(error)
+
+
+def _primary_code(error: sqlite3.Error) -> int:
+    # The low byte; errors of the sqlite3 module itself have no code.
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 def _lock(path: Path, resources: contextlib.ExitStack) -> None:
@@ -212,29 +174,57 @@ def _lock(path: Path, resources: contextlib.ExitStack) -> None:
 
 
 def _create(path: Path) -> None:
-    journal = _beside(path, "-wal")
-    if journal.exists():
-        # SQLite would play it back into the new file.
-        raise StorageError(f"{path}: it is gone, but {journal.name} is there; move that away to start afresh")
+    # SQLite would play back the journal into the new file. A damaged store is not to be forgotten.
+    for left in sorted(path.parent.iterdir()):
+        if left.name.startswith((path.name + "-wal", path.name + DAMAGED)):
+            raise StorageError(f"{path}: it is gone, but {left.name} is there; move that away to start afresh")
     new = _beside(path, ".new")
     new.unlink(missing_ok=True)
-    descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with contextlib.closing(sqlite3.connect(new, isolation_level=None)) as connection:
-            connection.execute("PRAGMA journal_mode = MEMORY")
-            connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
-            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            _migrate(connection)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    os.close(os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    with contextlib.closing(sqlite3.connect(new, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = MEMORY")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        _migrate(connection)
     new.rename(path)
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def _open_file(
+    path: Path, synchronous: Synchronous, resources: contextlib.ExitStack
+) -> tuple[sqlite3.Connection, tuple[sqlite3.Connection, ...]]:
+    """The connection that writes and those that read."""
+    with contextlib.ExitStack() as connections:
+        writer = _connect(path, connections)
+        _check_version(writer, path)
+        writer.execute("PRAGMA journal_mode = WAL")
+        writer.execute(f"PRAGMA synchronous = {synchronous}")
+        writer.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        writer.execute(f"PRAGMA journal_size_limit = {JOURNAL_LIMIT_BYTES}")
+        _empty_journal(writer)
+        _migrate(writer)
+        readers = tuple(_connect(path, connections) for _ in range(READERS))
+        for reader in readers:
+            reader.execute("PRAGMA query_only = ON")
+        resources.push(connections.pop_all())
+        return writer, readers
+
+
+def _moved_aside(path: Path, damage: str) -> StorageError:
+    """Give a damaged store and its journal another name; returns the error that says so."""
+    aside = _beside(path, f"{DAMAGED}{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
+    for suffix in ("-wal", "-shm", ""):
+        if _beside(path, suffix).exists():
+            _beside(path, suffix).rename(_beside(aside, suffix))
+    return StorageError(
+        f"{path}: {damage}; it was moved to {aside.name}: put a backup in its place, or move it away to start afresh"
+    )
 
 
 def _connect(path: Path, resources: contextlib.ExitStack) -> sqlite3.Connection:
@@ -244,7 +234,13 @@ def _connect(path: Path, resources: contextlib.ExitStack) -> sqlite3.Connection:
     return connection
 
 
-def _check_version(connection: sqlite3.Connection, path: Path) -> None:
+def _check_version(connection: sqlite3.Connection, path: Path) -> int:
+    """The version of a store.
+
+    Raises:
+        StorageError: it is no store, or newer than this code.
+        sqlite3.DatabaseError: it is damaged.
+    """
     if _pragma(connection, "application_id") != APPLICATION_ID:
         raise StorageError(f"{path}: not a store of prime_dht; it was left as it is")
     version = _pragma(connection, "user_version")
@@ -252,6 +248,7 @@ def _check_version(connection: sqlite3.Connection, path: Path) -> None:
         raise StorageError(
             f"{path}: written by a newer prime_dht (schema {version}; this one knows {len(MIGRATIONS)}); left as it is"
         )
+    return version
 
 
 def _migrate(connection: sqlite3.Connection) -> None:

@@ -34,6 +34,8 @@ from prime_dht.storage.base import (
     StorageBackend,
     StoreStats,
 )
+from prime_dht.testing.storage_conformance_capacity import CapacityConformance
+from prime_dht.testing.storage_conformance_ops import OpsConformance
 from prime_dht.testing.storage_samples import (
     KEY,
     NOW_US,
@@ -52,7 +54,7 @@ DUPLICATE = PutResult(PutOutcome.DUPLICATE)
 SUPERSEDED = PutResult(PutOutcome.SUPERSEDED)
 
 
-class StorageConformance:
+class StorageConformance(OpsConformance, CapacityConformance):
     """See the module."""
 
     async def test_an_entry_reads_back_as_it_was_put(self, backend: StorageBackend) -> None:
@@ -397,13 +399,6 @@ class StorageConformance:
         assert await backend.own_slot(slot) == OwnSlot(slot, TimestampUs(101), TimestampUs(900))
         assert await backend.own_slot(Slot(slot.key, slot.publisher, b"other")) is None
 
-    async def test_metadata_is_replaced(self, backend: StorageBackend) -> None:
-        assert await backend.get_meta("mode") is None
-        await backend.put_meta("mode", b"server")
-        await backend.put_meta("mode", b"\x00")
-        await backend.put_meta("other", b"")
-        assert (await backend.get_meta("mode"), await backend.get_meta("other")) == (b"\x00", b"")
-
     async def test_stats_count_what_is_there(self, backend: StorageBackend) -> None:
         first, second, third = make_entry(), make_entry(subkey=b"2"), make_entry(b"longer", key=OTHER_KEY)
         newer = make_entry(b"newer and longer", created_at_us=150)
@@ -479,6 +474,11 @@ class StorageConformance:
             lambda: backend.put_own_slots([OwnSlot(entry.slot, TimestampUs(1), TimestampUs(1))]),
             lambda: backend.get_meta("name"),
             lambda: backend.put_meta("name", b"value"),
+            backend.meta_names,
+            lambda: backend.ops(locations=range(1 << 32), created_us=range(NOW_US)),
+            backend.scan_ops,
+            backend.providers,
+            backend.own_slots,
             backend.stats,
         ]
         for call in calls:

@@ -18,6 +18,7 @@ from libp2p.crypto.keys import KeyPair
 from prime_dht import DhtConfig, PrimeDHT
 from prime_dht.ids import kad_key, wire_key
 from prime_dht.net.host import HostSettings, open_host
+from prime_dht.node.maintenance import SETTLE_AFTER_S
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 JOIN_TIMEOUT_S = 60.0
@@ -67,6 +68,8 @@ async def open_swarm(size: int, config: DhtConfig) -> AsyncIterator[Swarm]:
             await _meet(nodes)
         join_s = time.perf_counter() - began_s
         node_bytes = (resident_bytes() - first_bytes) / (size - 1)
+        # What nodes do once after joining is not to be counted with the operations.
+        await trio.sleep(1.5 * SETTLE_AFTER_S)
         yield Swarm(nodes, config, join_s=join_s, node_bytes=node_bytes)
 
 

@@ -23,7 +23,7 @@ def shape(table: str) -> list[str]:
 
 
 def processes_in(row: str) -> list[int]:
-    pids = [int(word) for word in row.partition("processes")[2].split()]
+    pids = [int(word) for word in row.partition("pids")[2].split()]
     assert len(pids) == 5
     return pids
 
@@ -58,7 +58,7 @@ def test_it_leaves_no_process_and_no_file(whole: tuple[Ended, Path]) -> None:
 def staying(directory: Path) -> Iterator[tuple[Running, list[int]]]:
     """The demo when it is over but its nodes still run, and the processes of its nodes."""
     with running(sys.executable, str(EXAMPLES / "demo.py"), "--stay", env={"TMPDIR": str(directory)}) as demo:
-        pids = processes_in(demo.line_with("processes"))
+        pids = processes_in(demo.line_with("pids"))
         assert demo.line_with("prime-dht get")
         yield demo, pids
 

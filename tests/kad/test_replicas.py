@@ -136,6 +136,12 @@ def test_in_a_small_swarm_one_lookup_answers_every_key() -> None:
     assert answered_keys(EVERY_KEY, result, 3, bits=TINY_BITS) == EVERY_KEY
 
 
+@pytest.mark.parametrize("servers", [[], [3], [3, 200]])
+def test_so_it_does_where_there_are_fewer_servers_than_replicas_wanted(servers: list[int]) -> None:
+    result = lookup_result(7, [tiny_contact(key) for key in servers], 20)
+    assert answered_keys(EVERY_KEY, result, 3, bits=TINY_BITS) == EVERY_KEY
+
+
 @pytest.mark.parametrize("outcome", [Outcome.ENOUGH, Outcome.DEADLINE, Outcome.QUERY_LIMIT])
 def test_a_lookup_cut_short_answers_only_its_target(outcome: Outcome) -> None:
     cut_short = LookupResult(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
@@ -32,41 +32,50 @@ QUIET = DhtConfig(rpc_timeout_s=5.0)
 
 
 @asynccontextmanager
-async def open_foreign_host() -> AsyncIterator[IHost]:
+async def open_foreign_host(router: IPeerRouting | None = None) -> AsyncIterator[IHost]:
     """A host as anybody would make one with py-libp2p alone."""
     pair = new_identity()
     noise = Transport(pair, noise_privkey=create_new_key_pair().private_key)
-    host = new_host(key_pair=pair, sec_opt={NOISE: noise}, listen_addrs=[LOOPBACK])
+    host = new_host(key_pair=pair, sec_opt={NOISE: noise}, listen_addrs=[LOOPBACK], disc_opt=router)
     async with host.run([LOOPBACK]):
         yield host
+        for peer in host.get_connected_peers():  # py-libp2p does not close their sockets by itself
+            await host.disconnect(peer)
 
 
 @asynccontextmanager
-async def open_swarm(size: int, config: DhtConfig = QUIET) -> AsyncIterator[list[PrimeDHT]]:
-    """Nodes with hosts of their own over loopback, joined one after the other."""
+async def open_joined(via: Sequence[str] = ()) -> AsyncIterator[PrimeDHT]:
+    """A node with a host of its own over loopback that has joined."""
+    async with (
+        open_host(HostSettings(key_pair=new_identity(), listen=(LOOPBACK,))) as host,
+        PrimeDHT(host, QUIET, bootstrap_peers=via) as node,
+    ):
+        await node.bootstrap()
+        yield node
+
+
+@asynccontextmanager
+async def open_swarm(size: int) -> AsyncIterator[list[PrimeDHT]]:
+    """Nodes that have joined one after the other, through the first."""
     async with AsyncExitStack() as stack:
         nodes: list[PrimeDHT] = []
         for _ in range(size):
-            host = await stack.enter_async_context(open_host(HostSettings(key_pair=new_identity(), listen=(LOOPBACK,))))
-            peers = nodes[0].addresses() if nodes else []
-            node = await stack.enter_async_context(PrimeDHT(host, config, bootstrap_peers=peers))
-            await node.bootstrap()
-            nodes.append(node)
+            nodes.append(await stack.enter_async_context(open_joined(nodes[0].addresses() if nodes else ())))
         yield nodes
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 12])
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 20])
 async def test_real_nodes_read_what_any_of_them_put(size: int) -> None:
     async with open_swarm(size) as nodes:
-        receipt = await nodes[0].put("k", b"value" * 1000)
+        receipt = await nodes[-1].put("k", b"value" * 1000)
         assert len(receipt.stored_by) == min(3, size)
         assert receipt.acknowledged
         for node in nodes:
             found = await node.get("k")
             assert found is not None
             assert found.value == b"value" * 1000
-            assert found.publisher == nodes[0].peer_id
-        assert await nodes[-1].get("nobody's") is None
+            assert found.publisher == nodes[-1].peer_id
+        assert await nodes[0].get("nobody's") is None
         many = await nodes[-1].put_many({f"key {number}": b"%d" % number for number in range(50)})
         assert all(one.acknowledged for one in many)
         found_many = await nodes[0].get_many([f"key {number}" for number in range(50)])
@@ -74,21 +83,13 @@ async def test_real_nodes_read_what_any_of_them_put(size: int) -> None:
 
 
 async def test_real_nodes_go_on_when_others_vanish() -> None:
-    async with AsyncExitStack() as stack:
-        nodes = await stack.enter_async_context(open_swarm(2))
-        async with open_swarm(0), AsyncExitStack() as dying:
-            for _ in range(2):
-                host = await dying.enter_async_context(
-                    open_host(HostSettings(key_pair=new_identity(), listen=(LOOPBACK,)))
-                )
-                node = await dying.enter_async_context(PrimeDHT(host, QUIET, bootstrap_peers=nodes[0].addresses()))
-                await node.bootstrap()
-            await node.put("k", b"value")
-            assert await nodes[1].get("k") is not None
-        found = await nodes[1].get("k", latest=True)
+    async with open_swarm(2) as (first, second):
+        async with open_joined(first.addresses()), open_joined(first.addresses()) as fourth:
+            assert len((await fourth.put("k", b"value")).stored_by) == 3
+        found = await second.get("k", latest=True)
         assert found is not None
         assert found.value == b"value"
-        assert (await nodes[0].put("l", b"value")).acknowledged
+        assert (await second.put("l", b"value")).acknowledged
 
 
 async def test_on_a_foreign_host_it_runs_beside_other_protocols() -> None:
@@ -146,52 +147,62 @@ async def test_a_routed_host_dials_a_peer_of_which_only_the_dht_knows_the_addres
             return await self.dht.find_peer(peer_id)
 
     router = Router()
-    pair = new_identity()
-    noise = Transport(pair, noise_privkey=create_new_key_pair().private_key)
-    host = new_host(key_pair=pair, sec_opt={NOISE: noise}, listen_addrs=[LOOPBACK], disc_opt=router)
-    assert isinstance(host, RoutedHost)
-    async with open_swarm(3) as nodes, host.run([LOOPBACK]):
-        async with PrimeDHT(host, bootstrap_peers=nodes[0].addresses()) as dht:
-            router.dht = dht
-            async with open_host(HostSettings(key_pair=new_identity(), listen=(LOOPBACK,))) as late:
-                async with PrimeDHT(late, bootstrap_peers=nodes[1].addresses()) as hidden:
-                    await hidden.bootstrap()
-                    await host.connect(PeerInfo(late.get_id(), []))
-                    assert late.get_id() in host.get_connected_peers()
+    async with (
+        open_swarm(3) as nodes,
+        open_foreign_host(router) as host,
+        PrimeDHT(host, bootstrap_peers=nodes[0].addresses()) as router.dht,
+        open_host(HostSettings(key_pair=new_identity(), listen=(LOOPBACK,))) as late,
+        PrimeDHT(late, bootstrap_peers=nodes[1].addresses()) as hidden,
+    ):
+        assert isinstance(host, RoutedHost)
+        await hidden.bootstrap()
+        await host.connect(PeerInfo(late.get_id(), []))
+        assert late.get_id() in host.get_connected_peers()
 
 
 async def test_it_runs_under_background_trio_service() -> None:
-    async with open_swarm(1) as (first,):
-        async with open_host(HostSettings(key_pair=new_identity(), listen=(LOOPBACK,))) as host:
-            dht = PrimeDHT(host, QUIET, bootstrap_peers=first.addresses())
-            async with background_trio_service(dht):
-                assert (await dht.put("k", b"value")).acknowledged
-                assert await dht.get("k") is not None
-            with pytest.raises(LocalProtocolError):
-                await dht.get("k")
-            assert "/prime/kad/1.0.0" not in host.get_mux().get_protocols()
+    async with (
+        open_swarm(1) as (first,),
+        open_host(HostSettings(key_pair=new_identity(), listen=(LOOPBACK,))) as host,
+    ):
+        dht = PrimeDHT(host, QUIET, bootstrap_peers=first.addresses())
+        async with background_trio_service(dht):
+            assert (await dht.put("k", b"value")).acknowledged
+            assert await dht.get("k") is not None
+        with pytest.raises(LocalProtocolError):
+            await dht.get("k")
+        assert "/prime/kad/1.0.0" not in host.get_mux().get_protocols()
 
 
 async def test_two_with_different_prefixes_share_a_host_and_nothing_else() -> None:
-    async with open_host(HostSettings(key_pair=new_identity(), listen=(LOOPBACK,))) as host:
-        async with PrimeDHT(host) as ours, PrimeDHT(host, DhtConfig(protocol_prefix="/other", network_id="o")) as other:
-            assert {"/prime/kad/1.0.0", "/other/kad/1.0.0"} <= set(map(str, host.get_mux().get_protocols()))
-            await ours.put("k", b"ours")
-            await other.put("k", b"theirs")
-            assert (await ours.get("k")) != (await other.get("k"))
-            async with open_host(HostSettings(key_pair=new_identity(), listen=(LOOPBACK,))) as second:
-                with pytest.raises(QueryError):
-                    async with PrimeDHT(second, DhtConfig(protocol_prefix="/third")) as stranger:
-                        await stranger.add_peer(ours.addresses()[0])
+    async with (
+        open_host(HostSettings(key_pair=new_identity(), listen=(LOOPBACK,))) as host,
+        PrimeDHT(host) as ours,
+        PrimeDHT(host, DhtConfig(protocol_prefix="/other", network_id="other")) as theirs,
+        open_host(HostSettings(key_pair=new_identity(), listen=(LOOPBACK,))) as second,
+        PrimeDHT(second, DhtConfig(protocol_prefix="/third")) as stranger,
+    ):
+        assert {"/prime/kad/1.0.0", "/other/kad/1.0.0"} <= set(map(str, host.get_mux().get_protocols()))
+        await ours.put("k", b"ours")
+        await theirs.put("k", b"theirs")
+        assert (found := await ours.get("k", latest=True)) is not None
+        assert found.value == b"ours"
+        assert (found := await theirs.get("k", latest=True)) is not None
+        assert found.value == b"theirs"
+        with pytest.raises(QueryError):
+            await stranger.add_peer(ours.addresses()[0])
 
 
 async def test_a_host_that_listens_nowhere_makes_a_client() -> None:
-    async with open_swarm(2) as nodes, open_host(HostSettings(key_pair=new_identity())) as host:
-        async with PrimeDHT(host, QUIET, bootstrap_peers=nodes[0].addresses()) as client:
-            await client.bootstrap()
-            assert (await client.health()).mode == "client"
-            assert len((await client.put("k", b"value")).stored_by) == 2
-            assert client.peer_id not in {status.peer for node in nodes for status in node.peers()}
+    async with (
+        open_swarm(2) as nodes,
+        open_host(HostSettings(key_pair=new_identity())) as host,
+        PrimeDHT(host, QUIET, bootstrap_peers=nodes[0].addresses()) as client,
+    ):
+        await client.bootstrap()
+        assert (await client.health()).mode == "client"
+        assert len((await client.put("k", b"value")).stored_by) == 2
+        assert client.peer_id not in {status.peer for node in nodes for status in node.peers()}
 
 
 async def test_entering_twice_raises_and_leaves_the_first_running() -> None:

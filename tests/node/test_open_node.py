@@ -15,8 +15,10 @@ from prime_dht.node.open import IDENTITY_FILE, STORE_FILE
 LISTEN = ("/ip4/127.0.0.1/tcp/0",)
 
 
-def config(data_dir: Path | None = None, **more: object) -> NodeConfig:
-    return NodeConfig(**{"listen": LISTEN, "data_dir": data_dir, **more})  # type: ignore[arg-type]
+def config(
+    data_dir: Path | None = None, *, listen: tuple[str, ...] = LISTEN, peers: list[str] | None = None
+) -> NodeConfig:
+    return NodeConfig(listen=listen, data_dir=data_dir, peers=tuple(peers or ()))
 
 
 async def test_the_data_directory_is_its_owners_alone(tmp_path: Path) -> None:
@@ -40,7 +42,7 @@ async def test_identity_entries_and_own_slots_outlive_a_restart(tmp_path: Path) 
 
 async def test_peers_outlive_a_restart(tmp_path: Path) -> None:
     async with open_node(config()) as other:
-        async with open_node(config(tmp_path / "data", peers=tuple(other.addresses()))) as node:
+        async with open_node(config(tmp_path / "data", peers=other.addresses())) as node:
             assert await node.bootstrap() == 1
         async with open_node(config(tmp_path / "data")) as node:
             assert await node.bootstrap() == 1
@@ -72,28 +74,32 @@ async def test_a_directory_that_is_none_or_an_identity_that_is_none_is_a_config_
 
 async def test_a_store_that_is_none_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / STORE_FILE).write_bytes(b"not a database" * 1000)
-    with pytest.raises(StorageError):
-        async with open_node(config(tmp_path)):
-            pass
-    assert (tmp_path / STORE_FILE).read_bytes().startswith(b"not a database"), "and is left as it is"
+    for _ in range(2):
+        with pytest.raises(StorageError):
+            async with open_node(config(tmp_path)):
+                pass
 
 
 async def test_a_port_in_use_and_addresses_that_are_none_are_config_errors() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(ConfigError, match="port"):
+        with pytest.raises(ConfigError, match="already in use"):
             async with open_node(config(listen=(f"/ip4/127.0.0.1/tcp/{taken.getsockname()[1]}",))):
                 pass
-    for wrong in ({"listen": ("nonsense",)}, {"announce": ("nonsense",)}, {"peers": ("/ip4/127.0.0.1/tcp/1",)}):
+    for wrong in (
+        NodeConfig(listen=("nonsense",)),
+        NodeConfig(listen=LISTEN, announce=("nonsense",)),
+        NodeConfig(listen=LISTEN, peers=("/ip4/127.0.0.1/tcp/1",)),
+    ):
         with pytest.raises(ConfigError):
-            async with open_node(config(**wrong)):
+            async with open_node(wrong):
                 pass
 
 
 async def test_a_node_that_cannot_reach_its_peers_runs_all_the_same() -> None:
     async with open_node(config()) as gone:
-        addresses = tuple(gone.addresses())
+        addresses = gone.addresses()
     async with open_node(config(peers=addresses)) as node:
         assert (await node.put("k", b"value")).acknowledged
 
@@ -110,11 +116,11 @@ async def test_an_exception_in_the_block_leaves_as_itself(error: Exception, tmp_
     assert raised.value is error
 
 
-async def test_what_goes_wrong_in_the_background_does_not_take_the_store_with_it(tmp_path: Path) -> None:
-    with trio.move_on_after(10) as scope:
+async def test_a_node_that_is_cancelled_has_closed_its_store(tmp_path: Path) -> None:
+    with trio.CancelScope() as scope:
         async with open_node(config(tmp_path)) as node:
             await node.put("k", b"value")
             scope.cancel()
-            await trio.sleep_forever()
+            await trio.lowlevel.checkpoint()
     async with open_node(config(tmp_path)) as node:
         assert await node.get("k") is not None

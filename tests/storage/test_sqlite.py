@@ -1,24 +1,39 @@
-"""The SQLite backend keeps every promise of the interface, and keeps it over restarts, damage and a full disk."""
+"""The SQLite backend keeps every promise of the interface, and keeps it over restarts."""
 
 from __future__ import annotations
 
-import random
-import sqlite3
 import stat
-from collections.abc import AsyncIterator, Callable
-from contextlib import closing
+import threading
+from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
+from random import Random
 
 import pytest
+import trio
+import trio.testing
 
+from prime_dht.entries.entry import Entry
 from prime_dht.errors import StorageError
 from prime_dht.ids import Key, TimestampUs
-from prime_dht.storage import sqlite_file
-from prime_dht.storage.base import EntryQuery, OwnSlot, PutOutcome, StorageBackend
+from prime_dht.storage import sqlite_reads
+from prime_dht.storage.base import EntryQuery, OwnSlot, StorageBackend
 from prime_dht.storage.sqlite import SQLiteBackend
-from prime_dht.storage.sqlite_file import open_database
+from prime_dht.storage.sqlite_entries import MOST_PAGES_GIVEN_BACK
+from prime_dht.storage.sqlite_file import Synchronous, open_database
+from prime_dht.storage.sqlite_schema import STEM_BYTES, stem_of
 from prime_dht.testing.storage_conformance import StorageConformance
-from prime_dht.testing.storage_samples import KEY, NOW_US, known_peer, make_entry, provider, read_all, record
+from prime_dht.testing.storage_samples import (
+    KEY,
+    NOW_US,
+    known_peer,
+    make_entry,
+    provider,
+    read_all,
+    record,
+)
+
+PATIENCE_S = 30.0
 
 
 class TestSQLiteBackend(StorageConformance):
@@ -88,148 +103,171 @@ async def test_deleted_entries_give_their_disk_back(path: Path) -> None:
     assert size_bytes(path) < full_bytes / 2
 
 
+async def test_a_clean_up_gives_back_only_so_many_pages_and_the_next_one_goes_on(path: Path) -> None:
+    database = open_database(path, synchronous="NORMAL")
+    free = "PRAGMA freelist_count"
+    async with SQLiteBackend(database) as store:
+        large = [make_entry(bytes(60_000), subkey=b"%d" % i) for i in range(200)]
+        await store.put_entries(large, now_us=NOW_US)
+        await store.remove_ops([entry.op_id for entry in large])
+        (before,) = database.writer.execute(free).fetchone()
+        assert before > MOST_PAGES_GIVEN_BACK
+        for expected in (before - MOST_PAGES_GIVEN_BACK, 0):
+            await store.delete_expired(now_us=NOW_US, retire_before_us=0)
+            assert database.writer.execute(free).fetchone() == (expected,)
+
+
+async def test_an_entry_of_1_kib_takes_at_most_1600_bytes_of_disk(path: Path) -> None:
+    rng = Random(16)
+    day_us, now_us, count = 86_400_000_000, 1_790_000_000_000_000, 2000
+    async with await SQLiteBackend.open(path, synchronous="NORMAL") as store:
+        empty_bytes = size_bytes(path)
+        await store.put_entries(
+            [
+                make_entry(
+                    rng.randbytes(1024),
+                    key=Key(b"/prime/model:%d" % rng.getrandbits(40)),
+                    writer=number % 3,
+                    created_at_us=now_us + number,
+                    expires_at_us=now_us + day_us + number,
+                )
+                for number in range(count)
+            ],
+            now_us=now_us,
+        )
+    assert (size_bytes(path) - empty_bytes) / count <= 1600
+
+
+async def test_the_stem_left_out_of_every_row_is_how_envelopes_begin() -> None:
+    for writer in range(3):
+        entry = make_entry(writer=writer)
+        assert entry.envelope.startswith(stem_of(entry.publisher))
+        assert len(stem_of(entry.publisher)) == STEM_BYTES
+
+
+class Gate:
+    """Called by SQLite in the midst of a statement: says that it was, and waits to be let on."""
+
+    def __init__(self) -> None:
+        self._entered = threading.Event()
+        self._leave = threading.Event()
+
+    def __call__(self) -> int:
+        self._entered.set()
+        assert self._leave.wait(PATIENCE_S)
+        return 0
+
+    async def entered(self) -> None:
+        assert await trio.to_thread.run_sync(self._entered.wait, PATIENCE_S)
+
+    def open(self) -> None:
+        self._leave.set()
+
+
+async def test_reads_go_on_while_a_write_and_another_read_are_long(path: Path) -> None:
+    database = open_database(path, synchronous="NORMAL")
+    first, second = make_entry(subkey=b"1"), make_entry(subkey=b"2")
+    read: list[Entry] = []
+    async with SQLiteBackend(database) as store:
+        await store.put_entries([first], now_us=NOW_US)
+
+        async def read_at_length() -> None:
+            read.extend(await read_all(store, EntryQuery(key=KEY)))
+
+        read_gate, write_gate = Gate(), Gate()
+        database.readers[-1].set_progress_handler(read_gate, 1)
+        database.writer.set_progress_handler(write_gate, 1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read_at_length)
+            nursery.start_soon(partial(store.put_entries, [second], now_us=NOW_US))
+            await read_gate.entered()
+            await write_gate.entered()
+            assert await read_all(store, EntryQuery(key=KEY)) == [first]
+            read_gate.open()
+            write_gate.open()
+        assert first in read
+        assert await read_all(store, EntryQuery(key=KEY)) == [first, second]
+
+
+async def test_closing_waits_for_reads_that_are_under_way(path: Path) -> None:
+    database = open_database(path, synchronous="NORMAL")
+    store = SQLiteBackend(database)
+    await store.put_entries([make_entry()], now_us=NOW_US)
+    gate = Gate()
+    for reader in database.readers:
+        reader.set_progress_handler(gate, 1)
+    closed = trio.Event()
+    read: list[Entry] = []
+
+    async def read_entries() -> None:
+        read.extend(await read_all(store, EntryQuery(key=KEY)))
+
+    async def close() -> None:
+        await store.aclose()
+        closed.set()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(2 * len(database.readers)):  # half of them wait for a reader
+            nursery.start_soon(read_entries)
+        await gate.entered()
+        nursery.start_soon(close)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not closed.is_set()
+        gate.open()
+    assert read == [make_entry()] * 2 * len(database.readers)
+
+
+async def test_a_page_is_of_one_moment_though_its_entries_go_meanwhile(path: Path) -> None:
+    database = open_database(path, synchronous="NORMAL")
+    entries = [make_entry(subkey=b"%d" % number) for number in range(3)]
+    read: list[Entry] = []
+    async with SQLiteBackend(database) as store:
+        await store.put_entries(entries, now_us=NOW_US)
+        gate = Gate()
+
+        def stop_between_statements(statement: str) -> None:
+            if "peer, statement" in statement:  # the slots have been found, and their rows are read next
+                gate()
+
+        database.readers[-1].set_trace_callback(stop_between_statements)
+
+        async def read_entries() -> None:
+            read.extend(await read_all(store, EntryQuery(key=KEY)))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read_entries)
+            await gate.entered()
+            await store.remove_ops([entry.op_id for entry in entries])
+            gate.open()
+        assert read == entries
+        assert await store.keys() == []
+
+
+async def test_what_retired_is_refused_after_a_restart_too(path: Path) -> None:
+    entry = make_entry()
+    async with await SQLiteBackend.open(path) as store:
+        await store.delete_expired(now_us=2000, retire_before_us=1001)
+    async with await SQLiteBackend.open(path) as store:
+        (result,) = await store.put_entries([entry], now_us=NOW_US)
+        assert "retired" in result.reason
+
+
+def test_ops_are_read_from_their_index_alone(path: Path) -> None:
+    database = open_database(path, synchronous="NORMAL")
+    for statement in (sqlite_reads.OPS, sqlite_reads.OPS_OF_SECTOR):
+        plan = database.writer.execute(f"EXPLAIN QUERY PLAN {statement}", (0,) * statement.count("?")).fetchall()
+        (search,) = (step for *_, step in plan if "entries" in step)
+        assert search.startswith("SEARCH entries USING COVERING INDEX ops (")
+    database.close()
+
+
 def size_bytes(path: Path) -> int:
     return path.stat().st_size
 
 
-def contents(path: Path) -> bytes:
-    return path.read_bytes()
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def overwrite(path: Path) -> None:
-    path.write_bytes(random.Random(7).randbytes(path.stat().st_size))
-
-
-def overwrite_first_page_of_values(path: Path) -> None:
-    with closing(sqlite3.connect(path)) as connection:
-        (page,) = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'inline_values'").fetchone()
-    with path.open("r+b") as file:
-        file.seek((page - 1) * sqlite_file.PAGE_BYTES)
-        file.write(b"\xff" * sqlite_file.PAGE_BYTES)
-
-
-def put_another_programs_database_there(path: Path) -> None:
-    path.unlink()
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("CREATE TABLE notes (note TEXT)")
-
-
-def put_a_future_schema_there(path: Path) -> None:
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA user_version = 1000")
-
-
-@pytest.mark.parametrize(
-    ("damage", "meaning"),
-    [
-        (empty, "damaged, it is empty; it was left as it is"),
-        (truncate, "damaged; it was left as it is"),
-        (overwrite, "damaged, or not a store of prime_dht; it was left as it is"),
-        (put_another_programs_database_there, "not a store of prime_dht; it was left as it is"),
-        (put_a_future_schema_there, r"written by a newer prime_dht \(schema 1000; this one knows 1\); left as it is"),
-    ],
-)
-async def test_a_file_that_cannot_be_used_is_refused_in_one_line_and_left_as_it_is(
-    path: Path, damage: Callable[[Path], None], meaning: str
-) -> None:
-    await fill(path)
-    damage(path)
-    before = contents(path)
-    for _ in range(2):
-        with pytest.raises(StorageError, match=rf"^\S+prime\.db: {meaning}$"):
-            await SQLiteBackend.open(path)
-    assert contents(path) == before
-
-
-async def test_damage_inside_the_file_is_an_error_when_it_is_read(path: Path) -> None:
-    await fill(path)
-    overwrite_first_page_of_values(path)
-    async with await SQLiteBackend.open(path) as store:
-        with pytest.raises(StorageError, match=r"prime\.db: damaged; it was left as it is"):
-            await store.get_entries(EntryQuery(key=KEY), now_us=NOW_US)
-
-
-async def test_a_value_that_rotted_is_an_error_and_not_a_value(path: Path) -> None:
-    await fill(path, entries=1)
-    with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("UPDATE inline_values SET value = ?", (bytes(1023) + b"\x01",))
-    async with await SQLiteBackend.open(path) as store:
-        with pytest.raises(StorageError, match="SHA-256"):
-            await store.get_entries(EntryQuery(key=KEY), now_us=NOW_US)
-
-
-async def test_a_journal_whose_store_is_gone_is_not_played_into_a_new_one(path: Path) -> None:
-    journal = path.with_name("prime.db-wal")
-    journal.write_bytes(b"journal")
-    with pytest.raises(StorageError, match=r"it is gone, but prime\.db-wal is there"):
-        await SQLiteBackend.open(path)
-    assert [file.name for file in path.parent.glob("prime.db*") if file.suffix != ".lock"] == ["prime.db-wal"]
-
-
-async def test_a_store_whose_making_was_interrupted_is_made_again(path: Path) -> None:
-    path.with_name("prime.db.new").write_bytes(b"half a store")
-    await fill(path)
-    async with await SQLiteBackend.open(path) as store:
-        assert (await store.stats()).entries == 100
-
-
-@pytest.mark.parametrize("directory", ["/proc/self", "/nowhere/at all"])
-async def test_a_directory_that_takes_no_files_is_an_error(directory: str) -> None:
-    with pytest.raises(StorageError, match=rf"^{directory}/prime\.db: (No such file|Permission|Operation)[\w ]+$"):
-        await SQLiteBackend.open(Path(directory) / "prime.db")
-
-
-async def test_a_full_disk_fails_the_put_and_loses_nothing(path: Path) -> None:
-    database = open_database(path, synchronous="FULL")
-    async with SQLiteBackend(database) as store:
-        kept, large = make_entry(), make_entry(bytes(60_000), key=Key(b"/prime/large"))
-        await store.put_entries([kept], now_us=NOW_US)
-        (pages,) = database.writer.execute("PRAGMA page_count").fetchone()
-        database.writer.execute(f"PRAGMA max_page_count = {pages + 2}")
-        with pytest.raises(StorageError, match=r"prime\.db: the disk is full"):
-            await store.put_entries([large], now_us=NOW_US)
-        assert await read_all(store, EntryQuery(key=KEY)) == [kept]
-        assert await store.keys() == [KEY]
-        database.writer.execute(f"PRAGMA max_page_count = {pages + 20}")
-        assert [result.outcome for result in await store.put_entries([large], now_us=NOW_US)] == [PutOutcome.INSERTED]
-
-
 @pytest.mark.parametrize(("synchronous", "level"), [("FULL", 2), ("NORMAL", 1)])
-def test_the_setting_says_whether_a_commit_waits_for_the_disk(
-    path: Path, synchronous: sqlite_file.Synchronous, level: int
-) -> None:
+def test_the_setting_says_whether_a_commit_waits_for_the_disk(path: Path, synchronous: Synchronous, level: int) -> None:
     database = open_database(path, synchronous=synchronous)
     assert database.writer.execute("PRAGMA synchronous").fetchone() == (level,)
     assert database.writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     database.close()
-
-
-async def test_an_older_schema_is_brought_up_to_date_and_keeps_its_entries(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await fill(path)
-    later = (*sqlite_file.MIGRATIONS, "CREATE TABLE added (name TEXT); INSERT INTO meta VALUES ('added', x'01');")
-    monkeypatch.setattr(sqlite_file, "MIGRATIONS", later)
-    for _ in range(2):
-        async with await SQLiteBackend.open(path) as store:
-            assert await store.get_meta("added") == b"\x01"
-            assert (await store.stats()).entries == 100
-
-
-async def test_a_migration_that_fails_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    await fill(path)
-    with monkeypatch.context() as patch:
-        patch.setattr(sqlite_file, "MIGRATIONS", (*sqlite_file.MIGRATIONS, "DROP TABLE meta; DROP TABLE absent;"))
-        with pytest.raises(StorageError, match="no such table: absent"):
-            await SQLiteBackend.open(path)
-    async with await SQLiteBackend.open(path) as store:
-        assert await store.get_meta("added") is None
-        assert (await store.stats()).entries == 100

@@ -165,17 +165,58 @@ async def test_a_read_brings_the_replica_that_missed_a_put_up_to_date(autojump_c
         assert await disc.keys() == [b"/prime/k"]
 
 
-async def test_a_read_that_finds_all_up_to_date_repairs_nothing(autojump_clock: MockClock) -> None:
-    async with open_swarm(seed=1, size=5) as swarm:
-        client = await swarm.join_client()
-        for publisher in swarm.nodes[:3]:
-            await publisher.put("k", b"of a publisher")
-        await trio.sleep(5)  # the client has met everybody, and every repair is done
+async def test_a_read_repairs_the_one_that_is_behind_and_nobody_else(autojump_clock: MockClock) -> None:
+    """Who was asked for the newest entry had no reason to send older ones; that is not to lack them."""
+    async with open_swarm(seed=1, size=3) as swarm:
+        behind = swarm.nodes[1]
+        client, one, other = [await swarm.join_client() for _ in range(3)]
+        await one.put("k", b"older, of one publisher")
+        await trio.sleep(1)
+        swarm.world.silence(behind.peer_id)
+        await other.put("k", b"newer, of another")
+        swarm.world.unsilence(behind.peer_id)
+        await client.add_peer(swarm.address_of(behind))
+        before = swarm.world.requests.copy()
+        assert await client.get("k", quorum=3, latest=True) is not None
+        await trio.sleep(5)
+        assert swarm.world.requests - before == {"GetValue": 3, "PutValue": 1}
         before = swarm.world.requests.copy()
         await client.get("k", quorum=3, latest=True)
         await client.get_all("k")
         await trio.sleep(5)
         assert set(swarm.world.requests - before) == {"GetValue"}
+
+
+async def test_when_all_replicas_are_dead_the_writer_that_is_next_in_line_stores_itself(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_swarm(seed=1, size=4) as swarm:
+        writer = swarm.closest_to("k", 4)[3]
+        for replica in swarm.closest_to("k", 3):
+            await swarm.stop(replica)
+        receipt = await writer.put("k", b"value")
+        assert receipt.stored_by == (writer.peer_id,)
+        assert len(receipt.failed) == 3
+
+
+async def test_a_replica_that_is_cut_off_does_not_take_its_own_word_for_absence(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=5) as swarm:
+        replica = swarm.closest_to("nobody's", 1)[0]
+        swarm.world.silence(replica.peer_id)
+        with pytest.raises(QueryError, match="1 of the 2 replicas needed"):
+            await replica.get("nobody's")
+
+
+async def test_what_was_put_before_others_joined_is_found_though_they_are_closer(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=5) as swarm:
+        keys = [f"key {number}" for number in range(50)]
+        await swarm.nodes[0].put_many({key: key.encode() for key in keys})
+        for _ in range(15):
+            await swarm.join()
+        reader = swarm.nodes[-1]
+        assert all(found and found.value for found in (await reader.get_many(keys)).values())
+        for key in keys:
+            assert await reader.get(key, latest=True) is not None
 
 
 async def test_the_halves_of_a_network_that_was_cut_find_each_other_again(autojump_clock: MockClock) -> None:

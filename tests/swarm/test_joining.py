@@ -11,7 +11,7 @@ from trio.testing import MockClock
 from prime_dht.config import DhtConfig, Mode
 from prime_dht.errors import LocalProtocolError, QueryError, ValidationError
 from prime_dht.events import PeerJoined, PeerLeft
-from prime_dht.ids import PeerId
+from prime_dht.ids import PeerId, kad_key
 from prime_dht.net.identity import new_identity, peer_id_of
 from prime_dht.node.core import Node
 from prime_dht.node.neighbourhood import PROBE_AGAIN_S
@@ -178,6 +178,25 @@ async def test_a_stranger_that_fails_its_probe_is_not_probed_at_each_request(aut
         await trio.sleep(1)
         assert swarm.network_of(node).sent.total() == 2
         nursery.cancel_scope.cancel()
+
+
+async def test_whoever_could_have_no_place_is_not_probed(autojump_clock: MockClock) -> None:
+    config = DhtConfig(k_bucket_size=2, alpha=2, replication_factor=2)
+    async with open_swarm(seed=1, size=30, config=config) as swarm:
+        await trio.sleep(120)
+        asker = swarm.nodes[0]
+        tables = {node: node._neighbourhood.table for node in swarm.nodes[1:]}
+        full = [
+            node
+            for node, table in tables.items()
+            if table.get(asker.peer_id) is None and not table.has_room(kad_key(asker.peer_id))
+        ]
+        assert len(full) > 5
+        sent = [swarm.network_of(node).sent.total() for node in full]
+        for node in full:
+            await asker.add_peer(swarm.address_of(node))
+        await trio.sleep(1)
+        assert [swarm.network_of(node).sent.total() for node in full] == sent
 
 
 async def test_a_flood_of_strangers_makes_a_bounded_number_of_probes(autojump_clock: MockClock) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from functools import partial
+
 import pytest
 import trio
 from trio.testing import MockClock
 
 from prime_dht.config import DhtConfig
 from prime_dht.entries.entry import Entry
-from prime_dht.errors import ValidationError
-from prime_dht.events import EntriesExpired, EntryStored, Event, LookupProgress
-from prime_dht.ids import Key
+from prime_dht.entries.limits import Limits
+from prime_dht.errors import QueryError, ValidationError
+from prime_dht.events import EntriesEvicted, EntriesExpired, EntryStored, Event, LookupProgress
+from prime_dht.ids import Key, kad_key, wire_key
 from prime_dht.node.core import Node
 from prime_dht.node.feed import QUEUED_EVENTS
 from prime_dht.storage.base import EntryQuery
@@ -21,6 +25,11 @@ async def held(swarm: Swarm, node: Node, key: bytes = b"/prime/k") -> list[Entry
     """What is on a node's disc, expired or not, seen at a time long past so that nothing is hidden."""
     page = await swarm.machine_of(node).disc.get_entries(EntryQuery(key=Key(key), include_expired=True), now_us=0)
     return list(page.entries)
+
+
+def place_among(swarm: Swarm, key: Key, node: Node) -> int:
+    """How many nodes are closer to a key."""
+    return sorted(swarm.nodes, key=lambda one: kad_key(one.peer_id) ^ kad_key(key)).index(node)
 
 
 async def test_a_value_expires_at_every_replica_and_its_header_later(autojump_clock: MockClock) -> None:
@@ -139,13 +148,14 @@ async def test_a_renewal_that_fails_is_made_good_before_the_entry_expires(autoju
         assert found.expires_at_us > EPOCH_US + 400_000_000
 
 
-async def test_many_kept_entries_are_renewed_though_one_replica_is_silent(autojump_clock: MockClock) -> None:
-    async with open_swarm(seed=1, size=5) as swarm:
+async def test_many_kept_entries_are_renewed_in_time_over_a_slow_network(autojump_clock: MockClock) -> None:
+    """A hundred that are due at one time, each of them a round trip, within the twenty seconds left of their lives."""
+    async with open_swarm(seed=1, size=5, round_trip_s=0.3) as swarm:
         writer = await swarm.join_client()
-        for number in range(100):
-            await writer.put(f"key {number}", b"value", ttl=60, keep=True)
-        swarm.world.silence(swarm.nodes[2].peer_id)
-        await trio.sleep(300)
+        async with trio.open_nursery() as nursery:
+            for number in range(100):
+                nursery.start_soon(partial(writer.put, f"key {number}", b"value", ttl=60, keep=True))
+        await trio.sleep(62)
         for number in range(100):
             assert await writer.get(f"key {number}", latest=True) is not None
 
@@ -165,7 +175,8 @@ async def test_events_tell_of_entries_and_lookups(autojump_clock: MockClock) -> 
             receipt = await one.put("k", b"value", subkey=b"s")
             await other.find_closest("k")
             await swarm.stop(other)
-            seen = [event async for event in events]
+            with trio.fail_after(60):
+                seen = [event async for event in events]
         stored = [event for event in seen if isinstance(event, EntryStored)]
         assert [(event.key, event.subkey, event.op_id, event.tombstone) for event in stored] == [
             (b"/prime/k", b"s", receipt.op_id, False)
@@ -241,3 +252,21 @@ async def test_short_lived_entries_are_put_and_read_as_usual(autojump_clock: Moc
             await trio.sleep(1)
         await trio.sleep(2)
         assert await swarm.nodes[1].get("heartbeat", latest=True) is None
+
+
+async def test_a_full_store_evicts_what_lies_furthest_from_its_node_and_says_so(autojump_clock: MockClock) -> None:
+    config = DhtConfig(limits=Limits(max_store_entries=10), replication_factor=1, refresh_interval=60.0)
+    async with open_swarm(seed=1, size=40, config=config) as swarm:
+        node, writers = swarm.nodes[0], swarm.nodes[1:]
+        disc, place = swarm.machine_of(node).disc, kad_key(node.peer_id)
+        await trio.sleep(300)  # by then the store knows the node's arc
+        with node.subscribe() as events:
+            everything = [wire_key(f"k{number}") for number in range(60)]
+            for number, key in enumerate(everything):
+                with suppress(QueryError):  # the last ones lie too far from every node
+                    await writers[number % 30].put(key, b"value", replication=12)
+            offered = [key for key in everything if place_among(swarm, key, node) < 12]
+            await swarm.stop(node)
+            evicted = [event.op_ids async for event in events if isinstance(event, EntriesEvicted)]
+        assert evicted
+        assert set(await disc.keys()) == set(sorted(offered, key=lambda key: kad_key(key) ^ place)[:10])

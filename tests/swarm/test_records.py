@@ -237,7 +237,7 @@ async def test_who_waits_for_an_announcement_that_the_nodes_end_cuts_short_is_to
         provision = node.provide(CONTENT)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(swarm.stop, node)
-            with pytest.raises(LocalProtocolError, match="closed before"):
+            with trio.fail_after(60), pytest.raises(LocalProtocolError, match="closed before"):
                 await provision
 
 

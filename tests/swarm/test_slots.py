@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import pytest
 import trio
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.keys import KeyPair
 from trio.testing import MockClock
 
 from prime_dht.config import DhtConfig
-from prime_dht.entries.access import own_key
-from prime_dht.entries.entry import Slot
+from prime_dht.entries.access import group_key, own_key
+from prime_dht.entries.capability import grant
+from prime_dht.entries.codec import encode_entry_set, inline
+from prime_dht.entries.entry import Entry, EntryHeader, Slot
 from prime_dht.entries.limits import Limits
+from prime_dht.entries.signing import sign_entry
 from prime_dht.errors import QueryError, ValidationError
-from prime_dht.ids import Key
+from prime_dht.ids import US_PER_S, Key, PeerId, TimestampUs
+from prime_dht.net.identity import new_identity, peer_id_of
 from prime_dht.node.core import Node
+from prime_dht.storage.paging import encode_cursor
 from prime_dht.testing.swarm import EPOCH_US, open_swarm
+from prime_dht.wire.kad import GetValue, PeerRecord, Record, Reply, Request
 
 
 async def values(reader: Node, key: str, **choice: object) -> list[bytes]:
@@ -89,13 +97,13 @@ async def test_a_page_ends_at_the_limit_and_its_cursor_leads_on(autojump_clock: 
 async def test_pages_of_replicas_that_hold_different_entries_merge_into_each_entry_once(
     autojump_clock: MockClock,
 ) -> None:
-    """Forty values of 60 KB fill several replies; each replica is kept from some of the puts."""
-    async with open_swarm(seed=1, size=4) as swarm:
+    """Forty values of 60 KB fill several replies; each replica is kept from a third of the puts."""
+    async with open_swarm(seed=1, size=4, config=DhtConfig(read_quorum=3)) as swarm:
         reader = await swarm.join_client()
         writer = swarm.closest_to("k", 4)[-1]
         replicas = swarm.closest_to("k", 3)
         for number in range(40):
-            away = replicas[number % 3]
+            away = replicas[number // 14]
             swarm.world.silence(away.peer_id)
             await writer.put("k", bytes([number]) * 60_000, subkey=b"%02d" % number)
             swarm.world.unsilence(away.peer_id)
@@ -109,21 +117,59 @@ async def test_pages_of_replicas_that_hold_different_entries_merge_into_each_ent
         assert pages > 1
 
 
-async def test_a_live_entry_behind_a_megabyte_of_newer_tombstones_is_found(autojump_clock: MockClock) -> None:
-    """The newest live entry need not be on the first page of an answer, or the second."""
-    async with open_swarm(seed=1, size=2) as swarm:
+async def test_a_live_entry_behind_a_megabyte_of_newer_ones_that_expired_is_found(autojump_clock: MockClock) -> None:
+    """The newest live entry need not be on the first page of a replica's answer."""
+    async with open_swarm(seed=1, size=3) as swarm:
         reader = await swarm.join_client()
-        long_name = {"name": "n" * 3900}
-        writers = sorted(
-            [await swarm.join() for _ in range(40)], key=lambda node: node.peer_id
-        )  # a page is in the order of publishers, so the last one's entry is on the last page
-        await writers[-1].put("k", b"live")
-        for writer in writers[:-1]:
-            await writer.put("k", b"gone", ttl=1, metadata=long_name)
-        await trio.sleep(2)
-        found = await reader.get("k", latest=True)
+        pairs = sorted((create_new_key_pair(b"%032d" % number) for number in range(300)), key=peer_id_of)
+        entries = [signed(pair, EPOCH_US + 1 + number, EPOCH_US + 2000) for number, pair in enumerate(pairs[:-1])]
+        live = signed(pairs[-1], EPOCH_US, EPOCH_US + 86_400 * US_PER_S)  # in the order of publishers it is the last
+        for replica in swarm.nodes[:3]:
+            await swarm.machine_of(replica).disc.put_entries([*entries, live], now_us=EPOCH_US)
+        await trio.sleep(1)
+        found = await reader.get("k")
         assert found is not None
-        assert found.value == b"live"
+        assert found.op_id == live.op_id
+
+
+def signed(pair: KeyPair, created_at_us: int, end_us: int) -> Entry:
+    """An entry that takes up 4 KB, by somebody."""
+    header = EntryHeader(
+        network_id="prime",
+        key=Key(b"/prime/k"),
+        created_at_us=TimestampUs(created_at_us),
+        expires_at_us=TimestampUs(end_us),
+        retain_until_us=TimestampUs(EPOCH_US + 86_400 * US_PER_S),
+        content=inline(b"value"),
+        metadata={"name": "n" * 3900},
+    )
+    return sign_entry(header, pair.private_key, b"value")
+
+
+async def test_a_replica_whose_pages_never_end_is_not_believed(autojump_clock: MockClock) -> None:
+    """Whoever followed its cursors would go round for ever."""
+    pair = new_identity()
+    liar = peer_id_of(pair)
+    entry = signed(pair, EPOCH_US, EPOCH_US + 86_400 * US_PER_S)
+
+    async def answer(_peer: PeerId, request: Request) -> Reply:
+        record = Record(Key(b"/prime/k"), encode_entry_set([entry])) if isinstance(request, GetValue) else None
+        cursor = encode_cursor(liar, b"") if record else b""
+        return Reply(record=record, closer=(PeerRecord(liar),), next_cursor=cursor, replicates=True)
+
+    async with open_swarm(seed=1) as swarm, trio.open_nursery() as nursery:
+        network = swarm.world.network(liar, answer)
+        await nursery.start(network.run)
+        network.mount(as_server=True)
+        reader = await swarm.start(swarm.machine(listens=False))
+        await reader.add_peer(swarm.address_of(liar))
+        page = await reader.get_all("k")
+        assert page.next_cursor is not None
+        with pytest.raises(QueryError):
+            await reader.get_all("k", cursor=page.next_cursor)
+        with pytest.raises(QueryError):
+            await reader.get("k")
+        nursery.cancel_scope.cancel()
 
 
 async def test_delete_empties_the_own_slot_alone(autojump_clock: MockClock) -> None:
@@ -310,3 +356,18 @@ async def test_a_swarms_nodes_refuse_what_their_own_limits_forbid_and_the_receip
         lax = await swarm.join_client(via=swarm.nodes[0])
         with pytest.raises(QueryError, match="over limit"):
             await lax.put("k", b"more than ten bytes")
+
+
+async def test_only_members_write_and_delete_under_a_groups_keys(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=5) as swarm:
+        member, stranger = swarm.nodes[1], swarm.nodes[2]
+        root = create_new_key_pair(seed=b"r" * 32)
+        key = group_key(root.public_key, b"round:1")
+        expires_at_us = TimestampUs(swarm.machine_of(member).clock.now_us() + 3600 * US_PER_S)
+        capability = grant(root.private_key, member=member.peer_id, expires_at_us=expires_at_us, network_id="prime")
+        receipt = await member.put(key, b"mine", ttl=600, capability=capability)
+        assert receipt.acknowledged
+        with pytest.raises(ValidationError, match="names another member"):
+            await stranger.put(key, b"not mine", ttl=600, capability=capability)
+        assert (await member.delete(key, capability=capability)).acknowledged
+        assert await stranger.get(key, latest=True) is None

@@ -36,10 +36,22 @@ JOIN_BEFORE_READY_S = 2.0
 )
 @options.peers
 @options.data_dir
+@click.option(
+    "--redis",
+    "redis_url",
+    metavar="URL",
+    envvar="PRIME_DHT_REDIS",
+    help="Keep the entries in this Redis server, redis://host:port, not in a file. [env: PRIME_DHT_REDIS]",
+)
 @click.option("--stop-with-stdin", is_flag=True, help="Stop when standard input ends, for programs that start nodes.")
 @options.verbose
 def command(
-    listen: tuple[str, ...], peers: tuple[str, ...], data_dir: Path | None, stop_with_stdin: bool, verbose: int
+    listen: tuple[str, ...],
+    peers: tuple[str, ...],
+    data_dir: Path | None,
+    redis_url: str | None,
+    stop_with_stdin: bool,
+    verbose: int,
 ) -> int:
     """Run a node until Ctrl-C or SIGTERM.
 
@@ -57,7 +69,7 @@ def command(
     from prime_dht.config import NodeConfig
 
     log_to_stderr(logging.INFO, verbose=verbose)
-    config = NodeConfig(peers=peers, data_dir=data_dir)
+    config = NodeConfig(peers=peers, data_dir=data_dir, redis_url=redis_url)
     if listen:
         config = replace(config, listen=listen)
     try:
@@ -91,7 +103,8 @@ async def _run(config: NodeConfig, *, stop_with_stdin: bool) -> None:
 
     async with open_node(config) as dht:
         if config.data_dir is None:
-            logger.warning("no --data-dir: identity and entries are lost when this node stops")
+            lost = "identity is" if config.redis_url else "identity and entries are"
+            logger.warning("no --data-dir: %s lost when this node stops", lost)
         if config.peers:
             with trio.move_on_after(JOIN_BEFORE_READY_S):
                 await _first_peer(dht)

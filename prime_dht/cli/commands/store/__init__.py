@@ -1,0 +1,37 @@
+"""``prime-dht store``: look at, check, and carry elsewhere the store of a node that does not run."""
+
+from __future__ import annotations
+
+import click
+
+from prime_dht.cli.commands.store import carry, look
+from prime_dht.cli.ending import Status
+
+
+@click.group("store", invoke_without_command=True)
+@click.pass_context
+def command(ctx: click.Context) -> None:
+    """Look at, check, export or import what a node keeps in its data directory.
+
+    The node must not run meanwhile: it has its store to itself.
+
+    \b
+    Examples:
+      prime-dht store info --data-dir ./data
+      prime-dht store check --data-dir ./data
+      prime-dht store export --data-dir ./data --out backup.jsonl
+      prime-dht store import --data-dir ./elsewhere backup.jsonl
+
+    \b
+    Exit status:
+      0  done
+      1  check: something is wrong; import: something was not taken
+      2  a mistake in the arguments, or a store or a file that cannot be used
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(Status.FAILED)
+
+
+for subcommand in (look.info, look.check, carry.export, carry.import_):
+    command.add_command(subcommand)

@@ -1,0 +1,152 @@
+"""The entries of the memory backend: dictionaries, and an index for each way in which entries are looked for.
+
+An entry stands under its *place* among the slots of its key, under its op id, under its location, and, if it is an op,
+under its version. What falls due at a time lies in a heap (:mod:`prime_dht.storage.deadlines`), so expiry costs what
+expires and not what is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from prime_dht.entries.entry import Entry, Slot
+from prime_dht.entries.lifetime import is_op
+from prime_dht.ids import Key, OpId, PeerId
+from prime_dht.storage.capacity import location_of
+from prime_dht.storage.deadlines import Deadlines
+from prime_dht.storage.joining import Held, Holdings, Standing
+from prime_dht.storage.ordered import Ordered
+from prime_dht.storage.paging import Place
+
+_NOTHING = Held(0, 0)
+
+
+class MemoryEntries(Holdings):
+    """See the module.
+
+    Attributes:
+        slots: of each key, its entries by their place.
+        by_op_id: all entries.
+        ops: the locations of entries that are ops, by (created_at_us, op id).
+    """
+
+    def __init__(self) -> None:
+        self.slots: Ordered[Key, Ordered[Place, Entry]] = Ordered()
+        self.by_op_id: dict[OpId, Entry] = {}
+        self.ops: Ordered[tuple[int, OpId], int] = Ordered()
+        self._by_location: Ordered[int, dict[OpId, None]] = Ordered()
+        self._held = _NOTHING
+        self._held_of: dict[PeerId, Held] = {}
+        self._retention = Deadlines[OpId](self._retained_until)
+        self._value_expiry = Deadlines[OpId](self._value_expires_at)
+
+    def standing(self, slot: Slot) -> Standing | None:
+        slots = self.slots.values.get(slot.key)
+        entry = None if slots is None else slots.values.get((slot.publisher, slot.subkey))
+        return None if entry is None else Standing(entry.version, entry.size_bytes, entry.value is not None)
+
+    def slots_of(self, key: Key) -> int:
+        slots = self.slots.values.get(key)
+        return 0 if slots is None else len(slots.values)
+
+    def held(self) -> Held:
+        return self._held
+
+    def held_of(self, publisher: PeerId) -> Held:
+        return self._held_of.get(publisher, _NOTHING)
+
+    def hold(self, entry: Entry) -> None:
+        header = entry.header
+        slots = self.slots.values.get(header.key)
+        if slots is None:
+            slots = Ordered()
+            self.slots.put(header.key, slots)
+        place = (entry.publisher, header.subkey)
+        standing = slots.values.get(place)
+        if standing is None or standing.op_id != entry.op_id:
+            if standing is not None:
+                self._forget(standing)
+            self._index(entry)
+        else:
+            self._count(standing, -1)
+        slots.put(place, entry)
+        self.by_op_id[entry.op_id] = entry
+        self._count(entry, +1)
+        if entry.value is not None:
+            self._value_expiry.add(header.expires_at_us, entry.op_id)
+
+    def evict(self, op_id: OpId) -> None:
+        entry = self.by_op_id[op_id]
+        self._forget(entry)
+        slots = self.slots.values[entry.header.key]
+        slots.remove((entry.publisher, entry.header.subkey))
+        if not slots.values:
+            self.slots.remove(entry.header.key)
+
+    def evict_unretained(self, now_us: int) -> OpId | None:
+        return next(self.retire(now_us, limit=1), None)
+
+    def drop_expired_value(self, now_us: int) -> bool:
+        return next(self.drop_values(now_us, limit=1), None) is not None
+
+    def held_in(self, block: range) -> tuple[int, int] | None:
+        return self._by_location.ends(block)
+
+    def held_at(self, location: int) -> Iterator[tuple[OpId, int]]:
+        for op_id in self._by_location.values[location]:
+            yield op_id, self.by_op_id[op_id].size_bytes
+
+    def retire(self, before_us: int, limit: int) -> Iterator[OpId]:
+        """Remove at most ``limit`` entries that were retained until before ``before_us``."""
+        for op_id in self._retention.due(before_us, limit):
+            self.evict(op_id)
+            yield op_id
+
+    def drop_values(self, now_us: int, limit: int) -> Iterator[OpId]:
+        """Drop at most ``limit`` values that have expired."""
+        for op_id in self._value_expiry.due(now_us + 1, limit):
+            self.hold(replace(self.by_op_id[op_id], value=None))
+            yield op_id
+
+    def _index(self, entry: Entry) -> None:
+        """Enter an entry wherever it is looked for, but for its slot."""
+        location = location_of(entry.header.key)
+        here = self._by_location.values.get(location)
+        if here is None:
+            here = {}
+            self._by_location.put(location, here)
+        here[entry.op_id] = None
+        if is_op(entry):
+            self.ops.put((entry.header.created_at_us, entry.op_id), location)
+        self._retention.add(entry.header.retain_until_us, entry.op_id)
+
+    def _forget(self, entry: Entry) -> None:
+        """The opposite of :meth:`_index`; also what it was counted as."""
+        del self.by_op_id[entry.op_id]
+        location = location_of(entry.header.key)
+        here = self._by_location.values[location]
+        del here[entry.op_id]
+        if not here:
+            self._by_location.remove(location)
+        if is_op(entry):
+            self.ops.remove((entry.header.created_at_us, entry.op_id))
+        self._count(entry, -1)
+
+    def _count(self, entry: Entry, sign: int) -> None:
+        size_bytes = sign * entry.size_bytes
+        self._held = Held(self._held.entries + sign, self._held.bytes + size_bytes)
+        of_publisher = self.held_of(entry.publisher)
+        left = Held(of_publisher.entries + sign, of_publisher.bytes + size_bytes)
+        if left.entries:
+            self._held_of[entry.publisher] = left
+        else:
+            del self._held_of[entry.publisher]
+
+    def _retained_until(self, op_id: OpId) -> int | None:
+        entry = self.by_op_id.get(op_id)
+        return None if entry is None else entry.header.retain_until_us
+
+    def _value_expires_at(self, op_id: OpId) -> int | None:
+        entry = self.by_op_id.get(op_id)
+        return None if entry is None or entry.value is None else entry.header.expires_at_us

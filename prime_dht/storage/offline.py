@@ -1,0 +1,130 @@
+"""A store whose node does not run: what is in it, whether it is sound, and how it is carried elsewhere.
+
+These are the functions behind ``prime-dht store``. Each takes the path of the database file and holds its lock for as
+long as it works, so none runs beside a node.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Generator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import trio
+
+from prime_dht.errors import StorageError
+from prime_dht.storage import dump
+from prime_dht.storage.base import StoreStats
+from prime_dht.storage.dump import Progress
+from prime_dht.storage.sqlite import SQLiteBackend
+from prime_dht.storage.sqlite_check import CheckReport, examine
+from prime_dht.storage.sqlite_file import is_damage, open_for_inspection, storage_error, translation
+from prime_dht.storage.sqlite_reads import stats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreInfo:
+    """What is in a store.
+
+    Attributes:
+        schema: its version.
+        file_bytes, free_bytes: how large the database file is, and how much of that is free.
+        publishers: how many have an entry in it.
+        stats: the other counts.
+    """
+
+    schema: int
+    file_bytes: int
+    free_bytes: int
+    publishers: int
+    stats: StoreStats
+
+
+async def describe(path: Path) -> StoreInfo:
+    """Counts and sizes of a store.
+
+    Raises:
+        StorageError: there is none, another process has it open, it is damaged, or of another version.
+    """
+    with translation(path), ExitStack() as resources:
+        return await trio.to_thread.run_sync(_describe, path, resources)
+
+
+async def check(path: Path, *, progress: Progress | None = None) -> CheckReport:
+    """Whether a store is sound. Nothing is changed, moved or repaired; damage is reported, not raised.
+
+    Raises:
+        StorageError: there is none, another process has it open, it is no store, or of another version.
+    """
+    done = 0
+    with translation(path), ExitStack() as resources:
+        try:
+            examination = examine(await trio.to_thread.run_sync(open_for_inspection, path, resources))
+            while not isinstance(step := await trio.to_thread.run_sync(_next, examination), CheckReport):
+                done, total = step
+                if progress is not None:
+                    progress(done, total)
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+            return CheckReport(entries=done, problems=(str(storage_error(path, error)),))
+        return step
+
+
+async def export(
+    path: Path, file: BinaryIO, *, now_us: int, entries_only: bool = False, progress: Progress | None = None
+) -> int:
+    """Write what a store holds to a file; see :func:`prime_dht.storage.dump.export`.
+
+    Raises:
+        StorageError: there is no store, or it cannot be opened or read.
+    """
+    if not await trio.Path(path).exists():
+        raise StorageError(f"{path}: there is no store")
+    async with await SQLiteBackend.open(path) as store:
+        return await dump.export(store, file, now_us=now_us, entries_only=entries_only, progress=progress)
+
+
+async def import_(
+    path: Path, file: BinaryIO, *, now_us: int, entries_only: bool = False, progress: Progress | None = None
+) -> dump.ImportReport:
+    """Read such a file into a store, which is made if there is none; see :func:`prime_dht.storage.dump.import_`.
+
+    Raises:
+        StorageError: the store cannot be opened or written.
+        ValidationError: the file is no dump.
+    """
+    async with await SQLiteBackend.open(path) as store:
+        return await dump.import_(store, file, now_us=now_us, entries_only=entries_only, progress=progress)
+
+
+def _describe(path: Path, resources: ExitStack) -> StoreInfo:
+    connection = open_for_inspection(path, resources)
+    schema, free_pages, page_bytes, publishers = (
+        int(connection.execute(query).fetchone()[0])
+        for query in (
+            "PRAGMA user_version",
+            "PRAGMA freelist_count",
+            "PRAGMA page_size",
+            "SELECT count(*) FROM publishers",
+        )
+    )
+    return StoreInfo(
+        schema=schema,
+        file_bytes=path.stat().st_size,
+        free_bytes=free_pages * page_bytes,
+        publishers=publishers,
+        stats=stats(connection),
+    )
+
+
+def _next(examination: Generator[tuple[int, int], None, CheckReport]) -> tuple[int, int] | CheckReport:
+    """The next step, or the report that comes after the last."""
+    try:
+        return next(examination)
+    except StopIteration as end:
+        report: CheckReport = end.value
+        return report

@@ -1,5 +1,0 @@
-"""Makes pytest explain failed assertions of the conformance suite as it does those of tests."""
-
-import pytest
-
-pytest.register_assert_rewrite("prime_dht.testing.storage_conformance")

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import inspect
+from dataclasses import FrozenInstanceError, fields, replace
+
+import pytest
+
+from prime_dht import ConfigError, DhtConfig, Limits, NodeConfig
+
+
+def test_the_defaults_are_the_documented_ones() -> None:
+    config = DhtConfig()
+    assert (config.k_bucket_size, config.alpha, config.replication_factor) == (20, 3, 3)
+    assert (config.refresh_interval, config.ttl) == (3600.0, 86400.0)
+    assert config.write_quorum == 2
+    assert (config.kad_protocol, config.rpc_protocol) == ("/prime/kad/1.0.0", "/prime/rpc/1.0.0")
+    assert replace(config, protocol_prefix="/ipfs").kad_protocol == "/ipfs/kad/1.0.0"
+
+
+@pytest.mark.parametrize(
+    ("preset", "values"),
+    [
+        (DhtConfig.high_performance(), (32, 8, 5, 1800.0, 172800.0)),
+        (DhtConfig.low_latency(), (10, 2, 2, 7200.0, 43200.0)),
+    ],
+)
+def test_the_presets_are_the_documented_ones(preset: DhtConfig, values: tuple[float, ...]) -> None:
+    assert (
+        preset.k_bucket_size,
+        preset.alpha,
+        preset.replication_factor,
+        preset.refresh_interval,
+        preset.ttl,
+    ) == values
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"alpha": 21},
+        {"alpha": 0},
+        {"replication_factor": 21},
+        {"replication_factor": 0},
+        {"k_bucket_size": 0},
+        {"k_bucket_size": 2},
+        {"read_quorum": 0},
+        {"read_quorum": 4},
+        {"ttl": 0.0},
+        {"ttl": float("nan")},
+        {"ttl": 31 * 86400.0},
+        {"refresh_interval": float("inf")},
+        {"rpc_timeout_s": -1.0},
+        {"operation_timeout_s": 0.0},
+        {"cache_ttl_s": -1.0},
+        {"cache_bytes": -1},
+        {"network_id": ""},
+        {"network_id": "n" * 65},
+        {"protocol_prefix": "prime"},
+        {"protocol_prefix": "/prime/"},
+        {"allow_publishers": frozenset({"no peer id"})},
+    ],
+)
+def test_what_is_out_of_range_or_contradicts_itself_is_a_config_error(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        DhtConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_node_config_checks_itself_too() -> None:
+    with pytest.raises(ConfigError):
+        NodeConfig(max_connections=0)
+    with pytest.raises(ConfigError):
+        NodeConfig(synchronous="OFF")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError):
+        Limits(max_key_bytes=0)
+
+
+def test_a_longer_ttl_needs_a_network_that_allows_it() -> None:
+    assert DhtConfig(ttl=60 * 86400.0, limits=Limits(max_ttl_s=90 * 86400.0)).ttl == 60 * 86400.0
+
+
+def test_configuration_cannot_be_changed_afterwards() -> None:
+    with pytest.raises(FrozenInstanceError):
+        DhtConfig().alpha = 4  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("config", [DhtConfig, NodeConfig])
+def test_every_option_has_a_sentence_that_documents_it(config: type) -> None:
+    lines = inspect.getsource(config).splitlines()
+    for field in fields(config):
+        (place,) = [index for index, line in enumerate(lines) if line.startswith(f"    {field.name}:")]
+        assert lines[place + 1].lstrip().startswith('"""'), field.name
