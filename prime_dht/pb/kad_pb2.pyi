@@ -71,7 +71,7 @@ class Query(_message.Message):
     CURSOR_FIELD_NUMBER: _builtins.int
     MAX_BYTES_FIELD_NUMBER: _builtins.int
     newest: _builtins.bool
-    """only the entry that is newest over all matching slots"""
+    """only the newest live entry of the matching slots, and all that is newer than it"""
     cursor: _builtins.bytes
     """where the page before ended"""
     max_bytes: _builtins.int
@@ -163,25 +163,22 @@ class BatchItem(_message.Message):
 
     RECORD_FIELD_NUMBER: _builtins.int
     KEY_FIELD_NUMBER: _builtins.int
-    STATUSES_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
     key: _builtins.bytes
     held: _builtins.bool
+    """as in the reply to a single GET_VALUE"""
     @_builtins.property
     def record(self) -> Global___Record: ...
-    @_builtins.property
-    def statuses(self) -> _containers.RepeatedCompositeFieldContainer[Global___EntryStatus]: ...
     def __init__(
         self,
         *,
         record: Global___Record | None = ...,
         key: _builtins.bytes = ...,
-        statuses: _abc.Iterable[Global___EntryStatus] | None = ...,
         held: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "key", b"key", "record", b"record", "statuses", b"statuses"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "key", b"key", "record", b"record"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
