@@ -50,7 +50,7 @@ def prime_dht(ctx: click.Context) -> None:
     \b
     Exit status:
       0  done
-      1  not found
+      1  not found; or, of store check and import, something is wrong
       2  a mistake in the arguments, or something failed: one line on standard error says what
     """
     if ctx.invoked_subcommand is None:

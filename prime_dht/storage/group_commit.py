@@ -119,7 +119,7 @@ class GroupCommit:
         try:
             results = [write.work(self._connection) for write in writes]
             self._connection.execute("COMMIT")
-        except BaseException:
+        except BaseException:  # whatever it is, no transaction stays open
             # Not after errors on which SQLite has rolled back by itself.
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")

@@ -48,7 +48,7 @@ class _StreamSlots:
                 try:
                     stream = await self._open_stream(peer_id)
                     _check_open(stream)
-                except BaseException:
+                except BaseException:  # also a cancellation: the slot is free again
                     self._give_back(peer_id)
                     raise
                 self._holders[stream] = peer_id
@@ -84,7 +84,7 @@ async def _open_on(connection: INetConn, _others: Sequence[INetConn], peer_id: I
         raise SwarmException(f"cannot open a stream to {peer_id}: {error}") from error
     try:
         return await connection._add_stream(muxed)
-    except BaseException:
+    except BaseException:  # also a cancellation: the stream is open already, and nobody else knows of it
         with trio.move_on_after(_RESET_TIMEOUT_S) as scope, suppress(BaseLibp2pError):
             scope.shield = True
             await muxed.reset()

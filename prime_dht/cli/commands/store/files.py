@@ -94,7 +94,7 @@ def dump_to_write(path: Path, *, force: bool) -> Iterator[BinaryIO]:
             # Again, because an export takes its time.
             _check_free(path, force=force)
             os.rename(temporary, path)
-        except BaseException:
+        except BaseException:  # also Ctrl-C: nothing half-written stays
             os.unlink(temporary)
             raise
 
