@@ -7,7 +7,7 @@ PROTOS := $(wildcard protos/*.proto)
 PROTOC  = $(BIN)/python -m grpc_tools.protoc -Iprime_dht/pb=protos --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test check bench protos clean
+.PHONY: help setup demo run test check bench bench-peers protos clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,9 +43,12 @@ check: $(STAMP)  ## Lint, format, types, layers, and whether generated code is u
 bench: $(STAMP)  ## Measure: tables here, JSON in ./bench
 	@$(BIN)/python -m tests.bench
 
+bench-peers: $(STAMP)  ## Measure the same on kademlia, OpenDHT and hivemind, in ./.venv-peers (up to 6 GB)
+	@$(BIN)/python -m tests.bench.peers
+
 protos: $(STAMP)  ## Generate prime_dht/pb from protos/
 	$(PROTOC) --python_out=. --mypy_out=quiet:. $(PROTOS)
 
 clean:  ## Remove .venv, caches and bench results; never ./data
-	rm -rf $(VENV) bench dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-peers bench dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
