@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -189,9 +189,9 @@ class RoutingTable:
         for group in groups:
             if len(found) >= wanted:
                 break
-            contacts: Iterable[Contact] = (contact for bucket in group for contact in bucket.contacts())
-            found += closest(filter(where, contacts) if where else contacts, target, wanted - len(found))
-        return found
+            contacts = (contact for bucket in group for contact in bucket.contacts())
+            found.extend(filter(where, contacts) if where else contacts)
+        return closest(found, target, wanted)
 
     def has_room(self, key: KadKey) -> bool:
         """Whether a newcomer at ``key`` would get a place without anybody's losing one."""

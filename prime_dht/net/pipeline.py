@@ -102,21 +102,24 @@ class Pipeline:
 
     async def _read(self) -> None:
         try:
-            while (body := await self._frames.read_frame(idle_timeout_s=math.inf)) is not None:
-                number, answer = decode_answer(body)
-                self._frames.done_with(body)
-                waiter = self._waiting.pop(number, None)
-                if waiter is None:
-                    raise RemoteProtocolError(f"an answer to call {number}, which was not asked or is answered")
-                self.heard_s = trio.current_time()
-                self._places.release()
-                waiter.answer = answer
-                waiter.over.set()
+            await self._frames.read_frame(idle_timeout_s=math.inf, take=self._take_answer)  # it takes all
             self.abandon("the peer ended the stream")
         except (StreamLostError, RemoteProtocolError) as error:
             self._lose(error)
         except trio.TooSlowError:
             self.abandon("an answer began and did not end")
+
+    def _take_answer(self, body: bytes) -> bool:
+        number, answer = decode_answer(body)
+        self._frames.done_with(body)
+        waiter = self._waiting.pop(number, None)
+        if waiter is None:
+            raise RemoteProtocolError(f"an answer to call {number}, which was not asked or is answered")
+        self.heard_s = trio.current_time()
+        self._places.release()
+        waiter.answer = answer
+        waiter.over.set()
+        return True
 
     def _lose(self, loss: StreamLostError | RemoteProtocolError) -> None:
         if self._loss is not None:

@@ -4,6 +4,10 @@ A :class:`FrameStream` reads whole frames from whatever pieces the muxer deliver
 byte, each a window update: P10 and P11 of ``net/hardening``) and writes whole frames. A write that is cancelled between
 its bytes would leave the peer in the middle of a frame, so it resets the stream.
 
+A reader may *take* frames synchronously as they come in. Over our own muxer the connection's read loop then hands them
+over directly, and the reader's task sleeps until there is something that it has to wait for: a frame that is not taken
+yet, one that comes in parts, a deadline, the end. Over any other muxer the reader's task itself offers each frame.
+
 What large frames make this end hold is bounded by a :class:`FrameBudget` that several streams share. A stream reads on
 in a large frame only when the budget has room for all of it, and the room is taken until the reader is done with the
 frame. Frames up to :data:`SMALL_FRAME_BYTES` need none, so nobody's large frames hold up a small one.
@@ -12,7 +16,10 @@ frame. Frames up to :data:`SMALL_FRAME_BYTES` need none, so nobody's large frame
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 
 import trio
 from libp2p.abc import INetStream
@@ -22,7 +29,7 @@ from libp2p.network.stream.net_stream import NetStream
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamError
 
 from prime_dht.errors import QueryError
-from prime_dht.net.yamux import FastYamuxStream
+from prime_dht.net.yamux import FastYamuxStream, Receiver
 from prime_dht.wire.frames import FrameDecoder, encode_frame
 
 SMALL_FRAME_BYTES = 64 << 10
@@ -63,6 +70,14 @@ class FrameBudget:
         self._waiting.unpark_all()
 
 
+Take = Callable[[bytes], bool]
+"""Is offered a frame, and says whether it took it. It must not block."""
+
+
+def _take_none(_frame: bytes) -> bool:
+    return False
+
+
 class FrameStream:
     """One libp2p stream as a sequence of frames in each direction. One task at a time may read, any number write.
 
@@ -86,40 +101,44 @@ class FrameStream:
         self._under_way_bytes = 0  # of the large frame that is being read
         self._taken_bytes = 0  # of the budget: that frame's, and those of frames nobody is done with
         self._frame_timeout_s = frame_timeout_s
+        self._heard_at_s = -math.inf  # since when nothing has come
+        self._began_at_s = -math.inf  # when the frame that is under way began
         self._write_lock = trio.Lock()
         self.broken = False
 
-    async def read_frame(self, *, idle_timeout_s: float) -> bytes | None:
-        """The next frame, or ``None`` when the peer ended the stream between frames.
+    async def read_frame(self, *, idle_timeout_s: float, take: Take = _take_none) -> bytes | None:
+        """The next frame that ``take`` does not take, or ``None`` when the peer ended the stream between frames.
 
-        The caller says :meth:`done_with` when it no longer holds the frame.
+        The caller says :meth:`done_with` when it no longer holds a frame, returned or taken.
+
+        Args:
+            take: is offered every frame, in order. One that it does not take is returned, and those behind it are
+                offered when reading goes on. Over our own muxer it is called by the connection's read loop, as soon as
+                a frame is here, and no task is woken for what it takes.
 
         Raises:
             StreamLostError: reset, broken, or ended within a frame.
             RemoteProtocolError: a malformed length, or a frame too large.
             trio.TooSlowError: nothing came for ``idle_timeout_s``, or a frame was not whole in time.
+            Exception: what ``take`` raised.
         """
-        if self._ready:
-            return self._ready.popleft()
-        decoder = self._decoder
-        timeout_s = idle_timeout_s if decoder.is_between_frames else self._frame_timeout_s
-        # Not trio.fail_after: its two context managers cost as much as the scope within.
-        with trio.CancelScope(deadline=trio.current_time() + timeout_s) as scope:
-            while True:
-                data = await self._read()
-                if not data:
-                    if decoder.is_between_frames:
+        receiver = partial(self._feed, take)
+        self._heard_at_s = trio.current_time()
+        while True:
+            while self._ready:
+                frame = self._ready.popleft()
+                if not take(frame):
+                    return frame
+            # Not trio.fail_after: its two context managers cost as much as the scope within.
+            with trio.CancelScope(deadline=self._deadline_s(idle_timeout_s)) as scope:
+                await self._make_room()
+                if not await self._receive(receiver):
+                    if self._decoder.is_between_frames:
                         return None
                     raise StreamLostError("the stream ended within a frame")
-                if decoder.is_between_frames:
-                    scope.deadline = trio.current_time() + self._frame_timeout_s
-                frames = decoder.feed(data)
-                if frames:
-                    self._under_way_bytes = 0  # its room is now the first frame's
-                    self._ready.extend(frames[1:])
-                    return frames[0]
-                await self._make_room()
-        raise trio.TooSlowError
+            # Frames that were taken meanwhile have put the deadline off.
+            if scope.cancelled_caught and trio.current_time() >= self._deadline_s(idle_timeout_s):
+                raise trio.TooSlowError
 
     def done_with(self, frame: bytes) -> None:
         """The reader no longer holds a frame that :meth:`read_frame` returned: its room is free."""
@@ -196,14 +215,59 @@ class FrameStream:
             with contextlib.suppress(*_STREAM_LOST):
                 await self._stream.reset()
 
+    async def disconnect(self) -> None:
+        """Close the connection, with all streams on it. Never raises and never waits long."""
+        self.broken = True
+        self._release_all()
+        with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:
+            scope.shield = True
+            with contextlib.suppress(*_STREAM_LOST):
+                await self._stream.muxed_conn.close()
+
+    def _deadline_s(self, idle_timeout_s: float) -> float:
+        if self._decoder.is_between_frames:
+            return self._heard_at_s + idle_timeout_s
+        return self._began_at_s + self._frame_timeout_s
+
+    async def _receive(self, receiver: Receiver) -> bool:
+        """Hand what comes to ``receiver`` until it has enough; ``False`` if the peer ends the stream before that."""
+        if self._fast is None:
+            while data := await self._read():
+                if not receiver(data):
+                    return True
+            return False
+        try:
+            await self._fast.receive(receiver)
+        except MuxedStreamEOF:
+            return False
+        except MuxedStreamError as error:
+            self.broken = True
+            raise StreamLostError("the stream was reset or its connection lost") from error
+        return True
+
     async def _read(self) -> bytes:
         try:
-            return await (self._fast or self._stream).read(SMALL_FRAME_BYTES)
+            return await self._stream.read(SMALL_FRAME_BYTES)
         except (StreamEOF, MuxedStreamEOF):
             return b""
         except _STREAM_LOST as error:
             self.broken = True
             raise StreamLostError("the stream was reset or its connection lost") from error
+
+    def _feed(self, take: Take, data: bytes | memoryview) -> bool:
+        """Offer ``take`` the frames that ``data`` completes; whether it took all, and no other has begun."""
+        now_s = trio.current_time()
+        begins = self._decoder.is_between_frames
+        frames = self._decoder.feed(data)
+        self._heard_at_s = now_s
+        if begins or frames:
+            self._began_at_s = now_s
+        if frames:
+            self._under_way_bytes = 0  # its room is now the first frame's
+        for frame in frames:
+            if self._ready or not take(frame):
+                self._ready.append(frame)
+        return self._decoder.is_between_frames and not self._ready
 
     async def _make_room(self) -> None:
         """Wait until the budget has room for the frame that is under way, if it is a large one."""

@@ -80,7 +80,7 @@ class FrameDecoder:
         """Whether everything fed so far was whole frames: an end of the stream here is a clean one."""
         return not self._buffer
 
-    def feed(self, data: bytes) -> list[bytes]:
+    def feed(self, data: bytes | memoryview) -> list[bytes]:
         """Take the next bytes of the stream; return the frames that are now whole, in order.
 
         Raises:
@@ -88,7 +88,7 @@ class FrameDecoder:
         """
         if self._buffer:
             self._buffer += data
-            source: bytes | bytearray = self._buffer
+            source: bytes | bytearray | memoryview = self._buffer
         else:
             source = data  # the usual case: a read holds whole frames, and nothing need be buffered
         frames: list[bytes] = []

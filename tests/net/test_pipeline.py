@@ -128,7 +128,7 @@ async def test_a_refused_call_says_why_and_takes_no_other_down_with_it() -> None
             await ask(client, b"bad")
         may_answer.set()
         assert len(opener.open_streams) == 1
-        assert not server.offences
+        assert not server.offenders.offences
 
 
 # Cancellation
@@ -165,7 +165,7 @@ async def test_after_400_calls_cancelled_at_any_point_the_client_is_healthy(wind
         assert not pipeline._waiting
         assert pipeline._places.value == MAX_CALLS_IN_FLIGHT
         assert len(opener.opened) == 1
-        assert not server.offences
+        assert not server.offenders.offences
 
 
 async def test_the_place_of_a_cancelled_call_is_free_only_when_its_answer_has_come() -> None:

@@ -8,6 +8,6 @@
 
 from prime_dht.net.yamux.connection import FastYamux
 from prime_dht.net.yamux.muxers import FastMuxers, use_fast_yamux
-from prime_dht.net.yamux.stream import FastYamuxStream
+from prime_dht.net.yamux.stream import FastYamuxStream, Receiver
 
-__all__ = ["FastMuxers", "FastYamux", "FastYamuxStream", "use_fast_yamux"]
+__all__ = ["FastMuxers", "FastYamux", "FastYamuxStream", "Receiver", "use_fast_yamux"]

@@ -1,8 +1,9 @@
 """A Yamux connection: one read loop for all streams, synchronous sending, and limits on all that a peer can cause.
 
 The read loop takes everything that one ``recv`` brought, handles all of it without a checkpoint, and sends what that
-calls for (acknowledgements, answers to pings, resets) as one Noise frame. Streams send synchronously through the
-session below, so nothing has to be locked and a frame is never cut.
+calls for (acknowledgements, answers to pings, resets) as one Noise frame. Data goes to the stream's receiver, if a task
+waits with one, and else into the stream's buffer. Streams send synchronously through the session below, so nothing has
+to be locked and a frame is never cut.
 
 What a peer can make us hold: ``max_inbound_streams`` streams that we have not closed, as many that wait to be
 accepted, ``MAX_LINGERING_STREAMS`` that we have closed and it has not, ``MAX_BUFFERED_BYTES`` of unread data, and the

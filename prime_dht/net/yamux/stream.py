@@ -19,6 +19,7 @@ no time limit of their own: give them one with a cancel scope.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, assert_never
 
@@ -42,6 +43,10 @@ MAX_PAYLOAD_BYTES = MAX_PLAINTEXT_BYTES - HEADER_BYTES
 PIECE_BYTES = 64 << 10
 """Unread data is kept in pieces of at most this size, or of one payload. Small payloads share a piece, or each would
 cost many times its size; one long buffer would be moved, page by page, whenever it grows: half the CPU of bulk."""
+
+
+Receiver = Callable[[bytes | memoryview], bool]
+"""Is handed what arrives on a stream, in order, and says whether it wants more. It does not wait, and keeps no view."""
 
 
 class Half(Enum):
@@ -71,6 +76,8 @@ class FastYamuxStream(IMuxedStream):
         self._receive_window = INITIAL_WINDOW_BYTES  # what the peer may still send
         self._send_window = INITIAL_WINDOW_BYTES  # what we may still send
         self._uncredited_bytes = 0  # read, and not yet given back to the peer as credit
+        self._receiver: Receiver | None = None  # while a task waits in `receive`
+        self._receiver_error: Exception | None = None
         self._readers = trio.lowlevel.ParkingLot()
         self._writers = trio.lowlevel.ParkingLot()
 
@@ -111,6 +118,35 @@ class FastYamuxStream(IMuxedStream):
             self._check_readable()
             await self._readers.park()
         return self._take(self._buffered_bytes if n is None or n < 0 else n)
+
+    async def receive(self, receiver: Receiver) -> None:
+        """Hand what arrives to ``receiver``, until it wants no more; what comes behind that stays unread.
+
+        While this waits, the connection's read loop calls the receiver, so that no task is woken for what it takes.
+        Only one task at a time may wait here, and none in ``read`` meanwhile.
+
+        Raises:
+            MuxedStreamEOF: the peer has closed its half, and all of it was handed over.
+            MuxedStreamReset: either end reset the stream, or the connection was lost.
+            Exception: what the receiver raised.
+        """
+        if self._arrived:
+            await trio.lowlevel.checkpoint()
+        while True:
+            while self._arrived:
+                if not receiver(self._take(PIECE_BYTES)):
+                    return
+            self._check_readable()
+            self._receiver = receiver
+            try:
+                await self._readers.park()
+            finally:
+                has_enough, self._receiver = self._receiver is None, None
+            if self._receiver_error is not None:
+                error, self._receiver_error = self._receiver_error, None
+                raise error
+            if has_enough:
+                return
 
     def _check_readable(self) -> None:
         match self._reading:
@@ -271,6 +307,10 @@ class FastYamuxStream(IMuxedStream):
             return
         if len(payload) > self._receive_window:
             raise RemoteProtocolError("a Yamux stream got more data than its window")
+        if self._receiver is not None:
+            self._receive_window -= len(payload)
+            self._hand_over(payload, self._receiver)
+            return
         if not self._connection.hold(len(payload)):
             self.abort("too much unread data on the connection")
             return
@@ -281,6 +321,18 @@ class FastYamuxStream(IMuxedStream):
         elif payload:
             self._arrived.append(bytearray(payload))
         self._readers.unpark_all()
+
+    def _hand_over(self, payload: memoryview, receiver: Receiver) -> None:
+        is_wanted = False
+        try:
+            is_wanted = receiver(payload)
+        except Exception as error:  # noqa: BLE001 - raised in the task that receives; this one serves all streams
+            self._receiver_error = error
+        if not is_wanted:
+            self._receiver = None
+            self._readers.unpark_all()
+        if self._reading is Half.OPEN:
+            self._give_credit(len(payload))
 
     def feed_credit(self, credit: int) -> None:
         """The peer takes ``credit`` bytes more."""
