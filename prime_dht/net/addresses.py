@@ -1,10 +1,80 @@
-"""Multiaddrs as bytes, which is what they are on the wire and in stores, and for people."""
+"""Multiaddrs as bytes, which is what they are on the wire and in stores, and for people.
+
+What a peer says of addresses is *credible* if they lie no nearer to this node than the peer itself: from the Internet
+nobody knows what is on this node's local network, and from that nobody knows what is on its own machine. Otherwise any
+stranger could make this node knock on doors inside, where others trust it (go-libp2p filters alike).
+"""
 
 from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from dataclasses import replace
+from enum import IntEnum
+from functools import lru_cache
 
 from multiaddr import Multiaddr
 
 from prime_dht.ids import PeerId, peer_text
+from prime_dht.wire.kad import PeerRecord, Reply
+
+_IP4, _IP6, _NAMES = 0x04, 0x29, frozenset({0x35, 0x36, 0x37, 0x38})
+"""Multicodec codes of what an address may begin with: an IP address, or a DNS name."""
+
+
+class Reach(IntEnum):
+    """From where an address leads to the same place."""
+
+    MACHINE = 0
+    LOCAL_NETWORK = 1
+    INTERNET = 2
+
+
+@lru_cache(maxsize=4096)
+def reach_of(address: bytes) -> Reach:
+    """The reach of a binary multiaddr; that of a name is not known before it is resolved, and counts as the widest.
+
+    >>> [reach_of(Multiaddr(f"/{ip}/tcp/1").to_bytes()).name for ip in ("ip4/127.0.0.1", "ip4/10.0.0.1", "ip6/2600::1")]
+    ['MACHINE', 'LOCAL_NETWORK', 'INTERNET']
+    """
+    code = address[0] if address else None
+    if code == _IP4 and len(address) > 4:
+        ip: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.IPv4Address(address[1:5])
+    elif code == _IP6 and len(address) > 16:
+        ip = ipaddress.IPv6Address(address[1:17])
+        ip = ip.ipv4_mapped or ip
+    else:  # another encoding of an IP address could hide one, so what is not known is not believed from afar
+        return Reach.INTERNET if code in _NAMES else Reach.MACHINE
+    if ip.is_loopback or ip.is_unspecified:
+        return Reach.MACHINE
+    return Reach.INTERNET if ip.is_global else Reach.LOCAL_NETWORK
+
+
+def credible(addresses: tuple[bytes, ...], *, told_from: bytes | None) -> tuple[bytes, ...]:
+    """Of the addresses that a peer tells of, those it can know.
+
+    Args:
+        told_from: the peer's own address, at the other end of its connection; ``None`` if that is gone.
+    """
+    nearest = Reach.INTERNET if told_from is None else reach_of(told_from)
+    return tuple(address for address in addresses if reach_of(address) >= nearest)
+
+
+def credible_reply(reply: Reply, *, told_from: Callable[[], bytes | None]) -> Reply:
+    """A reply without the addresses that are not credible; the peers stay.
+
+    Args:
+        told_from: as for :func:`credible`; called only where there is something to check.
+    """
+    records = (*reply.closer, *reply.providers)
+    if all(reach_of(address) is Reach.INTERNET for record in records for address in record.addresses):
+        return reply
+    source = told_from()
+
+    def checked(told: tuple[PeerRecord, ...]) -> tuple[PeerRecord, ...]:
+        return tuple(replace(record, addresses=credible(record.addresses, told_from=source)) for record in told)
+
+    return replace(reply, closer=checked(reply.closer), providers=checked(reply.providers))
 
 
 def address_text(address: bytes) -> str:
@@ -17,6 +87,15 @@ def address_text(address: bytes) -> str:
         return str(Multiaddr(address))
     except ValueError:
         return f"0x{address.hex()}"
+
+
+def host_in(address: bytes) -> str:
+    """The first part of a binary multiaddr, an IP address or a name, without the port.
+
+    >>> host_in(bytes.fromhex("040a000001060fa1"))
+    '10.0.0.1'
+    """
+    return next(str(value) for _, value in Multiaddr(address).items())
 
 
 def is_address_of(peer: PeerId, address: bytes) -> bool:
@@ -32,7 +111,7 @@ def is_address_of(peer: PeerId, address: bytes) -> bool:
     """
     try:
         parts = [(protocol.name, value) for protocol, value in Multiaddr(address).items()]
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):  # py-multiaddr reads a length of any size
         return False
     name, value = parts[-1] if parts else ("", None)
     return bool(parts) and (name != "p2p" or value == peer_text(peer))

@@ -23,11 +23,15 @@ Handler = Callable[[PeerId, Request], Awaitable[Reply]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counters:
-    """What went over the network since the node started; ``offences`` are breaches of protocol by peers."""
+    """What went over the network since the node started.
+
+    ``offences`` are breaches of protocol by peers; ``backed_off`` peers are not dealt with now because of them.
+    """
 
     requests_sent: int
     requests_answered: Mapping[str, int]
     offences: int
+    backed_off: int
 
 
 class Network(Protocol):

@@ -19,11 +19,13 @@ from libp2p.peer.peerstore import PeerStoreError
 from multiaddr.protocols import P_P2P
 
 from prime_dht.config import DhtConfig
-from prime_dht.errors import QueryError
-from prime_dht.ids import PeerId, short
+from prime_dht.errors import QueryError, RemoteProtocolError
+from prime_dht.ids import PeerId, peer_from_text, short
+from prime_dht.net.addresses import credible, credible_reply
 from prime_dht.net.dialer import AddressBook, Dialer
 from prime_dht.net.host import listen_addresses
 from prime_dht.net.network import Counters, Handler
+from prime_dht.net.offenders import Offenders
 from prime_dht.net.rpc_client import RpcClient
 from prime_dht.net.rpc_server import RpcServer
 from prime_dht.wire.kad import Reply, Request
@@ -36,6 +38,9 @@ OWN_ADDRESSES_FRESH_S = 60.0
 
 LEARNED_CACHED = 10_000
 
+_NOT_SUPPORTED = "protocols not supported"
+"""How py-libp2p says that a peer refused all protocols; there is no exception class of its own for that."""
+
 
 class Overlay:
     """See :class:`prime_dht.net.network.Network`.
@@ -44,9 +49,10 @@ class Overlay:
         host: running.
         config: protocols and limits.
         handler: answers requests once :meth:`mount` was called.
+        offenders: who is neither answered nor asked for a while, whichever of both it misused.
     """
 
-    def __init__(self, host: IHost, config: DhtConfig, handler: Handler) -> None:
+    def __init__(self, host: IHost, config: DhtConfig, handler: Handler, *, offenders: Offenders | None = None) -> None:
         self._host = host
         self._config = config
         self._book = AddressBook()
@@ -56,7 +62,11 @@ class Overlay:
             kad_protocol=config.kad_protocol,
             rpc_protocol=config.rpc_protocol if config.pipelining else None,
         )
-        self.server = RpcServer(handler)
+        self._offenders = offenders or Offenders()
+        allowed = config.allow_peers
+        self._allowed = None if allowed is None else frozenset(map(peer_from_text, allowed))
+        self._handler = handler
+        self.server = RpcServer(handler if allowed is None else self._answer_allowed, offenders=self._offenders)
         self._mounted: list[TProtocol] = []
         self._own: tuple[bytes, ...] = ()
         self._own_until_s = -1.0
@@ -94,7 +104,18 @@ class Overlay:
         return self._own
 
     async def call(self, peer: PeerId, request: Request, *, timeout_s: float) -> Reply:
-        return await self._client.call(peer, request, timeout_s=timeout_s)
+        self._check_allowed(peer)
+        asked_at_s = trio.current_time()
+        wait_s = self._offenders.wait_s(peer, now_s=asked_at_s)
+        if wait_s > 0:
+            raise QueryError(f"peer {short(peer)} kept breaking the protocol; it is left alone for {wait_s:.0f} s")
+        try:
+            reply = await self._client.call(peer, request, timeout_s=timeout_s)
+        except RemoteProtocolError:
+            if not self._offenders.offended_since(peer, at_s=asked_at_s):  # one wrong answer may fail many calls
+                self._offenders.charge(peer, now_s=trio.current_time())
+            raise
+        return credible_reply(reply, told_from=lambda: self.remote_address_of(peer))
 
     async def connect(self, peer: PeerId) -> None:
         """Dial a peer now, at the addresses known.
@@ -102,11 +123,12 @@ class Overlay:
         Raises:
             QueryError: it could not be reached.
         """
+        self._check_allowed(peer)
         await self._dialer.connect(peer)
 
     def learn_addresses(self, peer: PeerId, addresses: Iterable[bytes], *, source: str) -> None:
         given = tuple(addresses)
-        if not given or peer == self.local:
+        if not given or peer == self.local or not self._is_allowed(peer):
             return
         if self._learned.get(peer) == given and self._book.source_of(peer):
             return  # checking addresses costs more than a request; but the book may have forgotten the peer since
@@ -127,7 +149,7 @@ class Overlay:
             identified = self._host.get_peerstore().addrs(ID(peer))
         except PeerStoreError:
             return ()
-        raw = (address.to_bytes() for address in identified)
+        raw = credible(tuple(address.to_bytes() for address in identified), told_from=self.remote_address_of(peer))
         self._book.add(peer, raw, source="identify", now_s=trio.current_time())
         return self._book.addresses(peer)
 
@@ -143,17 +165,32 @@ class Overlay:
     def connected_peers(self) -> tuple[PeerId, ...]:
         return self._dialer.connected_peers()
 
+    def _is_allowed(self, peer: PeerId) -> bool:
+        return self._allowed is None or peer in self._allowed
+
+    def _check_allowed(self, peer: PeerId) -> None:
+        if not self._is_allowed(peer):
+            raise QueryError(f"peer {short(peer)} is not one of allow_peers")
+
+    async def _answer_allowed(self, peer: PeerId, request: Request) -> Reply:
+        self._check_allowed(peer)
+        return await self._handler(peer, request)
+
     async def _open_stream(self, peer: PeerId, protocols: Sequence[str]) -> INetStream:
         """For the client; see :data:`prime_dht.net.rpc_client.OpenStream`."""
         await self._dialer.connect(peer)
         try:
             return await self._host.new_stream(ID(peer), [TProtocol(protocol) for protocol in protocols])
         except BaseLibp2pError as error:
+            if _NOT_SUPPORTED in str(error.__cause__):
+                kad = self._config.kad_protocol
+                raise QueryError(f"peer {short(peer)} serves no {kad}: a client, or of another network") from error
             raise QueryError(f"peer {short(peer)} opens no stream for {' or '.join(protocols)}: {error}") from error
 
     def counters(self) -> Counters:
         return Counters(
             requests_sent=self._client.calls,
             requests_answered=dict(self.server.requests),
-            offences=self.server.offences_total,
+            offences=self._offenders.total,
+            backed_off=self._offenders.backed_off(now_s=trio.current_time()),
         )

@@ -6,8 +6,10 @@ On ``<prefix>/kad/1.0.0`` a stream carries any number of requests, answered in o
 was asked before is answered (rust-libp2p ends its direction behind each request).
 
 What the handler raises decides: :class:`RemoteProtocolError` is the peer's offence, whose stream is reset and which is
-counted, while its connection and everybody else's go on. With any other error the request was understood and is not
-carried out: that resets a classical stream, as with go-libp2p; on a pipelined one the request is refused by itself.
+counted, while its connection and everybody else's go on. The streams of a peer that offends again and again are for a
+time reset unread, and in the end its connection is closed (:mod:`prime_dht.net.offenders`). With any other error the
+request was understood and is not carried out: that resets a classical stream, as with go-libp2p; on a pipelined one the
+request is refused by itself.
 
 What a peer can do to this end is bounded: streams per peer; requests per peer that are being answered, or whose answers
 it has not read; bytes of its large requests, from their announcement until they are answered; seconds for a frame, for
@@ -27,6 +29,7 @@ from libp2p.abc import INetStream
 from prime_dht.errors import PrimeDHTError, RemoteProtocolError, ValidationError
 from prime_dht.ids import PeerId, short
 from prime_dht.net.network import Handler
+from prime_dht.net.offenders import Offenders, Standing
 from prime_dht.net.streams import FrameBudget, FrameStream, StreamLostError
 from prime_dht.wire.calls import MAX_CALLS_IN_FLIGHT, Refusal, decode_call, encode_answer
 from prime_dht.wire.kad import AddProvider, Reply, Request, decode_request, encode_reply
@@ -56,9 +59,6 @@ class ServerLimits:
     answer_timeout_s: float = 30.0
     """Seconds for answering one request, and again for a peer to take the answer."""
 
-    offenders: int = 10_000
-    """Peers whose offences are counted; beyond, the least offending are forgotten."""
-
 
 class _PeerState:
     """What is held on behalf of one peer while it has streams open."""
@@ -75,18 +75,18 @@ class RpcServer:
     """Serves request streams with one handler.
 
     Attributes:
-        offences: protocol offences counted by peer.
-        offences_total: over all peers, forgotten ones included.
+        offenders: who broke the protocol, and whose streams are therefore not served.
         requests: requests that were answered or refused, by kind.
     """
 
-    def __init__(self, handler: Handler, limits: ServerLimits | None = None) -> None:
+    def __init__(
+        self, handler: Handler, limits: ServerLimits | None = None, *, offenders: Offenders | None = None
+    ) -> None:
         self._handler = handler
         self._limits = limits or ServerLimits()
+        self.offenders = offenders or Offenders()
         self._peers: dict[PeerId, _PeerState] = {}
         self._serving: set[trio.CancelScope] = set()
-        self.offences: Counter[PeerId] = Counter()
-        self.offences_total = 0
         self.requests: Counter[str] = Counter()
 
     async def serve_classical(self, stream: INetStream) -> None:
@@ -106,6 +106,9 @@ class RpcServer:
         self, stream: INetStream, answer_all: Callable[[FrameStream, PeerId, _PeerState], Awaitable[None]]
     ) -> None:
         peer = PeerId(stream.muxed_conn.peer_id.to_bytes())
+        if self._standing(peer) is not Standing.TOLERATED:
+            await self._turn_away(FrameStream(stream, budget=FrameBudget(0)), peer)
+            return
         state = self._peers.setdefault(peer, _PeerState(self._limits))
         frames = FrameStream(stream, budget=state.budget, frame_timeout_s=self._limits.frame_timeout_s)
         if state.streams >= self._limits.streams_per_peer:
@@ -132,7 +135,7 @@ class RpcServer:
             state.streams -= 1
             if not state.streams:
                 self._peers.pop(peer, None)
-            await (frames.close() if clean else frames.reset())
+            await (frames.close() if clean else self._turn_away(frames, peer))
 
     async def _answer_in_order(self, frames: FrameStream, peer: PeerId, state: _PeerState) -> None:
         while (body := await frames.read_frame(idle_timeout_s=self._limits.idle_timeout_s)) is not None:
@@ -145,15 +148,23 @@ class RpcServer:
 
     async def _answer_as_ready(self, frames: FrameStream, peer: PeerId, state: _PeerState) -> None:
         async with trio.open_nursery() as nursery:
-            while (body := await frames.read_frame(idle_timeout_s=self._limits.idle_timeout_s)) is not None:
+
+            def begin(body: bytes) -> bool:
                 try:
-                    state.places.acquire_nowait()  # waiting, even for what is free, costs a reschedule
+                    state.places.acquire_nowait()
                 except trio.WouldBlock:
-                    await state.places.acquire()
+                    return False
+                nursery.start_soon(self._answer_call, frames, peer, state, body)
+                return True
+
+            idle_timeout_s = self._limits.idle_timeout_s
+            while (body := await frames.read_frame(idle_timeout_s=idle_timeout_s, take=begin)) is not None:
+                await state.places.acquire()
                 nursery.start_soon(self._answer_call, frames, peer, state, body)
 
     async def _answer_call(self, frames: FrameStream, peer: PeerId, state: _PeerState, body: bytes) -> None:
         try:
+            await trio.lowlevel.checkpoint_if_cancelled()  # the stream may have been given up since the call came
             number, message = decode_call(body)
             request = decode_request(message)
             await self._send(frames, encode_answer(number, await self._answer_or_refuse(peer, request)))
@@ -176,12 +187,15 @@ class RpcServer:
 
     async def _answer(self, peer: PeerId, request: Request) -> Reply:
         self.requests[type(request).__name__] += 1
-        with trio.fail_after(self._limits.answer_timeout_s):
+        # Not trio.fail_after: its two context managers cost as much as the scope within.
+        with trio.CancelScope(deadline=trio.current_time() + self._limits.answer_timeout_s):
             return await self._handler(peer, request)
+        raise trio.TooSlowError
 
     async def _send(self, frames: FrameStream, body: bytes) -> None:
-        with trio.fail_after(self._limits.answer_timeout_s):
-            await frames.write_frame(body)
+        if not frames.write_now(body):
+            with trio.fail_after(self._limits.answer_timeout_s):
+                await frames.write_frame(body)
 
     def _note(self, peer: PeerId, error: Exception) -> None:
         """Log why a request was not carried out. A refusal peers can cause at will; a failure is this node's own."""
@@ -189,9 +203,12 @@ class RpcServer:
         logger.log(level, "a request of %s was not carried out: %s", short(peer), error)
 
     def _charge(self, peer: PeerId, reason: str) -> None:
-        self.offences_total += 1
-        self.offences[peer] += 1
+        standing = self.offenders.charge(peer, now_s=trio.current_time())
         # A peer can cause these at will, so they are not worth more than a debug line each.
-        logger.debug("peer %s broke the protocol (%d times now): %s", short(peer), self.offences[peer], reason)
-        if len(self.offences) > self._limits.offenders:
-            self.offences = Counter(dict(self.offences.most_common(self._limits.offenders // 2)))
+        logger.debug("peer %s, which is %s, broke the protocol: %s", short(peer), standing.value, reason)
+
+    def _standing(self, peer: PeerId) -> Standing:
+        return self.offenders.standing(peer, now_s=trio.current_time())
+
+    async def _turn_away(self, frames: FrameStream, peer: PeerId) -> None:
+        await (frames.disconnect() if self._standing(peer) is Standing.SHUNNED else frames.reset())

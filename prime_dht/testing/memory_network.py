@@ -14,15 +14,18 @@ The world keeps to these rules:
   the affair of the same :class:`~prime_dht.net.dialer.AddressBook` that a real dialer uses.
 - A node that has *stopped* refuses a dial at once, as a machine does on which nothing listens, and what was under way
   is lost. A node that is *silent*, or beyond a *partition*, cannot be told from one that is slow: packets vanish.
+- In a *lossy* world now and then a message vanishes, and the connection that it was on breaks with it.
+- A node that is *slow* is farther from everybody. Of one that *lies*, others hear what its lie makes of its answers.
 
-What the network does with a peer that breaks the protocol is as on a stream: the call fails, the offence is counted.
+What the network does with a peer that breaks the protocol is as on a stream: the call fails, the offence is counted,
+and who goes on so is backed off (:mod:`prime_dht.net.offenders`).
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -31,8 +34,10 @@ from multiaddr import Multiaddr
 
 from prime_dht.errors import PrimeDHTError, QueryError, RemoteProtocolError
 from prime_dht.ids import PeerId, peer_text, short
+from prime_dht.net.addresses import credible_reply
 from prime_dht.net.dialer import AddressBook
 from prime_dht.net.network import Counters, Handler
+from prime_dht.net.offenders import Offenders, Standing
 from prime_dht.wire.kad import Reply, Request, decode_reply, decode_request, encode_reply, encode_request
 
 if TYPE_CHECKING:
@@ -41,6 +46,13 @@ if TYPE_CHECKING:
 PORT = 4001
 LATENCY_SIGMA = 0.6
 """Of the log-normal distribution of round trips, as in :mod:`prime_dht.testing.simulator`."""
+
+
+Lie = Callable[[Request, bytes], bytes | None]
+"""What others hear instead of a node's true answer to a request: other bytes, or nothing, for ever."""
+
+Witness = Callable[[PeerId, PeerId, bytes], None]
+"""Told of each message that arrives: sender, receiver, bytes."""
 
 
 class World:
@@ -53,6 +65,7 @@ class World:
     Attributes:
         requests: requests that reached their node, by kind.
         request_bytes, reply_bytes: what they and their replies took on the wire.
+        witness: is told of every message, if there is one.
     """
 
     def __init__(self, *, seed: int, round_trip_s: float = 0.05) -> None:
@@ -60,9 +73,15 @@ class World:
         self._round_trip_s = round_trip_s
         self._networks: dict[PeerId, MemoryNetwork] = {}
         self._addresses: dict[PeerId, bytes] = {}
+        self._addresses_given = 0
         self._silent: set[PeerId] = set()
         self._side: dict[PeerId, int] = {}
         self._one_way_s: dict[frozenset[PeerId], float] = {}
+        self._loss = 0.0
+        self._losses = Random(f"{seed}/losses")  # noqa: S311 - a simulation
+        self._slowness: dict[PeerId, float] = {}
+        self._lies: dict[PeerId, Lie] = {}
+        self.witness: Witness | None = None
         self.requests: Counter[str] = Counter()
         self.request_bytes = 0
         self.reply_bytes = 0
@@ -73,12 +92,17 @@ class World:
         return network
 
     def address_of(self, peer: PeerId) -> bytes:
-        """The binary multiaddr of a node, its own for all of the world's time; addresses share no subnet."""
+        """The binary multiaddr of a node, its own until it moves, and never another's; addresses share no subnet."""
         if peer not in self._addresses:
-            number = len(self._addresses)
+            number, self._addresses_given = self._addresses_given, self._addresses_given + 1
             ip = f"{11 + number // 256}.{number % 256}.0.1"
             self._addresses[peer] = Multiaddr(f"/ip4/{ip}/tcp/{PORT}").to_bytes()
         return self._addresses[peer]
+
+    def move(self, peer: PeerId) -> None:
+        """Give a node another address, as a machine has on another network. Its connections are gone."""
+        del self._addresses[peer]
+        self._networks[peer].disconnect_all()
 
     def silence(self, peer: PeerId) -> None:
         """From here on no message to or from a node arrives, and nobody is told."""
@@ -96,7 +120,36 @@ class World:
         """Undo :meth:`partition`."""
         self._side.clear()
 
+    def lose(self, share: float) -> None:
+        """From here on every message is lost with this probability, in [0, 1)."""
+        self._loss = share
+
+    def slow(self, peer: PeerId, factor: float) -> None:
+        """From here on messages to and from a node take ``factor`` times as long as they did at first."""
+        self._slowness[peer] = factor
+
+    def lie(self, peer: PeerId, lie: Lie | None) -> None:
+        """From here on a node's answers are what ``lie`` makes of them; ``None``: the truth."""
+        if lie is None:
+            self._lies.pop(peer, None)
+        else:
+            self._lies[peer] = lie
+
     # Within
+
+    def arrived(self, sender: PeerId, receiver: PeerId, message: bytes) -> None:
+        """A message has arrived."""
+        if self.witness is not None:
+            self.witness(sender, receiver, message)
+
+    def heard(self, peer: PeerId, request: bytes, answer: bytes) -> bytes | None:
+        """What is heard of a node's answer to a request; ``None``: nothing, for ever."""
+        lie = self._lies.get(peer)
+        return answer if lie is None else lie(decode_request(request), answer)
+
+    def loses_a_message(self) -> bool:
+        """Whether the message that is sent now is lost."""
+        return self._losses.random() < self._loss
 
     def one_way_s(self, a: PeerId, b: PeerId) -> float:
         """How long a message between two nodes takes; infinite if it never arrives."""
@@ -106,7 +159,7 @@ class World:
         if pair not in self._one_way_s:
             rng = Random(f"{self._seed}/{min(a, b).hex()}/{max(a, b).hex()}")  # noqa: S311 - a simulation
             self._one_way_s[pair] = self._round_trip_s / 2 * rng.lognormvariate(0, LATENCY_SIGMA)
-        return self._one_way_s[pair]
+        return self._one_way_s[pair] * self._slowness.get(a, 1.0) * self._slowness.get(b, 1.0)
 
     def listening_at(self, peer: PeerId, addresses: Iterable[bytes]) -> MemoryNetwork | None:
         """The network of a node, if it listens at one of these addresses."""
@@ -116,7 +169,7 @@ class World:
         return network if self.address_of(peer) in addresses else None
 
 
-class _Call:
+class Call:
     """One request that another node is working on."""
 
     def __init__(self, caller: PeerId, message: bytes) -> None:
@@ -138,13 +191,13 @@ class MemoryNetwork:
         self.sent: Counter[str] = Counter()
         self._world = world
         self._handler = handler
-        self._addresses = (world.address_of(local),) if listens else ()
+        self._listens = listens
         self._book = AddressBook()
         self._links: dict[PeerId, MemoryNetwork] = {}
         self._serves = False
         self._nursery: trio.Nursery | None = None
         self._answered: Counter[str] = Counter()
-        self._offences = 0
+        self._offenders = Offenders()
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         async with trio.open_nursery() as nursery:
@@ -154,9 +207,7 @@ class MemoryNetwork:
                 await trio.sleep_forever()
             finally:
                 self._nursery = None
-                for peer in list(self._links.values()):
-                    peer.disconnect(self.local)
-                self._links.clear()
+                self.disconnect_all()
 
     @property
     def is_running(self) -> bool:
@@ -169,20 +220,23 @@ class MemoryNetwork:
         self._serves = False
 
     def own_addresses(self) -> tuple[bytes, ...]:
-        return self._addresses
+        return (self._world.address_of(self.local),) if self._listens else ()
 
     async def call(self, peer: PeerId, request: Request, *, timeout_s: float) -> Reply:
+        if self._offenders.wait_s(peer, now_s=trio.current_time()) > 0:
+            raise QueryError(f"peer {short(peer)} kept breaking the protocol; it is left alone for a while")
         self.sent[type(request).__name__] += 1
         message = encode_request(request)
         try:
             with trio.fail_after(timeout_s):
                 answer = await self._exchange(await self._connect(peer), message)
-            return decode_reply(request, answer)
+            return credible_reply(decode_reply(request, answer), told_from=lambda: self._world.address_of(peer))
         except trio.TooSlowError as error:
             if peer not in self._links:
                 self._book.failed(peer, now_s=trio.current_time())
             raise QueryError(f"peer {short(peer)} did not answer within {timeout_s:g} s") from error
         except RemoteProtocolError as error:
+            self._offenders.charge(peer, now_s=trio.current_time())
             raise RemoteProtocolError(str(error), peer=peer_text(peer)) from error
 
     def learn_addresses(self, peer: PeerId, addresses: Iterable[bytes], *, source: str) -> None:
@@ -209,12 +263,21 @@ class MemoryNetwork:
 
     def counters(self) -> Counters:
         return Counters(
-            requests_sent=self.sent.total(), requests_answered=dict(self._answered), offences=self._offences
+            requests_sent=self.sent.total(),
+            requests_answered=dict(self._answered),
+            offences=self._offenders.total,
+            backed_off=self._offenders.backed_off(now_s=trio.current_time()),
         )
 
     def disconnect(self, peer: PeerId) -> None:
         """The connection to a peer is gone; that is no failure of anything but what is under way on it."""
         self._links.pop(peer, None)
+
+    def disconnect_all(self) -> None:
+        """No connection of this node is left, at either end."""
+        for peer in self._links.values():
+            peer.disconnect(self.local)
+        self._links.clear()
 
     # The calling side
 
@@ -243,31 +306,46 @@ class MemoryNetwork:
 
     async def _exchange(self, other: MemoryNetwork, message: bytes) -> bytes:
         await self._travel(other.local)
-        call = _Call(self.local, message)
+        call = Call(self.local, message)
+        self._world.arrived(self.local, other.local, message)
         other.take(call)
         await call.done.wait()
         await self._travel(other.local)
         if call.answer is None:
             raise QueryError(f"peer {short(other.local)} reset the stream")
-        self._world.reply_bytes += len(call.answer)
-        return call.answer
+        answer = self._world.heard(other.local, message, call.answer)
+        if answer is None:
+            await trio.sleep_forever()
+        self._world.arrived(other.local, self.local, answer)
+        self._world.reply_bytes += len(answer)
+        return answer
 
     async def _travel(self, peer: PeerId) -> None:
         one_way_s = self._world.one_way_s(self.local, peer)
+        if self._world.loses_a_message():
+            self._break_link(peer)
+            one_way_s = math.inf
         if math.isinf(one_way_s):
             await trio.sleep_forever()
         await trio.sleep(one_way_s)
 
+    def _break_link(self, peer: PeerId) -> None:
+        other = self._links.pop(peer, None)
+        if other is not None:
+            other.disconnect(self.local)
+
     # The answering side
 
-    def take(self, call: _Call) -> None:
+    def take(self, call: Call) -> None:
         """A request has arrived: have it answered."""
-        if self._nursery is None or not self._serves:
+        now_s = trio.current_time()
+        is_tolerated = self._offenders.standing(call.caller, now_s=now_s) is Standing.TOLERATED
+        if self._nursery is None or not self._serves or not is_tolerated:
             call.done.set()
         else:
             self._nursery.start_soon(self._answer, call)
 
-    async def _answer(self, call: _Call) -> None:
+    async def _answer(self, call: Call) -> None:
         try:
             request = decode_request(call.message)
             kind = type(request).__name__
@@ -276,7 +354,7 @@ class MemoryNetwork:
             self._world.request_bytes += len(call.message)
             call.answer = encode_reply(request, await self._handler(call.caller, request))
         except RemoteProtocolError:
-            self._offences += 1
+            self._offenders.charge(call.caller, now_s=trio.current_time())
         except PrimeDHTError:
             pass  # there is no answer to this request, which says nothing of the peer
         finally:

@@ -26,6 +26,7 @@ from google.protobuf.message import DecodeError
 from prime_dht.errors import RemoteProtocolError
 from prime_dht.ids import Key, OpId, PeerId, is_peer_id
 from prime_dht.pb import kad_pb2 as pb
+from prime_dht.wire.fields import has_more_fields
 
 if TYPE_CHECKING:
     from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
@@ -53,6 +54,12 @@ MAX_BATCH = 256
 
 MAX_STATUSES = 4096
 """Entries of one request, and so statuses of its reply."""
+
+MAX_FIELDS = 8192
+"""Fields of one message: the most statuses, and whatever lists of peers others send beside them."""
+
+COUNTED_FROM_BYTES = 64 << 10
+"""Smaller messages are parsed faster than their fields are counted."""
 
 MAX_CURSOR_BYTES = 1024
 MAX_REASON_CHARACTERS = 200
@@ -162,7 +169,7 @@ class GetProviders:
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """Answered, never sent: libp2p has its own ping protocol."""
+    """Asks for an answer and nothing else. (Whether a *host* is there is the question of libp2p's own ping protocol.)"""
 
 
 Request = FindNode | GetValue | PutValue | AddProvider | GetProviders | Ping
@@ -341,6 +348,8 @@ def _echo(request: Request) -> pb.Message:
 
 
 def _parse(body: bytes) -> pb.Message:
+    if len(body) > COUNTED_FROM_BYTES and has_more_fields(body, MAX_FIELDS):
+        raise RemoteProtocolError(f"a Kademlia message has at most {MAX_FIELDS} fields")
     try:
         return pb.Message.FromString(body)
     except DecodeError as error:

@@ -8,10 +8,12 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
-from libp2p.abc import IHost
+from libp2p.abc import IHost, INetStream
+from libp2p.custom_types import TProtocol
 from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 from multiaddr.protocols import P_P2P
+from trio.testing import wait_all_tasks_blocked
 
 from prime_dht.config import DhtConfig
 from prime_dht.errors import QueryError, RemoteProtocolError
@@ -21,6 +23,7 @@ from prime_dht.net.identity import new_identity
 from prime_dht.net.network import Network
 from prime_dht.net.overlay import OWN_ADDRESSES_FRESH_S, Overlay
 from prime_dht.net.rpc_client import STREAMS_PER_PEER
+from prime_dht.wire.frames import encode_frame
 from prime_dht.wire.kad import FindNode, Ping, Reply, Request
 
 ADDRESS = Multiaddr("/ip4/192.0.2.1/tcp/4001").to_bytes()
@@ -172,6 +175,29 @@ async def test_offences_are_counted() -> None:
         assert other.counters().offences == 2  # it was tried once more, on a fresh stream
 
 
+async def test_one_wrong_answer_is_one_offence_however_many_calls_it_fails() -> None:
+    async def answer_wrongly(stream: INetStream) -> None:
+        await stream.read(1)
+        await wait_all_tasks_blocked()  # until all the calls are under way
+        await stream.write(encode_frame(b""))
+
+    async with running_overlay() as (one, _), running_overlay() as (other, host):
+        other.mount(as_server=True)
+        host.set_stream_handler(TProtocol("/prime/rpc/1.0.0"), answer_wrongly)
+        introduce(one, other)
+
+        async def ask() -> None:
+            with pytest.raises(RemoteProtocolError):
+                await one.call(other.local, Ping(), timeout_s=5.0)
+
+        for _ in range(2):
+            async with trio.open_nursery() as nursery:
+                for _ in range(32):
+                    nursery.start_soon(ask)
+        assert one.counters().offences == 2
+        assert one.counters().backed_off == 0
+
+
 async def test_a_node_that_is_unmounted_answers_no_more_on_streams_that_are_open_either() -> None:
     async with running_overlay() as (one, _), running_overlay() as (other, _):
         other.mount(as_server=True)
@@ -262,7 +288,8 @@ async def test_addresses_that_the_book_has_forgotten_are_learned_anew(monkeypatc
 
 async def test_addresses_that_identify_learned_are_used_when_nobody_else_knows_any() -> None:
     async with running_overlay() as (overlay, host):
-        host.get_peerstore().add_addrs(ID(SOMEBODY), [Multiaddr(ADDRESS)], 120)
-        assert overlay.addresses_of(SOMEBODY) == (ADDRESS,)
+        public, inside = Multiaddr("/ip4/11.0.0.1/tcp/4001"), Multiaddr("/ip4/127.0.0.1/tcp/22")
+        host.get_peerstore().add_addrs(ID(SOMEBODY), [public, inside], 120)
+        assert overlay.addresses_of(SOMEBODY) == (public.to_bytes(),)
         assert overlay.source_of(SOMEBODY) == "identify"
         assert overlay.addresses_of(PeerId(b"\x00\x02no")) == ()

@@ -12,7 +12,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from prime_dht.errors import PrimeDHTError, RemoteProtocolError, StorageError, ValidationError
 from prime_dht.ids import Key, PeerId
 from prime_dht.net.network import Handler
-from prime_dht.net.rpc_server import RpcServer, ServerLimits
+from prime_dht.net.offenders import Offenders, OffenderSettings
+from prime_dht.net.rpc_server import RpcServer
 from prime_dht.net.streams import FrameBudget, FrameStream, StreamLostError
 from prime_dht.testing.rpc import CLIENT, SERVER, read
 from prime_dht.testing.streams import WINDOW_BYTES, MemoryStream, stream_pair
@@ -156,8 +157,8 @@ async def test_a_stream_that_is_reset_or_ended_after_no_request_is_no_offence(ki
         _, ended = peer.open(kind)
         await reset.reset()
         await ended.close()
-    assert not server.offences
-    assert server.offences_total == 0
+    assert not server.offenders.offences
+    assert server.offenders.total == 0
     assert not server._peers
 
 
@@ -186,11 +187,11 @@ async def test_a_malformed_frame_resets_its_stream_and_is_counted_and_other_stre
         await stream.write(frame)
         with pytest.raises(StreamLostError):
             await frames.read_frame(idle_timeout_s=math.inf)
-        assert server.offences == {CLIENT: 1}
+        assert server.offenders.offences == {CLIENT: 1}
         await other.write_frame(call(kind, 0, Ping()))
         reply_in(kind, Ping(), await read(other))
         await other_stream.close()
-    assert server.offences_total == 1
+    assert server.offenders.total == 1
 
 
 @both
@@ -205,11 +206,11 @@ async def test_what_the_handler_calls_a_breach_of_protocol_resets_the_stream_and
         with pytest.raises(StreamLostError):
             await frames.read_frame(idle_timeout_s=math.inf)
     assert stream.is_reset
-    assert server.offences == {CLIENT: 1}
+    assert server.offenders.offences == {CLIENT: 1}
 
 
 async def test_the_worst_offenders_are_remembered_and_the_total_goes_on_counting() -> None:
-    server = RpcServer(answer_at_once, ServerLimits(offenders=4))
+    server = RpcServer(answer_at_once, offenders=Offenders(OffenderSettings(max_peers=4)))
 
     async def offend(peer: PeerId, times: int) -> None:
         async with trio.open_nursery() as nursery:
@@ -221,9 +222,9 @@ async def test_the_worst_offenders_are_remembered_and_the_total_goes_on_counting
     await offend(worst, 3)
     for number in range(10):
         await offend(PeerId(b"\x00\x01%d" % number), 1)
-    assert server.offences[worst] == 3
-    assert len(server.offences) <= 4
-    assert server.offences_total == 13
+    assert server.offenders.offences[worst] == 3
+    assert len(server.offenders.offences) <= 4
+    assert server.offenders.total == 13
 
 
 # Requests that are not carried out
@@ -250,7 +251,7 @@ async def test_a_classical_stream_is_reset_and_nobody_is_to_blame(handler: Handl
         await frames.write_frame(encode_request(Ping()))
         with pytest.raises(StreamLostError):
             await frames.read_frame(idle_timeout_s=math.inf)
-    assert not server.offences
+    assert not server.offenders.offences
     assert trio.current_time() == (30.0 if handler is never_answer else 0.0)
 
 
@@ -272,7 +273,7 @@ async def test_a_pipelined_call_is_refused_with_a_reason(
         assert decode_answer(await read(frames)) == (7, Refusal(reason))
         assert not stream.is_reset
         await stream.close()
-    assert not server.offences
+    assert not server.offenders.offences
 
 
 @both
@@ -319,7 +320,7 @@ async def test_a_peers_65th_stream_is_reset_and_counted_and_another_peer_is_serv
         streams = [Peer(server, nursery).open(kind)[1] for _ in range(65)]
         await wait_all_tasks_blocked()
         assert sum(stream.is_reset for stream in streams) == 1
-        assert server.offences == {CLIENT: 1}
+        assert server.offenders.offences == {CLIENT: 1}
         frames, other = Peer(server, nursery, PeerId(b"\x00\x01o")).open(kind)
         await frames.write_frame(call(kind, 0, Ping()))
         reply_in(kind, Ping(), await read(frames))
@@ -379,7 +380,7 @@ async def test_a_peer_that_does_not_read_its_answers_gets_no_more_of_them_and_th
         assert answered == IN_FLIGHT
     assert stream.is_reset
     assert trio.current_time() == 30.0
-    assert not server.offences
+    assert not server.offenders.offences
 
 
 async def test_the_large_requests_of_a_peer_have_16_mib_from_their_announcement_until_they_are_answered() -> None:
@@ -437,7 +438,7 @@ async def test_a_request_that_dribbles_in_is_given_up_after_10_s(kind: str, auto
         with pytest.raises(Exception, match="reset"):
             await dribble()
         assert trio.current_time() == 10.5
-    assert not server.offences
+    assert not server.offenders.offences
 
 
 @both

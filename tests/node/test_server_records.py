@@ -30,7 +30,7 @@ from prime_dht.wire.kad import (
 
 KEY = Key(b"/x/k")
 MULTIHASH = b"\x00\x01h"
-ADDRESS = Multiaddr("/ip4/10.0.0.1/tcp/4001").to_bytes()
+ADDRESS = Multiaddr("/ip4/11.0.0.1/tcp/4001").to_bytes()
 PUBLIC_KEY = create_new_key_pair(bytes(32)).public_key
 PK_KEY = Key(b"/pk/" + ID.from_pubkey(PUBLIC_KEY).to_bytes())
 
@@ -53,9 +53,9 @@ class Yielding(MemoryBackend):
         await trio.lowlevel.checkpoint()
         return await super().get_record(key, now_us=now_us)
 
-    async def put_record(self, record: PlainRecord) -> None:
+    async def put_record(self, record: PlainRecord, *, now_us: int) -> None:
         await trio.lowlevel.checkpoint()
-        await super().put_record(record)
+        await super().put_record(record, now_us=now_us)
 
 
 def serving(config: DhtConfig | None = None) -> Serving:
@@ -190,7 +190,8 @@ async def test_a_stored_record_that_is_not_valid_is_not_returned_and_gives_way_t
             value=b"not valid",
             received_at_us=TimestampUs(NOW_US),
             expires_at_us=TimestampUs(NOW_US + 1000),
-        )
+        ),
+        now_us=NOW_US,
     )
     assert value_of(await node.handle(GetValue(KEY))) is None
     await node.handle(put(b"0"))
@@ -207,6 +208,13 @@ async def test_a_provider_is_added_and_named_with_its_addresses_and_closer_peers
     reply = await node.handle(GetProviders(MULTIHASH), asker=PeerId(b"\x00\x05other"))
     assert reply.providers == (PeerRecord(ASKER, (ADDRESS,), Connection.CAN_CONNECT),)
     assert len(reply.closer) == 3
+    assert node.network.addresses_of(ASKER) == (ADDRESS,)
+
+
+async def test_a_provider_is_not_believed_that_it_lives_on_this_nodes_own_network() -> None:
+    node = serving()
+    inside = Multiaddr("/ip4/10.0.0.1/tcp/6379").to_bytes()
+    await node.handle(provide(PeerRecord(ASKER, (inside, ADDRESS))))
     assert node.network.addresses_of(ASKER) == (ADDRESS,)
 
 

@@ -1,0 +1,158 @@
+"""Every attack there is a defence against, what comes of it, and the tests that show it.
+
+Where a defence lies in the transport its tests use real hosts; where it is a decision they use a network in memory, or
+the one function that decides. ``test_every_test_named_here_exists`` keeps the table true.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+
+ATTACKS = {
+    "wrong signature": (
+        "a breach of protocol: nothing is stored, the stream is reset, the relayer is charged",
+        "hostile/test_bad_entries.py::test_a_wrong_signature_or_key_is_a_breach_of_protocol",
+        "entries/test_envelope.py::test_flipping_any_bit_of_an_envelope_makes_it_invalid",
+        "node/test_server.py::test_a_forged_signature_is_the_relayers_fault",
+    ),
+    "wrong key": (
+        "a breach of protocol, whether it is the publisher's key or the record's",
+        "hostile/test_bad_entries.py::test_an_entry_beside_the_wrong_key_is_a_breach_of_protocol",
+        "entries/test_signing.py::test_a_known_payload_under_anothers_key_is_another_op_and_not_accepted",
+    ),
+    "wrong network": (
+        "refused with the reason; a signature is worth nothing in another network",
+        "hostile/test_bad_entries.py::test_what_is_not_to_be_stored_is_refused_with_a_reason_and_nobody_is_blamed",
+        "entries/test_admission.py::test_an_entry_cannot_be_replayed_into_another_network",
+    ),
+    "expired": (
+        "kept as a bare header while it is retained, then refused",
+        "entries/test_admission.py::test_an_expired_entry_that_is_still_retained_is_admitted_as_a_bare_header",
+        "entries/test_admission.py::test_a_retired_entry_is_refused",
+    ),
+    "future-dated": (
+        "deferred, and nobody is blamed",
+        "hostile/test_bad_entries.py::test_an_entry_dated_more_than_ten_minutes_ahead_is_deferred",
+    ),
+    "oversize": (
+        "an entry is refused with the limit; a frame is a breach of protocol at its length, before any of it is read",
+        "hostile/test_bad_entries.py::test_what_is_not_to_be_stored_is_refused_with_a_reason_and_nobody_is_blamed",
+        "wire/test_frames.py::test_a_frame_of_4_mib_is_taken_and_one_of_a_byte_more_is_refused_before_any_of_it_comes",
+        "net/test_rpc_server.py::test_the_large_requests_of_a_peer_have_16_mib_from_their_announcement_until_they_are_answered",
+        "wire/test_kad_codec.py::test_a_frame_full_of_empty_messages_is_refused_or_cut_without_a_python_object_for_each",
+    ),
+    "foreign namespace": (
+        "refused: a peer's own keys take its entries alone, a namespace without a validator takes none",
+        "hostile/test_bad_entries.py::test_what_is_not_to_be_stored_is_refused_with_a_reason_and_nobody_is_blamed",
+        "hostile/test_bad_entries.py::test_a_record_of_a_namespace_that_nobody_registered_is_refused",
+        "swarm/test_slots.py::test_an_own_key_takes_its_owners_entries_alone",
+    ),
+    "capability missing, expired, for another peer, or forged": (
+        "refused with the reason",
+        "hostile/test_bad_entries.py::test_what_is_not_to_be_stored_is_refused_with_a_reason_and_nobody_is_blamed",
+        "entries/test_capability.py::test_a_capability_that_does_not_cover_the_entry_is_refused",
+        "hostile/test_decoders.py::test_a_capability_that_covers_nothing_once_it_was_changed",
+        "swarm/test_slots.py::test_only_members_write_and_delete_under_a_groups_keys",
+    ),
+    "address garbage": (
+        "dropped, and the peer kept",
+        "hostile/test_decoders.py::test_an_address",
+        "hostile/test_liars.py::test_among_liars_values_are_stored_and_found_in_a_bounded_number_of_requests",
+        "net/test_dialer.py::test_no_bytes_of_a_peer_break_the_book",
+        "net/test_dialer.py::test_two_thousand_addresses_leave_room_for_one_that_works",
+    ),
+    "closer peers that do not exist, ten thousand, one many times, or all in one region": (
+        "a bounded number is asked, none gets into a table, and values are stored and found",
+        "hostile/test_liars.py::test_among_liars_values_are_stored_and_found_in_a_bounded_number_of_requests",
+        "kad/test_lookup.py::test_liars_who_always_know_somebody_closer_are_asked_only_so_often",
+        "kad/test_lookup.py::test_a_reply_cannot_fill_the_lookup_with_one_subnet_but_can_name_the_target",
+        "kad/test_routing_table.py::test_at_most_two_contacts_of_a_subnet_share_a_bucket_and_three_the_table",
+    ),
+    "closer peers, providers or itself at this node's own addresses or its network's": (
+        "not believed of a peer that is not there itself",
+        "net/test_addresses.py::test_a_peer_is_believed_what_lies_no_nearer_than_itself",
+        "hostile/test_liars.py::test_among_liars_values_are_stored_and_found_in_a_bounded_number_of_requests",
+        "node/test_server_records.py::test_a_provider_is_not_believed_that_it_lives_on_this_nodes_own_network",
+    ),
+    "answers with garbage": (
+        "out of the table at once, and after ten times not asked for a time that doubles",
+        "hostile/test_liars.py::test_whoever_answers_with_garbage_leaves_the_table_at_once_and_is_not_asked_any_more_after_a_few_times",
+        "interop/test_foreign_server.py::test_garbage_is_the_peers_fault_and_its_stream_is_reset",
+    ),
+    "answers never": (
+        "out of the table at the deadline; lookups widen meanwhile, puts go to the next in line",
+        "hostile/test_liars.py::test_among_liars_values_are_stored_and_found_in_a_bounded_number_of_requests",
+        "swarm/test_failures.py::test_a_silent_replica_costs_gets_a_step_and_one_put_its_deadline",
+        "interop/test_foreign_server.py::test_a_peer_that_never_answers_is_a_query_error_and_leaves_no_stream",
+        "swarm/test_joining.py::test_hanging_and_empty_servers_are_not_admitted",
+    ),
+    "asks or answers slowly, byte by byte": (
+        "a frame has ten seconds from its first byte; then its stream is reset",
+        "net/test_rpc_server.py::test_a_request_that_dribbles_in_is_given_up_after_10_s",
+        "net/test_streams.py::test_a_frame_that_dribbles_in_is_given_up_10_s_after_its_first_byte",
+        "net/test_pipeline.py::test_an_answer_that_begins_and_does_not_end_loses_the_stream",
+    ),
+    "does not read its answers": (
+        "gets no more of them, and loses the stream or the connection",
+        "net/test_rpc_server.py::test_a_peer_that_does_not_read_its_answers_gets_no_more_of_them_and_then_loses_the_stream",
+        "net/test_noise.py::test_a_peer_that_makes_us_answer_and_does_not_read_is_cut_off",
+    ),
+    "opens 1,000 streams": (
+        "64 are served, the others reset, the peer is backed off",
+        "hostile/test_running_node.py::test_of_a_thousand_streams_64_are_kept_and_the_peer_is_backed_off_while_others_are_served",
+    ),
+    "dials 1,000 times": (
+        "256 may be half-open, 4 open by one peer; who is connected is served meanwhile",
+        "hostile/test_running_node.py::test_of_a_thousand_dials_no_more_are_open_than_the_limits_say_and_who_is_connected_is_served",
+        "net/hardening/test_inbound.py::test_a_source_has_a_limited_number_of_connections_whatever_their_state",
+    ),
+    "fills an open key with 10,000 identities": (
+        "4,096 get a slot, the others are refused, nobody loses one; own and group keys are out of their reach",
+        "hostile/test_open_keys.py::test_ten_thousand_identities_get_the_slots_there_are_and_nobody_loses_one_to_them",
+    ),
+    "10,000 malformed frames and half-open streams": (
+        "each stream reset and counted, nothing left behind, others served meanwhile",
+        "hostile/test_running_node.py::test_ten_thousand_malformed_frames_and_half_open_streams_leave_nothing_behind",
+    ),
+    "offends again and again": (
+        "streams reset unread for a time that doubles, in the end the connection closed; one mistake costs nothing",
+        "hostile/test_running_node.py::test_whoever_offends_ten_times_has_its_streams_reset_unread_and_others_are_served",
+        "hostile/test_running_node.py::test_whoever_was_backed_off_often_enough_loses_its_connection_whenever_it_comes_back",
+        "net/test_offenders.py::test_a_mistake_and_its_repetition_change_nothing",
+    ),
+    "damages what the muxer or the cipher carries": (
+        "the connection goes on or ends, and holds little",
+        "hostile/test_connections.py::test_a_muxer_takes_any_frames_holds_little_and_ends_cleanly",
+        "hostile/test_connections.py::test_a_session_gives_out_what_was_sealed_in_its_order_and_ends_at_the_first_byte_that_was_not",
+        "net/hardening/test_inbound.py::test_ours_outlives_garbage_on_a_fresh_connection",
+    ),
+    "a put that reaches none": (
+        "raises, and says why",
+        "swarm/test_many.py::test_when_nobody_takes_anything_it_is_an_error",
+        "swarm/test_sizes.py::test_a_lone_client_raises",
+    ),
+    "packet loss": (
+        "replicas and retries make up for it, and the tables heal",
+        "hostile/test_losses.py::test_where_messages_are_lost_puts_are_acknowledged_gets_find_and_tables_heal",
+    ),
+}
+
+
+def names_in(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name
+
+
+@pytest.mark.parametrize(("_outcome", "shown_by"), [(row[0], row[1:]) for row in ATTACKS.values()], ids=ATTACKS)
+def test_every_test_named_here_exists(_outcome: str, shown_by: tuple[str, ...]) -> None:
+    assert shown_by
+    for name in shown_by:
+        file, _, test = name.partition("::")
+        assert test in names_in(TESTS / file)
