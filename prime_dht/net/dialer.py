@@ -32,6 +32,7 @@ from prime_dht.errors import QueryError, ValidationError
 from prime_dht.ids import PeerId, peer_from_text, peer_text, short
 from prime_dht.net.hardening.outbound import FailedAddress, RaceSettings, race_addresses
 from prime_dht.net.hardening.parts import parts_of
+from prime_dht.net.names import is_named, resolve
 
 MAX_ADDRESS_BYTES = 256
 """The longest binary multiaddr that is kept."""
@@ -297,9 +298,11 @@ class Dialer:
         failures: list[FailedAddress] = []
         # Addresses may come in while others fail.
         while fresh := [address for address in self.book.addresses(peer) if address not in tried]:
-            tried.update(fresh)
-            by_multiaddr = {Multiaddr(address): address for address in fresh}
-            race = replace(self._race, total_timeout_s=deadline_s - trio.current_time())
+            # What has a name comes after the rest, which need not wait for the name to be resolved.
+            turn = [address for address in fresh if not is_named(Multiaddr(address))] or fresh
+            tried.update(turn)
+            by_multiaddr = await self._resolved(peer, turn, failures)
+            race = replace(self._race, total_timeout_s=max(0.0, deadline_s - trio.current_time()))
             result = await race_addresses(self._swarm, ID(peer), list(by_multiaddr), race)
             if result.winner is not None:
                 self.book.succeeded(peer, by_multiaddr[result.winner[0]], now_s=trio.current_time())
@@ -311,3 +314,31 @@ class Dialer:
                 break
         self.book.failed(peer, now_s=trio.current_time())
         raise QueryError(f"peer {short(peer)}: " + ("; ".join(map(str, failures)) or "no address is known"))
+
+    async def _resolved(
+        self, peer: PeerId, addresses: Iterable[bytes], failures: list[FailedAddress]
+    ) -> dict[Multiaddr, bytes]:
+        """What to dial, and for which address of the book; names that cannot be resolved go to the failures."""
+        to_dial: dict[Multiaddr, bytes] = {}
+
+        async def resolve_one(named: Multiaddr, raw: bytes) -> None:
+            try:
+                with trio.fail_after(self._race.address_timeout_s):
+                    resolved = await resolve(named)
+            except QueryError as error:
+                failures.append(FailedAddress(named, str(error)))
+            except trio.TooSlowError:
+                failures.append(FailedAddress(named, f"no name server answers in {self._race.address_timeout_s:g} s"))
+            else:
+                to_dial.update(
+                    (address, raw) for address in resolved if canonical_address(peer, address.to_bytes()) is not None
+                )
+
+        async with trio.open_nursery() as nursery:
+            for raw in addresses:
+                address = Multiaddr(raw)
+                if is_named(address):
+                    nursery.start_soon(resolve_one, address, raw)
+                else:
+                    to_dial[address] = raw
+        return to_dial

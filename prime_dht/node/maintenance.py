@@ -17,15 +17,17 @@ from prime_dht.config import DhtConfig
 from prime_dht.entries.lifetime import UNIT_US, retire_before_us
 from prime_dht.errors import PrimeDHTError, QueryError, RemoteProtocolError, StorageError
 from prime_dht.events import EntriesExpired
-from prime_dht.ids import KAD_KEY_BITS, US_PER_S, OpId, PeerId, kad_key, short
-from prime_dht.kad.keyspace import Prefix, common_prefix_length
+from prime_dht.ids import KAD_KEY_BITS, US_PER_S, OpId, PeerId
+from prime_dht.kad.keyspace import Prefix
 from prime_dht.kad.replicas import known_region
+from prime_dht.net.addresses import address_text, host_in
 from prime_dht.net.network import Network
 from prime_dht.node.clock import Clock
 from prime_dht.node.feed import Feed
-from prime_dht.node.lookups import Explorer
-from prime_dht.node.neighbourhood import Neighbourhood
+from prime_dht.node.lookups import REFRESH_DEPTH, Explorer, raw_target
+from prime_dht.node.neighbourhood import JOIN_K, Neighbourhood
 from prime_dht.node.records import Records
+from prime_dht.node.strangers import Strangers
 from prime_dht.storage.base import Expired, KnownPeer, StorageBackend
 
 if TYPE_CHECKING:
@@ -39,6 +41,9 @@ REMEMBER_EVERY_S = 300.0
 REJOIN_FIRST_S = 1.0
 REJOIN_AT_MOST_S = 60.0
 
+SLEPT_S = 30.0
+"""How much further the calendar may have gone than the monotonic clock from one check to the next."""
+
 REMEMBERED_PEERS = 200
 """Peers kept across restarts, those seen last."""
 
@@ -49,18 +54,11 @@ asks, nobody has met the other yet."""
 MEETING_PATIENCE_S = 2.0
 """Once one of the peers to join through has answered, the others have so long: one that is silent holds up no join."""
 
-JOIN_K = 6
-"""Servers found by each lookup that fills a far bucket when this node joins: enough to route by, and twice the default
-replication factor, so that the target arc is right. Finding 20 for each bucket would make a join cost some hundred
-connections; the regular refresh does that, an interval later."""
+MEET_FOUND = 8
+"""Of the peers found on the local network, those that this node meets to join; through them it finds the others."""
 
 FORGET_AFTER_S = 7 * 86_400.0
 """A peer not seen for so long is not remembered."""
-
-REFRESH_DEPTH = 12
-"""Buckets below this index are refreshed by a random target each. A target must be the hash of something, so one in
-bucket i costs 2^(i+1) hashes to find (some 10 ms at 12); what lies deeper is near enough for a lookup of this node
-itself to cover, unless the swarm has far more than 2^12 · k nodes."""
 
 
 class Maintenance:
@@ -89,8 +87,13 @@ class Maintenance:
         self._feed = feed
         self._rng = rng
         self._bootstrap_peers = list(bootstrap_peers)
+        self._strangers = Strangers(network.local, neighbourhood, explorer, rng)
         self._joining = trio.Lock()
         self._joins = 0
+        self._found = trio.Event()
+        self._own_addresses: set[bytes] | None = None
+        self._calendar_ahead_s: float | None = None
+        self._host_of: dict[PeerId, str] = {}  # from where those in the table were connected last
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Everything that recurs, until cancelled."""
@@ -101,6 +104,7 @@ class Maintenance:
             nursery.start_soon(self._every, REMEMBER_EVERY_S, self.remember_peers)
             nursery.start_soon(self._every, self._config.record_republish_s, self._records.republish)
             nursery.start_soon(self._stay_joined)
+            nursery.start_soon(self._strangers.run)
             task_status.started()
 
     async def bootstrap(self) -> int:
@@ -118,20 +122,39 @@ class Maintenance:
                 await self._join()
         return len(self._neighbourhood.table)
 
+    async def add_peer(self, peer: PeerId, address: bytes) -> None:
+        """Take in a peer that this node's owner names, and the swarm that it is of.
+
+        Raises:
+            QueryError: it does not answer.
+            RemoteProtocolError: it answers wrongly.
+        """
+        self._network.learn_addresses(peer, (address,), source="manual")
+        await self._neighbourhood.introduce(peer)
+        self._strangers.vouch(peer, is_urgent=True)
+
+    def peer_found(self, peer: PeerId, addresses: Iterable[bytes], *, source: str) -> None:
+        """Somebody on the network says that there is a peer: meet it soon, and join through it if nobody is known."""
+        self._network.learn_addresses(peer, addresses, source=source)
+        if self._neighbourhood.table.get(peer) is None:
+            self._strangers.vouch(peer)
+            self._found.set()
+
     async def _join(self) -> None:
         reasons = await self._meet()
         if len(self._neighbourhood.table):
             await self.refresh(k=min(JOIN_K, self._config.k_bucket_size))
             self._joins += 1
         elif self._bootstrap_peers:
-            first = self._bootstrap_peers[0]
-            raise QueryError(f"no bootstrap peer answers; {short(first)}: {reasons.get(first, 'not tried')}")
+            reason = reasons.get(self._bootstrap_peers[0], "the one that did is gone again")
+            raise QueryError(f"no bootstrap peer answers: {reason}")
         else:  # the first of its swarm: there is nobody whom it does not know
             self._neighbourhood.looked_up_itself(Prefix.of(self._neighbourhood.local, 0))
 
     async def _meet(self) -> dict[PeerId, str]:
-        """Introduce this node to the bootstrap peers and those remembered, unless known; why any did not answer."""
-        vouched_for = dict.fromkeys([*self._bootstrap_peers, *await self._recall_peers()])
+        """Introduce this node to those vouched for, unless they are known; why any did not answer."""
+        found = self._strangers.take_vouched(MEET_FOUND)
+        vouched_for = dict.fromkeys([*self._bootstrap_peers, *await self._recall_peers(), *found])
         table = self._neighbourhood.table
         reasons: dict[PeerId, str] = {}
 
@@ -156,7 +179,8 @@ class Maintenance:
         The first lookup covers the region of which it found every server: no bucket within needs another.
 
         Args:
-            k: how many servers the lookups in farther buckets find; the configuration's by default.
+            k: how many servers the lookups in farther buckets find, and which need none; by default the
+                configuration's, and then each gets one.
         """
         table = self._neighbourhood.table
         if not len(table):
@@ -167,14 +191,19 @@ class Maintenance:
         covered_from = REFRESH_DEPTH if region is None else min(region.length, REFRESH_DEPTH)
         for index in table.buckets_due(self._clock.monotonic_s()):
             if index < covered_from:
-                await self._explorer.find_closest(self._raw_target(index), k=k)
+                target = raw_target(self._neighbourhood.local, index, self._rng)
+                await self._explorer.find_closest(target, k=k)
 
     async def _meet_again_and_refresh(self) -> None:
         """Refresh; and look for the peers vouched for that are not known any more.
 
         When a network that was cut in two is whole again, its halves have forgotten each other; this mends it.
         """
+        known = {contact.peer for contact in self._neighbourhood.table}
         await self._meet()
+        for contact in self._neighbourhood.table:
+            if contact.peer not in known:
+                self._strangers.vouch(contact.peer, is_urgent=True)
         await self.refresh()
 
     async def check(self) -> None:
@@ -182,6 +211,36 @@ class Maintenance:
         self._storage.capacity.responsible = self._neighbourhood.target_arc().arc
         for contact in self._neighbourhood.table.checks_due(self._clock.monotonic_s()):
             self._neighbourhood.probe(contact.peer)
+        if reason := self._interruption():
+            logger.info("%s: asking all peers whether they are there", reason)
+            for contact in self._neighbourhood.table:
+                self._neighbourhood.probe(contact.peer)
+        self._probe_who_moved()
+
+    def _interruption(self) -> str:
+        """What happened since the last check after which peers may have lost this node, or it them; mostly nothing."""
+        own = set(self._network.own_addresses())
+        ahead_s = self._clock.now_us() / US_PER_S - self._clock.monotonic_s()
+        own_before, ahead_before_s = self._own_addresses, self._calendar_ahead_s
+        self._own_addresses, self._calendar_ahead_s = own, ahead_s
+        if own_before not in (None, own):
+            return f"the addresses of this node are {', '.join(map(address_text, sorted(own))) or 'none'} now"
+        # The monotonic clock stands still while the machine sleeps; the calendar does not.
+        if ahead_before_s is not None and abs(ahead_s - ahead_before_s) > SLEPT_S:
+            return f"the machine slept, or its clock was set by {ahead_s - ahead_before_s:+.0f} s"
+        return ""
+
+    def _probe_who_moved(self) -> None:
+        """A peer does not say that it moved; it is connected from elsewhere. Asked, it says where it listens now."""
+        table = self._neighbourhood.table
+        hosts: dict[PeerId, str] = {}
+        for contact in table:
+            remote = self._network.remote_address_of(contact.peer)
+            before = self._host_of.get(contact.peer, "")
+            host = hosts[contact.peer] = before if remote is None else host_in(remote)
+            if host != before and host not in map(host_in, self._network.addresses_of(contact.peer)):
+                self._neighbourhood.probe(contact.peer)
+        self._host_of = hosts
 
     async def expire(self) -> Expired:
         """Drop values that have expired and retire ops whose time has passed; until nothing is left to do."""
@@ -209,11 +268,12 @@ class Maintenance:
                     peer=contact.peer,
                     addresses=self._network.addresses_of(contact.peer),
                     source=self._network.source_of(contact.peer),
-                    first_seen_us=now_us,
-                    last_seen_us=now_us,
+                    first_seen_us=acquaintance.first_seen_us,
+                    last_seen_us=acquaintance.last_seen_us,
                 )
                 for contact in self._neighbourhood.table
                 if self._network.addresses_of(contact.peer)
+                and (acquaintance := self._neighbourhood.acquaintances.get(contact.peer)) is not None
             ]
         )
         # Last seen first, and all of them: after each call no more than REMEMBERED_PEERS stay.
@@ -230,23 +290,36 @@ class Maintenance:
         remembered = await self._storage.peers(limit=REMEMBERED_PEERS)
         for known in remembered:
             self._network.learn_addresses(known.peer, known.addresses, source=known.source)
+            self._neighbourhood.acquaintances.remember(
+                known.peer, first_seen_us=known.first_seen_us, last_seen_us=known.last_seen_us
+            )
         return [known.peer for known in remembered]
 
     async def _stay_joined(self) -> None:
-        """While nobody is known, try the bootstrap peers again, ever less often."""
-        delay_s = REJOIN_FIRST_S
+        """Until this node has joined, and when it knows nobody any more, try: ever less often, or when one is found."""
+        delay_s, tries = REJOIN_FIRST_S, 0
         while True:
-            if len(self._neighbourhood.table):
-                delay_s = REJOIN_FIRST_S
+            if self._joins and len(self._neighbourhood.table):
+                delay_s, tries = REJOIN_FIRST_S, 0
                 await trio.sleep(REJOIN_AT_MOST_S)
                 continue
+            tries += 1
+            self._found = trio.Event()
             try:
-                await self.bootstrap()
-                if len(self._neighbourhood.table):
-                    await self._settle()
+                known = await self.bootstrap()
             except (QueryError, StorageError) as error:
-                logger.warning("not joined: %s; trying again in %g s", error, delay_s)
-            await trio.sleep(delay_s * (1 + 0.2 * self._rng.random()))
+                # Ever less often, as one line at each attempt would say nothing new.
+                level = logging.WARNING if tries & (tries - 1) == 0 else logging.DEBUG
+                logger.log(level, "not joined: %s; trying again in %g s, then ever less often", error, delay_s)
+            else:
+                if known:
+                    logger.info("joined: %d peers are known", known)
+                    await self._settle()
+                    continue
+                if tries == 1:
+                    logger.info("alone: no other node is known; others can join through this one")
+            with trio.move_on_after(delay_s * (1 + 0.2 * self._rng.random())):
+                await self._found.wait()
             delay_s = min(2 * delay_s, REJOIN_AT_MOST_S)
 
     async def _settle(self) -> None:
@@ -261,10 +334,3 @@ class Maintenance:
                 await chore()
             except PrimeDHTError as error:
                 logger.warning("%s failed: %s; again in %g s", chore.__name__, error, interval_s)
-
-    def _raw_target(self, index: int) -> bytes:
-        """Bytes whose kad key lies in the range of a bucket."""
-        while True:
-            raw = self._rng.randbytes(32)
-            if common_prefix_length(self._neighbourhood.local, kad_key(raw)) == index:
-                return raw

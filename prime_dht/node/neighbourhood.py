@@ -7,6 +7,10 @@ way). A probe also learns the address of a peer that dialled us from an ephemera
 all is not admitted: it would only be a dead end. (rust-libp2p does not name itself, so in a swarm of two its nodes are
 admitted when they are bootstrap peers or added by hand.)
 
+Who answers a probe names its neighbours. Those of them that are this node's neighbours as well, and new to it, are
+probed in turn: so when the members of two swarms meet, their neighbourhoods become one in a few steps, and no lookup is
+needed. How many are probed on others' word is bounded too (``NAMED_AT_MOST``).
+
 A peer that was probed is left alone for ``PROBE_AGAIN_S``, whatever came of it; how many probes are in flight, and how
 many wait, is bounded, so strangers can neither make this node flood others nor fill its memory.
 
@@ -34,6 +38,7 @@ from prime_dht.kad.replicas import TargetArc, target_arc
 from prime_dht.kad.routing_table import Added, CheckFirst, Refreshed, Rejected, RoutingTable, Waiting
 from prime_dht.net.addresses import address_text
 from prime_dht.net.network import Network
+from prime_dht.node.acquaintances import Acquaintances
 from prime_dht.node.clock import Clock
 from prime_dht.node.feed import Feed
 from prime_dht.wire.kad import Connection, FindNode, PeerRecord, Reply, Request
@@ -46,6 +51,12 @@ logger = logging.getLogger(__name__)
 K = TypeVar("K")
 V = TypeVar("V")
 
+JOIN_K = 6
+"""Servers in a far bucket with which a node that joins is content: those that a lookup there finds, or that are probed
+because they asked first. Enough to route by, and twice the default replication factor, so that the target arc is right.
+Finding 20 for each bucket would make a join cost some hundred connections; the regular refresh does that, an interval
+later."""
+
 PROBES_AT_ONCE = 16
 """Probes in flight; each is a small request over a connection that mostly exists."""
 
@@ -57,6 +68,13 @@ PROBE_AGAIN_S = 60.0
 
 PROBE_TIMEOUT_S = 5.0
 """Seconds for a probe's answer: strangers that hang must not hold up honest newcomers for long."""
+
+NAMED_AT_MOST = 4
+"""Times k: neighbours that are probed within ``PROBE_AGAIN_S`` because others named them. Two swarms that meet have k
+neighbours each for one of their nodes; a liar, who can name new peers for ever, is not followed further."""
+
+STRANGERS_NOTED = 64
+"""Of the peers without a place in the table that sent requests lately, those that are kept in mind."""
 
 BELIEVE_AGAIN_S = 30.0
 """Seconds for which others may name a peer that failed us before we ask it again: they find out more slowly, and each
@@ -72,6 +90,9 @@ class Neighbourhood:
     Attributes:
         table: the routing table.
         local: this node's kad key.
+        acquaintances: when peers were heard from.
+        strangers: peers without a place in the table that sent a request, the latest last; for
+            :mod:`prime_dht.node.strangers`.
     """
 
     def __init__(self, network: Network, config: DhtConfig, clock: Clock, feed: Feed, *, is_server: bool) -> None:
@@ -86,7 +107,12 @@ class Neighbourhood:
             target_arc(self.local, (), config.replication_factor),
             refresh_interval_s=config.refresh_interval,
         )
+        self.acquaintances = Acquaintances()
+        self.strangers: OrderedDict[PeerId, None] = OrderedDict()
         self._known_region: Prefix | None = None
+        self._has_looked_around = False
+        self._named = 0
+        self._named_until_s = -math.inf
         self._contacts: OrderedDict[tuple[PeerId, tuple[bytes, ...]], Contact] = OrderedDict()
         self._replicating: OrderedDict[PeerId, None] = OrderedDict()
         self._probed_at_s: OrderedDict[PeerId, float] = OrderedDict()
@@ -132,9 +158,9 @@ class Neighbourhood:
         """
         if self._known_region is None or not self._known_region.covers(key):
             return False
-        nearest = self.table.find_closest(self.local)
-        if len(nearest) < self.table.k:
+        if len(self.table) < self.table.k:
             return True
+        nearest = self.table.find_closest(self.local)
         return common_prefix_length(self.local, key) > common_prefix_length(self.local, nearest[-1].kad_key)
 
     def looked_up_itself(self, region: Prefix | None) -> None:
@@ -143,6 +169,7 @@ class Neighbourhood:
         Those that join the region later look themselves up as well, and so are heard from.
         """
         self._known_region = region
+        self._has_looked_around = True
 
     def target_arc(self) -> TargetArc:
         """What this node is to store, as of now."""
@@ -178,6 +205,7 @@ class Neighbourhood:
     def answered(self, peer: PeerId, reply: Reply) -> None:
         """A peer answered a request: it is a server, and it is alive."""
         self._failed_at_s.pop(peer, None)
+        self.acquaintances.heard(peer, self._clock.now_us())
         if reply.replicates:
             self._replicating[peer] = None
             self._replicating.move_to_end(peer)
@@ -215,7 +243,7 @@ class Neighbourhood:
         successor = self.table.remove(peer)
         if not had_place:  # it may have been waiting for one
             return
-        logger.info("peer %s left the routing table: %s", short(peer), reason)
+        logger.debug("peer %s left the routing table: %s", short(peer), reason)
         self._feed.publish(PeerLeft(peer=peer, reason=reason))
         if successor is not None:
             self._joined(successor)
@@ -223,19 +251,28 @@ class Neighbourhood:
     def heard_from(self, peer: PeerId) -> None:
         """A peer sent a request, so it is alive. Probe it, if it could have a place and was not probed lately.
 
-        In a large swarm most who ask lie in far buckets, which are full: probing them all would double the traffic.
+        In a large swarm most who ask lie in far buckets, which are full: probing them all would double the traffic. So
+        would filling those buckets while many join; ``JOIN_K`` are enough there until a refresh finds more.
         """
         self._failed_at_s.pop(peer, None)
-        if self.table.get(peer) is None and not self._probed_lately(peer) and self.table.has_room(kad_key(peer)):
+        self.acquaintances.heard(peer, self._clock.now_us())
+        if self.table.get(peer) is not None:
+            return
+        if self._probed_lately(peer):
+            return
+        self.strangers[peer] = None
+        self.strangers.move_to_end(peer)
+        if len(self.strangers) > STRANGERS_NOTED:
+            self.strangers.popitem(last=False)
+        if self._is_wanted(kad_key(peer)):
             self.probe(peer)
 
     def heard_of(self, records: Iterable[PeerRecord]) -> list[Contact]:
         """Peers that a reply names, as contacts; this node is left out, and so is who failed it a moment ago."""
-        believed_from_s = self._clock.monotonic_s() - BELIEVE_AGAIN_S
         return [
             self.contact(record.peer, record.addresses)
             for record in records
-            if record.peer != self._network.local and self._failed_at_s.get(record.peer, -math.inf) <= believed_from_s
+            if record.peer != self._network.local and not self._has_failed_lately(record.peer)
         ]
 
     def probe(self, peer: PeerId) -> None:
@@ -258,8 +295,9 @@ class Neighbourhood:
     async def _probe_each(self) -> None:
         async for peer in self._probes:
             try:
-                await self._introduce(peer, min(PROBE_TIMEOUT_S, self._config.rpc_timeout_s), is_stranger=True)
+                await self.meet(peer)
             except (QueryError, RemoteProtocolError) as error:
+                self.strangers.pop(peer, None)
                 logger.debug("peer %s does not serve Kademlia: %s", short(peer), error)
 
     async def introduce(self, peer: PeerId) -> None:
@@ -272,6 +310,15 @@ class Neighbourhood:
         self._network.forgive(peer)
         await self._introduce(peer, self._config.rpc_timeout_s, is_stranger=False)
 
+    async def meet(self, peer: PeerId) -> None:
+        """As :meth:`introduce`, for a peer that nobody vouches for, or somebody on the network who may lie.
+
+        Raises:
+            QueryError: it does not answer, or names nobody.
+            RemoteProtocolError: it answers wrongly.
+        """
+        await self._introduce(peer, min(PROBE_TIMEOUT_S, self._config.rpc_timeout_s), is_stranger=True)
+
     async def _introduce(self, peer: PeerId, timeout_s: float, *, is_stranger: bool) -> None:
         try:
             reply = await self._network.call(peer, FindNode(peer), timeout_s=timeout_s)
@@ -282,15 +329,50 @@ class Neighbourhood:
         if is_stranger and not reply.closer and self.table.get(peer) is None:
             raise QueryError(f"peer {short(peer)} names neither itself nor anybody else")
         addresses = next((record.addresses for record in reply.closer if record.peer == peer), None)
-        self._network.learn_addresses(peer, addresses or (), source="kad")
+        self._network.learn_addresses(peer, addresses or (), source="identify")
         self.answered(peer, reply)
+        if self._has_looked_around:  # else a lookup is about to meet them, asking fewer
+            self._probe_neighbours_among(reply.closer)
+
+    def _probe_neighbours_among(self, named: Iterable[PeerRecord]) -> None:
+        """Have those probed that are new and would be among the ``k`` nearest."""
+        radius = self._radius()
+        now_s = self._clock.monotonic_s()
+        if now_s >= self._named_until_s:
+            self._named, self._named_until_s = 0, now_s + PROBE_AGAIN_S
+        for record in named:
+            peer = record.peer
+            is_new = self.table.get(peer) is None and peer != self._network.local and not self._probed_lately(peer)
+            if not is_new or kad_key(peer) ^ self.local > radius or self._has_failed_lately(peer):
+                continue
+            if self._named >= NAMED_AT_MOST * self.table.k:
+                return
+            self._named += 1
+            self._network.learn_addresses(peer, record.addresses, source="kad")
+            self.probe(peer)
+
+    def _is_wanted(self, key: KadKey) -> bool:
+        """Whether a stranger at ``key`` would be one of the ``k`` nearest, or make a bucket fit to route by."""
+        if not self.table.has_room(key):
+            return False
+        size = self.table.bucket_sizes()[common_prefix_length(self.local, key)]
+        return size < JOIN_K or key ^ self.local < self._radius()
+
+    def _radius(self) -> float:
+        """The distance of the ``k``-th nearest peer in the table."""
+        nearest = self.table.find_closest(self.local)
+        return nearest[-1].kad_key ^ self.local if len(nearest) == self.table.k else math.inf
+
+    def _has_failed_lately(self, peer: PeerId) -> bool:
+        failed_at_s = self._failed_at_s.get(peer)
+        return failed_at_s is not None and self._clock.monotonic_s() < failed_at_s + BELIEVE_AGAIN_S
 
     def _probed_lately(self, peer: PeerId) -> bool:
         probed_at_s = self._probed_at_s.get(peer)
         return probed_at_s is not None and self._clock.monotonic_s() < probed_at_s + PROBE_AGAIN_S
 
     def _joined(self, contact: Contact) -> None:
-        logger.info("peer %s joined the routing table (%d there now)", short(contact.peer), len(self.table))
+        logger.debug("peer %s joined the routing table (%d there now)", short(contact.peer), len(self.table))
         addresses = tuple(address_text(address) for address in contact.addresses)
         self._feed.publish(PeerJoined(peer=contact.peer, addresses=addresses))
 

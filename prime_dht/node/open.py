@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 
-from prime_dht.config import NodeConfig
+from libp2p.abc import IHost
+
+from prime_dht.config import Mode, NodeConfig
 from prime_dht.entries.validators import Validator
 from prime_dht.errors import ConfigError, ValidationError
-from prime_dht.ids import PeerId, peer_text
+from prime_dht.ids import PeerId, peer_from_text, peer_text
 from prime_dht.net.dialer import split_peer_address
-from prime_dht.net.host import HostSettings, open_host
+from prime_dht.net.host import HostSettings, listen_addresses, open_host
 from prime_dht.net.identity import load_or_create_identity, new_identity, peer_id_of
+from prime_dht.net.mdns import open_mdns
 from prime_dht.node.dht import PrimeDHT
 from prime_dht.storage.base import StorageBackend
 from prime_dht.storage.memory import MemoryBackend
@@ -27,7 +31,8 @@ async def open_node(
 ) -> AsyncIterator[PrimeDHT]:
     """Run a node: its own libp2p host, listening, with its data directory if it has one.
 
-    The node starts to join its bootstrap peers at once and by itself; ``await dht.bootstrap()`` waits for that.
+    The node starts to join its bootstrap peers at once and by itself; ``await dht.bootstrap()`` waits for that. With
+    ``mdns`` it also joins whomever of its network it finds on the local network, now or later.
 
     Raises:
         ConfigError: an address, a peer's multiaddr, the data directory or the identity file cannot be used.
@@ -39,7 +44,7 @@ async def open_node(
             split_peer_address(peer)
         except ValidationError as error:
             raise ConfigError(f"peers: {error}") from error
-    data_dir = config.data_dir
+    data_dir, allowed = config.data_dir, config.dht.allow_peers
     async with AsyncExitStack() as stack:
         storage: StorageBackend
         if data_dir is None:
@@ -47,6 +52,8 @@ async def open_node(
         else:
             try:
                 data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except FileExistsError as error:
+                raise ConfigError(f"the data directory {data_dir} is not a directory") from error
             except OSError as error:
                 raise ConfigError(f"the data directory {data_dir} cannot be used: {error.strerror}") from error
             key_pair = load_or_create_identity(data_dir / IDENTITY_FILE)
@@ -64,13 +71,29 @@ async def open_node(
                     key_pair=key_pair,
                     listen=config.listen,
                     announce=config.announce,
+                    allow_peers=None if allowed is None else frozenset(map(peer_from_text, allowed)),
                     fast_transport=config.fast_transport,
                     max_connections=config.max_connections,
                 )
             )
         )
         dht = PrimeDHT(host, config.dht, storage=storage, bootstrap_peers=config.peers, validators=validators)
-        yield await stack.enter_async_context(dht)
+        await stack.enter_async_context(dht)
+        if config.mdns:
+            await stack.enter_async_context(
+                open_mdns(
+                    peer=dht.peer_id,
+                    addresses=partial(_announced, host, config.dht.mode),
+                    network_id=config.dht.network_id,
+                    found=partial(dht.peer_found, source="mdns"),
+                )
+            )
+        yield dht
+
+
+def _announced(host: IHost, mode: Mode) -> tuple[bytes, ...]:
+    """What mDNS tells others: nothing of a client, which answers nobody."""
+    return () if mode is Mode.CLIENT else tuple(address.to_bytes() for address in listen_addresses(host))
 
 
 def _open_redis(url: str, peer: PeerId) -> AbstractAsyncContextManager[StorageBackend]:

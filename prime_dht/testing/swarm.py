@@ -25,12 +25,12 @@ from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.keys import KeyPair
 from trio.testing import MockClock as MockClock
 
+from prime_dht.background import background_nursery
 from prime_dht.config import DhtConfig, Mode
 from prime_dht.entries.validators import Validator
 from prime_dht.ids import US_PER_S, PeerId, TimestampUs, kad_key, peer_text, wire_key
 from prime_dht.net.addresses import address_text
 from prime_dht.net.identity import peer_id_of
-from prime_dht.node.background import background_nursery
 from prime_dht.node.core import Node
 from prime_dht.node.maintenance import SETTLE_AFTER_S
 from prime_dht.storage.base import StorageBackend

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from typing import NoReturn
 
 import pytest
 import trio
@@ -273,6 +274,30 @@ async def test_dead_addresses_do_not_hold_up_a_live_one(patient_clock: MockClock
         assert trio.current_time() - start <= RaceSettings().stagger_s
         live = canonical_address(id_of(server), addresses_of(server)[0])
         assert book.addresses(id_of(server))[0] == live
+
+
+class NoAnswer(trio.abc.HostnameResolver):
+    """A name server that says nothing."""
+
+    async def getaddrinfo(self, *_arguments: object, **_options: object) -> NoReturn:
+        await trio.sleep_forever()
+
+    async def getnameinfo(self, sockaddr: object, flags: int) -> NoReturn:
+        raise NotImplementedError
+
+
+async def test_a_name_that_nobody_resolves_does_not_hold_up_a_live_address(patient_clock: MockClock) -> None:
+    trio.socket.set_custom_hostname_resolver(NoAnswer())
+    async with host() as client, host() as server:
+        book = AddressBook()
+        named = binary("/dns4/node.test/tcp/1")
+        book.add(id_of(server), [named], source="test", now_s=0.0)
+        book.succeeded(id_of(server), named, now_s=0.0)
+        start = trio.current_time()
+        await Dialer(client, book).connect(id_of(server), addresses_of(server))
+        assert trio.current_time() - start <= RaceSettings().stagger_s
+        with pytest.raises(QueryError, match=r"/dns4/node\.test/tcp/1: no name server answers in 5 s"):
+            await Dialer(client, AddressBook()).connect(PEER, [named])
 
 
 async def test_a_peer_with_only_a_bad_address_fails_before_the_deadline(

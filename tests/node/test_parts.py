@@ -8,11 +8,11 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from prime_dht.background import background_nursery
 from prime_dht.errors import ValidationError
 from prime_dht.events import EntriesExpired
 from prime_dht.ids import Key, OpId, PeerId, TimestampUs
 from prime_dht.node.arguments import bytes_of, entry_key, peer_id_of, publishers_of
-from prime_dht.node.background import background_nursery
 from prime_dht.node.cache import OVERHEAD_BYTES, Question, ReadCache
 from prime_dht.node.feed import Feed
 from prime_dht.node.results import Found

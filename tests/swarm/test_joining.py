@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import pytest
@@ -13,6 +14,7 @@ from prime_dht.errors import LocalProtocolError, QueryError, ValidationError
 from prime_dht.events import PeerJoined, PeerLeft
 from prime_dht.ids import PeerId, kad_key
 from prime_dht.net.identity import new_identity, peer_id_of
+from prime_dht.node import strangers
 from prime_dht.node.core import Node
 from prime_dht.node.neighbourhood import PROBE_AGAIN_S
 from prime_dht.testing.memory_network import MemoryNetwork
@@ -35,7 +37,7 @@ async def test_after_bootstrap_two_to_twenty_nodes_all_know_each_other(size: int
 
 
 async def test_a_node_whose_bootstrap_peer_is_down_keeps_trying_and_joins_when_it_appears(
-    autojump_clock: MockClock,
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_swarm(seed=1) as swarm:
         machine = swarm.machine()
@@ -45,9 +47,24 @@ async def test_a_node_whose_bootstrap_peer_is_down_keeps_trying_and_joins_when_i
         await trio.sleep(3600)
         sent = swarm.network_of(node).sent.total()
         assert 50 < sent < 70, "ever less often, but about once a minute"
+        said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert len(said) == 6, "the first, and then ever less often"
+        assert said[0].startswith("not joined: no bootstrap peer answers: ")
+        assert said[0].endswith("refused; trying again in 1 s, then ever less often")
         await swarm.start(machine)
         await trio.sleep(120)
         assert known(node) == {machine.peer}
+
+
+async def test_a_node_that_has_been_alone_for_long_joins_whom_it_finds_at_once(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=5) as swarm:
+        node = await swarm.start()
+        await trio.sleep(3600)
+        found = swarm.nodes[3].peer_id
+        node.peer_found(found, [swarm.world.address_of(found)], source="mdns")
+        await trio.sleep(3)
+        assert known(node) == {other.peer_id for other in swarm.nodes} - {node.peer_id}
+        assert {status.peer: status.source for status in node.peers()}[found] == "mdns"
 
 
 async def test_a_node_that_lost_everybody_joins_again(autojump_clock: MockClock) -> None:
@@ -180,7 +197,11 @@ async def test_a_stranger_that_fails_its_probe_is_not_probed_at_each_request(aut
         nursery.cancel_scope.cancel()
 
 
-async def test_whoever_could_have_no_place_is_not_probed(autojump_clock: MockClock) -> None:
+async def test_whoever_could_have_no_place_is_not_probed(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strangers, "LOOK_AT_MOST_S", math.inf)
+    monkeypatch.setattr(strangers, "UNVOUCHED_TIMES", math.inf)
     config = DhtConfig(k_bucket_size=2, alpha=2, replication_factor=2)
     async with open_swarm(seed=1, size=30, config=config) as swarm:
         await trio.sleep(120)

@@ -92,7 +92,7 @@ async def test_a_reader_gets_the_best_record_and_corrects_those_that_have_a_wors
                     received_at_us=TimestampUs(EPOCH_US),
                     expires_at_us=TimestampUs(2 * EPOCH_US),
                 )
-                await swarm.machine_of(node).disc.put_record(record)
+                await swarm.machine_of(node).disc.put_record(record, now_us=EPOCH_US)
         reader = next(node for node in nodes if node.peer_id not in held)
         assert await reader.get_record(key, quorum=3) == b"aaaa"
         await trio.sleep(1)

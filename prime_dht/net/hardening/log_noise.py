@@ -21,12 +21,14 @@ PEER_CAUSED = (
     "libp2p.identity.identify_push.identify_push",
     "libp2p.identity.update",
     "libp2p.network.swarm",
+    "libp2p.protocol_muxer.multiselect_client",
     "libp2p.security.noise.messages",
     "libp2p.security.noise.patterns",
     "libp2p.security.tls.io",
     "libp2p.security.tls.transport",
     "libp2p.stream_muxer.yamux.yamux",
     "libp2p.transport.tcp.tcp",
+    "zeroconf",
 )
 """Loggers of modules that log what peers do."""
 

@@ -29,6 +29,7 @@ from libp2p.network.exceptions import SwarmException
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStoreError
+from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 from multiaddr import Multiaddr
 
 _CLOSE_TIMEOUT_S = 1.0
@@ -114,6 +115,8 @@ async def race_addresses(
 def _root_cause(error: BaseException) -> str:
     while cause := error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error.__cause__:
         error = cause
+    if isinstance(error, PeerIDMismatchesPubkey):
+        return f"another peer answers there: {str(error).rpartition('=')[2]}"
     return str(error) or type(error).__name__
 
 

@@ -1,0 +1,66 @@
+"""Which of those that send a request are probed: whoever this node has to know, and not whoever there is room for."""
+
+from __future__ import annotations
+
+import math
+from itertools import permutations
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from prime_dht.ids import kad_key
+from prime_dht.kad.keyspace import common_prefix_length
+from prime_dht.node import strangers
+from prime_dht.node.core import Node
+from prime_dht.node.neighbourhood import JOIN_K, PROBE_AGAIN_S
+from prime_dht.testing.swarm import Swarm, open_swarm
+
+
+def is_far_and_in_no_need(node: Node, asker: Node) -> bool:
+    """Whether ``asker`` is new to a node whose bucket has room for it, yet enough servers to route by."""
+    known, key = node._neighbourhood, kad_key(asker.peer_id)
+    size = known.table.bucket_sizes()[common_prefix_length(known.local, key)]
+    is_far = key ^ known.local > max(one.kad_key ^ known.local for one in known.table.find_closest(known.local))
+    return known.table.get(asker.peer_id) is None and JOIN_K <= size < known.table.k and is_far
+
+
+async def probes(swarm: Swarm, node: Node, asker: Node) -> int:
+    """Requests that a node sends because another sends it one."""
+    before = swarm.network_of(node).sent.total()
+    await asker.add_peer(swarm.address_of(node))
+    await trio.sleep(1)
+    return swarm.network_of(node).sent.total() - before
+
+
+async def test_a_far_peer_is_probed_only_where_servers_to_route_by_are_missing(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strangers, "UNVOUCHED_EVERY_S", math.inf)
+    async with open_swarm(seed=1, size=60) as swarm:
+        await trio.sleep(2 * PROBE_AGAIN_S)
+        node, asker = next(
+            (node, asker) for node, asker in permutations(swarm.nodes, 2) if is_far_and_in_no_need(node, asker)
+        )
+        assert await probes(swarm, node, asker) == 0
+        known = node._neighbourhood
+        index = common_prefix_length(known.local, kad_key(asker.peer_id))
+        for one in list(known.table):
+            if common_prefix_length(known.local, one.kad_key) == index:
+                known.failed(one.peer, "gone")
+        assert await probes(swarm, node, asker) > 0
+
+
+async def test_a_near_peer_is_probed_as_long_as_there_is_room(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strangers, "UNVOUCHED_EVERY_S", math.inf)
+    async with open_swarm(seed=1, size=60) as swarm:
+        await trio.sleep(2 * PROBE_AGAIN_S)
+        node = swarm.nodes[0]
+        known = node._neighbourhood
+        nearest = known.table.find_closest(known.local)[0]
+        known.failed(nearest.peer, "gone")
+        asker = next(one for one in swarm.nodes if one.peer_id == nearest.peer)
+        assert await probes(swarm, node, asker) > 0
+        assert known.table.get(asker.peer_id) is not None
