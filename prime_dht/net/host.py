@@ -36,8 +36,10 @@ from multiaddr import Multiaddr
 from multiaddr.protocols import P_P2P
 
 from prime_dht.errors import ConfigError
+from prime_dht.ids import PeerId
+from prime_dht.net.allow_list import connect_only_with
 from prime_dht.net.hardening.auto_connector import is_auto_connecting, silence_auto_connector
-from prime_dht.net.hardening.identify import answer_identify, guard_identify
+from prime_dht.net.hardening.identify import answer_identify, guard_identify, identify_on_demand
 from prime_dht.net.hardening.inbound import guard_inbound
 from prime_dht.net.hardening.limits import HostLimits, apply_limits, connection_config
 from prime_dht.net.hardening.listening import check_port_free, unheard
@@ -48,6 +50,7 @@ from prime_dht.net.hardening.parts import parts_of
 from prime_dht.net.hardening.peer_state import forget_gone_peers, roomy_peerstore
 from prime_dht.net.hardening.stream_guard import guard_streams
 from prime_dht.net.hardening.stream_slots import guard_new_streams
+from prime_dht.net.light_swarm import lighten
 from prime_dht.net.noise import FastNoise, security_options
 from prime_dht.net.yamux import FastMuxers, use_fast_yamux
 
@@ -78,8 +81,17 @@ class HostSettings(HostLimits):
     announce: tuple[str | Multiaddr, ...] = ()
     """Multiaddrs to tell peers instead of those the host listens on."""
 
+    allow_peers: frozenset[PeerId] | None = None
+    """The only peers to have connections with; ``None`` means all."""
+
     fast_transport: bool = True
-    """Use prime_dht's own Noise transport phase and Yamux muxer; ``False`` uses py-libp2p's. The wire is the same."""
+    """Use prime_dht's own Noise transport phase, Yamux muxer and lighter swarm; ``False`` uses py-libp2p's. The wire is
+    the same."""
+
+    identify_all: bool = False
+    """Ask every peer that connects who it is, as other libp2p hosts do. By default only those are asked that somebody
+    here has the host connect to: a node of prime_dht learns from its own requests what it needs to know, and when
+    hundreds of nodes start at once, two questions for each connection are much of the work."""
 
     user_agent: str = USER_AGENT
     """What identify says this node is."""
@@ -161,6 +173,11 @@ def _build(settings: HostSettings, listen: list[Multiaddr]) -> tuple[BasicHost, 
     )
     if settings.fast_transport:
         use_fast_yamux(host)
+        lighten(swarm)
+    if not settings.identify_all:
+        identify_on_demand(host)
+    if settings.allow_peers is not None:
+        connect_only_with(swarm, settings.allow_peers)
     apply_limits(swarm, settings)
     silence_auto_connector(swarm)
     forget_gone_peers(swarm)

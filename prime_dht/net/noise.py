@@ -29,6 +29,7 @@ import contextlib
 import os
 import socket
 import struct
+from functools import cached_property
 
 import trio
 from cryptography.exceptions import InvalidTag
@@ -42,8 +43,12 @@ from libp2p.io.trio import TrioTCPStream
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
 from libp2p.security.noise.io import NoiseTransportReadWriter
+from libp2p.security.noise.messages import NoiseExtensions, NoiseHandshakePayload
+from libp2p.security.noise.patterns import IPattern, PatternXX
 from libp2p.security.noise.transport import PROTOCOL_ID, Transport
 from libp2p.security.secure_session import SecureSession
+from noise.backends.default.keypairs import KeyPair25519
+from noise.connection import NoiseConnection
 
 MAX_PLAINTEXT_BYTES = 65535 - 16
 """The most that one frame can carry."""
@@ -70,11 +75,51 @@ def security_options(key_pair: KeyPair) -> TSecurityOptions:
 class FastNoise(Transport):
     """py-libp2p's Noise, whose handshakes end in a :class:`FastNoiseSession` wherever that is possible."""
 
+    @cached_property
+    def _own_part(self) -> _OwnPart:
+        pattern = super().get_pattern()
+        assert isinstance(pattern, PatternXX)
+        return _OwnPart(pattern)
+
+    def get_pattern(self) -> IPattern:
+        return _Handshake(self._own_part)
+
     async def secure_inbound(self, conn: IRawConnection) -> ISecureConn:
         return _take_over(await super().secure_inbound(conn))
 
     async def secure_outbound(self, conn: IRawConnection, peer_id: ID) -> ISecureConn:
         return _take_over(await super().secure_outbound(conn, peer_id))
+
+
+class _OwnPart:
+    """What this host contributes to each of its handshakes: always the same key pair, and payload with its signature.
+
+    py-libp2p derives and signs both anew each time, which is a sixth of a handshake's work.
+    """
+
+    def __init__(self, pattern: PatternXX) -> None:
+        self.pattern = pattern
+        self.payload = pattern.make_handshake_payload()
+        self.key_pair = KeyPair25519.from_private_bytes(pattern.noise_static_key.to_bytes())
+
+
+class _Handshake(PatternXX):
+    """py-libp2p's handshake, with an own part that was made before."""
+
+    def __init__(self, own: _OwnPart) -> None:
+        stock = own.pattern
+        super().__init__(stock.local_peer, stock.libp2p_privkey, stock.noise_static_key, stock.early_data)
+        self._own = own
+
+    def create_noise_state(self, prologue: bytes | None = None) -> NoiseConnection:
+        state = NoiseConnection.from_name(self.protocol_name)
+        state.noise_protocol.keypairs["s"] = self._own.key_pair
+        if prologue is not None:
+            state.set_prologue(prologue)
+        return state
+
+    def make_handshake_payload(self, extensions: NoiseExtensions | None = None) -> NoiseHandshakePayload:
+        return self._own.payload if extensions is None else super().make_handshake_payload(extensions)
 
 
 class CipherState:

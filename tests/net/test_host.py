@@ -30,9 +30,15 @@ from prime_dht.net.identity import new_identity, peer_id_of
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 
 
-def settings(*listen: str, announce: tuple[str, ...] = (), fast_transport: bool = True) -> HostSettings:
+def settings(
+    *listen: str, announce: tuple[str, ...] = (), fast_transport: bool = True, identify_all: bool = False
+) -> HostSettings:
     return HostSettings(
-        key_pair=new_identity(), listen=listen or (LOOPBACK,), announce=announce, fast_transport=fast_transport
+        key_pair=new_identity(),
+        listen=listen or (LOOPBACK,),
+        announce=announce,
+        fast_transport=fast_transport,
+        identify_all=identify_all,
     )
 
 
@@ -322,7 +328,10 @@ async def test_what_is_no_py_libp2p_host_is_refused() -> None:
 async def test_peers_are_not_dialled_at_addresses_they_made_up() -> None:
     """End to end: what identify puts into the peerstore leads to no dial."""
     with trio.fail_after(30):
-        async with open_host(settings()) as server, open_host(settings(announce=("/ip4/127.0.0.1/tcp/1",))) as client:
+        async with (
+            open_host(settings(identify_all=True)) as server,
+            open_host(settings(announce=("/ip4/127.0.0.1/tcp/1",))) as client,
+        ):
             await client.connect(PeerInfo(server.get_id(), parts_of(server)[0].get_transport_addrs()))
             while client.get_id() not in parts_of(server)[0]._identified_peers:
                 await trio.lowlevel.checkpoint()

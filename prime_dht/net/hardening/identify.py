@@ -22,7 +22,7 @@ import logging
 from datetime import UTC, datetime
 
 import trio
-from libp2p.abc import INetStream
+from libp2p.abc import INetConn, INetStream
 from libp2p.host.basic_host import BasicHost, _is_relayed_connection
 from libp2p.identity.identify.identify import ID as IDENTIFY
 from libp2p.identity.identify.identify import _mk_identify_protobuf, _remote_address_to_multiaddr
@@ -145,6 +145,19 @@ def guard_identify(host: BasicHost) -> None:
     identify = _Identify(host)
     host._identify_peer = identify.ask  # type: ignore[method-assign]
     host.set_stream_handler(IDENTIFY_PUSH, identify.accept_push)
+
+
+def identify_on_demand(host: BasicHost) -> None:
+    """Have a host ask nobody merely because there is a new connection: only whom ``host.connect`` reached.
+
+    The others are still answered. What they would be asked for, their protocols and addresses, a stream's negotiation
+    and a probe of :mod:`prime_dht.node.neighbourhood` find out as well. So there is no storm of identifies to survive.
+    """
+    host._on_notifee_connected = _ask_nobody  # type: ignore[method-assign,assignment]
+
+
+async def _ask_nobody(_connection: INetConn) -> None:
+    return
 
 
 def answer_identify(host: BasicHost, agent: str) -> None:

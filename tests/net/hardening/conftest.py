@@ -35,8 +35,11 @@ async def _stock(*, listen: tuple[str, ...] = (LOOPBACK,), **options: Any) -> As
 
 
 @asynccontextmanager
-async def _ours(*, listen: tuple[str, ...] = (LOOPBACK,), **settings: Any) -> AsyncIterator[BasicHost]:
-    async with open_host(HostSettings(key_pair=create_new_key_pair(), listen=listen, **settings)) as host:
+async def _ours(
+    *, listen: tuple[str, ...] = (LOOPBACK,), identify_all: bool = True, **settings: Any
+) -> AsyncIterator[BasicHost]:
+    key_pair = create_new_key_pair()
+    async with open_host(HostSettings(key_pair=key_pair, listen=listen, identify_all=identify_all, **settings)) as host:
         yield parts_of(host)[0]
 
 
@@ -48,7 +51,7 @@ def stock() -> OpenHost:
 
 @pytest.fixture
 def ours() -> OpenHost:
-    """Opens a guarded host; takes the fields of HostSettings."""
+    """Opens a guarded host; takes the fields of HostSettings. Unlike by default it identifies all, as a stock one."""
     return _ours
 
 
