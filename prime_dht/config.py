@@ -15,9 +15,15 @@ from enum import Enum
 from pathlib import Path
 from typing import Literal
 
+from multiaddr import Multiaddr
+from multiaddr.exceptions import StringParseError
+
 from prime_dht.entries.limits import Limits
 from prime_dht.errors import ConfigError, ValidationError
 from prime_dht.ids import peer_from_text
+
+_DEFAULT_NETWORK = "prime"
+_DEFAULT_PREFIX = "/prime"
 
 
 class Mode(Enum):
@@ -62,11 +68,18 @@ class DhtConfig:
     mode: Mode = Mode.AUTO
     """Server, client, or decided by whether the host listens."""
 
-    network_id: str = "prime"
-    """Names the swarm. It is signed into every entry: entries of one network mean nothing in another."""
+    network_id: str = _DEFAULT_NETWORK
+    """Names the swarm. It is signed into every entry: entries of one network mean nothing in another.
 
-    protocol_prefix: str = "/prime"
-    """The Kademlia protocol id is ``<prefix>/kad/1.0.0``; ``/ipfs`` gives that of the IPFS network."""
+    1 to 64 bytes of UTF-8, printable, without spaces and slashes: it is also part of the protocol ids.
+    """
+
+    protocol_prefix: str | None = None
+    """The Kademlia protocol id is ``<prefix>/kad/1.0.0``; ``/ipfs`` gives that of the IPFS network.
+
+    By default it is ``/prime`` in the network ``prime`` and ``/prime/<network_id>`` in any other, so that nodes of
+    two networks do not talk at all.
+    """
 
     pipelining: bool = True
     """Offer, and use towards peers that list it, ``<prefix>/rpc/1.0.0``: many requests in flight on one stream."""
@@ -95,6 +108,9 @@ class DhtConfig:
     allow_publishers: frozenset[str] | None = None
     """Peer ids (base58) whose entries this node takes; ``None`` means everybody's."""
 
+    allow_peers: frozenset[str] | None = None
+    """Peer ids (base58) of the nodes that this one talks to; ``None`` means all."""
+
     limits: Limits = field(default_factory=Limits)
     """Sizes, counts and times that this node enforces on its own entries and on everybody else's."""
 
@@ -119,15 +135,17 @@ class DhtConfig:
             "provider_ttl_s",
         )
         _at_least(self, 0, "cache_ttl_s", "cache_bytes")
-        if self.allow_publishers is not None:
-            for publisher in self.allow_publishers:
-                _peer_id("allow_publishers", publisher)
+        _peer_ids("allow_publishers", self.allow_publishers)
+        _peer_ids("allow_peers", self.allow_peers)
         if self.ttl > self.limits.max_ttl_s:
             raise ConfigError(f"ttl ({self.ttl} s) exceeds max_ttl_s ({self.limits.max_ttl_s} s)")
-        if not self.network_id or len(self.network_id.encode()) > 64:
-            raise ConfigError("network_id must be 1 to 64 bytes")
-        if not self.protocol_prefix.startswith("/") or self.protocol_prefix.endswith("/"):
-            raise ConfigError(f"protocol_prefix must start with a slash and not end with one: {self.protocol_prefix!r}")
+        _fit_for_protocol_ids("network_id", self.network_id)
+        prefix = self.protocol_prefix
+        if prefix is not None:
+            if not prefix.startswith("/"):
+                raise ConfigError(f"protocol_prefix must start with a slash: {prefix!r}")
+            for part in prefix[1:].split("/"):
+                _fit_for_protocol_ids("each part of protocol_prefix", part)
 
     @property
     def write_quorum(self) -> int:
@@ -136,11 +154,23 @@ class DhtConfig:
 
     @property
     def kad_protocol(self) -> str:
-        return f"{self.protocol_prefix}/kad/1.0.0"
+        """The id of the protocol that every Kademlia node speaks.
+
+        >>> DhtConfig().kad_protocol, DhtConfig(network_id="lab").kad_protocol
+        ('/prime/kad/1.0.0', '/prime/lab/kad/1.0.0')
+        """
+        return f"{self._prefix}/kad/1.0.0"
 
     @property
     def rpc_protocol(self) -> str:
-        return f"{self.protocol_prefix}/rpc/1.0.0"
+        """The id of the protocol that carries many requests at once."""
+        return f"{self._prefix}/rpc/1.0.0"
+
+    @property
+    def _prefix(self) -> str:
+        if self.protocol_prefix is not None:
+            return self.protocol_prefix
+        return _DEFAULT_PREFIX if self.network_id == _DEFAULT_NETWORK else f"{_DEFAULT_PREFIX}/{self.network_id}"
 
     @classmethod
     def high_performance(cls) -> DhtConfig:
@@ -158,7 +188,7 @@ class NodeConfig:
     """A node of its own: its addresses, its data, its first peers.
 
     Raises:
-        ConfigError: a value is out of range.
+        ConfigError: a value is out of range, or an address is no multiaddr or is there twice.
     """
 
     listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/0",)
@@ -169,6 +199,9 @@ class NodeConfig:
 
     announce: tuple[str, ...] = ()
     """Multiaddrs to tell others instead of those the node listens on."""
+
+    mdns: bool = False
+    """Find other nodes of the network on the local network by multicast, and be found."""
 
     data_dir: Path | None = None
     """Where identity and entries are kept; ``None`` keeps nothing: a new identity, entries in memory."""
@@ -190,15 +223,33 @@ class NodeConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "max_connections")
+        _multiaddrs("listen", self.listen)
+        _multiaddrs("announce", self.announce)
         if self.synchronous not in ("FULL", "NORMAL"):
             raise ConfigError(f"synchronous is FULL or NORMAL, not {self.synchronous!r}")
 
 
-def _peer_id(name: str, text: str) -> None:
-    try:
-        peer_from_text(text)
-    except ValidationError as error:
-        raise ConfigError(f"{name}: {error}") from error
+def _multiaddrs(name: str, addresses: tuple[str, ...]) -> None:
+    for place, address in enumerate(addresses):
+        try:
+            Multiaddr(address)
+        except StringParseError as error:
+            raise ConfigError(f"{name}: {address} is not a multiaddr: {error.message}") from error
+        if address in addresses[:place]:
+            raise ConfigError(f"{name}: {address} is there twice")
+
+
+def _peer_ids(name: str, texts: frozenset[str] | None) -> None:
+    for text in texts or ():
+        try:
+            peer_from_text(text)
+        except ValidationError as error:
+            raise ConfigError(f"{name}: {error}") from error
+
+
+def _fit_for_protocol_ids(name: str, text: str) -> None:
+    if not (text.isprintable() and 1 <= len(text.encode()) <= 64) or {" ", "/"} & set(text):
+        raise ConfigError(f"{name} must be 1 to 64 bytes of printable text without spaces and slashes, not {text!r}")
 
 
 def _at_least(config: DhtConfig | NodeConfig, least: int, *names: str) -> None:

@@ -14,7 +14,13 @@ def test_the_defaults_are_the_documented_ones() -> None:
     assert (config.refresh_interval, config.ttl) == (3600.0, 86400.0)
     assert config.write_quorum == 2
     assert (config.kad_protocol, config.rpc_protocol) == ("/prime/kad/1.0.0", "/prime/rpc/1.0.0")
-    assert replace(config, protocol_prefix="/ipfs").kad_protocol == "/ipfs/kad/1.0.0"
+
+
+def test_networks_have_protocols_of_their_own_unless_told_otherwise() -> None:
+    lab = DhtConfig(network_id="Labor-é.1")
+    assert (lab.kad_protocol, lab.rpc_protocol) == ("/prime/Labor-é.1/kad/1.0.0", "/prime/Labor-é.1/rpc/1.0.0")
+    assert replace(lab, protocol_prefix="/ipfs").kad_protocol == "/ipfs/kad/1.0.0"
+    assert replace(lab, protocol_prefix="/a/b").rpc_protocol == "/a/b/rpc/1.0.0"
 
 
 @pytest.mark.parametrize(
@@ -55,9 +61,18 @@ def test_the_presets_are_the_documented_ones(preset: DhtConfig, values: tuple[fl
         {"cache_bytes": -1},
         {"network_id": ""},
         {"network_id": "n" * 65},
+        {"network_id": "two words"},
+        {"network_id": "a/b"},
+        {"network_id": "a\nb"},
+        {"network_id": "\ud800"},
+        {"protocol_prefix": ""},
+        {"protocol_prefix": "/"},
         {"protocol_prefix": "prime"},
         {"protocol_prefix": "/prime/"},
+        {"protocol_prefix": "/prime//lab"},
+        {"protocol_prefix": "/prime lab"},
         {"allow_publishers": frozenset({"no peer id"})},
+        {"allow_peers": frozenset({"no peer id"})},
     ],
 )
 def test_what_is_out_of_range_or_contradicts_itself_is_a_config_error(wrong: dict[str, object]) -> None:
@@ -72,6 +87,12 @@ def test_a_node_config_checks_itself_too() -> None:
         NodeConfig(synchronous="OFF")  # type: ignore[arg-type]
     with pytest.raises(ConfigError):
         Limits(max_key_bytes=0)
+    with pytest.raises(ConfigError, match="listen: foo is not a multiaddr"):
+        NodeConfig(listen=("foo",))
+    with pytest.raises(ConfigError, match=r"announce: /ip4/1\.2\.3\.4/tcp/99999 is not a multiaddr"):
+        NodeConfig(announce=("/ip4/1.2.3.4/tcp/99999",))
+    with pytest.raises(ConfigError, match=r"listen: /ip4/127\.0\.0\.1/tcp/0 is there twice"):
+        NodeConfig(listen=("/ip4/127.0.0.1/tcp/0", "/ip6/::1/tcp/0", "/ip4/127.0.0.1/tcp/0"))
 
 
 def test_a_longer_ttl_needs_a_network_that_allows_it() -> None:
@@ -83,7 +104,7 @@ def test_configuration_cannot_be_changed_afterwards() -> None:
         DhtConfig().alpha = 4  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("config", [DhtConfig, NodeConfig])
+@pytest.mark.parametrize("config", [DhtConfig, NodeConfig, Limits])
 def test_every_option_has_a_sentence_that_documents_it(config: type) -> None:
     lines = inspect.getsource(config).splitlines()
     for field in fields(config):

@@ -40,6 +40,7 @@ class Limits:
     """Of a key's wire form, ``/prime/`` included."""
 
     max_subkey_bytes: int = 256
+    """Of a subkey."""
 
     max_inline_bytes: int = 64 << 10
     """Of a value that travels beside its header, compressed if it is; larger ones are blobs."""
@@ -48,6 +49,7 @@ class Limits:
     """Of the signed header: key, subkey, metadata, capability and some 300 bytes more; below the format's 64 KiB."""
 
     max_metadata_items: int = 32
+    """Names in an entry's metadata."""
 
     max_metadata_bytes: int = 4 << 10
     """Of all names and values together, as UTF-8."""
@@ -56,6 +58,7 @@ class Limits:
     """A media type: two names of 127 characters (RFC 6838, section 4.2) and a slash."""
 
     max_capability_bytes: int = 512
+    """Of what lets a member of a group write under its keys."""
 
     max_ttl_s: float = 30 * 86_400.0
     """From created_at to expires_at, and to retain_until; a network parameter."""
@@ -67,12 +70,34 @@ class Limits:
     """Retained slots under one key, over all publishers and subkeys."""
 
     max_store_entries: int = 1_000_000
+    """In the store."""
+
     max_store_bytes: int = 16 << 30
-    """Of envelopes and values."""
+    """Of envelopes and values in the store."""
 
     max_publisher_entries: int = 100_000
+    """Of one publisher."""
+
     max_publisher_bytes: int = 4 << 30
     """Of one publisher's envelopes and values."""
+
+    max_records: int = 100_000
+    """Plain records in the store."""
+
+    max_records_bytes: int = 64 << 20
+    """Of their keys and values: twice what so many public keys and IPNS records take."""
+
+    max_providers: int = 200_000
+    """Provider records in the store."""
+
+    max_providers_bytes: int = 64 << 20
+    """Of their multihashes, peer ids and addresses: 330 bytes each, which is some seven addresses."""
+
+    max_providers_per_key: int = 1000
+    """Providers of one content that have not expired; a reader is told of 100."""
+
+    max_providers_per_peer: int = 20_000
+    """Contents that one peer provides, as far as this store knows; the one it announced longest ago makes room."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -126,6 +151,32 @@ class Limits:
         _within("the store", occupancy.store_bytes + size, self.max_store_bytes, "bytes")
         _within("the publisher", occupancy.publisher_entries + 1, self.max_publisher_entries, "entries")
         _within("the publisher", occupancy.publisher_bytes + size, self.max_publisher_bytes, "bytes")
+
+    def check_records(self, count: int, size_bytes: int) -> None:
+        """Check whether a store may hold so many plain records, of so many bytes.
+
+        Raises:
+            ValidationError: a count or size would exceed its limit.
+        """
+        _within("the store", count, self.max_records, "plain records")
+        _within("the store", size_bytes, self.max_records_bytes, "bytes of plain records")
+
+    def check_providers(self, count: int, size_bytes: int) -> None:
+        """Check whether a store may hold so many provider records, of so many bytes.
+
+        Raises:
+            ValidationError: a count or size would exceed its limit.
+        """
+        _within("the store", count, self.max_providers, "providers")
+        _within("the store", size_bytes, self.max_providers_bytes, "bytes of providers")
+
+    def check_providers_of_key(self, count: int) -> None:
+        """Check whether one content may have so many providers.
+
+        Raises:
+            ValidationError: it may not.
+        """
+        _within("the content", count, self.max_providers_per_key, "providers")
 
 
 DEFAULT_LIMITS = Limits()

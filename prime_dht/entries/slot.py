@@ -12,11 +12,13 @@ Both sequences never decrease along a slot, so ``retain_until ≤ created_at + m
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
 from prime_dht.errors import ValidationError
-from prime_dht.ids import TimestampUs
+from prime_dht.ids import US_PER_S, TimestampUs
+from prime_dht.quantities import duration_text
 
 
 class LastWrite(Protocol):
@@ -64,7 +66,8 @@ def next_entry_times(
     if life_us <= 0:
         raise ValidationError("an entry must expire later than it is created")
     if life_us > max_ttl_us:
-        raise ValidationError(f"a ttl of {life_us / 1e6:g} s exceeds this network's max_ttl of {max_ttl_us / 1e6:g} s")
+        life, longest = (duration_text(math.ceil(us / US_PER_S)) for us in (life_us, max_ttl_us))
+        raise ValidationError(f"a ttl of {life} exceeds this network's max_ttl of {longest}")
     retain_until_us = expires_at_us if previous is None else max(expires_at_us, previous.retain_until_us)
     return EntryTimes(
         created_at_us=created_at_us,

@@ -1,0 +1,70 @@
+"""Durations and sizes as people write and read them.
+
+A *duration* is seconds, or a number and one of ``s``, ``m``, ``h``, ``d``. A *size* is bytes, or a number and one of
+``B``, ``KiB``, ``MiB``, ``GiB``, ``TiB``; decimal units are not taken, because people mean either by ``KB``.
+
+>>> parse_duration_s("90"), parse_duration_s("1.5h"), duration_text(1.5 * 3600), duration_text(86_400.0)
+(90.0, 5400.0, '90m', '1d')
+>>> parse_size_bytes("512"), parse_size_bytes("64 KiB"), size_text(64 << 10), size_text(1000)
+(512, 65536, '64KiB', '1000')
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from prime_dht.errors import ValidationError
+
+_SECONDS_OF = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
+_BYTES_OF = {"TiB": 1 << 40, "GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10, "B": 1}
+_QUANTITY = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)", re.ASCII)
+
+
+def parse_duration_s(text: str) -> float:
+    """Read a duration; it is positive and finite.
+
+    Raises:
+        ValidationError: it is none.
+    """
+    parsed = _QUANTITY.fullmatch(text)
+    unit_s = _SECONDS_OF.get(parsed[2] or "s", 0) if parsed else 0
+    seconds = float(parsed[1]) * unit_s if parsed else 0.0
+    if not 0.0 < seconds < math.inf:
+        raise ValidationError(f"{text!r} is not a duration such as 90, 90s, 30m, 12h or 7d")
+    return seconds
+
+
+def parse_size_bytes(text: str) -> int:
+    """Read a size: a whole number of bytes.
+
+    Raises:
+        ValidationError: it is none.
+    """
+    parsed = _QUANTITY.fullmatch(text)
+    unit_bytes = _BYTES_OF.get(parsed[2] or "B", 0) if parsed else 0
+    size_bytes = float(parsed[1]) * unit_bytes if parsed else math.nan
+    # Beyond 2**53 a float no longer tells neighbours apart.
+    if not (unit_bytes and size_bytes <= 1 << 53 and size_bytes.is_integer()):
+        raise ValidationError(f"{text!r} is not a size such as 65536, 64KiB or 16MiB")
+    return int(size_bytes)
+
+
+def duration_text(seconds: float) -> str:
+    """A duration in the largest unit that gives a whole number; below a second, or where there is none, in seconds.
+
+    >>> duration_text(30.0), duration_text(172_800.0), duration_text(0.25), duration_text(8.64e8)
+    ('30s', '2d', '0.25s', '10000d')
+    """
+    for unit, unit_s in _SECONDS_OF.items():
+        if seconds >= unit_s and seconds % unit_s == 0:
+            return f"{seconds / unit_s:.0f}{unit}"
+    return f"{seconds!r}s"
+
+
+def size_text(size_bytes: int) -> str:
+    """A size in the largest unit that gives a whole number; below a KiB, or where there is none, in bytes."""
+    for unit, unit_bytes in _BYTES_OF.items():
+        if size_bytes >= unit_bytes > 1 and size_bytes % unit_bytes == 0:
+            return f"{size_bytes // unit_bytes}{unit}"
+    return str(size_bytes)

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prime_dht.errors import ValidationError
+from prime_dht.quantities import duration_text, parse_duration_s, parse_size_bytes, size_text
+
+
+@settings(derandomize=True)
+@given(st.floats(1e-4, 1e15) | st.integers(1, 1 << 40).map(float))
+def test_a_duration_is_read_as_it_was_written(seconds: float) -> None:
+    assert parse_duration_s(duration_text(seconds)) == seconds
+
+
+@settings(derandomize=True)
+@given(st.integers(0, 1 << 53))
+def test_a_size_is_read_as_it_was_written(size_bytes: int) -> None:
+    assert parse_size_bytes(size_text(size_bytes)) == size_bytes
+
+
+@pytest.mark.parametrize(
+    "text", ["", "h", "1 hour", "-1", "1h30m", "0", "0s", "1" * 400, "nan", "inf", "1e3", "²", "1\n"]
+)
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(ValidationError, match="is not a duration"):
+        parse_duration_s(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "KiB", "64KB", "64k", "64kib", "-1", "0.3B", "1.0001KiB", "9" * 30, "1" * 400, "٣"]
+)
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ValidationError, match="is not a size"):
+        parse_size_bytes(text)
+
+
+def test_a_size_may_be_a_fraction_of_its_unit() -> None:
+    assert parse_size_bytes("1.5GiB") == 3 << 29
