@@ -51,13 +51,25 @@ class EntriesEvicted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LookupProgress:
-    """A lookup heard from a peer: who, how far it is from the target, and how long it took."""
+    """A lookup heard from a peer, or gave up on it.
+
+    Attributes:
+        told_by: who named the peer; ``None`` if this node's own table did.
+        depth: 1 for a peer of the own table, otherwise one more than the teller's.
+        distance: from the peer to the target.
+        elapsed_s: from the request to the answer, or to the failure.
+        heard_of: how many peers it named.
+        failure: why there is no answer; empty if there is one.
+    """
 
     target: KadKey
     peer: PeerId
+    told_by: PeerId | None
+    depth: int
     distance: int
     elapsed_s: float
     heard_of: int
+    failure: str
 
 
 Event = PeerJoined | PeerLeft | EntryStored | EntriesExpired | EntriesEvicted | LookupProgress

@@ -12,6 +12,7 @@ import click
 
 from prime_dht.cli import commands
 from prime_dht.cli.ending import EndedBySignal, Status, complain, expected
+from prime_dht.cli.render import visible
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +47,14 @@ def prime_dht(ctx: click.Context) -> None:
       prime-dht run --data-dir ./data            start a node; it prints its addresses
       prime-dht put greeting hello --peer ADDR   store a value through that node
       prime-dht get greeting --peer ADDR         read it back
+      prime-dht swarm 20                         twenty nodes on this machine, to try things with
+      prime-dht config --defaults > node.toml    a file with every setting, for --config
+      eval "$(prime-dht completion bash)"        the Tab key completes from now on
 
     \b
     Exit status:
       0  done
-      1  not found; or, of store check and import, something is wrong
+      1  not found; or, of ping, health, group show, store check and import, something is wrong
       2  a mistake in the arguments, or something failed: one line on standard error says what
     """
     if ctx.invoked_subcommand is None:
@@ -77,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A person at a terminal is owed one line, whatever happened; -v shows the developer where.
     except Exception as error:
         if (message := expected(error)) is not None:
-            complain(message)
+            complain(visible(" ".join(message.split())))  # some of it may be a peer's words
             return Status.FAILED
         complain(f"this is a bug in prime_dht, please report it: {error!r} (-v shows where)")
         logger.debug("where it happened:", exc_info=error)

@@ -1,48 +1,118 @@
-"""A node for the length of one command: a client that joins, asks and leaves."""
+"""A node for the length of one command: a client that joins, asks and leaves.
+
+Like the command line itself this module is light: the node is imported when it is opened.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import trio
-
-from prime_dht.config import DhtConfig, Mode, NodeConfig
+from prime_dht.cli.ending import show
 from prime_dht.errors import QueryError, RemoteProtocolError
-from prime_dht.node.dht import PrimeDHT
-from prime_dht.node.open import open_node
+
+if TYPE_CHECKING:
+    from prime_dht.config import NodeConfig
+    from prime_dht.node.dht import PrimeDHT
+
+FIND_LOCALLY_S = 10.0
+"""How long mDNS gets to find the first node, at most; half of the timeout if that is less."""
 
 
-@asynccontextmanager
-async def joined_client(peers: Sequence[str], *, data_dir: Path | None, timeout_s: float) -> AsyncIterator[PrimeDHT]:
-    """A client that has joined through the first of ``peers`` that answers, or those that ``data_dir`` remembers.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """What the options of :func:`prime_dht.cli.options.asking` ask for.
 
-    Raises:
-        QueryError: there is nobody to join through, nobody answers, or the block was not done within ``timeout_s``.
+    Attributes:
+        config: a client's: it listens nowhere, and each operation ends within ``timeout_s``.
+        timeout_s: for the whole command.
+        as_json: whether results are printed for programs.
+        verbose: how often ``-v`` was given.
     """
-    config = NodeConfig(listen=(), data_dir=data_dir, dht=DhtConfig(mode=Mode.CLIENT, operation_timeout_s=timeout_s))
-    with trio.move_on_after(timeout_s) as waiting:
-        async with open_node(config) as dht:
-            await _join(dht, peers)
+
+    config: NodeConfig
+    timeout_s: float
+    as_json: bool
+    verbose: int
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[PrimeDHT]:
+        """A client that has joined nobody yet.
+
+        Raises:
+            QueryError: the block was not done within ``timeout_s``.
+        """
+        import trio
+
+        from prime_dht.node.open import open_node
+
+        with trio.move_on_after(self.timeout_s) as waiting:
+            # Without its peers: the node would wait for all of them, dead ones too, where the first is enough.
+            async with open_node(replace(self.config, peers=())) as dht:
+                yield dht
+        if waiting.cancelled_caught:
+            raise QueryError(f"not done within {self.timeout_s:g} s (--timeout)")
+
+    @asynccontextmanager
+    async def joined(self) -> AsyncIterator[PrimeDHT]:
+        """A client that has joined: through the first peer that answers, or those that its data directory remembers.
+
+        Raises:
+            QueryError: there is nobody to join through, nobody answers, or the block was not done within ``timeout_s``.
+        """
+        async with self.opened() as dht:
+            await self._join(dht)
             yield dht
-    if waiting.cancelled_caught:
-        raise QueryError(f"not done within {timeout_s:g} s (--timeout)")
+
+    def show(self, item: Mapping[str, object], text: str) -> None:
+        """Print one result on standard output: as a line of JSON if that was asked for, else as text.
+
+        Args:
+            item: for programs; bytes in it are for the caller to encode.
+            text: for people: any number of lines, the last newline left out. Nothing is printed if it is empty.
+        """
+        show(item, text, as_json=self.as_json)
+
+    async def _join(self, dht: PrimeDHT) -> None:
+        import trio
+
+        failures: list[str] = []
+
+        async def meet(address: str) -> None:
+            try:
+                await dht.add_peer(address)
+            except (QueryError, RemoteProtocolError) as error:
+                failures.append(str(error))
+            else:
+                nursery.cancel_scope.cancel()  # one is enough; the others may be dead
+
+        async with trio.open_nursery() as nursery:
+            for address in self.config.peers:
+                nursery.start_soon(meet, address)
+        if await dht.bootstrap():
+            return
+        if not self.config.mdns:
+            raise QueryError(
+                "; ".join(failures) or "no node to ask: give --peer an address that `prime-dht run` prints, or --mdns"
+            )
+        patience_s = min(FIND_LOCALLY_S, self.timeout_s / 2)
+        with trio.move_on_after(patience_s) as waiting:
+            await first_peer(dht)
+        if waiting.cancelled_caught:
+            network = self.config.dht.network_id
+            failures.append(f"no node of network {network} was found on the local network in {patience_s:g} s")
+            raise QueryError("; ".join(failures))
 
 
-async def _join(dht: PrimeDHT, peers: Sequence[str]) -> None:
-    failures: list[str] = []
+async def first_peer(dht: PrimeDHT) -> None:
+    """Wait until a node that is joining knows somebody."""
+    from prime_dht.events import PeerJoined
 
-    async def meet(address: str) -> None:
-        try:
-            await dht.add_peer(address)
-        except (QueryError, RemoteProtocolError) as error:
-            failures.append(str(error))
-        else:
-            nursery.cancel_scope.cancel()  # one is enough; the others may be dead
-
-    async with trio.open_nursery() as nursery:
-        for address in peers:
-            nursery.start_soon(meet, address)
-    if not await dht.bootstrap():
-        raise QueryError("; ".join(failures) or "no node to ask: give --peer an address that `prime-dht run` prints")
+    if dht.peers():
+        return
+    with dht.subscribe() as events:
+        async for event in events:
+            if isinstance(event, PeerJoined):
+                return

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import IntEnum
 
+from prime_dht.cli.render import visible
 from prime_dht.errors import ConfigError, PrimeDHTError
 
 
@@ -58,11 +60,24 @@ def emit(data: bytes) -> None:
         raise ConfigError(f"standard output: {error.strerror}") from error
 
 
+def show(item: Mapping[str, object], text: str, *, as_json: bool) -> None:
+    """Print one result on standard output: for programs a line of JSON, for people text.
+
+    Args:
+        item: bytes in it are for the caller to encode.
+        text: any number of lines, the last newline left out. Nothing is printed if it is empty.
+    """
+    if as_json:
+        emit(json.dumps(item, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
+    elif text:
+        emit(text.encode(errors="backslashreplace") + b"\n")
+
+
 def complain(message: str) -> None:
-    """Tell the person something, in one line on standard error."""
+    """Tell the person something, in one line on standard error; part of it may be a peer's words."""
     # sys.stderr is None where a parent has closed it.
     if sys.stderr is not None:
-        print(f"prime-dht: {' '.join(message.split())}", file=sys.stderr, flush=True)
+        print(f"prime-dht: {visible(' '.join(message.split()))}", file=sys.stderr, flush=True)
 
 
 def expected(error: BaseException) -> str | None:

@@ -1,8 +1,18 @@
-"""Logs for people: one line each, on standard error."""
+"""Logs on standard error: for people, one line each; for programs, one JSON object a line.
+
+A record may carry *fields* beside its message, such as ``peer`` and ``address``: logging's ``extra``. They are members
+of the JSON object, and people find the same in the message.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+from datetime import UTC, datetime
+
+from prime_dht.cli.render import visible
+
+_NO_FIELDS = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime"})
 
 
 class OneLine(logging.Formatter):
@@ -20,19 +30,47 @@ class OneLine(logging.Formatter):
             return super().format(record)
         error = record.exc_info[1] if record.exc_info else None
         message = record.getMessage() if error is None else f"{record.getMessage()}: {error!r}"
-        plain = logging.makeLogRecord({**record.__dict__, "msg": " ".join(message.split()), "args": None})
+        line = visible(" ".join(message.split()))  # some of it may be a peer's words
+        plain = logging.makeLogRecord({**record.__dict__, "msg": line, "args": None})
         plain.exc_info = plain.exc_text = plain.stack_info = None
         return super().format(plain)
 
 
-def log_to_stderr(level: int, *, verbose: int) -> None:
+class JsonLine(logging.Formatter):
+    """A JSON object: ``time`` (RFC 3339, UTC, microseconds), ``level``, ``logger``, ``message``, fields, ``error``.
+
+    With ``traces`` also ``traceback``. No field takes the place of those.
+    """
+
+    def __init__(self, *, traces: bool) -> None:
+        super().__init__()
+        self._traces = traces
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for name, value in vars(record).items():
+            if name not in _NO_FIELDS:
+                line.setdefault(name, value)
+        if record.exc_info and record.exc_info[1] is not None:
+            line["error"] = repr(record.exc_info[1])
+            if self._traces:
+                line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def log_to_stderr(level: int, *, verbose: int, as_json: bool = False) -> None:
     """Show prime_dht's records from ``level`` on; from DEBUG on, with tracebacks, at ``verbose`` 1 or more.
 
     py-libp2p logs much that is no business of the person who runs a node; only what is broken beyond doubt is shown,
     unless ``verbose`` is 2 or more.
     """
     handler = logging.StreamHandler()
-    handler.setFormatter(OneLine(traces=verbose > 0))
+    handler.setFormatter((JsonLine if as_json else OneLine)(traces=verbose > 0))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.captureWarnings(capture=True)
     logging.getLogger("coredis").setLevel(logging.CRITICAL)

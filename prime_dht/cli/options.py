@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import math
+import logging
 import os
-import re
+from collections.abc import Callable
+from dataclasses import replace
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from prime_dht.errors import ValidationError
+from prime_dht.cli.logs import log_to_stderr
+from prime_dht.errors import ConfigError, ValidationError
+from prime_dht.quantities import parse_duration_s
 
-_UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
+if TYPE_CHECKING:
+    from prime_dht.settings import Settings
+    from prime_dht.toml_lines import KeyPath
 
 
 class Duration(click.ParamType[float]):
@@ -28,11 +33,10 @@ class Duration(click.ParamType[float]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         if isinstance(value, float):
             return value
-        parsed = _DURATION.fullmatch(value)
-        seconds = float(parsed[1]) * _UNITS_S[parsed[2]] if parsed else 0.0
-        if not 0.0 < seconds < math.inf:
-            self.fail(f"{value!r} is not a duration such as 90, 90s, 30m, 12h or 7d", param, ctx)
-        return seconds
+        try:
+            return parse_duration_s(value)
+        except ValidationError as error:
+            self.fail(str(error), param, ctx)
 
 
 class PeerAddress(click.ParamType[str]):
@@ -50,6 +54,19 @@ class PeerAddress(click.ParamType[str]):
         return str(value)
 
 
+class Directory(click.Path):
+    """A directory, or the path where one can be made."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, file_okay=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        # click takes devices and pipes for directories.
+        if os.path.exists(value) and not os.path.isdir(value):
+            self.fail(f"{os.fsdecode(value)!r} is not a directory", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 class Raw(click.ParamType[bytes]):
     """An argument's bytes as the shell gave them, whether or not they are text in this locale."""
 
@@ -59,34 +76,58 @@ class Raw(click.ParamType[bytes]):
         return os.fsencode(value)
 
 
-peers = click.option(
+_Body = Callable[..., int | None]
+
+_peers = click.option(
     "--peer",
     "peers",
     type=PeerAddress(),
     multiple=True,
     metavar="MULTIADDR",
-    envvar="PRIME_DHT_PEER",
     help="A node to join through, as `prime-dht run` prints it; repeat for several. "
     "[env: PRIME_DHT_PEER, separated by spaces]",
 )
 
-data_dir = click.option(
+_data_dir = click.option(
     "--data-dir",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=Directory(),
     metavar="DIR",
-    envvar="PRIME_DHT_DATA_DIR",
     help="Where identity and data are kept; made if it is not there. Without it, nothing is kept. "
     "[env: PRIME_DHT_DATA_DIR]",
 )
 
-identity_dir = click.option(
+_identity_dir = click.option(
     "--data-dir",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=Directory(),
     metavar="DIR",
     help="Sign and ask as the identity in this directory, not as somebody new. A running node has its own to itself.",
 )
 
-timeout = click.option(
+_mdns = click.option(
+    "--mdns/--no-mdns",
+    "mdns",
+    default=None,
+    help="Find nodes on the local network, and be found. [env: PRIME_DHT_MDNS]",
+)
+
+_network = click.option(
+    "--network",
+    "network_id",
+    metavar="NAME",
+    help="The swarm's name; nodes of different names do not mix. [default: prime; env: PRIME_DHT_DHT_NETWORK_ID]",
+)
+
+_config_file = click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE.toml",
+    envvar="PRIME_DHT_CONFIG",
+    help="Read settings from this file; variables and options stand over it. See `prime-dht config`. "
+    "[env: PRIME_DHT_CONFIG]",
+)
+
+_timeout = click.option(
     "--timeout",
     "timeout_s",
     type=Duration(),
@@ -94,6 +135,34 @@ timeout = click.option(
     metavar="DURATION",
     envvar="PRIME_DHT_TIMEOUT",
     help="How long it may take altogether: seconds, or 2m. [default: 30; env: PRIME_DHT_TIMEOUT]",
+)
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print results as JSON, each on one line.")
+
+_log_format = click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    envvar="PRIME_DHT_LOG_FORMAT",
+    help="How the log on standard error is written. [default: text; env: PRIME_DHT_LOG_FORMAT]",
+)
+
+_listen = click.option(
+    "--listen",
+    multiple=True,
+    metavar="MULTIADDR",
+    help="Where to listen; repeat for several. [default: /ip4/0.0.0.0/tcp/0, any free port; env: PRIME_DHT_LISTEN]",
+)
+
+_redis = click.option(
+    "--redis",
+    "redis_url",
+    metavar="URL",
+    help="Keep the entries in this Redis server, redis://host:port, not in a file. [env: PRIME_DHT_REDIS]",
+)
+
+_client = click.option(
+    "--client", is_flag=True, help="Only ask: nobody else relies on this node. [env: PRIME_DHT_DHT_MODE=client]"
 )
 
 subkey = click.option(
@@ -109,3 +178,140 @@ verbose = click.option(
     count=True,
     help="Say more on standard error; -vv for py-libp2p's messages as well.",
 )
+
+
+def asking(body: _Body) -> _Body:
+    """Give a command that asks the swarm something its options; it gets them as ``session``, a :class:`Session`."""
+
+    @wraps(body)
+    def command(
+        *,
+        data_dir: Path | None,
+        timeout_s: float,
+        as_json: bool,
+        log_format: str,
+        verbose: int,
+        peers: tuple[str, ...],
+        mdns: bool | None,
+        network_id: str | None,
+        config_file: Path | None,
+        **others: Any,
+    ) -> int | None:
+        from prime_dht.cli.client import Session
+        from prime_dht.config import Mode
+
+        log_to_stderr(logging.WARNING, verbose=verbose, as_json=log_format == "json")
+        config = _settings(config_file, peers=peers, mdns=mdns, network_id=network_id).config
+        # What stores and listens is for nodes that stay; an identity is used where it is asked for, and only there.
+        config = replace(
+            config,
+            listen=(),
+            announce=(),
+            redis_url=None,
+            data_dir=data_dir,
+            dht=replace(config.dht, mode=Mode.CLIENT, operation_timeout_s=timeout_s),
+        )
+        session = Session(config=config, timeout_s=timeout_s, as_json=as_json, verbose=verbose)
+        return body(session=session, **others)
+
+    return _with(command, _peers, _identity_dir, _mdns, _network, _config_file, _timeout, as_json, _log_format, verbose)
+
+
+def serving(body: _Body) -> _Body:
+    """Give a command that runs nodes its options; it gets them as ``config``, a :class:`NodeConfig`."""
+
+    @wraps(body)
+    def command(*, log_format: str, verbose: int, settings: Settings, **others: Any) -> int | None:
+        log_to_stderr(logging.INFO, verbose=verbose, as_json=log_format == "json")
+        return body(config=settings.config, **others)
+
+    return _with(configuring(command), _log_format, verbose)
+
+
+def configuring(body: _Body) -> _Body:
+    """Give a command every option that is a setting of a node; it gets them as ``settings``, a :class:`Settings`."""
+
+    @wraps(body)
+    def command(
+        *,
+        listen: tuple[str, ...],
+        peers: tuple[str, ...],
+        data_dir: Path | None,
+        redis_url: str | None,
+        mdns: bool | None,
+        client: bool,
+        network_id: str | None,
+        config_file: Path | None,
+        **others: Any,
+    ) -> int | None:
+        from prime_dht.config import Mode
+
+        settings = _settings(
+            config_file,
+            listen=listen,
+            peers=peers,
+            data_dir=data_dir,
+            redis_url=redis_url,
+            mdns=mdns,
+            mode=Mode.CLIENT if client else None,
+            network_id=network_id,
+        )
+        return body(settings=settings, **others)
+
+    return _with(command, _listen, _peers, _data_dir, _redis, _mdns, _client, _network, _config_file)
+
+
+def identifying(body: _Body) -> _Body:
+    """Give a command that needs nothing but an identity its options; it gets ``data_dir`` and ``as_json``."""
+
+    @wraps(body)
+    def command(*, data_dir: Path | None, config_file: Path | None, **others: Any) -> int | None:
+        return body(data_dir=_settings(config_file, data_dir=data_dir).config.data_dir, **others)
+
+    return _with(command, _data_dir, _config_file, as_json)
+
+
+_SETTINGS: dict[str, tuple[KeyPath, str]] = {
+    "listen": (("listen",), "--listen"),
+    "peers": (("peers",), "--peer"),
+    "data_dir": (("data_dir",), "--data-dir"),
+    "redis_url": (("redis_url",), "--redis"),
+    "mdns": (("mdns",), "--mdns"),
+    "mode": (("dht", "mode"), "--client"),
+    "network_id": (("dht", "network_id"), "--network"),
+}
+"""For which setting a value is, and of which option."""
+
+
+def _settings(config_file: Path | None, **values: object) -> Settings:
+    from prime_dht.settings import Given, load_settings
+
+    flags = {}
+    for name, value in values.items():
+        if value is not None and value != ():
+            path, flag = _SETTINGS[name]
+            flags[path] = Given(value, flag if value is not False else flag.replace("--", "--no-"))
+    settings = load_settings(config_file, environment=os.environ, flags=flags)
+    if ("peers",) not in flags:
+        _check_peers(settings)
+    return settings
+
+
+def _check_peers(settings: Settings) -> None:
+    """As :class:`PeerAddress` does, for what comes from elsewhere."""
+    if not settings.config.peers:
+        return
+    from prime_dht.net.dialer import split_peer_address
+
+    try:
+        for address in settings.config.peers:
+            split_peer_address(address)
+    except ValidationError as error:
+        raise ConfigError(f"{settings.origins[('peers',)]}: peers: {error}") from error
+
+
+def _with(command: _Body, *options: Callable[[_Body], _Body]) -> _Body:
+    """Put options on a command, to be listed in this order."""
+    for option in reversed(options):
+        command = option(command)
+    return command

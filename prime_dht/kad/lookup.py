@@ -108,6 +108,7 @@ class Hop:
         depth: 1 for a peer of the own table, otherwise one more than the teller's.
         distance: from the peer to the target.
         answered_at_s: ``None`` if it has not answered.
+        heard_of: how many peers it named, as far as they were looked at.
         failure: why it failed; empty if it answered or was still in flight at the end.
     """
 
@@ -117,6 +118,7 @@ class Hop:
     distance: int
     asked_at_s: float
     answered_at_s: float | None
+    heard_of: int
     failure: str
 
 
@@ -180,6 +182,7 @@ class _Candidate:
     state: _State = _State.HEARD
     asked_at_s: float = -math.inf
     answered_at_s: float | None = None
+    heard_of: int = 0
     failure: str = ""
 
     def hop(self) -> Hop:
@@ -190,6 +193,7 @@ class _Candidate:
             distance=self.distance,
             asked_at_s=self.asked_at_s,
             answered_at_s=self.answered_at_s,
+            heard_of=self.heard_of,
             failure=self.failure,
         )
 
@@ -269,6 +273,7 @@ class Lookup:
         candidate.failure = ""
         new_in_subnet: Counter[bytes] = Counter()
         for named in islice(closer, self._config.max_closer):
+            candidate.heard_of += 1
             if named.peer not in self._known and named.kad_key != self.target and not self._is_small_swarm:
                 if any(new_in_subnet[subnet] >= self._config.max_per_subnet for subnet in named.subnets):
                     continue
@@ -303,6 +308,10 @@ class Lookup:
         """
         return self._result or self._end(Outcome.ENOUGH, now_s)
 
+    def hop(self, peer: PeerId) -> Hop:
+        """How the query of a peer that was asked stands."""
+        return self._known[peer].hop()
+
     def _hear(self, contact: Contact, *, told_by: PeerId | None, depth: int) -> None:
         if contact.kad_key == self._local:
             return
@@ -318,7 +327,8 @@ class Lookup:
         elif known.state is _State.HEARD:
             # Addresses are hearsay: whoever names a peer first must not decide alone where it is looked for.
             addresses = dict.fromkeys((*known.contact.addresses, *told))
-            known.contact = replace(known.contact, addresses=tuple(addresses)[:MAX_ADDRESSES])
+            if len(addresses) > len(known.contact.addresses):
+                known.contact = replace(known.contact, addresses=tuple(addresses)[:MAX_ADDRESSES])
 
     def _forget_farthest(self) -> None:
         for index in reversed(range(len(self._by_distance))):

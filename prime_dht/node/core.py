@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanag
 from functools import partial
 from random import Random
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 import trio
 from libp2p.crypto.keys import PrivateKey
@@ -22,6 +22,7 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from multiaddr import Multiaddr
 
+from prime_dht.background import background_nursery
 from prime_dht.config import DhtConfig, Mode
 from prime_dht.entries.access import PublisherPolicy
 from prime_dht.entries.admission import AdmissionRules
@@ -34,7 +35,6 @@ from prime_dht.net.addresses import address_text
 from prime_dht.net.dialer import split_peer_address
 from prime_dht.net.network import NetworkFactory
 from prime_dht.node.arguments import PeerLike, bytes_of, entry_key, peer_id_of, peer_info, publishers_of
-from prime_dht.node.background import background_nursery
 from prime_dht.node.cache import ReadCache
 from prime_dht.node.clock import Clock, SystemClock
 from prime_dht.node.feed import Feed, Subscription
@@ -77,6 +77,8 @@ class Node:
         ConfigError: a validator is given for ``/prime/``.
         ValidationError: a bootstrap peer's multiaddr is malformed.
     """
+
+    syncs: ClassVar[bool] = False  # whether it keeps replicas equal by itself, beyond what puts and reads do
 
     def __init__(
         self,
@@ -124,7 +126,7 @@ class Node:
             rng or Random(),  # noqa: S311 (jitter, not secrets)
             [peer for peer, _ in self._bootstrap_peers if peer != network.local],
         )
-        self._status = Status(network, known, server, storage, cache, config, feed)
+        self._status = Status(network, known, server, storage, cache, config, clock, feed)
         self._has_started = False
         self._life: AsyncExitStack | None = None
         self._nursery: trio.Nursery | None = None
@@ -426,9 +428,22 @@ class Node:
         """
         await self._check_running()
         peer, raw = split_peer_address(str(address))
-        self._network.learn_addresses(peer, (raw,), source="manual")
-        await self._neighbourhood.introduce(peer)
+        await self._maintenance.add_peer(peer, raw)
         return peer
+
+    def peer_found(self, peer: PeerId, addresses: Iterable[bytes], *, source: str) -> None:
+        """Say that there may be a peer, where, and how it was found; it is met soon, if it is new.
+
+        Args:
+            addresses: binary multiaddrs.
+        """
+        if self._nursery is not None:
+            self._maintenance.peer_found(peer, addresses, source=source)
+
+    async def ping(self, peer_id: PeerLike) -> float:
+        """Seconds from a request to the answer of a peer whose address is known; QueryError if none comes."""
+        await self._check_running()
+        return await self._status.ping(peer_id_of(peer_id))
 
     def peers(self) -> list[PeerStatus]:
         """The peers in the routing table, nearest first."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from random import Random
 from typing import assert_never
 
 import trio
@@ -13,6 +14,7 @@ from prime_dht.errors import QueryError, RemoteProtocolError
 from prime_dht.events import LookupProgress
 from prime_dht.ids import KadKey, Key, kad_key
 from prime_dht.kad.contact import Contact
+from prime_dht.kad.keyspace import common_prefix_length
 from prime_dht.kad.lookup import Finished, Lookup, LookupConfig, LookupResult, Query, WaitUntil, anyone
 from prime_dht.kad.replicas import answered_keys, choose_replicas, syncs
 from prime_dht.node.clock import Clock
@@ -31,6 +33,11 @@ SLOW_AFTER_S = 1.0
 
 LOOKUPS_AT_ONCE = 4
 """Lookups that a batch of keys has under way at a time."""
+
+REFRESH_DEPTH = 12
+"""Buckets below this index are refreshed by a random target each. A target must be the hash of something, so one in
+bucket i costs 2^(i+1) hashes to find (some 10 ms at 12); what lies deeper is near enough for a lookup of this node
+itself to cover, unless the swarm has far more than 2^12 · k nodes."""
 
 Ask = Callable[[Contact], Awaitable[Reply]]
 """Sends a lookup's request to one peer; raises QueryError or RemoteProtocolError when that fails."""
@@ -53,6 +60,7 @@ class Explorer:
         alpha: int | None = None,
         replicas_only: bool = False,
         seeds: Iterable[Contact] = (),
+        through: Contact | None = None,
         query_timeout_s: float = QUERY_TIMEOUT_S,
         slow_after_s: float = SLOW_AFTER_S,
     ) -> Lookup:
@@ -63,13 +71,15 @@ class Explorer:
             alpha: how many are asked at a time; the configuration's by default.
             replicas_only: whether only peers that keep entry sets count towards ``k``.
             seeds: contacts to start from as well.
+            through: the one to start from alone, instead of the routing table and seeds.
             query_timeout_s: seconds that one peer has to answer, if the configuration allows as many.
         """
         wanted = k or self._config.k_bucket_size
         query_timeout_s = min(query_timeout_s, self._config.rpc_timeout_s)
+        known = self._neighbourhood.table.find_closest(target, self._config.k_bucket_size)
         return Lookup(
             target,
-            (*seeds, *self._neighbourhood.table.find_closest(target, self._config.k_bucket_size)),
+            (*seeds, *known) if through is None else (through,),
             local=self._neighbourhood.local,
             config=LookupConfig(
                 k=wanted,
@@ -83,18 +93,24 @@ class Explorer:
         )
 
     async def find_closest(
-        self, raw_target: bytes, *, k: int | None = None, replicas_only: bool = False
+        self,
+        raw_target: bytes,
+        *,
+        k: int | None = None,
+        replicas_only: bool = False,
+        through: Contact | None = None,
     ) -> LookupResult:
         """The ``k`` closest servers to a target.
 
         Args:
             raw_target: a peer id or a wire key, whose hash is the target.
+            through: look with the eyes of this one: start from it alone.
         """
         request = FindNode(raw_target)
         # With all that is known as seeds, running out of peers means that there are no more: the k closest that others
         # name may be dead to a large part.
         seeds = self._neighbourhood.table
-        lookup = self.lookup(kad_key(raw_target), k=k, replicas_only=replicas_only, seeds=seeds)
+        lookup = self.lookup(kad_key(raw_target), k=k, replicas_only=replicas_only, seeds=seeds, through=through)
         return await self.run(lookup, lambda contact: self._neighbourhood.ask(contact, request))
 
     async def replicas_of(self, key: Key, replication: int) -> list[Contact]:
@@ -150,6 +166,7 @@ class Explorer:
             try:
                 reply = await ask(contact)
             except (QueryError, RemoteProtocolError) as error:
+                now_s = self._clock.monotonic_s()
                 lookup.on_failure(contact.peer, str(error))
             else:
                 now_s = self._clock.monotonic_s()
@@ -157,16 +174,20 @@ class Explorer:
                 lookup.on_reply(self._neighbourhood.contact(contact.peer), closer, now_s)
                 if until():
                     lookup.finish(now_s)
-                if self._feed.is_heard:
-                    self._feed.publish(
-                        LookupProgress(
-                            target=lookup.target,
-                            peer=contact.peer,
-                            distance=contact.kad_key ^ lookup.target,
-                            elapsed_s=now_s - asked_at_s,
-                            heard_of=len(closer),
-                        )
+            if self._feed.is_heard:
+                hop = lookup.hop(contact.peer)
+                self._feed.publish(
+                    LookupProgress(
+                        target=lookup.target,
+                        peer=contact.peer,
+                        told_by=hop.told_by,
+                        depth=hop.depth,
+                        distance=hop.distance,
+                        elapsed_s=now_s - asked_at_s,
+                        heard_of=hop.heard_of,
+                        failure=hop.failure,
                     )
+                )
             woken.set()
 
         async with trio.open_nursery() as nursery:
@@ -196,3 +217,11 @@ class Explorer:
         for hop in result.path:
             if hop.failure:
                 self._neighbourhood.failed(hop.contact.peer, hop.failure)
+
+
+def raw_target(local: KadKey, index: int, rng: Random) -> bytes:
+    """Bytes whose kad key lies in the range of bucket ``index`` around ``local``, below :data:`REFRESH_DEPTH`."""
+    while True:
+        raw = rng.randbytes(32)
+        if common_prefix_length(local, kad_key(raw)) == index:
+            return raw

@@ -130,7 +130,15 @@ class Provider:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerStatus:
-    """A peer in the routing table."""
+    """A peer in the routing table.
+
+    Attributes:
+        connected: whether a connection to it is open.
+        replicates: whether it can be a replica of ``/prime/`` keys.
+        bucket: leading bits that its place has in common with this node's.
+        source: how it was found first: ``bootstrap``, ``mdns``, ``kad``, ``manual`` or ``identify``.
+        first_seen_us, last_seen_us: when it was heard from, in microseconds since the Unix epoch, across restarts.
+    """
 
     peer: PeerId
     addresses: tuple[str, ...]
@@ -138,6 +146,8 @@ class PeerStatus:
     replicates: bool
     bucket: int
     source: str
+    first_seen_us: TimestampUs | None
+    last_seen_us: TimestampUs | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,11 +198,17 @@ class Health:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
-    """Counters since the node started."""
+    """Counters since the node started.
+
+    Attributes:
+        offences: breaches of protocol by peers.
+        backed_off: peers that are neither answered nor asked now, because of theirs.
+    """
 
     requests_sent: int
     requests_answered: Mapping[str, int]
     offences: int
+    backed_off: int
     entries_stored: int
     events_dropped: int
     cache_hits: int

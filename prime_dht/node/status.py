@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from prime_dht.config import DhtConfig
 from prime_dht.ids import PeerId, peer_text
+from prime_dht.kad.contact import Contact
 from prime_dht.kad.keyspace import common_prefix_length
 from prime_dht.net.addresses import address_text
 from prime_dht.net.network import Network
 from prime_dht.node.cache import ReadCache
+from prime_dht.node.clock import Clock
 from prime_dht.node.feed import Feed
 from prime_dht.node.neighbourhood import Neighbourhood
 from prime_dht.node.results import Health, HeldArc, PeerStatus, Stats
 from prime_dht.node.server import Server
 from prime_dht.storage.base import StorageBackend
+from prime_dht.wire.kad import Ping
 
 
 class Status:
@@ -26,6 +29,7 @@ class Status:
         storage: StorageBackend,
         cache: ReadCache,
         config: DhtConfig,
+        clock: Clock,
         feed: Feed,
     ) -> None:
         self._network = network
@@ -34,22 +38,13 @@ class Status:
         self._storage = storage
         self._cache = cache
         self._config = config
+        self._clock = clock
         self._feed = feed
 
     def peers(self) -> list[PeerStatus]:
         """The peers in the routing table, nearest first."""
         table = self._neighbourhood.table
-        return [
-            PeerStatus(
-                peer=contact.peer,
-                addresses=self._addresses(contact.peer),
-                connected=self._network.is_connected(contact.peer),
-                replicates=contact.syncs,
-                bucket=common_prefix_length(table.local, contact.kad_key),
-                source=self._network.source_of(contact.peer),
-            )
-            for contact in table.find_closest(table.local, len(table))
-        ]
+        return [self._peer(contact) for contact in table.find_closest(table.local, len(table))]
 
     async def health(self) -> Health:
         """Peers, keys, buckets, the target arc, and what a person should look at."""
@@ -72,6 +67,21 @@ class Status:
             warnings=tuple(self._warnings()),
         )
 
+    async def ping(self, peer: PeerId) -> float:
+        """Seconds from a request to its answer, over a connection that is made first, and not timed, if there is none.
+
+        Raises:
+            QueryError: the peer cannot be reached, or did not answer.
+            RemoteProtocolError: it answered wrongly.
+        """
+        timeout_s = self._config.rpc_timeout_s
+        if not self._network.is_connected(peer):
+            self._network.forgive(peer)
+            await self._network.call(peer, Ping(), timeout_s=timeout_s)
+        asked_at_s = self._clock.monotonic_s()
+        await self._network.call(peer, Ping(), timeout_s=timeout_s)
+        return self._clock.monotonic_s() - asked_at_s
+
     async def stats(self) -> Stats:
         """Counters since the node started."""
         counters = self._network.counters()
@@ -79,6 +89,7 @@ class Status:
             requests_sent=counters.requests_sent,
             requests_answered=counters.requests_answered,
             offences=counters.offences,
+            backed_off=counters.backed_off,
             entries_stored=self._server.stored,
             events_dropped=self._feed.dropped,
             cache_hits=self._cache.hits,
@@ -95,6 +106,19 @@ class Status:
         if self._feed.dropped:
             warnings.append(f"{self._feed.dropped} events were lost to subscribers that fell behind")
         return warnings
+
+    def _peer(self, contact: Contact) -> PeerStatus:
+        acquaintance = self._neighbourhood.acquaintances.get(contact.peer)
+        return PeerStatus(
+            peer=contact.peer,
+            addresses=self._addresses(contact.peer),
+            connected=self._network.is_connected(contact.peer),
+            replicates=contact.syncs,
+            bucket=common_prefix_length(self._neighbourhood.local, contact.kad_key),
+            source=self._network.source_of(contact.peer),
+            first_seen_us=acquaintance.first_seen_us if acquaintance is not None else None,
+            last_seen_us=acquaintance.last_seen_us if acquaintance is not None else None,
+        )
 
     def _addresses(self, peer: PeerId) -> tuple[str, ...]:
         return tuple(address_text(address) for address in self._network.addresses_of(peer))

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 
 import pytest
+
+from prime_dht.cli import main
+from prime_dht.testing.processes import PRIME_DHT, Ended, running
+
+Here = Callable[..., Ended]
 
 
 @pytest.fixture(autouse=True)
@@ -20,3 +27,26 @@ def _logging_as_it_was() -> Iterator[None]:
     root.setLevel(level)
     root.handlers[:] = handlers
     logging.captureWarnings(capture=False)
+
+
+@pytest.fixture(scope="session")
+def three_nodes() -> Iterator[tuple[str, ...]]:
+    """The addresses of three nodes that run in a process of their own, for all tests that change nothing of theirs."""
+    with running(*PRIME_DHT, "swarm", "3", "--json") as swarm:
+        yield tuple(json.loads(swarm.line())["addresses"][0] for _ in range(3))
+
+
+@pytest.fixture
+def here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Here:
+    """Runs ``prime-dht`` in this process, which is four times as quick as in one of its own."""
+    for name in os.environ:
+        if name.startswith("PRIME_DHT_"):
+            monkeypatch.delenv(name)
+
+    def run(*arguments: str) -> Ended:
+        capfd.readouterr()
+        status = main(arguments)
+        written = capfd.readouterr()
+        return Ended(status, written.out.encode(), written.err)
+
+    return run

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-import sys
-
 import pytest
 
 from prime_dht.cli import main
 from prime_dht.cli.commands.put import shortfalls
-from prime_dht.cli.logs import OneLine
 from prime_dht.errors import QueryError, RemoteProtocolError
 from prime_dht.ids import Key, OpId, PeerId, TimestampUs, peer_text
 from prime_dht.node.results import PutReceipt
@@ -29,6 +25,7 @@ def make_id_raise(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None
     ("error", "status", "line"),
     [
         (QueryError("nobody\nanswers"), 2, "prime-dht: nobody answers\n"),
+        (RemoteProtocolError("it said \x1b[2J"), 2, "prime-dht: it said \\x1b[2J\n"),
         (
             ExceptionGroup(
                 "", [QueryError("one"), ExceptionGroup("", [QueryError("two"), RemoteProtocolError("one")])]
@@ -43,7 +40,7 @@ def make_id_raise(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None
             "prime-dht: this is a bug in prime_dht, please report it: KeyError('oops') (-v shows where)\n",
         ),
     ],
-    ids=["an error", "a group of errors", "Ctrl-C", "a bug"],
+    ids=["an error", "a peer's words", "a group of errors", "Ctrl-C", "a bug"],
 )
 def test_what_ends_a_command_becomes_a_status_and_a_line(
     error: BaseException,
@@ -61,23 +58,6 @@ def test_a_group_with_a_bug_in_it_is_a_bug(monkeypatch: pytest.MonkeyPatch, caps
     make_id_raise(monkeypatch, ExceptionGroup("", [QueryError("nobody"), KeyError("oops")]))
     assert main(["id", "--data-dir", "nowhere"]) == 70
     assert "bug" in capsys.readouterr().err
-
-
-def record_with_traceback() -> logging.LogRecord:
-    try:
-        raise ValueError("bad\nvalue")
-    except ValueError:
-        return logging.LogRecord("x", logging.ERROR, __file__, 1, "failed\nfor %s", ("peer",), sys.exc_info())
-
-
-def test_a_log_record_is_one_line_that_says_what_went_wrong() -> None:
-    line = OneLine(traces=False).format(record_with_traceback())
-    assert line.endswith("ERROR   failed for peer: ValueError('bad\\nvalue')")
-    assert "\n" not in line
-
-
-def test_a_log_record_has_its_traceback_for_those_who_ask() -> None:
-    assert "Traceback" in OneLine(traces=True).format(record_with_traceback())
 
 
 def receipt(*, stored_by: tuple[PeerId, ...], refused: tuple[tuple[PeerId, str], ...] = ()) -> PutReceipt:

@@ -50,19 +50,34 @@ def complaint(ended: Ended) -> str:
         ("get key value", "unexpected extra argument"),
         ("get key", "give --peer an address that `prime-dht run` prints"),
         ("get key --peer " + NOBODY, "Connection refused"),
+        ("get key --mdns --network nobodys --timeout 1", "no node of network nobodys was found on the local network"),
         ("put key value --peer " + NOBODY, "Connection refused"),
         ("id", "give --data-dir"),
         ("id --data-dir /proc/self/nothing", "/proc/self/nothing"),
         ("run --data-dir /proc/self/nothing", "/proc/self/nothing"),
-        ("run --data-dir /etc/passwd", "'--data-dir': Directory '/etc/passwd' is a file"),
+        ("run --data-dir /etc/passwd", "'--data-dir': '/etc/passwd' is not a directory"),
+        ("run --data-dir /dev/null", "'--data-dir': '/dev/null' is not a directory"),
+        ("run --listen /ip4/127.0.0.1/tcp/0 --listen /ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/tcp/0 is there twice"),
+        ("run --network two/words", "--network: network_id must be"),
+        ("run --config /no/such/file", "/no/such/file: No such file or directory"),
+        ("completion tcsh", "'tcsh' is not one of 'bash', 'zsh', 'fish'"),
     ],
 )
 def test_a_mistake_gets_one_line_and_status_2(arguments: str, says: str) -> None:
     assert says in complaint(prime_dht(*arguments.split(" ")))
 
 
-def test_a_mistake_in_the_environment_names_the_option() -> None:
-    assert "'--peer'" in complaint(prime_dht("get", "key", env={"PRIME_DHT_PEER": "typo"}))
+def test_a_mistake_in_the_environment_names_the_variable() -> None:
+    line = complaint(prime_dht("get", "key", env={"PRIME_DHT_PEER": "typo"}))
+    assert line == "prime-dht: PRIME_DHT_PEER: peers: 'typo' does not end in /p2p/<peer id>\n"
+
+
+def test_a_mistake_in_the_configuration_names_the_line(tmp_path: Path) -> None:
+    (tmp_path / "node.toml").write_text("mdns = false\n\n[dht]\nreplicaton_factor = 5\n")
+    line = complaint(prime_dht("run", "--config", "node.toml", cwd=tmp_path))
+    assert (
+        line == 'prime-dht: node.toml:4: unknown key "replicaton_factor" in [dht]; did you mean "replication_factor"?\n'
+    )
 
 
 def test_an_empty_key_is_refused() -> None:

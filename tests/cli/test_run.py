@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 from pathlib import Path
@@ -66,9 +67,29 @@ def test_a_peer_that_is_not_there_yet_does_not_keep_it_from_running() -> None:
 def test_its_log_is_one_line_an_event() -> None:
     with running_node() as (_, address), running_node("--peer", address, "--peer", NOBODY) as (node, _):
         lines = node.stop(signal.SIGTERM).err.splitlines()
-    assert any("joined the routing table" in line for line in lines)
+    assert any(re.search(rf"peer \w+ joined \(1 known\): {address.partition('/p2p/')[0]}$", line) for line in lines)
+    assert any("ready in network prime; known peers: 1" in line for line in lines)
     for line in lines:
         assert LOG_LINE.fullmatch(line), line
+
+
+def test_for_programs_its_log_is_json_and_tells_when_it_is_ready() -> None:
+    with running_node("--log-format", "json", "--json", "--network", "lab") as (node, printed):
+        (address,) = json.loads(printed)["addresses"]
+        assert address.endswith(f"/p2p/{json.loads(printed)['peer_id']}")
+        lines = [json.loads(line) for line in node.stop(signal.SIGTERM).err.splitlines()]
+    (ready,) = (line for line in lines if line.get("event") == "ready")
+    assert (ready["network"], ready["known"], ready["addresses"]) == ("lab", 0, [address])
+    assert lines[-1]["message"] == "stopped by SIGTERM"
+
+
+def test_nodes_of_another_network_do_not_mix_with_it() -> None:
+    with running_node("--network", "lab") as (_, address):
+        stranger = prime_dht("put", "key", "value", "--peer", address)
+        member = prime_dht("put", "key", "value", "--peer", address, "--network", "lab")
+    assert (stranger.status, stranger.out, stranger.err.count("\n")) == (2, b"", 1)
+    assert "/prime/kad/1.0.0" in stranger.err
+    assert member.status == 0
 
 
 def test_without_a_data_directory_it_says_that_nothing_is_kept() -> None:

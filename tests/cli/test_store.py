@@ -70,8 +70,8 @@ def shell(capfd: pytest.CaptureFixture[str]) -> Shell:
 async def fill(path: Path) -> None:
     async with await SQLiteBackend.open(path) as store:
         await store.put_entries(ENTRIES, now_us=100)
-        await store.put_record(record(b"name"))
-        await store.add_provider(provider(b"provider"))
+        await store.put_record(record(b"name"), now_us=NOW_US)
+        await store.add_provider(provider(b"provider"), now_us=NOW_US)
         await store.put_peers([known_peer(b"one"), known_peer(b"two")])
         await store.put_own_slots([OwnSlot(ENTRIES[0].slot, TimestampUs(100), TimestampUs(1000))])
         await store.put_meta("name", b"value")

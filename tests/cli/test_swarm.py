@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from prime_dht.testing.processes import PRIME_DHT, TIMEOUT_S, Ended, prime_dht, running, running_node
+from prime_dht.testing.processes import LOOPBACK, PRIME_DHT, TIMEOUT_S, Ended, prime_dht, running, running_node
+
+Here = Callable[..., Ended]
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +72,23 @@ def test_bytes_that_are_no_text_work_as_key_and_as_value(through: dict[str, str]
     assert prime_dht("get", key, env=through).out == b"\xc3\x28"
 
 
+def test_for_programs_a_put_is_its_receipt_and_a_get_all_that_is_known(
+    address: str, here: Here, tmp_path: Path
+) -> None:
+    where = ("for programs", "--subkey", "s", "--peer", address, "--json")
+    put = here("put", *where[:1], "value", *where[1:])
+    receipt = json.loads(put.out)
+    assert put.out.count(b"\n") == 1
+    assert (receipt["stored_by"], receipt["wanted"]) == ([address.rpartition("/")[2]], 3)
+    assert receipt["warning"] == "stored by 1 of 3 replicas"
+    found = json.loads(here("get", *where).out)
+    assert (found["value"], found["subkey"]) == (base64.b64encode(b"value").decode(), base64.b64encode(b"s").decode())
+    assert found["expires_at_us"] == receipt["expires_at_us"]
+    target = tmp_path / "out"
+    assert json.loads(here("get", *where, "--out", str(target)).out)["file"] == str(target)
+    assert target.read_bytes() == b"value"
+
+
 def test_files_go_in_and_out(tmp_path: Path, through: dict[str, str]) -> None:
     source, target = tmp_path / "in", tmp_path / "out"
     source.write_bytes(b"\x00weights")
@@ -106,7 +127,8 @@ def test_an_identity_is_kept_in_a_data_directory(tmp_path: Path, through: dict[s
 
 def test_a_ttl_has_units(through: dict[str, str]) -> None:
     assert prime_dht("put", "brief", "value", "--ttl", "1.5h", env=through).status == 0
-    assert_complains(prime_dht("put", "endless", "value", "--ttl", "9999d", env=through), "ttl")
+    endless = prime_dht("put", "endless", "value", "--ttl", "9999d", env=through)
+    assert_complains(endless, "a ttl of 9999d exceeds this network's max_ttl of 30d")
 
 
 @pytest.fixture
@@ -132,12 +154,23 @@ def test_a_reader_that_stops_reading_ends_a_get_quietly(through: dict[str, str])
     assert (ended.status, ended.err) == (128 + signal.SIGPIPE, "")
 
 
-def test_ctrl_c_ends_a_get_that_waits(silent: tuple[socket.socket, str]) -> None:
+@pytest.mark.parametrize("command", [("get", "key"), ("put", "key", "value")], ids=["get", "put"])
+def test_ctrl_c_ends_a_command_that_waits(command: tuple[str, ...], silent: tuple[socket.socket, str]) -> None:
     listener, peer = silent
-    with running(*PRIME_DHT, "get", "key", "--peer", peer) as got:
+    with running(*PRIME_DHT, *command, "--peer", peer) as waiting:
         connection, _ = listener.accept()
         with connection:
-            assert got.stop(signal.SIGINT) == Ended(130, b"", "")
+            assert waiting.stop(signal.SIGINT) == Ended(130, b"", "")
+
+
+def test_ctrl_c_ends_a_node_that_joins(silent: tuple[socket.socket, str]) -> None:
+    listener, peer = silent
+    with running(*PRIME_DHT, "run", "--listen", LOOPBACK, "--peer", peer) as node:
+        connection, _ = listener.accept()
+        with connection:
+            ended = node.stop(signal.SIGINT)
+    assert (ended.status, ended.out) == (130, b"")
+    assert ended.err.endswith("stopped by SIGINT\n")
 
 
 def test_a_silent_peer_is_given_up_on_after_the_timeout(silent: tuple[socket.socket, str]) -> None:

@@ -67,9 +67,9 @@ async def test_whatever_was_done_is_found_again(tmp_path: Path) -> None:
         results = await store.put_entries(entries[5:], now_us=NOW_US)
         assert any(result.evicted for result in results)
         await store.remove_ops([entries[3].op_id])
-        await store.put_record(record(b"a"))
+        await store.put_record(record(b"a"), now_us=NOW_US)
         for name in (b"a", b"b"):
-            await store.add_provider(provider(name))
+            await store.add_provider(provider(name), now_us=NOW_US)
         await store.remove_provider(b"content", PeerId(b"a"))
         await store.put_peers([known_peer(b"a"), known_peer(b"b")])
         await store.remove_peers([PeerId(b"a")])

@@ -5,13 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from dataclasses import MISSING, fields
-from enum import Enum
 from pathlib import Path
 
-import pytest
-
-from prime_dht import DhtConfig, NodeConfig
 from prime_dht.testing.processes import PRIME_DHT, run, running
 
 ROOT = Path(__file__).parents[2]
@@ -53,20 +48,26 @@ def test_the_program_runs(tmp_path: Path) -> None:
     assert ended.out.startswith(b"True Found(key=b'/prime/model:digits'")
 
 
-@pytest.mark.parametrize("config", [NodeConfig, DhtConfig])
-def test_its_table_of_a_configuration_has_every_field_and_default(config: type[NodeConfig] | type[DhtConfig]) -> None:
-    table = TEXT.partition(f"\n`{config.__name__}` is ")[2].partition("| field | default | meaning |\n|---|---|---|\n")[
-        2
-    ]
-    rows = [row.split(" | ", 2) for row in table.partition("\n\n")[0].splitlines()]
-    shown = {name.strip("| `"): default.strip("`") for name, default, _ in rows}
-    defaults = {}
-    for each in fields(config):
-        if each.default_factory is not MISSING:
-            defaults[each.name] = f"{type(each.default_factory()).__name__}()"
-        else:
-            defaults[each.name] = str(each.default) if isinstance(each.default, Enum) else repr(each.default)
-    assert shown == defaults
+def test_a_mistake_in_a_file_is_reported_as_it_shows(tmp_path: Path) -> None:
+    (shown,) = (block for block in blocks("text") if "unknown key" in block)
+    (tmp_path / "node.toml").write_text("\n\n\n\n[dht]\n\nreplicaton_factor = 3\n")
+    ended = run(*PRIME_DHT, "run", "--config", "node.toml", cwd=tmp_path)
+    assert (ended.status, ended.err) == (2, shown)
+
+
+def test_the_file_of_defaults_is_one_that_a_node_takes(tmp_path: Path) -> None:
+    for command in ("config --defaults", "config --config node.toml"):
+        assert f"prime-dht {command}" in TEXT
+        ended = run(*PRIME_DHT, *command.split(), cwd=tmp_path)
+        assert ended.status == 0, ended.err
+        (tmp_path / "node.toml").write_bytes(ended.out)
+
+
+def test_the_commands_that_it_names_exist() -> None:
+    (commands,) = re.findall(r"^Commands:\n(.*)", run(*PRIME_DHT, "--help").out.decode(), re.MULTILINE | re.DOTALL)
+    there = set(re.findall(r"^  ([a-z-]+)  ", commands, re.MULTILINE))
+    named = set(re.findall(r"(?:`|\(|\$ |^)prime-dht ([a-z][a-z-]+)", TEXT, re.MULTILINE))
+    assert {"run", "put", "get", "health", "swarm", "group", "config"} <= named <= there
 
 
 def test_its_layers_are_those_that_make_check_enforces() -> None:
@@ -84,6 +85,6 @@ def test_the_files_that_it_links_to_exist() -> None:
 
 
 def test_the_make_targets_that_it_names_exist() -> None:
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    named = re.findall(r"(?:`|^\$ )make ([a-z]+)", TEXT, re.MULTILINE)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = re.findall(r"(?:`|^\$ )make ([a-z-]+)", TEXT, re.MULTILINE)
     assert {"demo", "test"} <= set(named) <= set(targets)

@@ -367,6 +367,19 @@ def test_in_a_small_swarm_a_reply_may_name_peers_of_one_subnet() -> None:
     assert asked(lookup.next(0.0)) == [1, 2]
 
 
+def test_a_hop_says_how_many_peers_were_named_and_how_its_query_stands() -> None:
+    lookup = lookup_of(100, 110, config=replace(SMALL, max_closer=2))
+    lookup.next(0.0)
+    reply(lookup, 100, 1, 2, 3, now_s=0.5)
+    lookup.on_failure(tiny_contact(110).peer, "refused")
+    answered, failed = (lookup.hop(tiny_contact(key).peer) for key in (100, 110))
+    assert (answered.heard_of, answered.answered_at_s, answered.failure) == (2, 0.5, "")
+    assert (failed.heard_of, failed.answered_at_s, failed.failure) == (0, None, "refused")
+    lookup.next(0.5)
+    named = lookup.hop(tiny_contact(1).peer)
+    assert (named.told_by, named.depth, named.asked_at_s) == (tiny_contact(100).peer, 2, 0.5)
+
+
 def test_an_endless_reply_is_read_only_so_far() -> None:
     lookup = lookup_of(200, config=replace(SMALL, k=100, alpha=100, max_closer=4))
     lookup.next(0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -11,8 +12,8 @@ from prime_dht.cli.ending import emit
 
 
 @click.command("id")
-@options.data_dir
-def command(data_dir: Path | None) -> None:
+@options.identifying
+def command(data_dir: Path | None, as_json: bool) -> None:
     """Print the peer id of the node that keeps its data in DIR.
 
     If DIR has no identity yet, one is made, as `run` would: so a node's id can be told to others before it first runs.
@@ -27,5 +28,5 @@ def command(data_dir: Path | None) -> None:
     from prime_dht.net.identity import load_or_create_identity, peer_id_of
     from prime_dht.node.open import IDENTITY_FILE
 
-    peer = peer_id_of(load_or_create_identity(data_dir / IDENTITY_FILE))
-    emit(f"{peer_text(peer)}\n".encode())
+    peer = peer_text(peer_id_of(load_or_create_identity(data_dir / IDENTITY_FILE)))
+    emit((json.dumps({"peer_id": peer}) if as_json else peer).encode() + b"\n")

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import logging
-from datetime import datetime
+import base64
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from prime_dht.cli import options
-from prime_dht.cli.ending import complain, emit
-from prime_dht.cli.logs import log_to_stderr
+from prime_dht.cli import capability, options
+from prime_dht.cli.ending import complain
+from prime_dht.cli.render import moment
 from prime_dht.errors import QueryError, ValidationError
-from prime_dht.ids import US_PER_S, peer_text
+from prime_dht.ids import peer_text
 
 if TYPE_CHECKING:
+    from prime_dht.cli.client import Session
     from prime_dht.node.results import PutReceipt
 
 STDIN = 0
@@ -34,20 +34,16 @@ STDIN = 0
     help="How long the value lives: seconds, or 30m, 12h, 7d. [default: 1d]",
 )
 @options.subkey
-@options.peers
-@options.identity_dir
-@options.timeout
-@options.verbose
+@capability.option
+@options.asking
 def command(
+    session: Session,
     key: bytes,
     value: bytes | None,
     file: Path | None,
     ttl_s: float | None,
     subkey: bytes,
-    peers: tuple[str, ...],
-    data_dir: Path | None,
-    timeout_s: float,
-    verbose: int,
+    capability: bytes,
 ) -> None:
     """Store VALUE, at most 64 KiB, under KEY.
 
@@ -62,18 +58,14 @@ def command(
     """
     from prime_dht.cli.life import run_until_done
 
-    log_to_stderr(logging.WARNING, verbose=verbose)
     if (value is None) == (file is None):
         raise click.UsageError("give one of VALUE, --file FILE, or - for standard input")
     source = file if file is not None else STDIN if value == b"-" else value
     assert source is not None
-    receipt = run_until_done(
-        partial(_put, key, source, ttl_s=ttl_s, subkey=subkey, peers=peers, data_dir=data_dir, timeout_s=timeout_s)
-    )
+    receipt = run_until_done(partial(_put, session, key, source, ttl_s=ttl_s, subkey=subkey, capability=capability))
     if receipt.superseded:
         raise QueryError("a newer value by this identity stands under the key: this one will not be seen")
-    until = datetime.fromtimestamp(receipt.expires_at_us / US_PER_S).astimezone()
-    emit(f"stored until {until:%Y-%m-%d %H:%M:%S %Z}\n".encode())
+    session.show(receipt_as_json(receipt), f"stored until {moment(receipt.expires_at_us)}")
     for line in shortfalls(receipt):
         complain(f"warning: {line}")
 
@@ -85,32 +77,46 @@ def shortfalls(receipt: PutReceipt) -> list[str]:
     return [receipt.warning, *(f"{peer_text(peer)}: {why}" for peer, why in (*receipt.refused, *receipt.failed))]
 
 
+def receipt_as_json(receipt: PutReceipt) -> dict[str, object]:
+    """A receipt for programs; times are in microseconds since the Unix epoch, key and subkey base64."""
+    return {
+        "key": base64.b64encode(receipt.key).decode(),
+        "subkey": base64.b64encode(receipt.subkey).decode(),
+        "op_id": receipt.op_id.hex(),
+        "created_at_us": receipt.created_at_us,
+        "expires_at_us": receipt.expires_at_us,
+        "stored_by": [peer_text(peer) for peer in receipt.stored_by],
+        "refused": {peer_text(peer): why for peer, why in receipt.refused},
+        "failed": {peer_text(peer): why for peer, why in receipt.failed},
+        "wanted": receipt.wanted,
+        "needed": receipt.needed,
+        "acknowledged": receipt.acknowledged,
+        "superseded": receipt.superseded,
+        "warning": receipt.warning,
+    }
+
+
 async def _put(
+    session: Session,
     key: bytes,
     source: bytes | Path | int,
     *,
     ttl_s: float | None,
     subkey: bytes,
-    peers: tuple[str, ...],
-    data_dir: Path | None,
-    timeout_s: float,
+    capability: bytes,
 ) -> PutReceipt:
     import trio
 
-    from prime_dht.cli.client import joined_client
-
     # In a thread, which Ctrl-C can leave alone with a terminal or a pipe that says nothing.
-    content = await trio.to_thread.run_sync(_read, source, abandon_on_cancel=True)  # type: ignore[call-arg]  # old stubs
-    async with joined_client(peers, data_dir=data_dir, timeout_s=timeout_s) as dht:
-        return await dht.put(key, content, subkey=subkey, ttl=ttl_s)
+    most = session.config.dht.limits.max_inline_bytes
+    content = await trio.to_thread.run_sync(_read, source, most, abandon_on_cancel=True)  # type: ignore[call-arg]  # old stubs
+    async with session.joined() as dht:
+        return await dht.put(key, content, subkey=subkey, ttl=ttl_s, capability=capability)
 
 
-def _read(source: bytes | Path | int) -> bytes:
+def _read(source: bytes | Path | int, most: int) -> bytes:
     if isinstance(source, bytes):
         return source
-    from prime_dht.entries.limits import DEFAULT_LIMITS
-
-    most = DEFAULT_LIMITS.max_inline_bytes
     name = "standard input" if source == STDIN else str(source)
     try:
         with open(source, "rb", closefd=source != STDIN) as stream:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import click
 
-from prime_dht.cli.commands.store import carry, look
+from prime_dht.cli.commands.store import carry, look, picture
 from prime_dht.cli.ending import Status
 
 
 @click.group("store", invoke_without_command=True)
 @click.pass_context
 def command(ctx: click.Context) -> None:
-    """Look at, check, export or import what a node keeps in its data directory.
+    """Look at, check, draw, export or import what a node keeps in its data directory.
 
     The node must not run meanwhile: it has its store to itself.
 
@@ -19,6 +19,7 @@ def command(ctx: click.Context) -> None:
     Examples:
       prime-dht store info --data-dir ./data
       prime-dht store check --data-dir ./data
+      prime-dht store picture --data-dir ./data
       prime-dht store export --data-dir ./data --out backup.jsonl
       prime-dht store import --data-dir ./elsewhere backup.jsonl
 
@@ -33,5 +34,5 @@ def command(ctx: click.Context) -> None:
         ctx.exit(Status.FAILED)
 
 
-for subcommand in (look.info, look.check, carry.export, carry.import_):
+for subcommand in (look.info, look.check, picture.picture, carry.export, carry.import_):
     command.add_command(subcommand)

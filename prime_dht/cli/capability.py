@@ -1,0 +1,64 @@
+"""Capabilities as files: one line of base64, which can be sent in a mail or a chat. It is no secret to the network."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from pathlib import Path
+from typing import Any
+
+import click
+
+from prime_dht.errors import ValidationError
+
+MAX_TOKEN_CHARS = 4096
+"""A capability has some 200 bytes; nobody is to have a disk read in by mistake."""
+
+
+def token_text(capability: bytes) -> str:
+    """A capability as its file has it, without the newline."""
+    return base64.b64encode(capability).decode()
+
+
+def read_token(path: Path) -> bytes:
+    """The capability in a file; whether it is genuine is for those to check to whom it is shown.
+
+    Raises:
+        ValidationError: the file cannot be read, or holds no capability.
+    """
+    from prime_dht.entries.capability import decode_capability
+
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_TOKEN_CHARS + 1)
+    except OSError as error:
+        raise ValidationError(f"{path}: {error.strerror}") from error
+    try:
+        capability = base64.b64decode(text.strip(), validate=True)
+        decode_capability(capability)
+    except (binascii.Error, ValidationError) as error:
+        raise ValidationError(f"{path} holds no capability, as `prime-dht group invite` makes them") from error
+    return capability
+
+
+class CapabilityFile(click.ParamType[bytes]):
+    """A file that ``prime-dht group invite`` made; its value is the capability."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
+        if isinstance(value, bytes):
+            return value
+        try:
+            return read_token(Path(value))
+        except ValidationError as error:
+            self.fail(str(error), param, ctx)
+
+
+option = click.option(
+    "--capability",
+    type=CapabilityFile(),
+    default=b"",
+    metavar="FILE",
+    help="For a group's key: the capability that `prime-dht group invite` made for the identity in --data-dir.",
+)

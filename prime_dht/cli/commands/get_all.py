@@ -1,0 +1,181 @@
+"""``prime-dht get-all``: read what every publisher keeps under a key."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote_from_bytes
+
+import click
+
+from prime_dht.cli import options
+from prime_dht.cli.ending import Status, complain
+from prime_dht.cli.render import preview, span, table, visible
+from prime_dht.cli.targets import PeerName
+from prime_dht.errors import ConfigError
+from prime_dht.ids import US_PER_S, PeerId, peer_text
+
+if TYPE_CHECKING:
+    from prime_dht.cli.client import Session
+    from prime_dht.node.results import Found
+
+SUBKEY_CHARS = 20
+
+MAX_NAME_CHARS = 200
+"""Of a file; file systems take 255 bytes."""
+
+
+@click.command("get-all")
+@click.argument("key", type=options.Raw())
+@click.option(
+    "--subkey", "subkeys", type=options.Raw(), multiple=True, help="Only values of this subkey; repeat for several."
+)
+@click.option(
+    "--publisher",
+    "publishers",
+    type=PeerName(),
+    multiple=True,
+    metavar="PEER-ID",
+    help="Only values that this peer has signed; repeat for several.",
+)
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=1000, metavar="N", help="At most so many values. [default: 1000]"
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write each value to a file in this directory, named <publisher> or <publisher>.<subkey>.",
+)
+@options.asking
+def command(
+    session: Session,
+    key: bytes,
+    subkeys: tuple[bytes, ...],
+    publishers: tuple[PeerId, ...],
+    limit: int,
+    out: Path | None,
+) -> int:
+    """List the live values under KEY, of every publisher and subkey.
+
+    The table shows how values begin, made fit to print; --out and --json give them whole. With --json each value is a
+    line, with key, subkey and value in base64 and times in microseconds since 1970. Exits with 1 if there is none.
+
+    \b
+    Examples:
+      prime-dht get-all gradient:7 --peer /ip4/192.0.2.1/tcp/4001/p2p/12D3Koo...
+      prime-dht get-all gradient:7 --out ./round-7
+      prime-dht get-all gradient:7 --json | jq -r .publisher
+    """
+    from prime_dht.cli.life import run_until_done
+
+    if out is not None:
+        _make(out)
+    rows = run_until_done(partial(_get_all, session, key, frozenset(subkeys), frozenset(publishers), limit, out))
+    if not rows:
+        complain(f"not found: {visible(key)}")
+        return Status.NOT_FOUND
+    if not session.as_json:
+        columns = ("publisher", "subkey", "bytes", "age", "ends in", "file" if out is not None else "value")
+        session.show({}, table(columns, rows, right=("bytes",)))
+    return Status.DONE
+
+
+async def _get_all(
+    session: Session,
+    key: bytes,
+    subkeys: frozenset[bytes],
+    publishers: frozenset[PeerId],
+    limit: int,
+    out: Path | None,
+) -> list[tuple[str, ...]]:
+    """Read, write to files what is to be there, print what is for programs; what is for people is returned.
+
+    So no more of the values than a page is in memory at a time.
+    """
+    from prime_dht.node.clock import SystemClock
+
+    rows: list[tuple[str, ...]] = []
+    async with session.joined() as dht:
+        cursor: bytes | None = None
+        while True:
+            page = await dht.get_all(
+                key, subkeys=subkeys or None, publishers=publishers or None, limit=limit - len(rows), cursor=cursor
+            )
+            for found in page:
+                path = None
+                if out is not None and found.blob is None:
+                    path = out / file_name(found.publisher, found.subkey)
+                    _write(path, found.value)
+                if session.as_json:
+                    session.show(found_as_json(found, path), "")
+                rows.append(_row(found, path, SystemClock().now_us()))
+            cursor = page.next_cursor
+            if cursor is None:
+                return rows
+            if len(rows) == limit:
+                complain(f"there are more than {limit:,} values: --limit shows more")
+                return rows
+
+
+def file_name(publisher: PeerId, subkey: bytes) -> str:
+    """The name of a value's file: one name for each slot, and none that means anything to a shell or a file system.
+
+    >>> from prime_dht.ids import peer_from_text
+    >>> peer = peer_from_text("12D3KooWK99VoVxNE7XzyBwXEzW7xhK7Gpv85r9F3V3fyKSUKPH5")
+    >>> file_name(peer, b"../layer 1")[53:]
+    '..%2Flayer%201'
+    """
+    if not subkey:
+        return peer_text(publisher)
+    name = f"{peer_text(publisher)}.{quote_from_bytes(subkey, safe='')}"
+    if len(name) <= MAX_NAME_CHARS:
+        return name
+    return f"{peer_text(publisher)}.sha256-{hashlib.sha256(subkey).hexdigest()}"
+
+
+def _make(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{directory}: {error.strerror}") from error
+
+
+def _write(path: Path, value: bytes) -> None:
+    try:
+        path.write_bytes(value)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+
+
+def _row(found: Found, path: Path | None, now_us: int) -> tuple[str, ...]:
+    shown = f"blob of {found.blob.size:,} bytes" if found.blob is not None else preview(found.value)
+    return (
+        peer_text(found.publisher),
+        preview(found.subkey, SUBKEY_CHARS) or "-",
+        f"{len(found.value):,}",
+        span(max(0, now_us - found.created_at_us) / US_PER_S),
+        span(max(0, found.expires_at_us - now_us) / US_PER_S),
+        shown if path is None else str(path),
+    )
+
+
+def found_as_json(found: Found, path: Path | None) -> dict[str, object]:
+    """A value for programs, or where it was written; times are in microseconds since the Unix epoch."""
+    item: dict[str, object] = {
+        "key": base64.b64encode(found.key).decode(),
+        "publisher": peer_text(found.publisher),
+        "subkey": base64.b64encode(found.subkey).decode(),
+        "created_at_us": found.created_at_us,
+        "expires_at_us": found.expires_at_us,
+        "content_type": found.content_type,
+        "metadata": dict(found.metadata),
+    }
+    if found.blob is not None:
+        return {**item, "blob": {"cid": base64.b64encode(found.blob.cid).decode(), "size": found.blob.size}}
+    if path is not None:
+        return {**item, "size": len(found.value), "file": str(path)}
+    return {**item, "size": len(found.value), "value": base64.b64encode(found.value).decode()}

@@ -1,0 +1,139 @@
+"""``prime-dht get-all`` and ``delete``: what everybody has under a key, and taking back one's own."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from prime_dht.cli.commands.get_all import MAX_NAME_CHARS, file_name
+from prime_dht.ids import peer_from_text
+from prime_dht.testing.processes import Ended
+
+PEER = peer_from_text("12D3KooWLRPJAA5o6Ue7HZ1ZUKzNx1bmXZzHnQXEMNvvTHDsdc1B")
+HOSTILE = b"\x1b]0;owned\x07\x1b[2J\xff\r\n"
+
+
+@pytest.fixture
+def peer(three_nodes: tuple[str, ...]) -> tuple[str, str]:
+    return ("--peer", three_nodes[0])
+
+
+def test_everybodys_value_is_listed_and_none_of_it_reaches_the_terminal_raw(
+    here: Callable[..., Ended], peer: tuple[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "value").write_bytes(HOSTILE)
+    assert here("put", "gradient", "--file", str(tmp_path / "value"), *peer).status == 0
+    assert here("put", "gradient", "plain", "--subkey", "s\x1b[31m", *peer).status == 0
+    ended = here("get-all", "gradient", *peer)
+    assert (ended.status, ended.err) == (0, "")
+    shown = ended.out.decode()
+    assert all(char.isprintable() for char in shown.replace("\n", ""))
+    assert shown.splitlines()[0].split() == ["publisher", "subkey", "bytes", "age", "ends", "in", "value"]
+    assert "\\x1b]0;owned\\x07\\x1b[2J\\xff\\r\\n" in shown
+    assert "s\\x1b[31m" in shown
+    assert len(shown.splitlines()) == 3
+
+
+def test_programs_get_whole_values_in_base64(here: Callable[..., Ended], peer: tuple[str, str]) -> None:
+    here("put", "whole", "one", "--subkey", "1", *peer)
+    here("put", "whole", "two", "--subkey", "2", *peer)
+    lines = here("get-all", "whole", "--json", *peer).out.splitlines()
+    values = {base64.b64decode(item["subkey"]): base64.b64decode(item["value"]) for item in map(json.loads, lines)}
+    assert values == {b"1": b"one", b"2": b"two"}
+
+
+def test_subkeys_and_publishers_can_be_chosen_and_the_number_bounded(
+    here: Callable[..., Ended], peer: tuple[str, str], tmp_path: Path
+) -> None:
+    mine = ("--data-dir", str(tmp_path / "me"))
+    for subkey in ("1", "2", "3"):
+        here("put", "chosen", subkey, "--subkey", subkey, *mine, *peer)
+    here("put", "chosen", "theirs", "--subkey", "1", *peer)
+    peer_id = here("id", *mine).out.decode().strip()
+
+    def listed(*arguments: str) -> list[bytes]:
+        lines = here("get-all", "chosen", "--json", *arguments, *peer).out.splitlines()
+        return sorted(base64.b64decode(json.loads(line)["value"]) for line in lines)
+
+    assert listed("--publisher", peer_id) == [b"1", b"2", b"3"]
+    assert listed("--subkey", "1") == [b"1", b"theirs"]
+    assert listed("--subkey", "2", "--subkey", "3") == [b"2", b"3"]
+    bounded = here("get-all", "chosen", "--limit", "2", "--json", *peer)
+    assert len(bounded.out.splitlines()) == 2
+    assert bounded.err == "prime-dht: there are more than 2 values: --limit shows more\n"
+
+
+def test_values_become_files_whose_names_are_safe(
+    here: Callable[..., Ended], peer: tuple[str, str], tmp_path: Path
+) -> None:
+    mine = ("--data-dir", str(tmp_path / "me"))
+    here("put", "files", "plain", *mine, *peer)
+    here("put", "files", "escaping", "--subkey", "../../escape", *mine, *peer)
+    peer_id = here("id", *mine).out.decode().strip()
+    out = tmp_path / "out"
+    assert here("get-all", "files", "--out", str(out), *peer).status == 0
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {
+        peer_id: b"plain",
+        f"{peer_id}...%2F..%2Fescape": b"escaping",
+    }
+
+
+@pytest.mark.parametrize("subkey", [b"", b"/", b"..", b"\x00", b"\xff" * 256, b"a" * 256, "ключ".encode()])
+def test_a_files_name_is_one_component_and_short_enough(subkey: bytes) -> None:
+    name = file_name(PEER, subkey)
+    assert "/" not in name
+    assert "\x00" not in name
+    assert name.isascii()
+    assert len(name) <= MAX_NAME_CHARS
+    assert name not in (".", "..")
+
+
+def test_different_slots_have_different_files() -> None:
+    subkeys = [b"", b"a", b"%61", b"\xff" * 256, b"\xff" * 255, b".", b"..", b" "]
+    assert len({file_name(PEER, subkey) for subkey in subkeys}) == len(subkeys)
+
+
+def test_of_a_key_that_nobody_has_put_nothing_is_found(here: Callable[..., Ended], peer: tuple[str, str]) -> None:
+    assert here("get-all", "nobody\x1b", *peer) == Ended(1, b"", "prime-dht: not found: nobody\\x1b\n")
+
+
+def test_a_directory_that_cannot_be_made_is_named(here: Callable[..., Ended], peer: tuple[str, str]) -> None:
+    ended = here("get-all", "key", "--out", "/proc/nothing", *peer)
+    assert (ended.status, ended.out) == (2, b"")
+    assert "/proc/nothing" in ended.err
+
+
+def test_one_deletes_ones_own_value_and_nobody_elses(
+    here: Callable[..., Ended], peer: tuple[str, str], tmp_path: Path
+) -> None:
+    mine = ("--data-dir", str(tmp_path / "me"))
+    here("put", "ours", "theirs", *peer)
+    here("put", "ours", "mine", *mine, *peer)
+    assert here("delete", "ours", *mine, *peer) == Ended(0, b"deleted on 3 replicas\n", "")
+    assert here("get", "ours", *peer).out == b"theirs"
+    again = here("delete", "ours", *mine, *peer)
+    assert (again.status, again.out) == (1, b"")
+    assert "has nothing under ours" in again.err
+
+
+def test_a_deletion_tells_programs_who_did_it(
+    here: Callable[..., Ended], peer: tuple[str, str], tmp_path: Path
+) -> None:
+    mine = ("--data-dir", str(tmp_path / "me"))
+    here("put", "told", "value", "--subkey", "s", *mine, *peer)
+    deleted = json.loads(here("delete", "told", "--subkey", "s", "--json", *mine, *peer).out)
+    assert (len(deleted["stored_by"]), deleted["acknowledged"], deleted["warning"]) == (3, True, None)
+
+
+def test_without_an_identity_there_is_nothing_to_delete(
+    here: Callable[..., Ended], peer: tuple[str, str], tmp_path: Path
+) -> None:
+    assert "give --data-dir" in here("delete", "key", *peer).err
+    ended = here("delete", "key", "--data-dir", str(tmp_path / "nobody"), *peer)
+    assert (ended.status, ended.out) == (2, b"")
+    assert "holds no identity" in ended.err
+    assert not (tmp_path / "nobody").exists(), "and none is made for it"

@@ -1,0 +1,47 @@
+"""What every command says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+import pytest
+
+from prime_dht.cli.app import prime_dht
+
+
+def commands(group: click.Group, path: str = "prime-dht") -> Iterator[tuple[str, click.Command]]:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        yield f"{path} {name}", command
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{path} {name}")
+
+
+ALL = dict(commands(prime_dht))
+
+
+@pytest.mark.parametrize("path", ALL)
+def test_each_command_has_a_summary_a_help_for_each_option_and_an_example(path: str) -> None:
+    command = ALL[path]
+    assert command.help is not None
+    assert path in command.help, "an example"
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, parameter.name
+
+
+def test_every_command_that_a_person_needs_is_there() -> None:
+    needed = (
+        "run put get get-all delete lookup ping peers id provide providers health swarm config completion group store"
+    )
+    assert {f"prime-dht {name}" for name in needed.split()} <= set(ALL)
+    assert {f"prime-dht group {name}" for name in ("create", "invite", "show")} <= set(ALL)
+
+
+@pytest.mark.parametrize("path", [path for path in ALL if " store" not in path and path != "prime-dht group"])
+def test_what_has_a_result_can_give_it_as_json(path: str) -> None:
+    flags = {flag for parameter in ALL[path].params for flag in parameter.opts}
+    assert "--json" in flags or path in ("prime-dht run", "prime-dht completion")
