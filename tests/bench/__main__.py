@@ -19,6 +19,7 @@ from .join import measure_join
 from .kad_dht import measure_kad_dht
 from .lookup_simulator import measure_lookups
 from .operations import measure_operations
+from .partition import measure_partition
 from .storage import measure_storage
 from .streams import measure_streams
 from .tables import Cell, Table, render
@@ -36,6 +37,7 @@ SUITES: dict[str, Suite] = {
     "kad_dht": measure_kad_dht,
     "streams": measure_streams,
     "storage": measure_storage,
+    "partition": measure_partition,
     "lookups": measure_lookups,
 }
 

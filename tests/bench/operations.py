@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 
 from libp2p.crypto.ed25519 import create_new_key_pair
 from nacl.bindings import crypto_sign_open
@@ -47,13 +49,19 @@ async def measure_operations(*, quick: bool) -> list[Table]:
         ]
         await measure([case for case in cases if case.in_flight == 32], rounds=1)  # opens connections and streams
         rows = await measure(cases, rounds=rounds)
+    with TemporaryDirectory() as directory:
+        async with open_swarm(NODES, config, directory=Path(directory)) as swarm:
+            load = _Load(swarm, count)
+            cases = [*load.cases(in_flight=1), *load.cases(in_flight=32), *load.batch_cases(1)]
+            sqlite_rows = await measure(cases, rounds=1 if quick else 3)
     title = (
-        f"{NODES} nodes in one process, loopback, memory backend, {VALUE_BYTES} random bytes, no read cache, "
-        f"{rounds} rounds.\nCPU is that of both ends. Of batches, rate, CPU and RPCs are per value, p50 and p99 are not"
+        f"{NODES} nodes in one process, loopback, {{}} backend, {VALUE_BYTES} random bytes, no read cache.\n"
+        "CPU is that of both ends. Of batches, rate, CPU and RPCs are per value, p50 and p99 are not"
     )
     return [
-        Table(name="operations", title=title, rows=rows),
+        Table(name="operations", title=title.format("memory"), rows=rows),
         Table(name="ratios", title="Ratios of medians", rows=_ratios(rows)),
+        Table(name="operations_sqlite", title=title.format("SQLite"), rows=sqlite_rows),
     ]
 
 

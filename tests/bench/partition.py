@@ -6,7 +6,6 @@ all times, these are reported and not asserted.
 
 from __future__ import annotations
 
-import time
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from prime_dht.partition.snapshot import disc_details_snapshot, minimal_snapshot
 
 from .sketches import measure_sketches
 from .tables import Row, Table
+from .turns import Case, measure_in_turns, took_us
 
 NOW_US = 1_800_000_001_000_000
 YEAR_US = 365 * 86_400 * 1_000_000
@@ -91,7 +91,7 @@ def _load(ops: Ops) -> Partition:
 
 
 def _speed(ops: Ops, rounds: int) -> list[Row]:
-    load_us = median(_took_us(lambda: _load(ops)) for _ in range(min(rounds, 3)))
+    load_us = median(took_us(lambda: _load(ops)) for _ in range(min(rounds, 3)))
     partition = _load(ops)
     old, recent = ops.part(0, BATCH), ops.part(0, BATCH).dated(NOW_US)
     new = recent.singly()
@@ -116,33 +116,21 @@ def _speed(ops: Ops, rounds: int) -> list[Row]:
     def minimal(arcs: ArcSet) -> Callable[[], object]:
         return lambda: minimal_snapshot(partition.cells, arcs)
 
-    cases: list[tuple[str, Callable[[], object], int, float | None]] = [
-        ("insert one", insert_singly, BATCH, 30.0),
-        ("remove one", remove_singly, BATCH, 30.0),
-        (f"insert {BATCH} new ones, per op", insert(recent), BATCH, 5.0),
-        (f"remove {BATCH} new ones, per op", remove(recent), BATCH, 5.0),
-        (f"insert {BATCH} of any age, per op", insert(old), BATCH, 5.0),
-        (f"remove {BATCH} of any age, per op", remove(old), BATCH, 5.0),
-        ("minimal snapshot, full arc", minimal(circle), 1, 300.0),
-        ("minimal snapshot, half the circle", minimal(half), 1, None),
-        ("minimal snapshot, every other sector", minimal(scattered), 1, None),
-        ("details of all cells of the disc", lambda: disc_details_snapshot(partition.cells, circle), 1, None),
+    cases = [
+        Case("insert one", insert_singly, BATCH, 30.0),
+        Case("remove one", remove_singly, BATCH, 30.0),
+        Case(f"insert {BATCH} new ones, per op", insert(recent), BATCH, 5.0),
+        Case(f"remove {BATCH} new ones, per op", remove(recent), BATCH, 5.0),
+        Case(f"insert {BATCH} of any age, per op", insert(old), BATCH, 5.0),
+        Case(f"remove {BATCH} of any age, per op", remove(old), BATCH, 5.0),
+        Case("minimal snapshot, full arc", minimal(circle), 1, 300.0),
+        Case("minimal snapshot, half the circle", minimal(half)),
+        Case("minimal snapshot, every other sector", minimal(scattered)),
+        Case("details of all cells of the disc", lambda: disc_details_snapshot(partition.cells, circle)),
     ]
-    took_us: list[list[float]] = [[] for _ in cases]
-    for _ in range(rounds):  # in turns, so that a slow moment of the machine is one round of each and not all of one
-        for (_, work, each, _), durations_us in zip(cases, took_us, strict=True):
-            durations_us.append(_took_us(work) / each)
-    rows: list[Row] = [
-        {"operation": name, "took_us": median(durations_us), "aim_us": aim_us}
-        for (name, _, _, aim_us), durations_us in zip(cases, took_us, strict=True)
-    ]
-    rows.append(
-        {
-            "operation": f"advance by a tick, worst of {TICKS:,}",
-            "took_us": _worst_advance_us(partition),
-            "aim_us": 2000.0,
-        }
-    )
+    rows = measure_in_turns(cases, rounds=rounds)
+    advance = f"advance by a tick, worst of {TICKS:,}"
+    rows.append({"operation": advance, "took_us": _worst_advance_us(partition), "aim_us": 2000.0})
     rows.append({"operation": f"load all {len(ops.op_ids):,}", "took_us": load_us, "aim_us": 2e6})
     return rows
 
@@ -153,7 +141,7 @@ def _worst_advance_us(partition: Partition) -> float:
     for tick in range(1, TICKS + 1):
         now_us = NOW_US + tick * PARAMETERS.unit_us
         layout = layout_at(now_us, PARAMETERS)
-        worst_us = max(worst_us, min(_took_us(partial(partition.cells.moved_to, layout)) for _ in range(3)))
+        worst_us = max(worst_us, min(took_us(partial(partition.cells.moved_to, layout)) for _ in range(3)))
         partition.advance(now_us)
     return worst_us
 
@@ -166,9 +154,3 @@ def _memory(ops: Ops) -> tuple[float, float]:
     tracemalloc.stop()
     assert partition.op_count == len(ops.op_ids)
     return held / 1e6, peak / 1e6
-
-
-def _took_us(work: Callable[[], object]) -> float:
-    began_s = time.perf_counter()
-    work()
-    return 1e6 * (time.perf_counter() - began_s)

@@ -6,9 +6,7 @@ decodes. Of many differences each takes 1.35 symbols, says the paper.
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_left
-from collections.abc import Callable
 from functools import partial
 from statistics import median
 
@@ -21,6 +19,7 @@ from prime_dht.partition.symbols import Code
 
 from .measuring import percentile
 from .tables import Row, Table
+from .turns import Case, measure_in_turns, took_us
 
 SECTORS = 512
 BATCH = 512
@@ -55,7 +54,7 @@ def _random_ids(rng: np.random.Generator, n: int) -> NDArray[np.uint8]:
 def _speed(ids: NDArray[np.uint8], rounds: int) -> list[Row]:
     sectors = np.arange(len(ids)) % SECTORS
     sketches = SectorSketches(SECTORS)
-    load_us = _took_us(lambda: sketches.insert_batch(ids, sectors))
+    load_us = took_us(lambda: sketches.insert_batch(ids, sectors))
     some, some_sectors = ids[:BATCH], sectors[:BATCH]
     singly = [(op_id.tobytes(), sector) for op_id, sector in zip(some, some_sectors.tolist(), strict=True)]
     everything = np.ones(SECTORS, np.bool_)
@@ -70,24 +69,22 @@ def _speed(ids: NDArray[np.uint8], rounds: int) -> list[Row]:
         for op_id, sector in singly:
             sketches.remove(op_id, sector)
 
-    cases: list[tuple[str, Callable[[], object], int, float | None]] = [
-        ("insert one", insert_singly, BATCH, 12.0),
-        ("remove one", remove_singly, BATCH, 12.0),
-        (f"insert {BATCH}, per op", lambda: sketches.insert_batch(some, some_sectors), BATCH, 3.0),
-        (f"remove {BATCH}, per op", lambda: sketches.remove_batch(some, some_sectors), BATCH, 3.0),
-        ("32 symbols of all sectors", lambda: sketches.sketch_of(everything, 32), 1, 150.0),
-        ("128 symbols of all sectors", lambda: sketches.sketch_of(everything, 128), 1, None),
-        ("freeze", sketches.freeze, 1, 150.0),
-        ("decode 1,000 differences", lambda: decode(difference), 1, 30_000.0),
-        ("decode 1,000 differences, salted", lambda: decode(salted), 1, None),
-        ("2,000 symbols of 2,000 ids", lambda: Sketch.of(ids[:2000], 2000), 1, None),
+    cases = [
+        Case("insert one", insert_singly, BATCH, 12.0),
+        Case("remove one", remove_singly, BATCH, 12.0),
+        Case(f"insert {BATCH}, per op", lambda: sketches.insert_batch(some, some_sectors), BATCH, 3.0),
+        Case(f"remove {BATCH}, per op", lambda: sketches.remove_batch(some, some_sectors), BATCH, 3.0),
+        Case("32 symbols of all sectors", lambda: sketches.sketch_of(everything, 32), 1, 150.0),
+        Case("128 symbols of all sectors", lambda: sketches.sketch_of(everything, 128)),
+        Case("freeze", sketches.freeze, 1, 150.0),
+        Case("decode 1,000 differences", lambda: decode(difference), 1, 30_000.0),
+        Case("decode 1,000 differences, salted", lambda: decode(salted)),
+        Case("2,000 symbols of 2,000 ids", lambda: Sketch.of(ids[:2000], 2000)),
     ]
-    rows: list[Row] = [
-        {"operation": name, "took_us": median(_took_us(work) for _ in range(rounds)) / each, "aim_us": aim_us}
-        for name, work, each, aim_us in cases
+    return [
+        *measure_in_turns(cases, rounds=rounds),
+        {"operation": f"insert all {len(ids):,}", "took_us": load_us, "aim_us": 1.2e6},
     ]
-    rows.append({"operation": f"insert all {len(ids):,}", "took_us": load_us, "aim_us": 1.2e6})
-    return rows
 
 
 def _symbols(rng: np.random.Generator, d: int, trials: int) -> Row:
@@ -99,7 +96,7 @@ def _symbols(rng: np.random.Generator, d: int, trials: int) -> Row:
         # More symbols never decode less, so the shortest prefix that decodes can be found by bisection.
         count = 1 + bisect_left(range(1, most), x=True, key=partial(_decodes, difference))
         needed.append(float(count))
-        decode_us.append(_took_us(partial(decode, difference.prefix(count))))
+        decode_us.append(took_us(partial(decode, difference.prefix(count))))
     return {
         "differences": d,
         "trials": trials,
@@ -114,9 +111,3 @@ def _symbols(rng: np.random.Generator, d: int, trials: int) -> Row:
 
 def _decodes(difference: Sketch, count: int) -> bool:
     return isinstance(decode(difference.prefix(count)), Decoded)
-
-
-def _took_us(work: Callable[[], object]) -> float:
-    began_s = time.perf_counter()
-    work()
-    return 1e6 * (time.perf_counter() - began_s)

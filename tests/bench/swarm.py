@@ -19,6 +19,8 @@ from prime_dht import DhtConfig, PrimeDHT
 from prime_dht.ids import kad_key, wire_key
 from prime_dht.net.host import HostSettings, open_host
 from prime_dht.node.maintenance import SETTLE_AFTER_S
+from prime_dht.storage.base import StorageBackend
+from prime_dht.storage.sqlite import SQLiteBackend
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 JOIN_TIMEOUT_S = 60.0
@@ -52,17 +54,25 @@ class Swarm:
 
 
 @asynccontextmanager
-async def open_swarm(size: int, config: DhtConfig) -> AsyncIterator[Swarm]:
+async def open_swarm(size: int, config: DhtConfig, *, directory: Path | None = None) -> AsyncIterator[Swarm]:
     """Start ``size`` nodes, of which the first is the bootstrap peer of the others, and wait until all know all.
 
-    ``size`` is at most k, or no node would ever know all.
+    ``size`` is at most k, or no node would ever know all. They keep their entries in memory or, each in a file of its
+    own, in ``directory``.
     """
     keys = key_pairs()
+
+    async def open_node(name: int, peers: list[str]) -> PrimeDHT:
+        storage = None if directory is None else await SQLiteBackend.open(directory / f"{name}.sqlite")
+        if storage is not None:
+            await stack.enter_async_context(storage)
+        return await _open_node(stack, next(keys), config, peers=peers, storage=storage)
+
     async with AsyncExitStack() as stack:
         began_s = time.perf_counter()
-        first = await _open_node(stack, next(keys), config, peers=[])
+        first = await open_node(0, [])
         first_bytes = resident_bytes()
-        rest = [await _open_node(stack, next(keys), config, peers=first.addresses()) for _ in range(size - 1)]
+        rest = [await open_node(name, first.addresses()) for name in range(1, size)]
         nodes = [first, *rest]
         with trio.fail_after(JOIN_TIMEOUT_S):
             await _meet(nodes)
@@ -99,6 +109,9 @@ async def _meet(nodes: list[PrimeDHT]) -> None:
         await trio.sleep(0.02)  # for the probes that they cause
 
 
-async def _open_node(stack: AsyncExitStack, key_pair: KeyPair, config: DhtConfig, *, peers: list[str]) -> PrimeDHT:
+async def _open_node(
+    stack: AsyncExitStack, key_pair: KeyPair, config: DhtConfig, *, peers: list[str], storage: StorageBackend | None
+) -> PrimeDHT:
     host = await stack.enter_async_context(open_host(HostSettings(key_pair=key_pair, listen=(LOOPBACK,))))
-    return await stack.enter_async_context(PrimeDHT(host, config, bootstrap_peers=peers, rng=Random(1)))
+    dht = PrimeDHT(host, config, storage=storage, bootstrap_peers=peers, rng=Random(1))
+    return await stack.enter_async_context(dht)

@@ -28,7 +28,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_the_json_holds_the_suites_that_were_asked_for_and_where_they_ran(results: dict[str, Any]) -> None:
-    assert list(results["tables"]) == ["join", "operations", "ratios", "streams"]
+    assert list(results["tables"]) == ["join", "operations", "ratios", "operations_sqlite", "streams"]
     assert results["quick"] is True
     assert {"CPUs", "Python", "libp2p", "trio"} <= results["environment"].keys()
 
