@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prime_dht.errors import ValidationError
-from prime_dht.partition.location import LOCATION_BITS, sector_locations, sector_of
+from prime_dht.partition.location import sector_locations, sector_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,6 @@ class Arc:
 
     first: int
     last: int
-
-
-WHOLE_CIRCLE = Arc(0, (1 << LOCATION_BITS) - 1)
 
 
 @dataclass(frozen=True, slots=True)

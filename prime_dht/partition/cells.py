@@ -107,6 +107,10 @@ class Column:
         for i, (sector, count) in enumerate(zip(sectors.tolist(), counts, strict=True)):
             yield sector, Combined(hashes[i * HASH_BYTES : (i + 1) * HASH_BYTES], count)
 
+    def copy(self) -> Column:
+        """The same, to be changed on its own."""
+        return Column(self.words.copy(), self.counts.copy())
+
     def __add__(self, other: Column) -> Column:
         return Column(self.words ^ other.words, self.counts + other.counts)
 
@@ -224,6 +228,13 @@ class Cells:
                 self._disc.change_all(words[:, i], -counts[i])
             if not self._columns[start].op_count:
                 del self._columns[start]
+
+    def copy(self) -> Cells:
+        """The cells as they are now, for a round; what comes and goes later is in one of the two alone."""
+        copied = Cells(self.layout)
+        copied._columns = {start: column.copy() for start, column in self._columns.items()}
+        copied._disc = self._disc.copy()
+        return copied
 
     def moved_to(self, layout: Layout) -> Cells:
         """The cells of this layout or a later one, with the same ops in them.

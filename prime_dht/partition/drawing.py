@@ -14,10 +14,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
+from prime_dht.errors import ValidationError
 from prime_dht.partition.cells import Counts
-from prime_dht.partition.picture import coarser, moment
+from prime_dht.partition.picture import coarser, moment, ops_text, sectors_text
 
 FULL, PARTIAL, OPS, LINE = "#bcdcf5", "#1f5a8c", "#ff8c1a", "#ffffff"
 
@@ -27,6 +28,8 @@ MARGIN = 48.0
 
 FAINTEST = 0.25
 """How opaque the orange of a cell with one op is; that of the fullest cell is opaque."""
+
+CAPTION = "light: full slices, dark: partial slices and the tail; the denser the orange, the more ops"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +70,7 @@ def graph_svg(counts: Counts, *, rows: int = 64, full_columns: int = 80) -> str:
             yield _text(MARGIN, below, f"{moment(drawn.slices[0].start)} UTC")
             yield _text(MARGIN + GRAPH_WIDTH, below, f"{moment(drawn.slices[-1].stop)} UTC", anchor="end")
         yield _text(MARGIN, MARGIN - 8, f"location 2^32 − 1, sector {counts.ops.shape[1] - 1}")
-        yield _text(
-            MARGIN, below + 18, "location 0 at the bottom; light: full slices, dark: partial slices and the tail"
-        )
+        yield _text(MARGIN, below + 18, f"location 0 at the bottom; {CAPTION}")
 
     return _document(GRAPH_WIDTH + 2 * MARGIN, GRAPH_HEIGHT + 2 * MARGIN, body())
 
@@ -78,11 +79,14 @@ def circle_svg(counts: Counts, *, rows: int = 64, full_columns: int = 24) -> str
     """Time outwards from the middle, locations round the clock.
 
     Args:
-        counts, rows, full_columns: see :func:`prime_dht.partition.picture.text_picture`.
+        counts, rows, full_columns: see :func:`prime_dht.partition.picture.text_picture`. Rows are 2 at least: an arc
+            that ends where it begins is none in SVG.
 
     Raises:
         ValidationError: ``rows`` or ``full_columns`` is out of range.
     """
+    if rows < 2:
+        raise ValidationError(f"a circle has 2 rows at least, not {rows}")
     drawn = coarser(counts, rows=rows, full_columns=full_columns)
     middle = CIRCLE_RADIUS + MARGIN
     strips = _strips(drawn)
@@ -102,6 +106,7 @@ def circle_svg(counts: Counts, *, rows: int = 64, full_columns: int = 24) -> str
             x, y = _on_circle(middle, CIRCLE_RADIUS, row / rows)
             yield f'<path d="M{middle:g} {middle:g}L{x:.2f} {y:.2f}" stroke="{LINE}" stroke-width="0.25"/>'
         yield _text(middle, MARGIN - 12, "location 0", anchor="middle")
+        yield _text(middle, 2 * middle - 12, f"time outwards; {CAPTION}", anchor="middle")
 
     return _document(2 * middle, 2 * middle, body())
 
@@ -110,9 +115,10 @@ def _strips(drawn: Counts) -> list[_Strip]:
     shortest = min((len(span) for span in drawn.slices), default=1)
     breadths = [1 + math.log2(len(span) / shortest) for span in drawn.slices]
     edges = [edge / (sum(breadths) or 1) for edge in accumulate(breadths, initial=0.0)]
+    named = zip(pairwise(edges), drawn.slices, strict=True)
     return [
         _Strip(start, stop, column < drawn.full, f"{moment(span.start)} to {moment(span.stop)}")
-        for column, (start, stop, span) in enumerate(zip(edges, edges[1:], drawn.slices, strict=False))
+        for column, ((start, stop), span) in enumerate(named)
     ]
 
 
@@ -121,9 +127,9 @@ def _used(drawn: Counts, column: int, strip: _Strip, sectors_each: int) -> Itera
     most = math.log2(1 + int(drawn.ops.max(initial=0)))
     for row, ops in enumerate(drawn.ops[column].tolist()):
         if ops:
-            first = row * sectors_each
-            sectors = f"sectors {first}–{first + sectors_each - 1}" if sectors_each > 1 else f"sector {first}"
-            yield row, FAINTEST + (1 - FAINTEST) * math.log2(1 + ops) / most, f"{sectors}, {strip.name}: {ops:,} ops"
+            sectors = f"sector{'s' if sectors_each > 1 else ''} {sectors_text(row * sectors_each, sectors_each)}"
+            opacity = FAINTEST + (1 - FAINTEST) * math.log2(1 + ops) / most
+            yield row, opacity, f"{sectors}, {strip.name}: {ops_text(ops)}"
 
 
 def _ring_piece(middle: float, strip: _Strip, start: float, stop: float) -> str:

@@ -105,7 +105,7 @@ class Offer:
         Raises:
             LocalProtocolError: there was no query, or it is more than was asked for.
         """
-        if not self._left or len(versions) > self._room:
+        if not self._left or not self._room or len(versions) > self._room:
             raise LocalProtocolError("an offer takes what it asked for, no more")
         cell = self._left[-1]
         self.op_ids += (op_id for _, op_id in versions)

@@ -27,6 +27,9 @@ from prime_dht.errors import ConfigError
 MAX_FACTOR = 53
 """The reference's: with the default unit, the seconds of anything larger do not fit into 64 bits."""
 
+MAX_UNIT_US = (1 << 63) - 1
+"""The last time there is. Arrays of times are 64 bits wide."""
+
 MIN_SECTOR_BITS, MAX_SECTOR_BITS = 5, 12
 """From one 32-bit word of an encoded arc set, to 12 MiB of sketches."""
 
@@ -36,7 +39,8 @@ class PartitionParameters:
     """The parameters of a network's partition. Nodes whose parameters differ cannot compare.
 
     Attributes:
-        unit_us: how long the smallest slice lasts, in microseconds; ops also retire at multiples of it.
+        unit_us: how long the smallest slice lasts, in microseconds, in [1, 2**63); ops also retire at multiples of
+            it.
         factor: a full slice lasts 2**factor units; in [1, 53].
         sector_bits: there are 2**sector_bits sectors; in [5, 12].
 
@@ -49,8 +53,8 @@ class PartitionParameters:
     sector_bits: int = 9
 
     def __post_init__(self) -> None:
-        if self.unit_us < 1:
-            raise ConfigError(f"unit_us is at least 1, not {self.unit_us}")
+        if not 1 <= self.unit_us <= MAX_UNIT_US:
+            raise ConfigError(f"unit_us is in [1, {MAX_UNIT_US}], not {self.unit_us}")
         if not 1 <= self.factor <= MAX_FACTOR:
             raise ConfigError(f"factor is in [1, {MAX_FACTOR}], not {self.factor}")
         if not MIN_SECTOR_BITS <= self.sector_bits <= MAX_SECTOR_BITS:

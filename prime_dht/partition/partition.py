@@ -15,6 +15,11 @@ ops retired at a tick                                       :meth:`Partition.rem
 What a partition holds is derived data. It is never stored, but made anew from all ops at start, so an error cannot
 outlive the process, and slices need not be computed before they can be used.
 
+**The clock** is right, give or take some minutes. One that is set back by more leaves the layout ahead of that of every
+other node until the time has come, and nobody can compare with it: better make the partition anew. And before data of a
+year are loaded under a clock that still stands at 1970, better wait for the clock: all of them would be in the tail,
+which is kept by unit, and take 700 MB instead of 2.
+
 >>> from prime_dht.partition.parameters import PARAMETERS
 >>> partition = Partition(PARAMETERS, now_us=1_800_000_001_000_000)
 >>> partition.layout.full_count, partition.layout.ring_sizes
@@ -123,7 +128,7 @@ class Partition:
     def advance(self, now_us: int) -> bool:
         """Move on to the layout at ``now_us``; returns whether that is another one. See ``layout.next_update_us``.
 
-        A clock that was set back changes nothing: the layout waits for it to catch up.
+        A clock that was set back changes nothing: the layout waits for it to catch up. See the module.
         """
         layout = layout_at(now_us, self.parameters)
         if layout.since_us <= self.layout.since_us:

@@ -26,27 +26,32 @@ from 2026-09-29 08:00; rings from 2027-01-08 16:00; tail from 2027-01-15 08:00
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from itertools import groupby, pairwise
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prime_dht.errors import ValidationError
+from prime_dht.ids import US_PER_S
 from prime_dht.partition.cells import Counts
 
-US_PER_S = 1_000_000
 US_PER_DAY = 86_400 * US_PER_S
 
-SHADES = ".:-=+*%@#"
+SHADES = ".:-=+*#%@"
 """Of cells that hold ops, from the least to the most: the counts between 1 and the highest, cut geometrically."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_YEAR_10000_US = 253_402_300_800 * US_PER_S
 
 
 def describe(counts: Counts) -> str:
     """How many ops there are, in how many sectors, and how they lie in disc, rings and tail; in UTC."""
     by_sector = counts.ops.sum(axis=0)
     lines = [
-        f"{_ops(int(by_sector.sum()))} in {np.count_nonzero(by_sector):,} of {len(by_sector):,} sectors, "
+        f"{ops_text(int(by_sector.sum()))} in {np.count_nonzero(by_sector):,} of {len(by_sector):,} sectors, "
         f"the most in one: {int(by_sector.max(initial=0)):,}"
     ]
     disc, rings, tail = parts(counts)
@@ -77,25 +82,19 @@ def text_picture(counts: Counts, *, rows: int = 32, full_columns: int = 64) -> s
     drawn = coarser(counts, rows=rows, full_columns=full_columns)
     most = int(drawn.ops.max(initial=0))
     limits = [max(shade + 1, round(most ** (shade / (len(SHADES) - 1)))) for shade in range(len(SHADES))]
-    shade_of = [int(np.searchsorted(limits, n)) for n in drawn.ops.flat] if most else [0] * drawn.ops.size
-    texts = [" " if n == 0 else SHADES[shade] for n, shade in zip(drawn.ops.flat, shade_of, strict=True)]
-    columns = [texts[start : start + rows] for start in range(0, len(texts), rows)]
-    bounds = (drawn.full, drawn.full + drawn.rings)
-    widths = (drawn.full, drawn.rings, len(drawn.slices) - bounds[1])
-    names = ("disc", "rings", "tail")
-    heads = (_fitted(name, width) for name, width in zip(names, widths, strict=True) if width)
-    sector_count = counts.ops.shape[1]
-    each = sector_count // rows
-    label = len(f"{sector_count - each}–{sector_count - 1}")
-    lines = [f"{'sectors':{label}}   {' '.join(heads)}".rstrip()]
+    shades = np.where(drawn.ops, np.array([*SHADES])[np.searchsorted(limits, drawn.ops)], " ")
+    strips = np.split(shades, [drawn.full, drawn.full + drawn.rings])
+    shown = [(name, strip) for name, strip in zip(("disc", "rings", "tail"), strips, strict=True) if len(strip)]
+    each = counts.ops.shape[1] // rows
+    labels = [sectors_text(row * each, each) for row in range(rows)]
+    width = max(len(label) for label in ("sectors", *labels))
+    lines = [f"{'sectors':{width}}   {' '.join(_fitted(name, len(strip)) for name, strip in shown)}".rstrip()]
     for row in reversed(range(rows)):
-        name = f"{row * each}–{row * each + each - 1}" if each > 1 else f"{row}"
-        cells = [column[row] for column in columns]
-        strips = (cells[: bounds[0]], cells[bounds[0] : bounds[1]], cells[bounds[1] :])
-        lines.append(f"{name:>{label}}  │{'│'.join(''.join(strip) for strip in strips if strip)}│")
+        lines.append(f"{labels[row]:>{width}}  │{'│'.join(''.join(strip[:, row]) for _, strip in shown)}│")
     if most:
-        lines.append(f"ops in a cell: {', '.join(_legend(drawn, texts))}")
-    lines.append("; ".join(_times(drawn)))
+        lines.append(f"ops in a cell: {', '.join(_legend(drawn, shades))}")
+    if drawn.slices:
+        lines.append("; ".join(_times(drawn)))
     return "\n".join(lines)
 
 
@@ -111,20 +110,16 @@ def coarser(counts: Counts, *, rows: int, full_columns: int) -> Counts:
     if full_columns < 1:
         raise ValidationError(f"full_columns is at least 1, not {full_columns}")
     ops = counts.ops.reshape(len(counts.slices), rows, sector_count // rows).sum(axis=2)
-    together = max(1, -(-counts.full // full_columns))
-    starts = list(range(0, counts.full, together))
-    firsts = [*starts, *range(counts.full, len(counts.slices))]
-    lasts = [*(first - 1 for first in firsts[1:]), len(counts.slices) - 1]
+    together = max(1, math.ceil(counts.full / full_columns))
+    bounds = [*range(0, counts.full, together), *range(counts.full, len(counts.slices) + 1)]
     return Counts(
         slices=tuple(
-            range(counts.slices[first].start, counts.slices[last].stop)
-            for first, last in zip(firsts, lasts, strict=True)
-        )
-        if firsts
-        else (),
-        full=len(starts),
+            range(counts.slices[first].start, counts.slices[following - 1].stop)
+            for first, following in pairwise(bounds)
+        ),
+        full=math.ceil(counts.full / together),
         rings=counts.rings,
-        ops=np.add.reduceat(ops, firsts, axis=0) if firsts else ops,
+        ops=np.add.reduceat(ops, np.array(bounds[:-1], np.intp), axis=0),
     )
 
 
@@ -139,16 +134,33 @@ def parts(counts: Counts) -> tuple[Counts, Counts, Counts]:
 
 
 def moment(time_us: int) -> str:
-    """A time as people write it, in UTC, to the minute."""
-    return f"{datetime.fromtimestamp(time_us / US_PER_S, UTC):%Y-%m-%d %H:%M}"
+    """A time as people write it, in UTC, to the minute; beyond the year 9999, where ``datetime`` ends, in days.
+
+    >>> moment(1_800_000_000_000_000), moment(1 << 62)
+    ('2027-01-15 08:00', 'day 53,375,995')
+    """
+    if time_us >= _YEAR_10000_US:
+        return f"day {time_us // US_PER_DAY:,}"
+    return f"{_EPOCH + timedelta(microseconds=time_us):%Y-%m-%d %H:%M}"
 
 
-def _legend(drawn: Counts, texts: list[str]) -> Iterator[str]:
+def ops_text(count: int) -> str:
+    """So many ops, in words."""
+    return f"{count:,} op{'' if count == 1 else 's'}"
+
+
+def sectors_text(first: int, count: int) -> str:
+    """The numbers of so many adjacent sectors."""
+    return f"{first}–{first + count - 1}" if count > 1 else f"{first}"
+
+
+def _legend(drawn: Counts, shades: NDArray[np.str_]) -> Iterator[str]:
     """Each shade that occurs, with the counts that it stands for."""
-    pairs = sorted((int(n), shade) for n, shade in zip(drawn.ops.flat, texts, strict=True) if n)
-    for shade, group in groupby(pairs, key=lambda pair: pair[1]):
-        numbers = [n for n, _ in group]
-        yield f"'{shade}' {numbers[0]:,}" + (f" to {numbers[-1]:,}" if numbers[-1] > numbers[0] else "")
+    for shade in SHADES:
+        numbers = drawn.ops[shades == shade]
+        if numbers.size:
+            least, most = int(numbers.min()), int(numbers.max())
+            yield f"'{shade}' {least:,}" + (f" to {most:,}" if most > least else "")
 
 
 def _times(drawn: Counts) -> Iterator[str]:
@@ -167,11 +179,7 @@ def _fitted(name: str, width: int) -> str:
 
 
 def _total(part: Counts) -> str:
-    return _ops(int(part.ops.sum()))
-
-
-def _ops(count: int) -> str:
-    return f"{count:,} op{'' if count == 1 else 's'}"
+    return ops_text(int(part.ops.sum()))
 
 
 def _span(part: Counts) -> str:

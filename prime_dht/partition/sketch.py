@@ -27,7 +27,7 @@ of equal combined hashes. It harms only these ops, and it shows in a salted sket
 enough: ``Sketch.of(ids, 1, Code(salt))``. So now and then a round compares a sector at random by one.
 
 **One set.** Sketches can be subtracted and decoded only if all symbols of one describe the same set. While a round
-lasts ops come and go, therefore a round works with a frozen copy. Symbols beyond those kept are made from the ids of
+lasts ops come and go, therefore a round works with a copy. Symbols beyond those kept are made from the ids of
 that same set (:meth:`Sketch.extended`).
 """
 
@@ -200,9 +200,11 @@ class SectorSketches(SectorSymbols):
         """Take out ops."""
         self._toggle_batch(ids, sectors, -1)
 
-    def freeze(self) -> SectorSymbols:
-        """A copy of the symbols as they are now, for a round."""
-        return SectorSymbols(Planes(self._planes.block.copy()), self.sector_count)
+    def copy(self) -> SectorSketches:
+        """The symbols as they are now, for a round; what comes and goes later is in one of the two alone."""
+        copied = SectorSketches(self.sector_count, self.m)
+        copied._planes.block[:] = self._planes.block
+        return copied
 
     def _toggle(self, op_id: bytes, sector: int, sign: int) -> None:
         low, high = halves_of(op_id)

@@ -90,11 +90,13 @@ class Replica:
         self.partition.insert_batch(*columns(self.ops))
 
     def store(self, op: SampleOp) -> None:
+        """Take an op, unless it is here."""
         if op not in self.ops:
             self.ops.add(op)
             self.partition.insert(op.op_id, op.location, op.created_at_us)
 
     def drop(self, op: SampleOp) -> None:
+        """Give an op up, if it is here."""
         if op in self.ops:
             self.ops.remove(op)
             self.partition.remove(op.op_id, op.location, op.created_at_us)

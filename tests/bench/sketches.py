@@ -76,7 +76,7 @@ def _speed(ids: NDArray[np.uint8], rounds: int) -> list[Row]:
         Case(f"remove {BATCH}, per op", lambda: sketches.remove_batch(some, some_sectors), BATCH, 3.0),
         Case("32 symbols of all sectors", lambda: sketches.sketch_of(everything, 32), 1, 150.0),
         Case("128 symbols of all sectors", lambda: sketches.sketch_of(everything, 128)),
-        Case("freeze", sketches.freeze, 1, 150.0),
+        Case("copy", sketches.copy, 1, 150.0),
         Case("decode 1,000 differences", lambda: decode(difference), 1, 30_000.0),
         Case("decode 1,000 differences, salted", lambda: decode(salted)),
         Case("2,000 symbols of 2,000 ids", lambda: Sketch.of(ids[:2000], 2000)),

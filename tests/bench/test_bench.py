@@ -15,14 +15,24 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What ``python -m tests.bench`` writes, of the suites that do not take long."""
+    """What is measured with real nodes, of the suites that do not take long."""
+    return run_suites(tmp_path_factory, "Ed25519 verify", "join", "operations", "streams")
+
+
+@pytest.fixture(scope="module")
+def partition_results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What is measured of the partition and its sketches."""
+    return run_suites(tmp_path_factory, "minimal snapshot, full arc", "partition")
+
+
+def run_suites(tmp_path_factory: pytest.TempPathFactory, shown: str, *suites: str) -> dict[str, Any]:
+    """What ``python -m tests.bench`` writes of some suites, once it has shown it."""
     path = tmp_path_factory.mktemp("bench") / "results" / "bench.json"
-    suites = ("join", "operations", "streams")
     only = [word for suite in suites for word in ("--only", suite)]
     command = [sys.executable, "-m", "tests.bench", "--quick", "--json", str(path), *only]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "Ed25519 verify" in done.stdout
+    assert shown in done.stdout
     loaded: dict[str, Any] = json.loads(path.read_text())
     return loaded
 
@@ -59,6 +69,20 @@ def test_an_operation_takes_one_request_for_each_replica_it_needs(
 @pytest.mark.parametrize("operation", ["put_many of 512", "get_many of 512, quorum 1", "get_many of 512, quorum 2"])
 def test_a_batch_takes_one_request_for_ten_values_at_most(results: dict[str, Any], operation: str) -> None:
     assert requests_per_value(results, operation, in_flight=1) <= 0.1
+
+
+def test_a_partition_is_measured_and_keeps_within_its_memory(partition_results: dict[str, Any]) -> None:
+    tables = partition_results["tables"]
+    assert list(tables) == ["partition", "partition_memory", "sketches", "sketches_symbols"]
+    assert all(row["took_us"] > 0 for name in ("partition", "sketches") for row in tables[name]["rows"])
+    held, _ = tables["partition_memory"]["rows"]
+    assert 0 < held["MB"] <= held["aim_MB"]
+
+
+def test_a_difference_takes_at_most_twice_as_many_symbols_as_ids(partition_results: dict[str, Any]) -> None:
+    rows = partition_results["tables"]["sketches_symbols"]["rows"]
+    assert [row["differences"] for row in rows] == [1, 2, 5, 10, 20, 50, 100]
+    assert all(1 <= row["per_difference_p50"] <= 2 for row in rows)
 
 
 def requests_per_value(results: dict[str, Any], operation: str, in_flight: int) -> float:

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prime_dht.errors import ValidationError
-from prime_dht.partition.arcs import WHOLE_CIRCLE, Arc, ArcSet
+from prime_dht.partition.arcs import Arc, ArcSet
 
 END = 2**32 - 1
 HALF = 2**31
+WHOLE_CIRCLE = Arc(0, END)
 EMPTY, FULL = ArcSet.empty(sector_bits=9), ArcSet.full(sector_bits=9)
 
 arc_sets = st.integers(0, 2**512 - 1).map(lambda bits: ArcSet(bits, 9))

@@ -167,6 +167,18 @@ def test_moving_leaves_the_cells_as_they_were() -> None:
     assert moved.op_count == cells.op_count == 155
 
 
+def test_a_copy_and_what_it_is_of_change_on_their_own() -> None:
+    ops = [make_op(number, sector=number % 32, created_at_us=number) for number in range(155)]
+    cells, more = cells_of(ops, now_us=NOW_US), make_op(155, created_at_us=17)
+    copied = cells.copy()
+    assert [copied.disc_top(CIRCLE), *copied.ring_tops(CIRCLE)] == [cells.disc_top(CIRCLE), *cells.ring_tops(CIRCLE)]
+    cells.insert(more.op_id, more.sector, more.created_at_us)
+    copied.remove(ops[85].op_id, ops[85].sector, 85)
+    assert cells.disc_top(CIRCLE) == copied.disc_top(CIRCLE) + more.combined
+    assert copied.ring_tops(CIRCLE)[0] + ops[85].combined == cells.ring_tops(CIRCLE)[0]
+    assert dict(cells.slice_cells(0, arcs_of(0)))[0] == dict(copied.slice_cells(0, arcs_of(0)))[0] + more.combined
+
+
 def test_an_op_that_was_not_inserted_cannot_be_removed_from_an_empty_cell() -> None:
     op = make_op(1, sector=1, created_at_us=85)
     cells = cells_of([op], now_us=NOW_US)

@@ -1,3 +1,5 @@
+"""Decoding: every difference that the symbols tell, and nothing else. Pitfalls are those of the reference."""
+
 from __future__ import annotations
 
 from random import Random

@@ -33,7 +33,8 @@ def test_the_defaults_are_the_reference_s() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"unit_us": 0}, {"factor": 0}, {"factor": 54}, {"sector_bits": 4}, {"sector_bits": 13}]
+    "wrong",
+    [{"unit_us": 0}, {"unit_us": 2**63}, {"factor": 0}, {"factor": 54}, {"sector_bits": 4}, {"sector_bits": 13}],
 )
 def test_parameters_out_of_range_are_an_error_that_names_them(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):

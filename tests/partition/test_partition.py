@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -9,10 +11,12 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from prime_dht.errors import ValidationError
+from prime_dht.partition.arcs import ArcSet
+from prime_dht.partition.parameters import PartitionParameters
 from prime_dht.partition.partition import Partition
 from prime_dht.partition.slices import layout_at
 from prime_dht.partition.snapshot import Snapshot, disc_details_snapshot, minimal_snapshot, ring_details_snapshot
-from prime_dht.testing.partition_samples import CIRCLE, TINY, Replica, SampleOp, columns, make_op
+from prime_dht.testing.partition_samples import TINY, Replica, SampleOp, columns, make_op
 
 NOW_US = 151
 
@@ -22,12 +26,13 @@ sample_ops = st.builds(make_op, st.integers(0, 10**6), sector=st.integers(0, 31)
 def everything(partition: Partition) -> tuple[object, ...]:
     """All that can be seen of a partition."""
     cells, layout = partition.cells, partition.layout
+    circle = ArcSet.full(sector_bits=partition.parameters.sector_bits)
     snapshots: list[Snapshot] = [
-        minimal_snapshot(cells, CIRCLE),
-        disc_details_snapshot(cells, CIRCLE),
-        ring_details_snapshot(cells, CIRCLE, {*layout.ring_starts, layout.tail_start}),
+        minimal_snapshot(cells, circle),
+        disc_details_snapshot(cells, circle),
+        ring_details_snapshot(cells, circle, {*layout.ring_starts, layout.tail_start}),
     ]
-    sketches = [partition.sketches.sketch_of([sector], 16) for sector in range(32)]
+    sketches = [partition.sketches.sketch_of([sector], 16) for sector in circle]
     counts = cells.counts()
     return snapshots, sketches, partition.op_count, counts.slices, counts.ops.tolist()
 
@@ -78,6 +83,30 @@ class OneReplica(RuleBasedStateMachine):
         anew.insert_batch(*columns(self.ops))
         assert self.partition.layout == layout_at(self.latest_us, TINY)
         assert everything(self.partition) == everything(anew)
+
+
+@pytest.mark.parametrize("now_us", [0, 1_800_000_001_000_000, 2**63 - 1])
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        PartitionParameters(unit_us=1, factor=1, sector_bits=5),
+        PartitionParameters(unit_us=1, factor=53, sector_bits=12),
+        PartitionParameters(factor=53),
+        PartitionParameters(unit_us=2**63 - 1),
+    ],
+)
+def test_parameters_and_times_may_go_to_their_bounds(parameters: PartitionParameters, now_us: int) -> None:
+    rng = Random(53)
+    times = [0, 1, now_us, 2**63 - 1, *(rng.getrandbits(63) for _ in range(20))]
+    ops = [SampleOp(created_at_us, rng.randbytes(32), rng.getrandbits(32)) for created_at_us in times]
+    moved, made = Partition(parameters, now_us=0), Partition(parameters, now_us=now_us)
+    for op in ops:
+        moved.insert(op.op_id, op.location, op.created_at_us)
+    moved.advance(now_us)
+    made.insert_batch(*columns(ops))
+    assert everything(moved) == everything(made)
+    moved.remove_batch(*columns(ops))
+    assert everything(moved) == everything(Partition(parameters, now_us=now_us))
 
 
 OneReplica.TestCase.settings = settings(derandomize=True, deadline=None, max_examples=40, stateful_step_count=25)
@@ -134,4 +163,5 @@ def test_what_is_refused_is_in_neither_cells_nor_sketches() -> None:
 
 def test_its_memory_does_not_depend_on_how_many_ops_there_are() -> None:
     few, many = (Replica((make_op(n, created_at_us=85) for n in range(count)), now_us=NOW_US) for count in (1, 1000))
-    assert few.partition.nbytes == many.partition.nbytes
+    columns_bytes, symbols_bytes = 2 * 32 * 40, 32 * 128 * 24  # of the disc and of one ring; of each sector's sketch
+    assert few.partition.nbytes == many.partition.nbytes == columns_bytes + symbols_bytes

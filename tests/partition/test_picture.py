@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from prime_dht.errors import ValidationError
 from prime_dht.partition.cells import Cells
-from prime_dht.partition.parameters import PARAMETERS
+from prime_dht.partition.drawing import circle_svg, graph_svg
+from prime_dht.partition.parameters import PARAMETERS, PartitionParameters
 from prime_dht.partition.picture import coarser, describe, parts, text_picture
 from prime_dht.partition.slices import layout_at
 
@@ -56,8 +57,40 @@ def test_the_picture_has_a_line_for_each_row_and_a_column_for_each_slice() -> No
 def test_the_more_ops_a_cell_holds_the_darker_it_is() -> None:
     placed = [(0, 0)] + [(64, 0)] * 20 + [(128, 0)] * 900
     lines = text_picture(cells_of(*placed).counts(), rows=8).splitlines()
-    assert [line[-2] for line in reversed(lines[1:9])] == [".", "+", "#", " ", " ", " ", " ", " "]
-    assert lines[9] == "ops in a cell: '.' 1, '+' 20, '#' 900"
+    assert [line[-2] for line in reversed(lines[1:9])] == [".", "+", "@", " ", " ", " ", " ", " "]
+    assert lines[9] == "ops in a cell: '.' 1, '+' 20, '@' 900"
+
+
+def test_a_shade_stands_for_more_the_more_the_fullest_cell_holds() -> None:
+    placed = [(64 * row, 0) for row in range(8) for _ in range(3**row)]
+    lines = text_picture(cells_of(*placed).counts(), rows=8).splitlines()
+    assert [line[-2] for line in reversed(lines[1:9])] == [".", ":", "=", "+", "*", "#", "%", "@"]
+    assert "cell: ':' 2 to 3, '=' 9" in text_picture(cells_of((0, 0), *placed).counts(), rows=8)
+
+
+def test_labels_and_cells_stand_below_each_other_however_few_sectors_there_are() -> None:
+    cells = Cells(layout_at(151, PartitionParameters(unit_us=10, factor=3, sector_bits=5)))
+    cells.insert(bytes(32), 31, 0)
+    assert text_picture(cells.counts(), rows=2).splitlines() == [
+        "sectors   d r",
+        "  16–31  │.│   │",
+        "   0–15  │ │   │",
+        "ops in a cell: '.' 1",
+        "from 1970-01-01 00:00; rings from 1970-01-01 00:00",
+    ]
+    assert text_picture(cells.counts(), rows=32).splitlines()[1] == "     31  │.│   │"
+
+
+def test_before_there_is_any_slice_the_picture_has_no_times() -> None:
+    assert text_picture(Cells(layout_at(0, PARAMETERS)).counts(), rows=1).splitlines() == ["sectors", "  0–511  ││"]
+
+
+def test_an_op_dated_after_the_year_9999_is_drawn_too() -> None:
+    cells = Cells(layout_at(NOW_US, PARAMETERS))
+    cells.insert(bytes(32), 3, 2**63 - 1)
+    assert describe(cells.counts()).endswith("tail  1 op, day 106,751,991 to day 106,751,991")
+    assert text_picture(cells.counts(), rows=8).endswith("; tail from day 106,751,991")
+    assert all(": 1 op<" in draw(cells.counts()) for draw in (graph_svg, circle_svg))
 
 
 def test_an_empty_partition_is_drawn_and_described_too() -> None:
@@ -85,6 +118,7 @@ def test_the_parts_are_all_of_it() -> None:
         counts.slices[1 + counts.rings :],
     ]
     assert [int(part.ops.sum()) for part in parts(counts)] == [1, 1, 1]
+    assert [(part.full, part.rings) for part in parts(counts)] == [(1, 0), (counts.rings, 0), (1, 0)]
 
 
 @pytest.mark.parametrize(("rows", "full_columns"), [(0, 1), (3, 1), (1024, 1), (8, 0)])

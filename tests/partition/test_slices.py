@@ -33,14 +33,18 @@ AD_2100 = 4_102_444_800 * S
 TINY = PartitionParameters(unit_us=10, factor=3)
 
 
-def by_the_rule(now_us: int) -> list[range]:
-    """The slices as the reference's rule says them, by durations: the disc as one slice, and the rings."""
-    recent_us = now_us - 511 * U
-    full_count = recent_us // S // (FULL // S) if recent_us > 0 else 0
-    end_us = full_count * FULL
+def by_the_rule(now_us: int, *, unit_us: int = U, factor: int = 9) -> list[range]:
+    """The slices as the reference's rule says them, by durations: the disc as one slice, and the rings.
+
+    The rule is for units of whole seconds.
+    """
+    full_us = 2**factor * unit_us
+    recent_us = now_us - (2**factor - 1) * unit_us
+    full_count = recent_us // S // (full_us // S) if recent_us > 0 else 0
+    end_us = full_count * full_us
     slices = [range(end_us)]
-    for size in (256, 128, 64, 32, 16, 8, 4, 2, 1):
-        size_us, residual_us = size * U, (2 * size - 1) * U
+    for power in range(factor - 1, -1, -1):
+        size_us, residual_us = 2**power * unit_us, (2 ** (power + 1) - 1) * unit_us
         rest_us = now_us - end_us
         count = 2 if rest_us > residual_us + size_us else 1 if rest_us > size_us else 0
         for _ in range(count):
@@ -70,6 +74,21 @@ def test_the_layout_is_that_of_the_rule_at_1000_instants_from_1970_to_2100() -> 
     rng = Random(1970)
     for now_us in (rng.randrange(AD_2100) for _ in range(1000)):
         assert slices_of(layout_at(now_us, PARAMETERS)) == by_the_rule(now_us), now_us
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(
+    st.integers(0, 2**63 - 1) | st.integers(0, 2**20).map(lambda tick: tick * 7 * S),
+    st.sampled_from([-1, 0, 1]),
+    st.sampled_from([1, 7, 900, 86_400]),
+    st.integers(1, 53),
+)
+def test_the_layout_is_that_of_the_rule_for_any_unit_and_factor(
+    near_us: int, offset_us: int, unit_s: int, factor: int
+) -> None:
+    now_us, unit_us = near_us + offset_us, unit_s * S
+    layout = layout_at(now_us, PartitionParameters(unit_us=unit_us, factor=factor))
+    assert slices_of(layout) == by_the_rule(now_us, unit_us=unit_us, factor=factor)
 
 
 def test_3_at_the_epoch_and_before_there_are_no_slices() -> None:

@@ -1,3 +1,5 @@
+"""The code, which is the same on every machine. Pitfalls are those of the reference."""
+
 from __future__ import annotations
 
 from collections import Counter

@@ -10,17 +10,14 @@ from typing import TYPE_CHECKING
 import click
 
 from prime_dht.cli.commands.store.options import (
-    SOMETHING_WRONG,
-    as_json,
     data_dir,
-    emit_json,
     entries_only,
     progress_bar,
     store_file,
 )
-from prime_dht.cli.ending import Status, complain, emit
+from prime_dht.cli.ending import Status, complain, show
 from prime_dht.cli.logs import log_to_stderr
-from prime_dht.cli.options import verbose
+from prime_dht.cli.options import as_json, verbose
 from prime_dht.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -60,10 +57,8 @@ def export(data_dir: Path, out: Path, force: bool, entries_only: bool, as_json: 
         now_us = SystemClock().now_us()
         work = partial(offline.export, now_us=now_us, entries_only=entries_only, progress=progress)
         lines = run_until_done(partial(work, store_file(data_dir), file))
-    if as_json:
-        emit_json({"path": str(out), "lines": lines})
-    elif out != STANDARD_STREAM:
-        emit(f"{lines:,} lines written to {out}\n".encode())
+    if out != STANDARD_STREAM:
+        show({"path": str(out), "lines": lines}, f"{lines:,} lines written to {out}", as_json=as_json)
 
 
 @click.command("import")
@@ -96,13 +91,11 @@ def import_(file: Path, data_dir: Path, entries_only: bool, as_json: bool, verbo
         now_us = SystemClock().now_us()
         work = partial(offline.import_, now_us=now_us, entries_only=entries_only, progress=progress)
         report = run_until_done(partial(work, store_file(data_dir), dump))
-    if as_json:
-        emit_json(_json(report))
-    else:
-        emit(_summary(report).encode())
+    show(_json(report), _summary(report), as_json=as_json)
+    if not as_json:
         for line in _shortfalls(report):
             complain(line)
-    return Status.DONE if report.is_whole and not report.refused else SOMETHING_WRONG
+    return Status.DONE if report.is_whole and not report.refused else Status.SOMETHING_WRONG
 
 
 def _make(data_dir: Path) -> None:
@@ -130,7 +123,7 @@ def _summary(report: ImportReport) -> str:
     inserted, duplicate, superseded = _entries(report)
     lines = [f"entry: {inserted:,} taken, {duplicate:,} there already, {superseded:,} older than what is there"]
     lines += [f"{name}: {count:,} taken" for name, count in sorted(report.others.items())]
-    return "".join(f"{line}\n" for line in (*lines, f"refused: {report.refused:,}"))
+    return "\n".join((*lines, f"refused: {report.refused:,}"))
 
 
 def _entries(report: ImportReport) -> tuple[int, int, int]:

@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,21 +13,19 @@ from typing import TYPE_CHECKING
 import click
 
 from prime_dht.cli.commands.store.options import (
-    SOMETHING_WRONG,
-    as_json,
     data_dir,
-    emit_json,
     progress_bar,
     store_file,
 )
-from prime_dht.cli.ending import Status, emit
+from prime_dht.cli.ending import Status, show
 from prime_dht.cli.logs import log_to_stderr
-from prime_dht.cli.options import verbose
-from prime_dht.ids import US_PER_S, TimestampUs, peer_text
+from prime_dht.cli.options import as_json, verbose
+from prime_dht.cli.render import moment, visible
+from prime_dht.ids import peer_text
 
 if TYPE_CHECKING:
-    from prime_dht.cli.commands.store.survey import Survey
     from prime_dht.storage.offline import StoreInfo
+    from prime_dht.storage.survey import Survey
 
 
 @click.command("info")
@@ -48,10 +45,8 @@ def info(data_dir: Path, as_json: bool, verbose: int) -> None:
     path = store_file(data_dir)
     peer_id = _peer_id(data_dir)
     described, surveyed = run_until_done(partial(_look, path))
-    if as_json:
-        emit_json(_json(path, peer_id, described, surveyed))
-    else:
-        emit("".join(f"{line}\n" for line in _lines(path, peer_id, described, surveyed)).encode())
+    text = "\n".join(_lines(path, peer_id, described, surveyed))
+    show(_json(path, peer_id, described, surveyed), text, as_json=as_json)
 
 
 @click.command("check")
@@ -74,24 +69,18 @@ def check(data_dir: Path, as_json: bool, verbose: int) -> int:
     log_to_stderr(logging.WARNING, verbose=verbose)
     with progress_bar("checking") as progress:
         report = run_until_done(partial(offline.check, store_file(data_dir), progress=progress))
-    if as_json:
-        emit_json({"entries": report.entries, "problems": report.problems})
-    elif report.problems:
-        emit("".join(f"{' '.join(problem.split())}\n" for problem in report.problems).encode())
-    else:
-        emit(f"{report.entries:,} entries, all sound\n".encode())
-    return SOMETHING_WRONG if report.problems else Status.DONE
+    found = "\n".join(visible(" ".join(problem.split())) for problem in report.problems)
+    item = {"entries": report.entries, "problems": report.problems}
+    show(item, found or f"{report.entries:,} entries, all sound", as_json=as_json)
+    return Status.SOMETHING_WRONG if report.problems else Status.DONE
 
 
 async def _look(path: Path) -> tuple[StoreInfo, Survey]:
-    import trio
-
-    from prime_dht.cli.commands.store.survey import survey
     from prime_dht.node.clock import SystemClock
     from prime_dht.storage import offline
+    from prime_dht.storage.survey import survey
 
-    described = await offline.describe(path)
-    return described, await trio.to_thread.run_sync(partial(survey, path, now_us=SystemClock().now_us()))
+    return await offline.describe(path), await survey(path, now_us=SystemClock().now_us())
 
 
 def _peer_id(data_dir: Path) -> str | None:
@@ -112,6 +101,7 @@ def _json(path: Path, peer_id: str | None, info: StoreInfo, survey: Survey) -> d
         "network": survey.network,
         "file_bytes": info.file_bytes,
         "free_bytes": info.free_bytes,
+        "journal_bytes": info.journal_bytes,
         "entry_bytes": counts.pop("bytes"),
         **counts,
         "expired": survey.expired,
@@ -130,16 +120,13 @@ def _lines(path: Path, peer_id: str | None, info: StoreInfo, survey: Survey) -> 
     yield f"store      {path}, schema {info.schema}"
     yield f"node       {peer_id or 'no identity yet'}"
     yield f"network    {survey.network or 'not known, there are no entries'}"
-    yield f"on disk    {info.file_bytes:,} bytes, {info.free_bytes:,} of them free"
+    journal = f"; {info.journal_bytes:,} bytes more in a journal that was left over" if info.journal_bytes else ""
+    yield f"on disk    {info.file_bytes:,} bytes, {info.free_bytes:,} of them free{journal}"
     yield f"entries    {stats.entries:,} under {stats.keys:,} keys, {stats.bytes:,} bytes; {stats.ops:,} are ops"
     yield f"expired    {survey.expired:,} of them, retained so that nothing older rises again"
     if survey.oldest_us is not None and survey.newest_us is not None:
-        yield f"created    {_moment(survey.oldest_us)} to {_moment(survey.newest_us)}"
+        yield f"created    {moment(survey.oldest_us)} to {moment(survey.newest_us)}"
     yield f"beside     {stats.records:,} records, {stats.providers:,} providers, {stats.peers:,} known peers"
     yield f"publishers {info.publishers:,}{', those with the most bytes:' if survey.top_publishers else ''}"
     for share in survey.top_publishers:
         yield f"  {peer_text(share.publisher)} {share.entries:>9,} entries {share.bytes:>15,} bytes"
-
-
-def _moment(time_us: TimestampUs) -> str:
-    return f"{datetime.fromtimestamp(time_us / US_PER_S).astimezone():%Y-%m-%d %H:%M:%S %Z}"

@@ -1,34 +1,28 @@
-"""What the subcommands of ``prime-dht store`` share: options, the file they mean, results as JSON, progress."""
+"""What the subcommands of ``prime-dht store`` share: options, the file they mean, progress."""
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from prime_dht.cli.ending import emit
+from prime_dht.cli.options import Directory
 
 if TYPE_CHECKING:
     from prime_dht.storage.dump import Progress
 
-SOMETHING_WRONG = 1
-"""The exit status of a check that found something, and of an import that left something out."""
-
 data_dir = click.option(
     "--data-dir",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=Directory(),
     required=True,
     metavar="DIR",
     envvar="PRIME_DHT_DATA_DIR",
     help="Where the node keeps its data. [env: PRIME_DHT_DATA_DIR]",
 )
-
-as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as one line of JSON.")
 
 entries_only = click.option(
     "--entries-only", is_flag=True, help="Only entries, which are signed; nothing that belongs to one node."
@@ -40,11 +34,6 @@ def store_file(data_dir: Path) -> Path:
     from prime_dht.node.open import STORE_FILE
 
     return data_dir / STORE_FILE
-
-
-def emit_json(result: Mapping[str, object]) -> None:
-    """Print a result for programs."""
-    emit(json.dumps(result).encode() + b"\n")
 
 
 @contextmanager

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from prime_dht.cli.commands.store.options import as_json, data_dir, emit_json, store_file
-from prime_dht.cli.ending import emit
+from prime_dht.cli.commands.store.options import data_dir, store_file
+from prime_dht.cli.ending import show
 from prime_dht.cli.logs import log_to_stderr
-from prime_dht.cli.options import verbose
+from prime_dht.cli.options import as_json, verbose
 from prime_dht.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,10 +49,7 @@ def picture(data_dir: Path, rows: str, graph: Path | None, circle: Path | None, 
                 path.write_text(draw(counts), encoding="utf-8")
             except OSError as error:
                 raise ConfigError(f"{path}: {error.strerror}") from error
-    if as_json:
-        emit_json(_json(counts))
-    else:
-        emit(f"{describe(counts)}\n\n{text_picture(counts, rows=int(rows))}\n".encode())
+    show(_json(counts), f"{describe(counts)}\n\n{text_picture(counts, rows=int(rows))}", as_json=as_json)
 
 
 async def _count(path: Path) -> Counts:

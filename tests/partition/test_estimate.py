@@ -1,3 +1,5 @@
+"""The guess how many ids differ."""
+
 from __future__ import annotations
 
 from random import Random
