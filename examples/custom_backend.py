@@ -17,7 +17,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,10 +28,10 @@ from multiaddr import Multiaddr
 
 from prime_dht import PrimeDHT
 from prime_dht.entries.entry import Entry
-from prime_dht.errors import StorageError
+from prime_dht.errors import StorageError, ValidationError
 from prime_dht.ids import OpId, PeerId
 from prime_dht.kad.keyspace import Prefix
-from prime_dht.storage.base import Expired, KnownPeer, OwnSlot, PlainRecord, ProviderRecord, PutResult
+from prime_dht.storage.base import Expired, Gone, KnownPeer, OwnSlot, PlainRecord, ProviderRecord, PutResult
 from prime_dht.storage.capacity import Capacity
 from prime_dht.storage.dump_lines import Line, Meta, decode_line, encode_line
 from prime_dht.storage.memory import MemoryBackend
@@ -55,11 +55,10 @@ class JournalBackend(MemoryBackend):
         return store
 
     async def put_entries(self, entries: Sequence[Entry], *, now_us: int) -> list[PutResult]:
-        arc = self.capacity.responsible  # decides what is evicted, so it is part of the change
-        async with self._written("put_entries", entries, now_us=now_us, arc=arc and [arc.value, arc.length]):
+        async with self._written("put_entries", entries, now_us=now_us, arc=self._arc()):
             return await super().put_entries(entries, now_us=now_us)
 
-    async def remove_ops(self, op_ids: Sequence[OpId]) -> int:
+    async def remove_ops(self, op_ids: Sequence[OpId]) -> list[Gone]:
         async with self._written("remove_ops", op_ids=[op_id.hex() for op_id in op_ids]):
             return await super().remove_ops(op_ids)
 
@@ -67,17 +66,13 @@ class JournalBackend(MemoryBackend):
         async with self._written("delete_expired", now_us=now_us, retire_before_us=retire_before_us, limit=limit):
             return await super().delete_expired(now_us=now_us, retire_before_us=retire_before_us, limit=limit)
 
-    async def put_record(self, record: PlainRecord) -> None:
-        async with self._written("put_record", [record]):
-            await super().put_record(record)
+    async def put_record(self, record: PlainRecord, *, now_us: int) -> None:
+        async with self._written("put_record", [record], now_us=now_us, arc=self._arc()):
+            await super().put_record(record, now_us=now_us)
 
-    async def add_provider(self, record: ProviderRecord) -> None:
-        async with self._written("add_provider", [record]):
-            await super().add_provider(record)
-
-    async def remove_provider(self, multihash: bytes, provider: PeerId) -> None:
-        async with self._written("remove_provider", multihash=multihash.hex(), provider=provider.hex()):
-            await super().remove_provider(multihash, provider)
+    async def add_provider(self, record: ProviderRecord, *, now_us: int) -> None:
+        async with self._written("add_provider", [record], now_us=now_us, arc=self._arc()):
+            await super().add_provider(record, now_us=now_us)
 
     async def put_peers(self, peers: Sequence[KnownPeer]) -> None:
         async with self._written("put_peers", peers):
@@ -100,6 +95,11 @@ class JournalBackend(MemoryBackend):
             self._file.close()
             await super().aclose()
 
+    def _arc(self) -> list[int] | None:
+        """What this node is responsible for; it decides what is evicted, so it is part of a change."""
+        arc = self.capacity.responsible
+        return None if arc is None else [arc.value, arc.length]
+
     @asynccontextmanager
     async def _written(self, change: str, lines: Sequence[Line] = (), **others: object) -> AsyncIterator[None]:
         """Write a change to the journal, and let nobody come between that and its being made."""
@@ -114,10 +114,11 @@ class JournalBackend(MemoryBackend):
     async def _repeat(self, journaled: dict[str, Any]) -> None:
         """Make a change that was written."""
         lines = [decode_line(json.dumps(line).encode()) for line in journaled["lines"]]
+        if "arc" in journaled:
+            arc = journaled["arc"]
+            self.capacity = replace(self.capacity, responsible=arc and Prefix(value=arc[0], length=arc[1]))
         match journaled, lines:
-            case {"change": "put_entries", "now_us": now_us, "arc": arc}, _:
-                responsible = arc and Prefix(value=arc[0], length=arc[1])
-                self.capacity = replace(self.capacity, responsible=responsible)
+            case {"change": "put_entries", "now_us": now_us}, _:
                 await super().put_entries([line for line in lines if isinstance(line, Entry)], now_us=now_us)
             case {"change": "remove_ops", "op_ids": op_ids}, _:
                 await super().remove_ops([OpId(bytes.fromhex(op_id)) for op_id in op_ids])
@@ -128,12 +129,12 @@ class JournalBackend(MemoryBackend):
                 "limit": limit,
             }, _:
                 await super().delete_expired(now_us=now_us, retire_before_us=retire_before_us, limit=limit)
-            case _, [PlainRecord() as record]:
-                await super().put_record(record)
-            case _, [ProviderRecord() as record]:
-                await super().add_provider(record)
-            case {"change": "remove_provider", "multihash": multihash, "provider": provider}, _:
-                await super().remove_provider(bytes.fromhex(multihash), PeerId(bytes.fromhex(provider)))
+            case {"now_us": now_us}, [PlainRecord() as record]:
+                with suppress(ValidationError):  # it had no room then either, but what had expired went
+                    await super().put_record(record, now_us=now_us)
+            case {"now_us": now_us}, [ProviderRecord() as record]:
+                with suppress(ValidationError):
+                    await super().add_provider(record, now_us=now_us)
             case {"change": "put_peers"}, _:
                 await super().put_peers([line for line in lines if isinstance(line, KnownPeer)])
             case {"change": "remove_peers", "peers": peers}, _:

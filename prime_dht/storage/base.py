@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
@@ -35,10 +35,14 @@ from numpy.typing import NDArray
 from trio.abc import AsyncResource
 
 from prime_dht.entries.entry import Entry, Slot, Version
+from prime_dht.entries.lifetime import is_op
 from prime_dht.ids import US_PER_S, Key, OpId, PeerId, TimestampUs
-from prime_dht.storage.capacity import Capacity
+from prime_dht.storage.capacity import Capacity, location_of
 
 OP_ID_BYTES = 32
+
+OP_ID_HEAD_BYTES = 8
+"""Of an op id, those that an index is made of."""
 
 MAX_STEP_BACK_US = 86_400 * US_PER_S
 """How far a clock may be set back while what retired is still kept away: a day."""
@@ -54,20 +58,6 @@ class PutOutcome(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class PutResult:
-    """The outcome for one entry, the op it displaced from its slot, and, where refused, why.
-
-    ``evicted`` are the ops that went to make room for it, in that order. What had expired goes even for one that is
-    refused in the end.
-    """
-
-    outcome: PutOutcome
-    displaced: OpId | None = None
-    reason: str = ""
-    evicted: tuple[OpId, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Op:
     """What the partition sees of an entry; ``location`` is the top 32 bits of its key's kad key."""
 
@@ -78,6 +68,35 @@ class Op:
     @property
     def version(self) -> Version:
         return Version(self.created_at_us, self.op_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """An entry that left the store: its op id, and what the partition saw of it, ``None`` if it was no op."""
+
+    op_id: OpId
+    op: Op | None = None
+
+    @classmethod
+    def of(cls, entry: Entry) -> Gone:
+        """What is left of an entry that goes."""
+        if not is_op(entry):
+            return cls(entry.op_id)
+        return cls(entry.op_id, Op(entry.op_id, location_of(entry.header.key), entry.header.created_at_us))
+
+
+@dataclass(frozen=True, slots=True)
+class PutResult:
+    """The outcome for one entry, what it displaced from its slot, and, where refused, why.
+
+    ``evicted`` is what went to make room for it, in that order. What had expired goes even for one that is
+    refused in the end.
+    """
+
+    outcome: PutOutcome
+    displaced: Gone | None = None
+    reason: str = ""
+    evicted: tuple[Gone, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -148,6 +167,11 @@ class PlainRecord:
     expires_at_us: TimestampUs
     publisher: PeerId | None = None
 
+    @property
+    def size_bytes(self) -> int:
+        """What it counts for in a store: key and value."""
+        return len(self.key) + len(self.value)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderRecord:
@@ -157,6 +181,11 @@ class ProviderRecord:
     provider: PeerId
     addresses: tuple[bytes, ...]
     expires_at_us: TimestampUs
+
+    @property
+    def size_bytes(self) -> int:
+        """What it counts for in a store: multihash, peer id, and each address with its length, 4 bytes."""
+        return len(self.multihash) + len(self.provider) + sum(4 + len(address) for address in self.addresses)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,9 +210,9 @@ class OwnSlot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expired:
-    """What ``delete_expired`` removed: ops that left for good, and how many values, records and providers went."""
+    """What ``delete_expired`` removed: entries that left for good, and how many values, records and providers went."""
 
-    retired: tuple[OpId, ...] = field(default=())
+    retired: tuple[Gone, ...] = ()
     values_dropped: int = 0
     records: int = 0
     providers: int = 0
@@ -267,13 +296,31 @@ class StorageBackend(AsyncResource):
             after: the ``next_cursor`` of the page before, which no other backend understands.
         """
 
+    async def find_ops(self, prefixes: Sequence[bytes]) -> list[OpId]:
+        """The op ids of the ops that begin with these bytes, 8 or more, in any order.
+
+        That is how sync names ops. Here it is a pass over all of them; a backend with an index overrides this.
+        """
+        wanted = frozenset(prefixes)
+        lengths = {len(prefix) for prefix in wanted}
+        found: list[OpId] = []
+        cursor = b""
+        while wanted:
+            page = await self.scan_ops(after=cursor)
+            ids = page.op_ids.tobytes()
+            op_ids = (OpId(ids[at : at + OP_ID_BYTES]) for at in range(0, len(ids), OP_ID_BYTES))
+            found += (op_id for op_id in op_ids if any(op_id[:length] in wanted for length in lengths))
+            if not (cursor := page.next_cursor):
+                break
+        return found
+
     @abstractmethod
     async def keys(self, *, after: Key | None = None, limit: int = 1000) -> list[Key]:
         """The next ``limit`` keys that hold an entry, in byte order, starting behind ``after``."""
 
     @abstractmethod
-    async def remove_ops(self, op_ids: Sequence[OpId]) -> int:
-        """Forget entries this node need not keep; returns how many it held."""
+    async def remove_ops(self, op_ids: Sequence[OpId]) -> list[Gone]:
+        """Forget entries this node need not keep; returns those it held, in any order."""
 
     @abstractmethod
     async def delete_expired(self, *, now_us: int, retire_before_us: int, limit: int = 1000) -> Expired:
@@ -285,8 +332,12 @@ class StorageBackend(AsyncResource):
         """
 
     @abstractmethod
-    async def put_record(self, record: PlainRecord) -> None:
-        """Store or replace a plain record."""
+    async def put_record(self, record: PlainRecord, *, now_us: int) -> None:
+        """Store or replace a plain record.
+
+        Raises:
+            ValidationError: there is no room for it (:class:`Capacity`). What is held under its key stays.
+        """
 
     @abstractmethod
     async def get_record(self, key: Key, *, now_us: int) -> PlainRecord | None:
@@ -297,8 +348,12 @@ class StorageBackend(AsyncResource):
         """The next ``limit`` plain records in byte order of their keys, expired ones too, starting behind ``after``."""
 
     @abstractmethod
-    async def add_provider(self, record: ProviderRecord) -> None:
-        """Store or refresh a provider record."""
+    async def add_provider(self, record: ProviderRecord, *, now_us: int) -> None:
+        """Store or refresh a provider record.
+
+        Raises:
+            ValidationError: there is no room for it (:class:`Capacity`).
+        """
 
     @abstractmethod
     async def get_providers(self, multihash: bytes, *, now_us: int, limit: int = 100) -> list[ProviderRecord]:
@@ -307,10 +362,6 @@ class StorageBackend(AsyncResource):
     @abstractmethod
     async def providers(self, *, after: tuple[bytes, PeerId] | None = None, limit: int = 1000) -> list[ProviderRecord]:
         """The next ``limit`` provider records in byte order of (multihash, provider), expired too, behind ``after``."""
-
-    @abstractmethod
-    async def remove_provider(self, multihash: bytes, provider: PeerId) -> None:
-        """Forget one provider of a multihash."""
 
     @abstractmethod
     async def put_peers(self, peers: Sequence[KnownPeer]) -> None:

@@ -1,4 +1,4 @@
-"""How much a store may hold, and which entries go first when it is full.
+"""How much a store may hold, and what goes first when it is full.
 
 *Limits* (:class:`~prime_dht.entries.limits.Limits`) bound the store, each publisher and each key. An entry that its key
 or its publisher has no room for is refused: nobody loses a slot to a flood. Only a full *store* makes room, in this
@@ -13,6 +13,9 @@ An entry outside the arc makes room only at the cost of what is further away tha
 one inside at the cost of all outside. What the node is responsible for never goes: if nothing else is left, the
 newcomer is refused. What is evicted is not lost: it lies outside the arc, and the nodes closer to it hold it.
 
+Plain records and provider records, which have limits of their own, go by the same distance and the same arc
+(:mod:`prime_dht.storage.room`).
+
 >>> def held_in(block):
 ...     within = [location for location in (1, 2, 5, 7) if location in block]
 ...     return (within[0], within[-1]) if within else None
@@ -22,12 +25,15 @@ newcomer is refused. What is evicted is not lost: it lies outside the arc, and t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from prime_dht.entries.limits import DEFAULT_LIMITS, Limits
-from prime_dht.ids import KAD_KEY_BITS, KadKey, Key, kad_key
+from prime_dht.ids import KAD_KEY_BITS, KadKey, kad_key
 from prime_dht.kad.keyspace import Prefix
+
+T = TypeVar("T")
 
 LOCATION_BITS = 32
 ALL_LOCATIONS = range(1 << LOCATION_BITS)
@@ -60,8 +66,8 @@ class Capacity:
         return ALL_LOCATIONS if self.responsible is None else locations_of(self.responsible)
 
 
-def location_of(key: Key) -> int:
-    """Where a key lies on the circle: the top 32 bits of its kad key."""
+def location_of(key: bytes) -> int:
+    """Where a key, or content by its multihash, lies on the circle: the top 32 bits of its kad key."""
     return kad_key(key) >> (KAD_KEY_BITS - LOCATION_BITS)
 
 
@@ -74,6 +80,25 @@ def locations_of(arc: Prefix) -> range:
     keys = arc.keys
     below_bits = arc.bits - LOCATION_BITS
     return range(keys.start >> below_bits, ((keys.stop - 1) >> below_bits) + 1)
+
+
+def further_away(
+    here: int,
+    held_in: Callable[[range], tuple[int, int] | None],
+    held_at: Callable[[int], Iterable[T]],
+    capacity: Capacity,
+) -> Iterator[T]:
+    """What may go for a newcomer at the location ``here``: what is outside the arc, and further away; furthest first.
+
+    Args:
+        held_in: as for :func:`furthest_first`.
+        held_at: what there is at a location, first to go first.
+    """
+    near, spared = capacity.local_location, capacity.spared_locations
+    for location in furthest_first(held_in, near=near, spared=spared):
+        if here not in spared and location ^ near <= here ^ near:
+            return
+        yield from held_at(location)
 
 
 def furthest_first(held_in: Callable[[range], tuple[int, int] | None], *, near: int, spared: range) -> Iterator[int]:

@@ -30,7 +30,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import BinaryIO, assert_never
 
 import trio
@@ -124,9 +124,49 @@ async def export(
     return await writing.finish()
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A dump of which the first lines were read, and its header understood."""
+
+    header: Header
+    block: Sequence[bytes] = field(repr=False)
+    file: BinaryIO
+
+
 async def import_(
     store: StorageBackend,
     file: BinaryIO,
+    *,
+    now_us: int,
+    rules: AdmissionRules | None = None,
+    entries_only: bool = False,
+    progress: Progress | None = None,
+) -> ImportReport:
+    """:func:`begin` to read a dump, and :func:`finish`."""
+    begun = await begin(file)
+    return await finish(begun, store, now_us=now_us, rules=rules, entries_only=entries_only, progress=progress)
+
+
+async def begin(file: BinaryIO) -> Begun:
+    """Read the header of a dump.
+
+    Raises:
+        ValidationError: the file is no dump, or of a newer version, or has a line that is too long.
+        OSError: the file cannot be read.
+    """
+    block = await trio.to_thread.run_sync(_read_block, file)
+    try:
+        header = decode_line(block[0]) if block else None
+    except ValidationError as error:
+        raise ValidationError(f"the file is no dump of prime_dht: {error}") from error
+    if not isinstance(header, Header):
+        raise ValidationError("the file is no dump of prime_dht")
+    return Begun(header, block, file)
+
+
+async def finish(
+    begun: Begun,
+    store: StorageBackend,
     *,
     now_us: int,
     rules: AdmissionRules | None = None,
@@ -139,24 +179,18 @@ async def import_(
         rules: what entries are judged by; the default limits, and the network the dump says it is of, unless given.
 
     Raises:
-        ValidationError: the file is no dump, or of a newer version, or has a line that is too long.
+        ValidationError: it has a line that is too long.
         StorageError: the store cannot be written.
         OSError: the file cannot be read.
     """
-    block = await trio.to_thread.run_sync(_read_block, file)
-    try:
-        header = decode_line(block[0]) if block else None
-    except ValidationError as error:
-        raise ValidationError(f"the file is no dump of prime_dht: {error}") from error
-    if not isinstance(header, Header):
-        raise ValidationError("the file is no dump of prime_dht")
+    header, block = begun.header, begun.block
     total = header.entries if entries_only else header.entries + header.records + header.providers + header.peers
     importing = _Importing(store, rules or AdmissionRules(network_id=header.network or ""), now_us, entries_only)
     while block:
         await importing.take(block)
         if progress is not None:
             progress(min(importing.lines, total), total)
-        block = await trio.to_thread.run_sync(_read_block, file)
+        block = await trio.to_thread.run_sync(_read_block, begun.file)
     return importing.report()
 
 
@@ -290,10 +324,10 @@ class _Importing:
             is_whole=self._is_whole,
         )
 
-    def _read(self, block: Sequence[bytes]) -> tuple[list[tuple[int, Entry]], list[_Other]]:
-        """What some lines say: the entries that are admitted, each with the number of its line, and the rest."""
+    def _read(self, block: Sequence[bytes]) -> tuple[list[tuple[int, Entry]], list[tuple[int, _Other]]]:
+        """What some lines say: the entries that are admitted, and the rest, each with the number of its line."""
         entries: list[tuple[int, Entry]] = []
-        others: list[_Other] = []
+        others: list[tuple[int, _Other]] = []
         for data in block:
             is_first, self._is_whole = self.lines == 0, False
             before, digest = self.lines, self._sha256.digest()
@@ -310,7 +344,7 @@ class _Importing:
                         if not is_first:
                             raise ValidationError("it is the first line of another dump")
                     case PlainRecord() | ProviderRecord() | KnownPeer() | OwnSlot() | Meta():
-                        others.append(line)
+                        others.append((self.lines, line))
                     case _:
                         assert_never(line)
             except ValidationError as error:
@@ -339,23 +373,22 @@ class _Importing:
         if len(self._refusals) < MOST_REFUSALS:
             self._refusals.append(Refusal(line, reason))
 
-    async def _store_others(self, others: Sequence[_Other]) -> None:
+    async def _store_others(self, others: Sequence[tuple[int, _Other]]) -> None:
         failures: list[StorageError] = []
         # All at once, because those who write at the same time may share a wait for the disk.
         async with trio.open_nursery() as nursery:
-            for line in others:
-                nursery.start_soon(self._store_one, line, failures)
+            for number, line in others:
+                nursery.start_soon(self._store_one, number, line, failures)
         if failures:
             raise failures[0]
-        self._others.update(NAMES[type(line)] for line in others)
 
-    async def _store_one(self, line: _Other, failures: list[StorageError]) -> None:
+    async def _store_one(self, number: int, line: _Other, failures: list[StorageError]) -> None:
         try:
             match line:
                 case PlainRecord():
-                    await self._store.put_record(line)
+                    await self._store.put_record(line, now_us=self._now_us)
                 case ProviderRecord():
-                    await self._store.add_provider(line)
+                    await self._store.add_provider(line, now_us=self._now_us)
                 case Meta(name, value):
                     await self._store.put_meta(name, value)
                 case KnownPeer():
@@ -364,5 +397,9 @@ class _Importing:
                     await self._store.put_own_slots([line])
                 case _:
                     assert_never(line)
+        except ValidationError as error:
+            self._refuse(number, str(error))
         except StorageError as error:
             failures.append(error)
+        else:
+            self._others[NAMES[type(line)]] += 1

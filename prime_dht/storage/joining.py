@@ -9,7 +9,7 @@ What goes when the store is full, and in which order, is said in :mod:`prime_dht
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,8 +18,8 @@ from prime_dht.entries.lifetime import as_of
 from prime_dht.entries.limits import Limits, Occupancy
 from prime_dht.errors import ValidationError
 from prime_dht.ids import Key, OpId, PeerId
-from prime_dht.storage.base import MAX_STEP_BACK_US, PutOutcome, PutResult
-from prime_dht.storage.capacity import Capacity, furthest_first, location_of
+from prime_dht.storage.base import MAX_STEP_BACK_US, Gone, PutOutcome, PutResult
+from prime_dht.storage.capacity import Capacity, further_away, location_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +57,13 @@ class Holdings(Protocol):
     def held_of(self, publisher: PeerId) -> Held:
         """What it holds of one publisher."""
 
-    def hold(self, entry: Entry) -> None:
-        """Let an entry stand in its slot, in place of what stands there."""
+    def hold(self, entry: Entry) -> Gone | None:
+        """Let an entry stand in its slot; returns what goes for it, unless that is the same entry."""
 
-    def evict(self, op_id: OpId) -> None:
+    def evict(self, op_id: OpId) -> Gone:
         """Remove an entry."""
 
-    def evict_unretained(self, now_us: int) -> OpId | None:
+    def evict_unretained(self, now_us: int) -> Gone | None:
         """Remove, of the entries retained until before ``now_us``, the first by (retain_until_us, op_id)."""
 
     def drop_expired_value(self, now_us: int) -> bool:
@@ -100,19 +100,18 @@ def join_entry(
             return PutResult(PutOutcome.SUPERSEDED)
         if standing.version == entry.version and (standing.has_value or entry.value is None):
             return PutResult(PutOutcome.DUPLICATE)
-    evicted: list[OpId] = []
+    evicted: list[Gone] = []
     try:
         _check_shares(entry, standing, holdings, capacity.limits)
         if not _has_room(entry, _besides(standing, holdings.held()), capacity.limits):
             _make_room(entry, holdings, capacity, now_us, evicted)
     except ValidationError as error:
         return PutResult(PutOutcome.REFUSED, reason=str(error), evicted=tuple(evicted))
-    holdings.hold(entry)
-    if standing is None or standing.version.op_id in evicted:
-        return PutResult(PutOutcome.INSERTED, evicted=tuple(evicted))
-    if standing.version == entry.version:
-        return PutResult(PutOutcome.DUPLICATE, evicted=tuple(evicted))
-    return PutResult(PutOutcome.INSERTED, standing.version.op_id, evicted=tuple(evicted))
+    displaced = holdings.hold(entry)
+    was_evicted = any(gone.op_id == entry.op_id for gone in evicted)
+    is_duplicate = standing is not None and standing.version == entry.version and not was_evicted
+    outcome = PutOutcome.DUPLICATE if is_duplicate else PutOutcome.INSERTED
+    return PutResult(outcome, displaced, evicted=tuple(evicted))
 
 
 def _check_shares(entry: Entry, standing: Standing | None, holdings: Holdings, limits: Limits) -> None:
@@ -123,7 +122,7 @@ def _check_shares(entry: Entry, standing: Standing | None, holdings: Holdings, l
     limits.check_room(entry, _occupancy(slots_of_key=slots, publishers=publishers))
 
 
-def _make_room(entry: Entry, holdings: Holdings, capacity: Capacity, now_us: int, evicted: list[OpId]) -> None:
+def _make_room(entry: Entry, holdings: Holdings, capacity: Capacity, now_us: int, evicted: list[Gone]) -> None:
     """Evict what has to go for an entry, and note it in ``evicted``.
 
     Raises:
@@ -135,31 +134,20 @@ def _make_room(entry: Entry, holdings: Holdings, capacity: Capacity, now_us: int
         # Asked anew each time, because what stands in the slot may be what goes.
         return _besides(holdings.standing(entry.slot), holdings.held())
 
-    while not _has_room(entry, others(), limits) and (op_id := holdings.evict_unretained(now_us)) is not None:
-        evicted.append(op_id)
+    while not _has_room(entry, others(), limits) and (gone := holdings.evict_unretained(now_us)) is not None:
+        evicted.append(gone)
     while others().bytes + entry.size_bytes > limits.max_store_bytes and holdings.drop_expired_value(now_us):
         pass
     left = others()
     victims: list[OpId] = []
-    for op_id, size_bytes in _further_away(entry, holdings, capacity):
+    here = location_of(entry.header.key)
+    for op_id, size_bytes in further_away(here, holdings.held_in, holdings.held_at, capacity):
         if _has_room(entry, left, limits):
             break
         victims.append(op_id)
         left = Held(left.entries - 1, left.bytes - size_bytes)
     limits.check_room(entry, _occupancy(store=left))
-    for op_id in victims:
-        holdings.evict(op_id)
-    evicted += victims
-
-
-def _further_away(entry: Entry, holdings: Holdings, capacity: Capacity) -> Iterator[tuple[OpId, int]]:
-    """What may go for an entry, first to go first: entries outside the arc, and further away than itself."""
-    near, spared = capacity.local_location, capacity.spared_locations
-    here = location_of(entry.header.key)
-    for location in furthest_first(holdings.held_in, near=near, spared=spared):
-        if here not in spared and location ^ near <= here ^ near:
-            return
-        yield from holdings.held_at(location)
+    evicted += [holdings.evict(op_id) for op_id in victims]
 
 
 def _has_room(entry: Entry, others: Held, limits: Limits) -> bool:

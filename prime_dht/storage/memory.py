@@ -22,9 +22,11 @@ from prime_dht.entries.lifetime import as_of
 from prime_dht.errors import StorageError
 from prime_dht.ids import Key, OpId, PeerId, TimestampUs
 from prime_dht.storage.base import (
+    OP_ID_HEAD_BYTES,
     EntryPage,
     EntryQuery,
     Expired,
+    Gone,
     KnownPeer,
     Op,
     OpArrays,
@@ -36,11 +38,11 @@ from prime_dht.storage.base import (
     StoreStats,
 )
 from prime_dht.storage.capacity import Capacity
-from prime_dht.storage.deadlines import Deadlines
 from prime_dht.storage.joining import join_entry, retired_before_us
 from prime_dht.storage.memory_entries import MemoryEntries
-from prime_dht.storage.ordered import Ordered
+from prime_dht.storage.memory_records import MemoryProviders, MemoryRecords
 from prime_dht.storage.paging import decode_cursor, decode_version, encode_version, take_page
+from prime_dht.storage.room import make_room_for_provider, make_room_for_record
 
 _OLDEST = Version(TimestampUs(-1), OpId(b""))
 """Older than any entry."""
@@ -54,13 +56,11 @@ class MemoryBackend(StorageBackend):
         self._open = True
         self._entries = MemoryEntries()
         self._retired_before_us = 0
-        self._records: Ordered[Key, PlainRecord] = Ordered()
-        self._providers: dict[bytes, dict[PeerId, ProviderRecord]] = {}
+        self._records = MemoryRecords()
+        self._providers = MemoryProviders()
         self._peers: dict[PeerId, KnownPeer] = {}
         self._own_slots: dict[Slot, OwnSlot] = {}
         self._meta: dict[str, bytes] = {}
-        self._record_expiry = Deadlines[Key](self._record_expires_at)
-        self._provider_expiry = Deadlines[tuple[bytes, PeerId]](self._provider_expires_at)
 
     async def put_entries(self, entries: Sequence[Entry], *, now_us: int) -> list[PutResult]:
         await self._turn()
@@ -103,16 +103,20 @@ class MemoryBackend(StorageBackend):
         ops = list(islice(self._ops_behind(decode_version(after)), limit))
         return OpArrays.of(ops, encode_version(ops[-1].created_at_us, ops[-1].op_id) if len(ops) == limit else b"")
 
+    async def find_ops(self, prefixes: Sequence[bytes]) -> list[OpId]:
+        await self._turn()
+        by_head = self._entries.ops_by_head
+        alike = ((prefix, by_head.get(prefix[:OP_ID_HEAD_BYTES], ())) for prefix in prefixes)
+        return list(dict.fromkeys(op_id for prefix, op_ids in alike for op_id in op_ids if op_id.startswith(prefix)))
+
     async def keys(self, *, after: Key | None = None, limit: int = 1000) -> list[Key]:
         await self._turn()
         return list(islice(self._entries.slots.behind(after), limit))
 
-    async def remove_ops(self, op_ids: Sequence[OpId]) -> int:
+    async def remove_ops(self, op_ids: Sequence[OpId]) -> list[Gone]:
         await self._turn()
-        held = [op_id for op_id in dict.fromkeys(op_ids) if op_id in self._entries.by_op_id]
-        for op_id in held:
-            self._entries.evict(op_id)
-        return len(held)
+        held = self._entries.by_op_id
+        return [self._entries.evict(op_id) for op_id in dict.fromkeys(op_ids) if op_id in held]
 
     async def delete_expired(self, *, now_us: int, retire_before_us: int, limit: int = 1000) -> Expired:
         await self._turn()
@@ -121,50 +125,39 @@ class MemoryBackend(StorageBackend):
         left = limit - len(retired)
         values_dropped = sum(1 for _ in self._entries.drop_values(now_us, left))
         left -= values_dropped
-        records = providers = 0
-        for key in self._record_expiry.due(now_us + 1, left):
-            self._records.remove(key)
-            records += 1
-        left -= records
-        for multihash, provider in self._provider_expiry.due(now_us + 1, left):
-            self._remove_provider(multihash, provider)
-            providers += 1
+        records = self._records.delete_expired(now_us, left)
+        providers = self._providers.delete_expired(now_us, left - records)
         return Expired(retired=retired, values_dropped=values_dropped, records=records, providers=providers)
 
-    async def put_record(self, record: PlainRecord) -> None:
+    async def put_record(self, record: PlainRecord, *, now_us: int) -> None:
         await self._turn()
-        self._records.put(record.key, record)
-        self._record_expiry.add(record.expires_at_us, record.key)
+        make_room_for_record(record, self._records, self.capacity, now_us=now_us)
+        self._records.hold(record.key, record)
 
     async def get_record(self, key: Key, *, now_us: int) -> PlainRecord | None:
         await self._turn()
-        record = self._records.values.get(key)
+        record = self._records.by_name.values.get(key)
         return record if record is not None and now_us < record.expires_at_us else None
 
     async def records(self, *, after: Key | None = None, limit: int = 1000) -> list[PlainRecord]:
         await self._turn()
-        return [self._records.values[key] for key in islice(self._records.behind(after), limit)]
+        by_key = self._records.by_name
+        return [by_key.values[key] for key in islice(by_key.behind(after), limit)]
 
-    async def add_provider(self, record: ProviderRecord) -> None:
+    async def add_provider(self, record: ProviderRecord, *, now_us: int) -> None:
         await self._turn()
-        self._providers.setdefault(record.multihash, {})[record.provider] = record
-        self._provider_expiry.add(record.expires_at_us, (record.multihash, record.provider))
+        make_room_for_provider(record, self._providers, self.capacity, now_us=now_us)
+        self._providers.hold((record.multihash, record.provider), record)
 
     async def get_providers(self, multihash: bytes, *, now_us: int, limit: int = 100) -> list[ProviderRecord]:
         await self._turn()
-        live = (record for record in self._providers.get(multihash, {}).values() if now_us < record.expires_at_us)
+        live = self._providers.unexpired_of(multihash, now_us)
         return heapq.nlargest(limit, live, key=lambda record: record.expires_at_us)
 
     async def providers(self, *, after: tuple[bytes, PeerId] | None = None, limit: int = 1000) -> list[ProviderRecord]:
         await self._turn()
-        provided = ((multihash, peer) for multihash, records in self._providers.items() for peer in records)
-        wanted = heapq.nsmallest(limit, (one for one in provided if after is None or one > after))
-        return [self._providers[multihash][peer] for multihash, peer in wanted]
-
-    async def remove_provider(self, multihash: bytes, provider: PeerId) -> None:
-        await self._turn()
-        if provider in self._providers.get(multihash, {}):
-            self._remove_provider(multihash, provider)
+        by_name = self._providers.by_name
+        return [by_name.values[name] for name in islice(by_name.behind(after), limit)]
 
     async def put_peers(self, peers: Sequence[KnownPeer]) -> None:
         await self._turn()
@@ -219,8 +212,8 @@ class MemoryBackend(StorageBackend):
             keys=len(self._entries.slots.values),
             entries=self._entries.held().entries,
             bytes=self._entries.held().bytes,
-            records=len(self._records.values),
-            providers=sum(map(len, self._providers.values())),
+            records=self._records.load().count,
+            providers=self._providers.load().count,
             peers=len(self._peers),
             ops=len(self._entries.ops.values),
         )
@@ -237,20 +230,6 @@ class MemoryBackend(StorageBackend):
     def _ops_behind(self, behind: tuple[int, OpId] | None) -> Iterator[Op]:
         ops = self._entries.ops
         return (Op(op_id, ops.values[at_us, op_id], TimestampUs(at_us)) for at_us, op_id in ops.behind(behind))
-
-    def _remove_provider(self, multihash: bytes, provider: PeerId) -> None:
-        del self._providers[multihash][provider]
-        if not self._providers[multihash]:
-            del self._providers[multihash]
-
-    def _record_expires_at(self, key: Key) -> int | None:
-        record = self._records.values.get(key)
-        return None if record is None else record.expires_at_us
-
-    def _provider_expires_at(self, provided: tuple[bytes, PeerId]) -> int | None:
-        multihash, provider = provided
-        record = self._providers.get(multihash, {}).get(provider)
-        return None if record is None else record.expires_at_us
 
 
 def _in_order(slot: Slot) -> tuple[Key, PeerId, bytes]:

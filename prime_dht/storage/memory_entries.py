@@ -13,6 +13,7 @@ from dataclasses import replace
 from prime_dht.entries.entry import Entry, Slot
 from prime_dht.entries.lifetime import is_op
 from prime_dht.ids import Key, OpId, PeerId
+from prime_dht.storage.base import OP_ID_HEAD_BYTES, Gone
 from prime_dht.storage.capacity import location_of
 from prime_dht.storage.deadlines import Deadlines
 from prime_dht.storage.joining import Held, Holdings, Standing
@@ -29,12 +30,14 @@ class MemoryEntries(Holdings):
         slots: of each key, its entries by their place.
         by_op_id: all entries.
         ops: the locations of entries that are ops, by (created_at_us, op id).
+        ops_by_head: the ids of those, by their first bytes.
     """
 
     def __init__(self) -> None:
         self.slots: Ordered[Key, Ordered[Place, Entry]] = Ordered()
         self.by_op_id: dict[OpId, Entry] = {}
         self.ops: Ordered[tuple[int, OpId], int] = Ordered()
+        self.ops_by_head: dict[bytes, tuple[OpId, ...]] = {}
         self._by_location: Ordered[int, dict[OpId, None]] = Ordered()
         self._held = _NOTHING
         self._held_of: dict[PeerId, Held] = {}
@@ -56,7 +59,7 @@ class MemoryEntries(Holdings):
     def held_of(self, publisher: PeerId) -> Held:
         return self._held_of.get(publisher, _NOTHING)
 
-    def hold(self, entry: Entry) -> None:
+    def hold(self, entry: Entry) -> Gone | None:
         header = entry.header
         slots = self.slots.values.get(header.key)
         if slots is None:
@@ -64,9 +67,11 @@ class MemoryEntries(Holdings):
             self.slots.put(header.key, slots)
         place = (entry.publisher, header.subkey)
         standing = slots.values.get(place)
+        displaced = None
         if standing is None or standing.op_id != entry.op_id:
             if standing is not None:
                 self._forget(standing)
+                displaced = Gone.of(standing)
             self._index(entry)
         else:
             self._count(standing, -1)
@@ -75,16 +80,18 @@ class MemoryEntries(Holdings):
         self._count(entry, +1)
         if entry.value is not None:
             self._value_expiry.add(header.expires_at_us, entry.op_id)
+        return displaced
 
-    def evict(self, op_id: OpId) -> None:
+    def evict(self, op_id: OpId) -> Gone:
         entry = self.by_op_id[op_id]
         self._forget(entry)
         slots = self.slots.values[entry.header.key]
         slots.remove((entry.publisher, entry.header.subkey))
         if not slots.values:
             self.slots.remove(entry.header.key)
+        return Gone.of(entry)
 
-    def evict_unretained(self, now_us: int) -> OpId | None:
+    def evict_unretained(self, now_us: int) -> Gone | None:
         return next(self.retire(now_us, limit=1), None)
 
     def drop_expired_value(self, now_us: int) -> bool:
@@ -97,11 +104,10 @@ class MemoryEntries(Holdings):
         for op_id in self._by_location.values[location]:
             yield op_id, self.by_op_id[op_id].size_bytes
 
-    def retire(self, before_us: int, limit: int) -> Iterator[OpId]:
+    def retire(self, before_us: int, limit: int) -> Iterator[Gone]:
         """Remove at most ``limit`` entries that were retained until before ``before_us``."""
         for op_id in self._retention.due(before_us, limit):
-            self.evict(op_id)
-            yield op_id
+            yield self.evict(op_id)
 
     def drop_values(self, now_us: int, limit: int) -> Iterator[OpId]:
         """Drop at most ``limit`` values that have expired."""
@@ -119,6 +125,8 @@ class MemoryEntries(Holdings):
         here[entry.op_id] = None
         if is_op(entry):
             self.ops.put((entry.header.created_at_us, entry.op_id), location)
+            head = entry.op_id[:OP_ID_HEAD_BYTES]
+            self.ops_by_head[head] = (*self.ops_by_head.get(head, ()), entry.op_id)
         self._retention.add(entry.header.retain_until_us, entry.op_id)
 
     def _forget(self, entry: Entry) -> None:
@@ -131,6 +139,10 @@ class MemoryEntries(Holdings):
             self._by_location.remove(location)
         if is_op(entry):
             self.ops.remove((entry.header.created_at_us, entry.op_id))
+            head = entry.op_id[:OP_ID_HEAD_BYTES]
+            alike = tuple(op_id for op_id in self.ops_by_head.pop(head) if op_id != entry.op_id)
+            if alike:
+                self.ops_by_head[head] = alike
         self._count(entry, -1)
 
     def _count(self, entry: Entry, sign: int) -> None:

@@ -7,7 +7,7 @@ long as it works, so none runs beside a node.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Generator
+from collections.abc import AsyncIterator, Generator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,14 @@ import trio
 
 from prime_dht.errors import StorageError
 from prime_dht.storage import dump
-from prime_dht.storage.base import StoreStats
+from prime_dht.storage.base import OpArrays, StoreStats
 from prime_dht.storage.dump import Progress
 from prime_dht.storage.sqlite import SQLiteBackend
 from prime_dht.storage.sqlite_check import CheckReport, examine
-from prime_dht.storage.sqlite_file import is_damage, open_for_inspection, storage_error, translation
-from prime_dht.storage.sqlite_reads import stats
+from prime_dht.storage.sqlite_file import is_damage, journal_of, open_for_inspection, storage_error, translation
+from prime_dht.storage.sqlite_reads import scan_ops, stats
+
+OPS_IN_PAGE = 65_536
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,7 @@ class StoreInfo:
     Attributes:
         schema: its version.
         file_bytes, free_bytes: how large the database file is, and how much of that is free.
+        journal_bytes: how large the journal is that a node left which was killed; the next one brings it into the file.
         publishers: how many have an entry in it.
         stats: the other counts.
     """
@@ -39,6 +42,7 @@ class StoreInfo:
     schema: int
     file_bytes: int
     free_bytes: int
+    journal_bytes: int
     publishers: int
     stats: StoreStats
 
@@ -74,6 +78,22 @@ async def check(path: Path, *, progress: Progress | None = None) -> CheckReport:
         return step
 
 
+async def ops(path: Path) -> AsyncIterator[OpArrays]:
+    """All ops of a store, in pages. Nothing is changed.
+
+    Raises:
+        StorageError: there is none, another process has it open, it is damaged, or of another version.
+    """
+    with translation(path), ExitStack() as resources:
+        connection = await trio.to_thread.run_sync(open_for_inspection, path, resources)
+        cursor = b""
+        while True:
+            page = await trio.to_thread.run_sync(scan_ops, connection, cursor, OPS_IN_PAGE)
+            yield page
+            if not (cursor := page.next_cursor):
+                return
+
+
 async def export(
     path: Path, file: BinaryIO, *, now_us: int, entries_only: bool = False, progress: Progress | None = None
 ) -> int:
@@ -95,14 +115,16 @@ async def import_(
 
     Raises:
         StorageError: the store cannot be opened or written.
-        ValidationError: the file is no dump.
+        ValidationError: the file is no dump; then no store is made.
     """
+    begun = await dump.begin(file)
     async with await SQLiteBackend.open(path) as store:
-        return await dump.import_(store, file, now_us=now_us, entries_only=entries_only, progress=progress)
+        return await dump.finish(begun, store, now_us=now_us, entries_only=entries_only, progress=progress)
 
 
 def _describe(path: Path, resources: ExitStack) -> StoreInfo:
     connection = open_for_inspection(path, resources)
+    journal = journal_of(path)
     schema, free_pages, page_bytes, publishers = (
         int(connection.execute(query).fetchone()[0])
         for query in (
@@ -116,6 +138,7 @@ def _describe(path: Path, resources: ExitStack) -> StoreInfo:
         schema=schema,
         file_bytes=path.stat().st_size,
         free_bytes=free_pages * page_bytes,
+        journal_bytes=journal.stat().st_size if journal.exists() else 0,
         publishers=publishers,
         stats=stats(connection),
     )

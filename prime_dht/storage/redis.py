@@ -17,13 +17,14 @@ It needs the extra ``redis``, and one server, not a cluster, of Redis 7 or later
 from __future__ import annotations
 
 import warnings
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 
 from prime_dht.entries.entry import Entry, Slot, Version
 from prime_dht.entries.lifetime import as_of
 from prime_dht.ids import Key, OpId, PeerId
 from prime_dht.storage import redis_entry_scripts as entry_scripts
+from prime_dht.storage import redis_record_scripts as record_scripts
 from prime_dht.storage import redis_rows as rows
 from prime_dht.storage import redis_scripts as scripts
 from prime_dht.storage.base import (
@@ -31,6 +32,7 @@ from prime_dht.storage.base import (
     EntryPage,
     EntryQuery,
     Expired,
+    Gone,
     KnownPeer,
     Op,
     OpArrays,
@@ -43,6 +45,7 @@ from prime_dht.storage.base import (
 )
 from prime_dht.storage.capacity import LOCATION_BITS, Capacity
 from prime_dht.storage.paging import decode_cursor, encode_cursor
+from prime_dht.storage.redis_migration import bring_up_to_date
 from prime_dht.storage.redis_store import ABANDONED_AFTER_S, RedisStore, open_store
 
 PATIENCE_S = 10.0
@@ -84,6 +87,7 @@ class RedisBackend(StorageBackend):
         async with open_store(url, prefix=prefix, patience_s=patience_s) as store:
             if risk := await store.risk_of_loss():
                 warnings.warn(f"{store}: the server may lose what it holds: {risk}", NotDurableWarning, stacklevel=1)
+            await bring_up_to_date(store)
             yield cls(store, capacity or Capacity())
 
     async def put_entries(self, entries: Sequence[Entry], *, now_us: int) -> list[PutResult]:
@@ -178,8 +182,8 @@ class RedisBackend(StorageBackend):
         found = await self._store.read(entry_scripts.KEYS, behind, b"%d" % limit)
         return [Key(rows.unterminated(key)) for key in found if key is not None]
 
-    async def remove_ops(self, op_ids: Sequence[OpId]) -> int:
-        return int(await self._store.write(entry_scripts.REMOVE_OPS, *op_ids))
+    async def remove_ops(self, op_ids: Sequence[OpId]) -> list[Gone]:
+        return rows.read_gone(await self._store.write(entry_scripts.REMOVE_OPS, *op_ids))
 
     async def delete_expired(self, *, now_us: int, retire_before_us: int, limit: int = 1000) -> Expired:
         said = await self._store.write(
@@ -191,8 +195,17 @@ class RedisBackend(StorageBackend):
         )
         return rows.read_expired(said)
 
-    async def put_record(self, record: PlainRecord) -> None:
-        await self._store.write(scripts.PUT_RECORD, record.key, rows.record_row(record))
+    async def put_record(self, record: PlainRecord, *, now_us: int) -> None:
+        limits = self.capacity.limits
+        said = await self._store.write(
+            record_scripts.PUT_RECORD,
+            rows.record_name(record.key),
+            rows.record_row(record),
+            rows.location(record.key),
+            *self._room(limits.max_records, limits.max_records_bytes, now_us),
+        )
+        if said:
+            limits.check_records(*rows.read_numbers(said))
 
     async def get_record(self, key: Key, *, now_us: int) -> PlainRecord | None:
         row = await self._row(b"k" + key)
@@ -203,22 +216,31 @@ class RedisBackend(StorageBackend):
         found = await self._walk(b"k", after, limit)
         return [rows.read_record(key, row) for key, row in found]
 
-    async def add_provider(self, record: ProviderRecord) -> None:
-        multihash = rows.terminated(record.multihash)
-        await self._store.write(scripts.ADD_PROVIDER, multihash, record.provider, rows.provider_row(record))
+    async def add_provider(self, record: ProviderRecord, *, now_us: int) -> None:
+        limits = self.capacity.limits
+        said = await self._store.write(
+            record_scripts.ADD_PROVIDER,
+            rows.provider_name(record.multihash, record.provider),
+            rows.provider_row(record),
+            rows.location(record.multihash),
+            *self._room(limits.max_providers, limits.max_providers_bytes, now_us),
+            b"%d" % limits.max_providers_per_key,
+            b"%d" % limits.max_providers_per_peer,
+        )
+        if said:
+            of_key, count, size_bytes = rows.read_numbers(said)
+            limits.check_providers_of_key(of_key)
+            limits.check_providers(count, size_bytes)
 
     async def get_providers(self, multihash: bytes, *, now_us: int, limit: int = 100) -> list[ProviderRecord]:
         found = await self._store.read(
-            scripts.GET_PROVIDERS, rows.terminated(multihash), rows.time(now_us + 1), b"%d" % limit
+            record_scripts.GET_PROVIDERS, rows.terminated(multihash), rows.time(now_us + 1), b"%d" % limit
         )
-        return [rows.read_provider(multihash, provider, row) for provider, row in _pairs(found)]
+        return [rows.read_provider(multihash, provider, row) for provider, row in rows.pairs(found)]
 
     async def providers(self, *, after: tuple[bytes, PeerId] | None = None, limit: int = 1000) -> list[ProviderRecord]:
-        found = await self._walk(b"m", None if after is None else rows.terminated(after[0]) + after[1], limit)
+        found = await self._walk(b"m", None if after is None else rows.provider_name(*after), limit)
         return [rows.read_provider(*rows.split_first(name), row) for name, row in found]
-
-    async def remove_provider(self, multihash: bytes, provider: PeerId) -> None:
-        await self._store.write(scripts.REMOVE_PROVIDER, rows.terminated(multihash), provider)
 
     async def put_peers(self, peers: Sequence[KnownPeer]) -> None:
         arguments = (part for peer in peers for part in (peer.peer, rows.peer_row(peer)))
@@ -226,7 +248,7 @@ class RedisBackend(StorageBackend):
 
     async def peers(self, *, limit: int = 1000) -> list[KnownPeer]:
         found = await self._store.read(scripts.PEERS, b"%d" % limit)
-        return [rows.read_peer(peer, row) for peer, row in _pairs(found)]
+        return [rows.read_peer(peer, row) for peer, row in rows.pairs(found)]
 
     async def remove_peers(self, peers: Sequence[PeerId]) -> None:
         await self._store.write(scripts.REMOVE_PEERS, *peers)
@@ -262,6 +284,12 @@ class RedisBackend(StorageBackend):
     async def aclose(self) -> None:
         await self._store.aclose()
 
+    def _room(self, most: int, most_bytes: int, now_us: int) -> list[bytes]:
+        """What a script goes by when it makes room."""
+        spared = self.capacity.spared_locations
+        numbers = (most, most_bytes, self.capacity.local_location, spared.start, spared.stop)
+        return [rows.time(now_us + 1), *(b"%d" % number for number in numbers)]
+
     async def _row(self, field: bytes) -> bytes | None:
         (row,) = await self._store.read(scripts.GET_ROW, field)
         return row
@@ -269,13 +297,4 @@ class RedisBackend(StorageBackend):
     async def _walk(self, kind: bytes, after: bytes | None, limit: int) -> Iterator[tuple[bytes, bytes]]:
         """The next names and rows of a kind, in the order of the names."""
         start = b"[" + kind if after is None else b"(" + kind + after
-        return _pairs(await self._store.read(scripts.WALK, start, b"(" + bytes([kind[0] + 1]), b"%d" % limit))
-
-
-def _pairs(found: Iterable[bytes | None]) -> Iterator[tuple[bytes, bytes]]:
-    """What came in turn, in pairs: names and rows."""
-    parts = iter(found)
-    for name, row in zip(parts, parts, strict=True):
-        assert name is not None
-        assert row is not None
-        yield name, row
+        return rows.pairs(await self._store.read(scripts.WALK, start, b"(" + bytes([kind[0] + 1]), b"%d" % limit))

@@ -7,7 +7,8 @@ two together: whatever is done to a store in memory and one in Redis, they say a
 
 from __future__ import annotations
 
-from prime_dht.storage.redis_scripts import FORGET_PROVIDER, KEEP, free_script, read_script, write_script
+from prime_dht.storage.redis_record_scripts import FORGET_RECORDS
+from prime_dht.storage.redis_scripts import FURTHER_AWAY, KEEP, free_script, read_script, write_script
 
 # A place ends with created (8 bytes), op id (32), expires (8) and whether it is a tombstone (1). A row begins with
 # arrival (8), retain_until (8), location (4), whether it is an op (1) and the length of the place (4).
@@ -79,15 +80,17 @@ local function members_of(op, row)
   return members
 end
 
+-- Remove an entry, and return what is said of it: op id, location, created, and whether it was an op; '' if there is
+-- none.
 local function forget(op)
   local row = call('HGET', ROWS, 'e' .. op)
-  if not row then return false end
+  if not row then return '' end
   local place = place_in(row)
   count(place, -1, -size_of(op, row))
   call('HDEL', ROWS, 'e' .. op, 'v' .. op)
   call('ZREM', ORDER, 'V' .. expires_of(place) .. op, unpack(members_of(op, row)))
   if not first(first_part(place)) then totals.keys = totals.keys - 1 end
-  return true
+  return op .. row:sub(17, 20) .. version_of(place):sub(1, 8) .. row:sub(21, 21)
 end
 
 -- Drop the value that a member of kind V stands for.
@@ -105,35 +108,6 @@ local max_slots, max_entries, max_bytes = tonumber(ARGV[8]), tonumber(ARGV[9]), 
 local max_share_entries, max_share_bytes = tonumber(ARGV[11]), tonumber(ARGV[12])
 local near, spared_start, spared_stop = tonumber(ARGV[13]), tonumber(ARGV[14]), tonumber(ARGV[15])
 
-local function is_spared(location) return spared_start <= location and location < spared_stop end
-local function xor(a, b) return bit.bxor(a, b) % 2 ^ 32 end
-
--- Visit the locations outside the arc by their distance, greatest first, until `visit` returns true.
-local function each_furthest_first(visit)
-  local blocks = {{0, 2 ^ 32}}
-  while #blocks > 0 do
-    local start, stop = unpack(table.remove(blocks))
-    local min, max = '[l' .. struct.pack('>I4', start), '(m'
-    if stop < 2 ^ 32 then max = '(l' .. struct.pack('>I4', stop) end
-    local least = call('ZRANGEBYLEX', ORDER, min, max, 'LIMIT', 0, 1)[1]
-    if least and not (spared_start <= start and stop <= spared_stop) then
-      local greatest = call('ZREVRANGEBYLEX', ORDER, max, min, 'LIMIT', 0, 1)[1]
-      local low, high = struct.unpack('>I4', least, 2), struct.unpack('>I4', greatest, 2)
-      if low == high then
-        if not is_spared(low) and visit(low) then return end
-      else
-        local half, differing = 1, xor(low, high)
-        while half * 2 <= differing do half = half * 2 end
-        local middle = high - high % half
-        local lower, upper = {middle - half, middle}, {middle, middle + half}
-        local is_upper_near = math.floor(near / half) % 2 == 1
-        blocks[#blocks + 1] = is_upper_near and upper or lower
-        blocks[#blocks + 1] = is_upper_near and lower or upper
-      end
-    end
-  end
-end
-
 -- What the store holds but for what stands in a slot.
 local function others(slot)
   local standing = first(slot)
@@ -150,8 +124,7 @@ local function make_room(slot, here, size, evicted)
   while not has_room() do
     local member = call('ZRANGEBYLEX', ORDER, '[R', '(R' .. now, 'LIMIT', 0, 1)[1]
     if not member then break end
-    forget(member:sub(10))
-    evicted[#evicted + 1] = member:sub(10)
+    evicted[#evicted + 1] = forget(member:sub(10))
     entries, bytes = others(slot)
   end
   while bytes + size > max_bytes do
@@ -162,21 +135,14 @@ local function make_room(slot, here, size, evicted)
   end
   if has_room() then return nil end
   local victims = {}
-  each_furthest_first(function(location)
-    if not is_spared(here) and xor(location, near) <= xor(here, near) then return true end
-    local part = '[l' .. struct.pack('>I4', location)
-    for _, member in ipairs(call('ZRANGEBYLEX', ORDER, part, part .. '\255')) do
-      if has_room() then return true end
-      local op = member:sub(14)
-      victims[#victims + 1] = op
-      entries, bytes = entries - 1, bytes - size_of(op, call('HGET', ROWS, 'e' .. op))
-    end
+  each_further_away('l', here, near, spared_start, spared_stop, function(member)
+    if has_room() then return true end
+    local op = member:sub(14)
+    victims[#victims + 1] = op
+    entries, bytes = entries - 1, bytes - size_of(op, call('HGET', ROWS, 'e' .. op))
   end)
   if not has_room() then return entries, bytes end
-  for _, op in ipairs(victims) do
-    forget(op)
-    evicted[#evicted + 1] = op
-  end
+  for _, op in ipairs(victims) do evicted[#evicted + 1] = forget(op) end
   return nil
 end
 """
@@ -185,11 +151,12 @@ end
 # slots in a key, of entries and bytes in the store, and of those of a publisher; the node's own location; where those
 # that are spared start and stop; then for each entry its place, its row, '1' if it has a value or '0', its value.
 # Says for each a letter: I inserted, X inserted and displaced, D duplicate, S superseded, R retired, F full. Behind X
-# comes the op displaced, and behind F as doubles what left no room: the slots of the key, the entries and bytes of the
-# store, and those of the publisher. Then the number of ops evicted, and these.
+# comes what was displaced, and behind F as doubles what left no room: the slots of the key, the entries and bytes of
+# the store, and those of the publisher. Then the number of entries evicted, and these.
 PUT_ENTRIES = write_script(
     _ENTRIES,
     _CHANGES,
+    FURTHER_AWAY,
     _ROOM,
     KEEP,
     r"""
@@ -232,7 +199,7 @@ local function join(place, row, value, evicted)
     count(place, 0, #value)
     return 'D'
   end
-  if standing then forget(standing_op) end
+  local displaced = standing and forget(standing_op)
   if slots == (standing and 1 or 0) then totals.keys = totals.keys + 1 end
   totals.arrivals = totals.arrivals + 1
   row = struct.pack('>I4I4', math.floor(totals.arrivals / 2 ^ 32), totals.arrivals % 2 ^ 32) .. row:sub(9)
@@ -247,7 +214,7 @@ local function join(place, row, value, evicted)
   for i, member in ipairs(members) do scored[2 * i - 1], scored[2 * i] = 0, member end
   call('ZADD', ORDER, unpack(scored))
   count(place, 1, size)
-  return standing and 'X' .. standing_op or 'I'
+  return displaced and 'X' .. displaced or 'I'
 end
 
 keep(tonumber(ARGV[4]))
@@ -264,25 +231,23 @@ write_counts()
 return said(table.concat(outcomes))
 """,
 )
-# ARGV from 4: op ids. Says how many were held.
+# ARGV from 4: op ids. Says which of them were held.
 REMOVE_OPS = free_script(
     _ENTRIES,
     _CHANGES,
     r"""
-local held = 0
-for i = 4, #ARGV do
-  if forget(ARGV[i]) then held = held + 1 end
-end
+local held = {}
+for i = 4, #ARGV do held[#held + 1] = forget(ARGV[i]) end
 write_counts()
-return said(tostring(held))
+return said(table.concat(held))
 """,
 )
 # ARGV from 4: the time of retirement; the latest such that counts if it was kept; the first time that is not past;
-# limit. Says the numbers of values, records and providers (4 bytes each), then the ops that retired.
+# limit. Says the numbers of values, records and providers (4 bytes each), then what retired.
 DELETE_EXPIRED = free_script(
     _ENTRIES,
     _CHANGES,
-    FORGET_PROVIDER,
+    FORGET_RECORDS,
     r"""
 local retired, kept = ARGV[4], call('HGET', ROWS, '#retired')
 if kept and not less(ARGV[5], kept) and less(retired, kept) then retired = kept end
@@ -295,25 +260,14 @@ local function due(kind, before)
   return members
 end
 
-local ops = {}
-for _, member in ipairs(due('R', retired)) do
-  ops[#ops + 1] = member:sub(10)
-  forget(member:sub(10))
-end
+local gone = {}
+for _, member in ipairs(due('R', retired)) do gone[#gone + 1] = forget(member:sub(10)) end
 local values = due('V', ARGV[6])
 for _, member in ipairs(values) do drop_value(member) end
-local records = due('K', ARGV[6])
-for _, member in ipairs(records) do
-  call('HDEL', ROWS, 'k' .. member:sub(10))
-  call('ZREM', ORDER, member, 'k' .. member:sub(10))
-end
-local providers = due('M', ARGV[6])
-for _, member in ipairs(providers) do
-  local multihash = first_part(member:sub(10))
-  forget_provider(multihash, member:sub(10 + #multihash))
-end
+local records = forget_due(RECORDS, ARGV[6], left)
+local providers = forget_due(PROVIDERS, ARGV[6], left - records)
 write_counts()
-return said(struct.pack('>I4I4I4', #values, #records, #providers) .. table.concat(ops))
+return said(struct.pack('>I4I4I4', #values, records, providers) .. table.concat(gone))
 """,
 )
 # ARGV from 2: 's' and the key terminated; publisher and subkey terminated, behind which to start, or ''; now; '1' to

@@ -12,10 +12,13 @@ of everything that falls due. The first byte of a field or a member is its kind 
     v‖op id              an entry's value                                         V‖expires‖op id
     u‖publisher          how many entries and bytes it has, as doubles
     k‖key                a plain record: expires ‖ received ‖ parts               k‖key
-                                                                                  K‖expires‖key
+                                                                                  X‖expires‖key‖location
+                                                                                  x‖location‖expires‖key
     m‖multihash‖peer     a provider: expires ‖ addresses                          m‖multihash‖peer
                                                                                   q‖multihash‖expires‖peer
-                                                                                  M‖expires‖multihash‖peer
+                                                                                  w‖peer‖expires‖multihash‖location
+                                                                                  Y‖expires‖multihash‖peer‖location
+                                                                                  y‖location‖expires‖multihash‖peer
     p‖peer               a known peer: first seen ‖ last seen ‖ parts             p‖last seen‖peer
     o‖slot               an own slot: created ‖ retain_until                      o‖slot
     n‖name               node metadata                                            n‖name
@@ -51,6 +54,7 @@ from prime_dht.ids import Key, OpId, PeerId, TimestampUs
 from prime_dht.storage.base import (
     OP_ID_BYTES,
     Expired,
+    Gone,
     KnownPeer,
     Op,
     OpArrays,
@@ -61,9 +65,9 @@ from prime_dht.storage.base import (
     PutResult,
 )
 from prime_dht.storage.capacity import location_of
+from prime_dht.storage.joined import LENGTH_BYTES, joined, split
 
 TIME_BYTES = 8
-LENGTH_BYTES = 4
 
 _LOCATION_BYTES = 4
 
@@ -78,6 +82,7 @@ _ESCAPED_ZERO = b"\x00\xff"
 _ENTRY_HEAD = struct.Struct(">QQI?I")
 _OCCUPANCY = struct.Struct(">5d")
 _OP = struct.Struct(">cHQ32sI")
+_GONE = struct.Struct(">32sIQ?")
 _OP_COLUMNS = np.dtype(
     [("kind", "S1"), ("sector", ">u2"), ("created_at_us", ">u8"), ("op_id", "u1", 32), ("location", ">u4")]
 )
@@ -110,6 +115,15 @@ def split_first(parts: bytes) -> tuple[bytes, bytes]:
 def time(time_us: int) -> bytes:
     """A time, whose bytes sort as it does."""
     return min(max(time_us, 0), (1 << 64) - 1).to_bytes(TIME_BYTES, "big")
+
+
+def pairs(found: Iterable[bytes | None]) -> Iterator[tuple[bytes, bytes]]:
+    """What came in turn, in pairs: names and rows."""
+    parts = iter(found)
+    for name, row in zip(parts, parts, strict=True):
+        assert name is not None
+        assert row is not None
+        yield name, row
 
 
 def slot_name(slot: Slot) -> bytes:
@@ -163,13 +177,14 @@ def read_outcomes(said: bytes, entries: Iterable[Entry], limits: Limits) -> list
     for entry in entries:
         letter, displaced, reason = stream.read(1), None, ""
         if letter == b"X":
-            displaced = OpId(stream.read(OP_ID_BYTES))
+            (displaced,) = read_gone(stream.read(_GONE.size))
         elif letter == b"R":
             reason = "retired: entries retained until then have left this store for good"
         elif letter == b"F":
             reason = _why_full(entry, _OCCUPANCY.unpack(stream.read(_OCCUPANCY.size)), limits)
-        evicted_bytes = OP_ID_BYTES * int.from_bytes(stream.read(LENGTH_BYTES), "big")
-        results.append(PutResult(_OUTCOMES[letter], displaced, reason, _op_ids(stream.read(evicted_bytes))))
+        evicted_bytes = _GONE.size * int.from_bytes(stream.read(LENGTH_BYTES), "big")
+        evicted = tuple(read_gone(stream.read(evicted_bytes)))
+        results.append(PutResult(_OUTCOMES[letter], displaced, reason, evicted))
     return results
 
 
@@ -193,15 +208,23 @@ def _why_full(entry: Entry, occupancy: tuple[float, ...], limits: Limits) -> str
 
 
 def read_expired(said: bytes) -> Expired:
-    """What a deletion removed: the numbers of values, records and providers, then the ops that retired."""
+    """What a deletion removed: the numbers of values, records and providers, then what retired."""
     numbers, retired = said[: 3 * LENGTH_BYTES], said[3 * LENGTH_BYTES :]
     values_dropped, records, providers = struct.unpack(">3I", numbers)
     return Expired(
-        retired=_op_ids(retired),
+        retired=tuple(read_gone(retired)),
         values_dropped=values_dropped,
         records=records,
         providers=providers,
     )
+
+
+def read_gone(said: bytes) -> list[Gone]:
+    """Entries that left the store, as the scripts say them."""
+    return [
+        Gone(OpId(op_id), Op(OpId(op_id), location, TimestampUs(created_at_us)) if is_op else None)
+        for op_id, location, created_at_us, is_op in _GONE.iter_unpack(said)
+    ]
 
 
 def last_of_version(version: Version) -> bytes:
@@ -228,6 +251,26 @@ def read_op_arrays(members: bytes, next_cursor: bytes) -> OpArrays:
     )
 
 
+def location(key: bytes) -> bytes:
+    """Where a key, or content by its multihash, lies on the circle."""
+    return location_of(key).to_bytes(_LOCATION_BYTES, "big")
+
+
+def record_name(key: Key) -> bytes:
+    """What the scripts know a plain record by."""
+    return terminated(key)
+
+
+def provider_name(multihash: bytes, provider: PeerId) -> bytes:
+    """What the scripts know a provider record by."""
+    return terminated(multihash) + provider
+
+
+def read_numbers(said: bytes) -> tuple[int, ...]:
+    """The numbers that a script says as doubles."""
+    return tuple(int(number) for (number,) in struct.iter_unpack(">d", said))
+
+
 def record_row(record: PlainRecord) -> bytes:
     parts = [record.value] if record.publisher is None else [record.value, record.publisher]
     return time(record.expires_at_us) + time(record.received_at_us) + joined(parts)
@@ -252,7 +295,7 @@ def read_provider(multihash: bytes, provider: bytes, row: bytes) -> ProviderReco
     return ProviderRecord(
         multihash=multihash,
         provider=PeerId(provider),
-        addresses=tuple(split(row[TIME_BYTES:])),
+        addresses=split(row[TIME_BYTES:]),
         expires_at_us=_read_time(row, 0),
     )
 
@@ -278,36 +321,6 @@ def own_slot_row(own: OwnSlot) -> bytes:
 
 def read_own_slot(slot: Slot, row: bytes) -> OwnSlot:
     return OwnSlot(slot, _read_time(row, 0), _read_time(row, 1))
-
-
-def joined(parts: Iterable[bytes]) -> bytes:
-    """Several byte strings as one.
-
-    >>> joined([b"ab", b""])
-    b'\\x00\\x00\\x00\\x02ab\\x00\\x00\\x00\\x00'
-    >>> split(joined([b"ab", b""]))
-    [b'ab', b'']
-    """
-    return b"".join(_length(part) + part for part in parts)
-
-
-def split(joined: bytes) -> list[bytes]:
-    """What :func:`joined` was given."""
-    parts = []
-    at = 0
-    while at < len(joined):
-        start = at + LENGTH_BYTES
-        at = start + int.from_bytes(joined[at:start], "big")
-        parts.append(joined[start:at])
-    return parts
-
-
-def _op_ids(joined: bytes) -> tuple[OpId, ...]:
-    return tuple(OpId(joined[at : at + OP_ID_BYTES]) for at in range(0, len(joined), OP_ID_BYTES))
-
-
-def _length(part: bytes) -> bytes:
-    return len(part).to_bytes(LENGTH_BYTES, "big")
 
 
 def _read_time(row: bytes, index: int) -> TimestampUs:

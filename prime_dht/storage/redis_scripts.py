@@ -94,14 +94,40 @@ local function keep(ms)
 end
 """
 
-FORGET_PROVIDER = r"""
-local function forget_provider(multihash, provider)
-  local id = multihash .. provider
-  local row = call('HGET', ROWS, 'm' .. id)
-  if not row then return end
-  local expires = row:sub(1, 8)
-  call('HDEL', ROWS, 'm' .. id)
-  call('ZREM', ORDER, 'm' .. id, 'q' .. multihash .. expires .. provider, 'M' .. expires .. id)
+# How all kinds with a location make room: `kind‖location‖…` are the members, a location 4 bytes.
+FURTHER_AWAY = r"""
+local function xor(a, b) return bit.bxor(a, b) % 2 ^ 32 end
+
+-- Visit the members of a kind that may go for a newcomer at the location `here`: those outside the arc and further
+-- away, the furthest first, until `visit` returns true.
+local function each_further_away(kind, here, near, spared_start, spared_stop, visit)
+  local function is_spared(location) return spared_start <= location and location < spared_stop end
+  local blocks = {{0, 2 ^ 32}}
+  while #blocks > 0 do
+    local start, stop = unpack(table.remove(blocks))
+    local min, max = '[' .. kind .. struct.pack('>I4', start), '(' .. string.char(kind:byte() + 1)
+    if stop < 2 ^ 32 then max = '(' .. kind .. struct.pack('>I4', stop) end
+    local least = call('ZRANGEBYLEX', ORDER, min, max, 'LIMIT', 0, 1)[1]
+    if least and not (spared_start <= start and stop <= spared_stop) then
+      local greatest = call('ZREVRANGEBYLEX', ORDER, max, min, 'LIMIT', 0, 1)[1]
+      local low, high = struct.unpack('>I4', least, 2), struct.unpack('>I4', greatest, 2)
+      if low < high then
+        local half, differing = 1, xor(low, high)
+        while half * 2 <= differing do half = half * 2 end
+        local middle = high - high % half
+        local lower, upper = {middle - half, middle}, {middle, middle + half}
+        local is_upper_near = math.floor(near / half) % 2 == 1
+        blocks[#blocks + 1] = is_upper_near and upper or lower
+        blocks[#blocks + 1] = is_upper_near and lower or upper
+      elseif not is_spared(low) then
+        if not is_spared(here) and xor(low, near) <= xor(here, near) then return end
+        local part = '[' .. kind .. struct.pack('>I4', low)
+        for _, member in ipairs(call('ZRANGEBYLEX', ORDER, part, part .. '\255')) do
+          if visit(member) then return end
+        end
+      end
+    end
+  end
 end
 """
 
@@ -139,7 +165,8 @@ if has_rows or has_order then
   if schema > tonumber(ARGV[2]) then return redis.error_reply('NEWER ' .. schema) end
 end
 call('SET', LEASE, ARGV[1], 'PX', ARGV[3])
-call('HSET', ROWS, '#schema', ARGV[2], '#holder', ARGV[1])
+call('HSETNX', ROWS, '#schema', ARGV[2])
+call('HSET', ROWS, '#holder', ARGV[1])
 call('ZADD', ORDER, 0, '')  -- without a member it would be gone, and its time to live with it
 keep(tonumber(ARGV[4]))
 return ''
@@ -159,50 +186,6 @@ return ''
 )
 # ARGV: token.
 RELEASE = _script(_FENCE, "call('DEL', LEASE)\nreturn ''", flags="allow-oom")
-
-# Plain records.
-
-# ARGV from 4: key, row.
-PUT_RECORD = write_script(
-    r"""
-local key, row = ARGV[4], ARGV[5]
-local old = call('HGET', ROWS, 'k' .. key)
-if old then call('ZREM', ORDER, 'K' .. old:sub(1, 8) .. key) end
-call('HSET', ROWS, 'k' .. key, row)
-call('ZADD', ORDER, 0, 'k' .. key, 0, 'K' .. row:sub(1, 8) .. key)
-return said('')
-""",
-)
-# Providers.
-
-# ARGV from 4: multihash terminated, provider, row.
-ADD_PROVIDER = write_script(
-    FORGET_PROVIDER,
-    r"""
-local multihash, provider, row = ARGV[4], ARGV[5], ARGV[6]
-forget_provider(multihash, provider)
-local id, expires = multihash .. provider, row:sub(1, 8)
-call('HSET', ROWS, 'm' .. id, row)
-call('ZADD', ORDER, 0, 'm' .. id, 0, 'q' .. multihash .. expires .. provider, 0, 'M' .. expires .. id)
-return said('')
-""",
-)
-# ARGV from 4: multihash terminated, provider.
-REMOVE_PROVIDER = free_script(FORGET_PROVIDER, "forget_provider(ARGV[4], ARGV[5])\nreturn said('')")
-# ARGV from 2: multihash terminated, the first time that is not past, limit. Returns providers and rows in turn.
-GET_PROVIDERS = read_script(
-    r"""
-local found = {}
-local multihash = ARGV[2]
-local min, max = range('q' .. multihash)
-for _, member in ipairs(call('ZREVRANGEBYLEX', ORDER, max, min .. ARGV[3], 'LIMIT', 0, ARGV[4])) do
-  local provider = member:sub(#multihash + 10)
-  found[#found + 1] = provider
-  found[#found + 1] = call('HGET', ROWS, 'm' .. multihash .. provider)
-end
-return found
-""",
-)
 
 # Known peers.
 

@@ -17,12 +17,15 @@ from typing import cast
 
 import trio
 
+from prime_dht.background import background_nursery
 from prime_dht.errors import StorageError
 from prime_dht.storage import redis_scripts as scripts
 from prime_dht.storage.redis_connection import RedisConnection, parse_address
 from prime_dht.storage.redis_scripts import Script
 
-SCHEMA = 1
+SCHEMA = 2
+"""2: plain records and provider records are counted and placed (:mod:`prime_dht.storage.redis_migration`)."""
+
 OLDEST_SERVER = 7
 LEASE_S = 10.0
 RENEW_EVERY_S = 3.0
@@ -194,7 +197,7 @@ async def open_store(url: str, *, prefix: str, patience_s: float) -> AsyncIterat
     token = secrets.token_hex(16).encode()
     connection = RedisConnection(address, client_name=_client_name(token).decode(), patience_s=patience_s)
     store = RedisStore(connection, prefix, token)
-    async with _background_nursery() as nursery:
+    async with background_nursery() as nursery:
         version = await nursery.start(connection.run)
         if int(version.partition(".")[0]) < OLDEST_SERVER:
             raise StorageError(f"{address}: needs Redis {OLDEST_SERVER} or later, and this is {version}")
@@ -204,26 +207,6 @@ async def open_store(url: str, *, prefix: str, patience_s: float) -> AsyncIterat
             yield store
         finally:
             await store.aclose()
-
-
-@asynccontextmanager
-async def _background_nursery() -> AsyncIterator[trio.Nursery]:
-    """A nursery whose tasks end with the block, and out of which an exception of the block comes as itself."""
-    raised: BaseException | None = None
-    try:
-        async with trio.open_nursery() as nursery:
-            try:
-                yield nursery
-            except BaseException as error:  # noted and passed on, trio.Cancelled as well
-                raised = error
-                raise
-            finally:
-                nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        if raised is None or group.split(lambda error: error is raised)[1] is not None:
-            raise
-    if raised is not None:
-        raise raised
 
 
 def _client_name(token: bytes) -> bytes:

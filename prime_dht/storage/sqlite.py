@@ -21,15 +21,17 @@ from typing import TypeVar
 import trio
 
 from prime_dht.entries.entry import Entry, Slot, Version
-from prime_dht.errors import StorageError
+from prime_dht.errors import StorageError, ValidationError
 from prime_dht.ids import Key, OpId, PeerId
 from prime_dht.storage import sqlite_entries as changes
 from prime_dht.storage import sqlite_reads as reads
+from prime_dht.storage import sqlite_records as records
 from prime_dht.storage import sqlite_rows as rows
 from prime_dht.storage.base import (
     EntryPage,
     EntryQuery,
     Expired,
+    Gone,
     KnownPeer,
     Op,
     OpArrays,
@@ -88,35 +90,39 @@ class SQLiteBackend(StorageBackend):
     async def scan_ops(self, *, after: bytes = b"", limit: int = 65_536) -> OpArrays:
         return await self._read(lambda connection: reads.scan_ops(connection, after, limit))
 
+    async def find_ops(self, prefixes: Sequence[bytes]) -> list[OpId]:
+        return await self._read(lambda connection: reads.find_ops(connection, prefixes))
+
     async def keys(self, *, after: Key | None = None, limit: int = 1000) -> list[Key]:
         return await self._read(lambda connection: reads.keys(connection, after, limit))
 
-    async def remove_ops(self, op_ids: Sequence[OpId]) -> int:
+    async def remove_ops(self, op_ids: Sequence[OpId]) -> list[Gone]:
         return await self._write(lambda connection: changes.remove_ops(connection, op_ids))
 
     async def delete_expired(self, *, now_us: int, retire_before_us: int, limit: int = 1000) -> Expired:
         return await self._write(lambda connection: changes.delete_expired(connection, now_us, retire_before_us, limit))
 
-    async def put_record(self, record: PlainRecord) -> None:
-        await self._write(lambda connection: rows.put_record(connection, record))
+    async def put_record(self, record: PlainRecord, *, now_us: int) -> None:
+        refusal = await self._write(lambda connection: records.put_record(connection, record, self.capacity, now_us))
+        if refusal:
+            raise ValidationError(refusal)
 
     async def get_record(self, key: Key, *, now_us: int) -> PlainRecord | None:
-        return await self._read(lambda connection: rows.get_record(connection, key, now_us))
+        return await self._read(lambda connection: records.get_record(connection, key, now_us))
 
     async def records(self, *, after: Key | None = None, limit: int = 1000) -> list[PlainRecord]:
-        return await self._read(lambda connection: rows.records(connection, after, limit))
+        return await self._read(lambda connection: records.records(connection, after, limit))
 
-    async def add_provider(self, record: ProviderRecord) -> None:
-        await self._write(lambda connection: rows.add_provider(connection, record))
+    async def add_provider(self, record: ProviderRecord, *, now_us: int) -> None:
+        refusal = await self._write(lambda connection: records.add_provider(connection, record, self.capacity, now_us))
+        if refusal:
+            raise ValidationError(refusal)
 
     async def get_providers(self, multihash: bytes, *, now_us: int, limit: int = 100) -> list[ProviderRecord]:
-        return await self._read(lambda connection: rows.get_providers(connection, multihash, now_us, limit))
+        return await self._read(lambda connection: records.get_providers(connection, multihash, now_us, limit))
 
     async def providers(self, *, after: tuple[bytes, PeerId] | None = None, limit: int = 1000) -> list[ProviderRecord]:
-        return await self._read(lambda connection: rows.providers(connection, after, limit))
-
-    async def remove_provider(self, multihash: bytes, provider: PeerId) -> None:
-        await self._write(lambda connection: rows.remove_provider(connection, multihash, provider))
+        return await self._read(lambda connection: records.providers(connection, after, limit))
 
     async def put_peers(self, peers: Sequence[KnownPeer]) -> None:
         await self._write(lambda connection: rows.put_peers(connection, peers))

@@ -14,6 +14,7 @@ from prime_dht.entries.codec import decode_entry
 from prime_dht.errors import ValidationError
 from prime_dht.ids import PeerId
 from prime_dht.storage.sqlite_entries import COLUMNS, columns_of
+from prime_dht.storage.sqlite_records import PROVIDER_SIZE, RECORD_SIZE
 from prime_dht.storage.sqlite_schema import STEM_BYTES, stem_of
 
 MOST_PROBLEMS = 100
@@ -36,6 +37,12 @@ _COUNTS = f"""
     UNION ALL SELECT 'entries', entries, (SELECT count(*) FROM entries) FROM totals
     UNION ALL SELECT 'ops', ops, (SELECT count(sector) FROM entries) FROM totals
     UNION ALL SELECT 'bytes', bytes, (SELECT ifnull(sum({_SIZE}), 0) FROM entries) FROM totals
+    UNION ALL SELECT 'plain records', records, (SELECT count(*) FROM records) FROM totals
+    UNION ALL SELECT 'bytes of plain records', record_bytes, (SELECT ifnull(sum({RECORD_SIZE}), 0) FROM records)
+        FROM totals
+    UNION ALL SELECT 'providers', providers, (SELECT count(*) FROM providers) FROM totals
+    UNION ALL SELECT 'bytes of providers', provider_bytes, (SELECT ifnull(sum({PROVIDER_SIZE}), 0) FROM providers)
+        FROM totals
 """  # noqa: S608
 _MISCOUNTED_PUBLISHERS = f"""
     SELECT count(*) FROM publishers

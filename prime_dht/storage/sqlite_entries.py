@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from prime_dht.entries.entry import Entry, Slot, Version
 from prime_dht.entries.lifetime import is_op
 from prime_dht.ids import Key, OpId, PeerId, TimestampUs
-from prime_dht.storage.base import Expired, PutResult
+from prime_dht.storage import sqlite_records
+from prime_dht.storage.base import Expired, Gone, Op, PutResult
 from prime_dht.storage.capacity import Capacity, location_of
 from prime_dht.storage.joining import Held, Holdings, Standing, join_entry, retired_before_us
 from prime_dht.storage.sqlite_schema import STEM_BYTES, sector_of, stem_of
@@ -45,7 +46,7 @@ COLUMNS = """
 """Of an entry's row: those that follow from its envelope."""
 
 _HOLD = f"INSERT INTO entries (id, {COLUMNS}, publisher, value) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
-_RETURNING = f"RETURNING id, op_id, key, publisher, sector, {_SIZE}"
+_RETURNING = f"RETURNING id, op_id, key, location, created_at_us, publisher, sector, {_SIZE}"
 _EMPTY_SLOT = f"DELETE FROM entries WHERE key = ? AND publisher = ? AND subkey = ? {_RETURNING}"  # noqa: S608
 _REMOVE_OP = f"DELETE FROM entries WHERE substr(op_id, 1, 8) = substr(:op_id, 1, 8) AND op_id = :op_id {_RETURNING}"  # noqa: S608
 _RETIRE = f"""
@@ -58,16 +59,6 @@ _REMOVE_EXPIRED = f"""
         SELECT id FROM entries WHERE value IS NOT NULL AND expires_at_us <= ? ORDER BY expires_at_us, op_id LIMIT ?
     ) RETURNING id, {COLUMNS}, publisher, length(value)
 """  # noqa: S608
-_EXPIRE_RECORDS = """
-    DELETE FROM records WHERE rowid IN (
-        SELECT rowid FROM records WHERE expires_at_us <= ? ORDER BY expires_at_us LIMIT ?
-    )
-"""
-_EXPIRE_PROVIDERS = """
-    DELETE FROM providers WHERE (multihash, provider) IN (
-        SELECT multihash, provider FROM providers WHERE expires_at_us <= ? ORDER BY expires_at_us LIMIT ?
-    )
-"""
 _FREE_PAGES = "PRAGMA freelist_count"
 _GIVE_BACK_PAGE = "PRAGMA incremental_vacuum"
 
@@ -85,9 +76,9 @@ def put_entries(
         return [join_entry(entry, stored, capacity, now_us=now_us, retired_before_us=retired) for entry in entries]
 
 
-def remove_ops(connection: sqlite3.Connection, op_ids: Sequence[OpId]) -> int:
+def remove_ops(connection: sqlite3.Connection, op_ids: Sequence[OpId]) -> list[Gone]:
     with _stored_entries(connection) as stored:
-        return sum(stored.remove(op_id) for op_id in op_ids)
+        return [gone for op_id in op_ids for gone in stored.remove(op_id)]
 
 
 def delete_expired(connection: sqlite3.Connection, now_us: int, retire_before_us: int, limit: int) -> Expired:
@@ -97,8 +88,7 @@ def delete_expired(connection: sqlite3.Connection, now_us: int, retire_before_us
         left = limit - len(retired)
         values_dropped = stored.drop_values(now_us, left)
     left -= values_dropped
-    records = connection.execute(_EXPIRE_RECORDS, (now_us, left)).rowcount
-    providers = connection.execute(_EXPIRE_PROVIDERS, (now_us, left - records)).rowcount
+    records, providers = sqlite_records.delete_expired(connection, now_us, left)
     (free_pages,) = connection.execute(_FREE_PAGES).fetchone()
     for _ in range(min(free_pages, MOST_PAGES_GIVEN_BACK)):
         # Python steps a statement that has no columns just once, and this one gives back a page a step.
@@ -182,22 +172,24 @@ class StoredEntries(Holdings):
         change = self._changes.get(row_id, _NOTHING)
         return Held(held.entries + change.entries, held.bytes + change.bytes)
 
-    def hold(self, entry: Entry) -> None:
+    def hold(self, entry: Entry) -> Gone | None:
         header = entry.header
         publisher = self._publisher_row(entry.publisher)
         emptied = self._delete(_EMPTY_SLOT, (header.key, publisher, header.subkey))
         # One that only gets its value has not arrived anew.
-        row_id = next((row_id for row_id, op_id, _ in emptied if op_id == entry.op_id), None)
+        row_id = next((row_id for row_id, gone, _ in emptied if gone.op_id == entry.op_id), None)
         if not emptied and not self._has_key(header.key):
             self._keys += 1
         assert entry.envelope.startswith(stem_of(entry.publisher)), "only canonical envelopes are decoded"
         self._connection.execute(_HOLD, (row_id, *columns_of(entry), publisher, entry.value))
         self._count(publisher, +1, entry.size_bytes, is_op=is_op(entry))
+        return next((gone for _, gone, _ in emptied if gone.op_id != entry.op_id), None)
 
-    def evict(self, op_id: OpId) -> None:
-        self.remove(op_id)
+    def evict(self, op_id: OpId) -> Gone:
+        (gone,) = self.remove(op_id)
+        return gone
 
-    def evict_unretained(self, now_us: int) -> OpId | None:
+    def evict_unretained(self, now_us: int) -> Gone | None:
         return next(iter(self.retire(now_us, limit=1)), None)
 
     def drop_expired_value(self, now_us: int) -> bool:
@@ -211,11 +203,11 @@ class StoredEntries(Holdings):
         for op_id, size_bytes in self._connection.execute(_READ_LOCATION, (location,)):
             yield OpId(op_id), size_bytes
 
-    def remove(self, op_id: OpId) -> bool:
-        """Remove an entry, if it is held; whether it was."""
-        return bool(self._forget(_REMOVE_OP, {"op_id": op_id}))
+    def remove(self, op_id: OpId) -> list[Gone]:
+        """Remove an entry, if it is held; returns it if so."""
+        return self._forget(_REMOVE_OP, {"op_id": op_id})
 
-    def retire(self, before_us: int, limit: int) -> list[OpId]:
+    def retire(self, before_us: int, limit: int) -> list[Gone]:
         """Remove at most ``limit`` entries that were retained until before ``before_us``."""
         return self._forget(_RETIRE, (before_us, limit))
 
@@ -228,21 +220,24 @@ class StoredEntries(Holdings):
             self._count(publisher, 0, -value_bytes, is_op=False)
         return len(removed)
 
-    def _forget(self, statement: str, parameters: tuple[int, int] | dict[str, bytes]) -> list[OpId]:
+    def _forget(self, statement: str, parameters: tuple[int, int] | dict[str, bytes]) -> list[Gone]:
         deleted = self._delete(statement, parameters)
         for key in {key for _, _, key in deleted}:
             if not self._has_key(key):
                 self._keys -= 1
-        return [op_id for _, op_id, _ in deleted]
+        return [gone for _, gone, _ in deleted]
 
     def _delete(
         self, statement: str, parameters: tuple[int, int] | tuple[Key, int, bytes] | dict[str, bytes]
-    ) -> list[tuple[int, OpId, Key]]:
+    ) -> list[tuple[int, Gone, Key]]:
         """Delete rows and count them, but not their keys."""
-        deleted = self._connection.execute(statement, parameters).fetchall()
-        for _, _, _, publisher, sector, size_bytes in deleted:
+        rows = self._connection.execute(statement, parameters).fetchall()
+        deleted = []
+        for row_id, op_id, key, location, created_at_us, publisher, sector, size_bytes in rows:
             self._count(publisher, -1, -size_bytes, is_op=sector is not None)
-        return [(row_id, OpId(op_id), Key(key)) for row_id, op_id, key, *_ in deleted]
+            op = None if sector is None else Op(OpId(op_id), location, TimestampUs(created_at_us))
+            deleted.append((row_id, Gone(OpId(op_id), op), Key(key)))
+        return deleted
 
     def _count(self, publisher: int, entries: int, size_bytes: int, *, is_op: bool) -> None:
         self._held = Held(self._held.entries + entries, self._held.bytes + size_bytes)

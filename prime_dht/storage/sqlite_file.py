@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Literal
 
 from prime_dht.errors import StorageError
+from prime_dht.storage.capacity import location_of
 from prime_dht.storage.sqlite_schema import APPLICATION_ID, MIGRATIONS
 
 Synchronous = Literal["FULL", "NORMAL"]
@@ -137,6 +138,11 @@ def snapshot(connection: sqlite3.Connection) -> Generator[None]:
         # Not after errors on which SQLite has ended it by itself.
         if connection.in_transaction:
             connection.execute("ROLLBACK")
+
+
+def journal_of(path: Path) -> Path:
+    """Where the journal of a store lies; it is there while the store is open, and after its process was killed."""
+    return _beside(path, "-wal")
 
 
 def storage_error(path: Path, error: BaseException) -> StorageError:
@@ -252,6 +258,7 @@ def _check_version(connection: sqlite3.Connection, path: Path) -> int:
 
 
 def _migrate(connection: sqlite3.Connection) -> None:
+    connection.create_function("location_of", 1, location_of, deterministic=True)
     seen = _pragma(connection, "user_version")
     for version, script in enumerate(MIGRATIONS[seen:], seen + 1):
         connection.executescript(f"BEGIN; {script} PRAGMA user_version = {version}; COMMIT;")

@@ -31,6 +31,10 @@ _READ_ENTRY = """
     FROM entries JOIN publishers ON publishers.id = publisher WHERE entries.id = :id
 """
 _FIND_OP = "SELECT id FROM entries WHERE substr(op_id, 1, 8) = substr(:op_id, 1, 8) AND op_id = :op_id"
+_FIND_OPS = """
+    SELECT op_id FROM entries WHERE substr(op_id, 1, 8) = substr(:prefix, 1, 8)
+    AND substr(op_id, 1, length(:prefix)) = :prefix AND sector IS NOT NULL
+"""
 _KEYS = "SELECT DISTINCT key FROM entries WHERE key > ? ORDER BY key LIMIT ?"
 
 _PACK = "group_concat(printf('%016x', created_at_us) || hex(op_id) || printf('%08x', location), '')"
@@ -51,11 +55,7 @@ _PACKED_OP = np.dtype([("created_at_us", ">i8"), ("op_id", np.uint8, OP_ID_BYTES
 _VERSION_BYTES = 8 + OP_ID_BYTES
 _LEAST_PACK = 16
 
-_STATS = """
-    SELECT keys, entries, bytes,
-        (SELECT count(*) FROM records), (SELECT count(*) FROM providers), (SELECT count(*) FROM peers), ops
-    FROM totals
-"""
+_STATS = "SELECT keys, entries, bytes, records, providers, (SELECT count(*) FROM peers), ops FROM totals"
 
 
 def get_entries(connection: sqlite3.Connection, query: EntryQuery, now_us: int) -> EntryPage:
@@ -108,6 +108,11 @@ def get_ops(connection: sqlite3.Connection, op_ids: Sequence[OpId], now_us: int)
         for (row_id,) in connection.execute(_FIND_OP, {"op_id": op_id}).fetchall()
     )
     return list(_entries(connection, found, now_us))
+
+
+def find_ops(connection: sqlite3.Connection, prefixes: Sequence[bytes]) -> list[OpId]:
+    found = (connection.execute(_FIND_OPS, {"prefix": prefix}).fetchall() for prefix in dict.fromkeys(prefixes))
+    return list(dict.fromkeys(OpId(op_id) for rows in found for (op_id,) in rows))
 
 
 def _entries(connection: sqlite3.Connection, row_ids: Iterable[int], now_us: int) -> Iterator[Entry]:

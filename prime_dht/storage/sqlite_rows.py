@@ -1,36 +1,16 @@
-"""The SQL for all that is not entries: each function is one operation on a connection, and blocks."""
+"""The SQL for known peers, own slots and metadata: each function is one operation on a connection, and blocks."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from prime_dht.entries.entry import Slot
 from prime_dht.ids import Key, PeerId, TimestampUs
-from prime_dht.storage.base import KnownPeer, OwnSlot, PlainRecord, ProviderRecord
+from prime_dht.storage.base import KnownPeer, OwnSlot
+from prime_dht.storage.joined import joined, split
 
 MAX_INTEGER = (1 << 63) - 1
-
-_PUT_RECORD = """
-    INSERT OR REPLACE INTO records (key, value, received_at_us, expires_at_us, publisher) VALUES (?, ?, ?, ?, ?)
-"""
-_READ_RECORD = """
-    SELECT key, value, received_at_us, expires_at_us, publisher FROM records WHERE key = ? AND expires_at_us > ?
-"""
-_RECORDS = """
-    SELECT key, value, received_at_us, expires_at_us, publisher FROM records WHERE key > ? ORDER BY key LIMIT ?
-"""
-
-_ADD_PROVIDER = "INSERT OR REPLACE INTO providers (multihash, provider, addresses, expires_at_us) VALUES (?, ?, ?, ?)"
-_PROVIDERS = """
-    SELECT multihash, provider, addresses, expires_at_us FROM providers
-    WHERE multihash = ? AND expires_at_us > ? ORDER BY expires_at_us DESC LIMIT ?
-"""
-_ALL_PROVIDERS = """
-    SELECT multihash, provider, addresses, expires_at_us FROM providers
-    WHERE (multihash, provider) > (?, ?) ORDER BY multihash, provider LIMIT ?
-"""
-_REMOVE_PROVIDER = "DELETE FROM providers WHERE multihash = ? AND provider = ?"
 
 _PUT_PEER = """
     INSERT INTO peers (peer, addresses, source, first_seen_us, last_seen_us) VALUES (?, ?, ?, ?, ?)
@@ -61,64 +41,10 @@ _META_NAMES = "SELECT name FROM meta ORDER BY name"
 _PUT_META = "INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)"
 
 
-def put_record(connection: sqlite3.Connection, record: PlainRecord) -> None:
-    connection.execute(
-        _PUT_RECORD,
-        (record.key, record.value, record.received_at_us, min(record.expires_at_us, MAX_INTEGER), record.publisher),
-    )
-
-
-def get_record(connection: sqlite3.Connection, key: Key, now_us: int) -> PlainRecord | None:
-    row = connection.execute(_READ_RECORD, (key, now_us)).fetchone()
-    return None if row is None else _record(*row)
-
-
-def records(connection: sqlite3.Connection, after: Key | None, limit: int) -> list[PlainRecord]:
-    return [_record(*row) for row in connection.execute(_RECORDS, (after or b"", limit))]
-
-
-def _record(key: bytes, value: bytes, received_at_us: int, expires_at_us: int, publisher: bytes | None) -> PlainRecord:
-    return PlainRecord(
-        key=Key(key),
-        value=value,
-        received_at_us=TimestampUs(received_at_us),
-        expires_at_us=TimestampUs(expires_at_us),
-        publisher=None if publisher is None else PeerId(publisher),
-    )
-
-
-def add_provider(connection: sqlite3.Connection, record: ProviderRecord) -> None:
-    connection.execute(
-        _ADD_PROVIDER,
-        (record.multihash, record.provider, _joined(record.addresses), min(record.expires_at_us, MAX_INTEGER)),
-    )
-
-
-def get_providers(connection: sqlite3.Connection, multihash: bytes, now_us: int, limit: int) -> list[ProviderRecord]:
-    return [_provider(*row) for row in connection.execute(_PROVIDERS, (multihash, now_us, limit))]
-
-
-def providers(connection: sqlite3.Connection, after: tuple[bytes, PeerId] | None, limit: int) -> list[ProviderRecord]:
-    return [_provider(*row) for row in connection.execute(_ALL_PROVIDERS, (*(after or (b"", b"")), limit))]
-
-
-def _provider(multihash: bytes, provider: bytes, addresses: bytes, expires_at_us: int) -> ProviderRecord:
-    return ProviderRecord(
-        multihash=multihash,
-        provider=PeerId(provider),
-        addresses=_split(addresses),
-        expires_at_us=TimestampUs(expires_at_us),
-    )
-
-
-def remove_provider(connection: sqlite3.Connection, multihash: bytes, provider: PeerId) -> None:
-    connection.execute(_REMOVE_PROVIDER, (multihash, provider))
-
-
 def put_peers(connection: sqlite3.Connection, peers: Sequence[KnownPeer]) -> None:
     connection.executemany(
         _PUT_PEER,
-        ((peer.peer, _joined(peer.addresses), peer.source, peer.first_seen_us, peer.last_seen_us) for peer in peers),
+        ((peer.peer, joined(peer.addresses), peer.source, peer.first_seen_us, peer.last_seen_us) for peer in peers),
     )
 
 
@@ -126,7 +52,7 @@ def peers(connection: sqlite3.Connection, limit: int) -> list[KnownPeer]:
     return [
         KnownPeer(
             peer=PeerId(peer),
-            addresses=_split(addresses),
+            addresses=split(addresses),
             source=source,
             first_seen_us=TimestampUs(first_seen_us),
             last_seen_us=TimestampUs(last_seen_us),
@@ -170,24 +96,3 @@ def put_meta(connection: sqlite3.Connection, name: str, value: bytes) -> None:
 
 def meta_names(connection: sqlite3.Connection) -> list[str]:
     return [name for (name,) in connection.execute(_META_NAMES)]
-
-
-def _joined(addresses: Iterable[bytes]) -> bytes:
-    """Addresses as one column.
-
-    >>> _joined([b"ab", b""])
-    b'\\x00\\x00\\x00\\x02ab\\x00\\x00\\x00\\x00'
-    >>> _split(_joined([b"ab", b""]))
-    (b'ab', b'')
-    """
-    return b"".join(len(address).to_bytes(4, "big") + address for address in addresses)
-
-
-def _split(joined: bytes) -> tuple[bytes, ...]:
-    addresses = []
-    start = 0
-    while start < len(joined):
-        end = start + 4 + int.from_bytes(joined[start : start + 4], "big")
-        addresses.append(joined[start + 4 : end])
-        start = end
-    return tuple(addresses)

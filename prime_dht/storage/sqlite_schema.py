@@ -1,13 +1,14 @@
 """The tables of the SQLite backend, as the scripts that made them what they are.
 
-``user_version`` says how many of :data:`MIGRATIONS` a file has seen; each runs in a transaction of its own.
+``user_version`` says how many of :data:`MIGRATIONS` a file has seen; each runs in a transaction of its own, on a
+connection that knows the function ``location_of``.
 
 **Small rows.** What many rows share is not in them: the publisher's peer id stands in ``publishers``, and of the
 envelope, whose encoding is canonical, only the *statement* is stored, the part behind what follows from the publisher
 (:func:`stem_of`). Rows lie in the order of arrival, so their pages are full.
 
 **Counts** of the store and of each publisher, in ``totals`` and ``publishers``, are kept by those who write, once for
-each call and not by triggers for each row.
+each call and not by triggers for each row; so are those of plain records and of provider records.
 """
 
 from __future__ import annotations
@@ -169,6 +170,27 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE totals ADD COLUMN ops INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE totals ADD COLUMN retired_before_us INTEGER NOT NULL DEFAULT 0;
     UPDATE totals SET ops = (SELECT count(sector) FROM entries);
+    """,
+    # 3. Plain records and provider records have limits too: counts, locations, and the order of a peer's own.
+    """
+    ALTER TABLE records ADD COLUMN location INTEGER NOT NULL DEFAULT 0;
+    UPDATE records SET location = location_of(key);
+    CREATE INDEX records_by_location ON records (location, expires_at_us);
+
+    ALTER TABLE providers ADD COLUMN location INTEGER NOT NULL DEFAULT 0;
+    UPDATE providers SET location = location_of(multihash);
+    CREATE INDEX providers_by_location ON providers (location, expires_at_us);
+    CREATE INDEX providers_by_peer ON providers (provider, expires_at_us);
+
+    ALTER TABLE totals ADD COLUMN records INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE totals ADD COLUMN record_bytes INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE totals ADD COLUMN providers INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE totals ADD COLUMN provider_bytes INTEGER NOT NULL DEFAULT 0;
+    UPDATE totals SET
+        (records, record_bytes) = (SELECT count(*), ifnull(sum(length(key) + length(value)), 0) FROM records),
+        (providers, provider_bytes) = (
+            SELECT count(*), ifnull(sum(length(multihash) + length(provider) + length(addresses)), 0) FROM providers
+        );
     """,
 )
 

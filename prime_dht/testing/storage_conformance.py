@@ -27,6 +27,7 @@ from prime_dht.errors import StorageError, ValidationError
 from prime_dht.ids import Key, OpId, PeerId, TimestampUs
 from prime_dht.storage.base import (
     EntryQuery,
+    Gone,
     OwnSlot,
     PlainRecord,
     PutOutcome,
@@ -36,6 +37,7 @@ from prime_dht.storage.base import (
 )
 from prime_dht.testing.storage_conformance_capacity import CapacityConformance
 from prime_dht.testing.storage_conformance_ops import OpsConformance
+from prime_dht.testing.storage_conformance_records import RecordsConformance
 from prime_dht.testing.storage_samples import (
     KEY,
     NOW_US,
@@ -54,7 +56,7 @@ DUPLICATE = PutResult(PutOutcome.DUPLICATE)
 SUPERSEDED = PutResult(PutOutcome.SUPERSEDED)
 
 
-class StorageConformance(OpsConformance, CapacityConformance):
+class StorageConformance(OpsConformance, CapacityConformance, RecordsConformance):
     """See the module."""
 
     async def test_an_entry_reads_back_as_it_was_put(self, backend: StorageBackend) -> None:
@@ -76,7 +78,7 @@ class StorageConformance(OpsConformance, CapacityConformance):
     async def test_a_newer_entry_displaces_the_older(self, backend: StorageBackend) -> None:
         old, new = make_entry(b"old", created_at_us=100), make_entry(b"new", created_at_us=101)
         await backend.put_entries([old], now_us=NOW_US)
-        assert await backend.put_entries([new], now_us=NOW_US) == [PutResult(PutOutcome.INSERTED, old.op_id)]
+        assert await backend.put_entries([new], now_us=NOW_US) == [PutResult(PutOutcome.INSERTED, Gone.of(old))]
         assert await read_all(backend, EntryQuery(key=KEY)) == [new]
         assert await backend.get_ops([old.op_id, new.op_id], now_us=NOW_US) == [new]
 
@@ -93,7 +95,7 @@ class StorageConformance(OpsConformance, CapacityConformance):
         assert await backend.put_entries([lesser], now_us=NOW_US) == [SUPERSEDED]
         await backend.remove_ops([greater.op_id])
         await backend.put_entries([lesser], now_us=NOW_US)
-        assert await backend.put_entries([greater], now_us=NOW_US) == [PutResult(PutOutcome.INSERTED, lesser.op_id)]
+        assert await backend.put_entries([greater], now_us=NOW_US) == [PutResult(PutOutcome.INSERTED, Gone.of(lesser))]
 
     async def test_in_one_call_the_newest_stands_whatever_the_order(self, backend: StorageBackend) -> None:
         versions = [make_entry(created_at_us=time_us) for time_us in (100, 101, 102)]
@@ -101,7 +103,7 @@ class StorageConformance(OpsConformance, CapacityConformance):
             results = await backend.put_entries(order, now_us=NOW_US)
             assert await read_all(backend, EntryQuery(key=KEY)) == [versions[-1]], number
             inserted = [e.op_id for e, result in zip(order, results, strict=True) if result.outcome is INSERTED.outcome]
-            displaced = [result.displaced for result in results if result.displaced is not None]
+            displaced = [result.displaced.op_id for result in results if result.displaced is not None]
             assert set(inserted) - set(displaced) == {versions[-1].op_id}
             await backend.remove_ops(inserted)
 
@@ -176,7 +178,7 @@ class StorageConformance(OpsConformance, CapacityConformance):
         await backend.put_entries([entry], now_us=NOW_US)
         kept = await backend.delete_expired(now_us=5000, retire_before_us=900)
         assert (kept.retired, kept.values_dropped) == ((), 1)
-        assert (await backend.delete_expired(now_us=5000, retire_before_us=901)).retired == (entry.op_id,)
+        assert (await backend.delete_expired(now_us=5000, retire_before_us=901)).retired == (Gone.of(entry),)
         assert await backend.stats() == StoreStats(keys=0, entries=0, bytes=0, records=0, providers=0, peers=0)
         assert await read_all(backend, EntryQuery(key=KEY, include_expired=True)) == []
 
@@ -193,9 +195,9 @@ class StorageConformance(OpsConformance, CapacityConformance):
         expiring = [make_entry(subkey=b"e%d" % i, expires_at_us=201 + i, retain_until_us=1000) for i in range(4)]
         await backend.put_entries([*retiring, *expiring], now_us=NOW_US)
         for name in (b"a", b"b", b"c"):
-            await backend.put_record(record(name, expires_at_us=300))
-            await backend.add_provider(provider(name, expires_at_us=300))
-        retired: list[OpId] = []
+            await backend.put_record(record(name, expires_at_us=300), now_us=NOW_US)
+            await backend.add_provider(provider(name, expires_at_us=300), now_us=NOW_US)
+        retired: list[Gone] = []
         values_dropped = records = providers = 0
         while True:
             some = await backend.delete_expired(now_us=300, retire_before_us=300, limit=3)
@@ -207,7 +209,7 @@ class StorageConformance(OpsConformance, CapacityConformance):
             assert touched <= 3
             if not touched:
                 break
-        assert sorted(retired) == sorted(entry.op_id for entry in retiring)
+        assert set(retired) == set(map(Gone.of, retiring))
         assert (values_dropped, records, providers) == (4, 3, 3)
         size_bytes = sum(len(entry.envelope) for entry in expiring)
         assert await backend.stats() == StoreStats(keys=1, entries=4, bytes=size_bytes, records=0, providers=0, peers=0)
@@ -298,7 +300,7 @@ class StorageConformance(OpsConformance, CapacityConformance):
     async def test_removed_ops_are_forgotten_and_counted_once(self, backend: StorageBackend) -> None:
         kept, gone = make_entry(), make_entry(key=OTHER_KEY)
         await backend.put_entries([kept, gone], now_us=NOW_US)
-        assert await backend.remove_ops([gone.op_id, OpId(bytes(32)), gone.op_id]) == 1
+        assert await backend.remove_ops([gone.op_id, OpId(bytes(32)), gone.op_id]) == [Gone.of(gone)]
         assert await backend.keys() == [KEY]
         assert await backend.get_ops([kept.op_id, gone.op_id], now_us=NOW_US) == [kept]
         assert await backend.put_entries([gone], now_us=NOW_US) == [INSERTED]
@@ -317,17 +319,17 @@ class StorageConformance(OpsConformance, CapacityConformance):
 
     async def test_a_record_replaces_the_one_before(self, backend: StorageBackend) -> None:
         first, second = record(b"a"), replace(record(b"a", value=b"other"), publisher=PeerId(b"peer"))
-        await backend.put_record(first)
+        await backend.put_record(first, now_us=NOW_US)
         assert await backend.get_record(first.key, now_us=NOW_US) == first
-        await backend.put_record(second)
+        await backend.put_record(second, now_us=NOW_US)
         assert await backend.get_record(first.key, now_us=NOW_US) == second
         assert await backend.get_record(record(b"b").key, now_us=NOW_US) is None
         assert (await backend.stats()).records == 1
 
     async def test_a_record_expires_unless_it_was_refreshed(self, backend: StorageBackend) -> None:
-        await backend.put_record(record(b"a", expires_at_us=300))
-        await backend.put_record(record(b"b", expires_at_us=300))
-        await backend.put_record(refreshed := record(b"b", expires_at_us=400))
+        await backend.put_record(record(b"a", expires_at_us=300), now_us=NOW_US)
+        await backend.put_record(record(b"b", expires_at_us=300), now_us=NOW_US)
+        await backend.put_record(refreshed := record(b"b", expires_at_us=400), now_us=NOW_US)
         assert await backend.get_record(record(b"a").key, now_us=299) is not None
         assert await backend.get_record(record(b"a").key, now_us=300) is None
         assert (await backend.delete_expired(now_us=300, retire_before_us=0)).records == 1
@@ -336,7 +338,7 @@ class StorageConformance(OpsConformance, CapacityConformance):
     async def test_a_pass_over_the_records_visits_each_once_in_order(self, backend: StorageBackend) -> None:
         stored = [record(b"%02d" % i) for i in range(13)]
         for each in reversed(stored):
-            await backend.put_record(each)
+            await backend.put_record(each, now_us=NOW_US)
         for limit in (1, 5, 13, 1000):
             visited: list[PlainRecord] = []
             while page := await backend.records(after=visited[-1].key if visited else None, limit=limit):
@@ -348,27 +350,24 @@ class StorageConformance(OpsConformance, CapacityConformance):
         a, b, c = (provider(name, expires_at_us=at_us) for name, at_us in ((b"a", 500), (b"b", 700), (b"c", 600)))
         elsewhere = provider(b"a", multihash=b"other content")
         for each in (a, b, c, elsewhere):
-            await backend.add_provider(each)
+            await backend.add_provider(each, now_us=NOW_US)
         assert await backend.get_providers(b"content", now_us=NOW_US) == [b, c, a]
         assert await backend.get_providers(b"content", now_us=NOW_US, limit=2) == [b, c]
         assert await backend.get_providers(b"content", now_us=500) == [b, c]
         assert await backend.get_providers(b"nothing", now_us=NOW_US) == []
 
-    async def test_a_provider_refreshes_expires_and_can_be_removed(self, backend: StorageBackend) -> None:
-        await backend.add_provider(provider(b"a", expires_at_us=300))
+    async def test_a_provider_expires_unless_it_was_refreshed(self, backend: StorageBackend) -> None:
+        await backend.add_provider(provider(b"a", expires_at_us=300), now_us=NOW_US)
         refreshed = replace(provider(b"a", expires_at_us=400), addresses=(b"moved",))
-        await backend.add_provider(refreshed)
-        await backend.add_provider(provider(b"b", expires_at_us=300))
-        await backend.add_provider(gone := provider(b"c"))
+        await backend.add_provider(refreshed, now_us=NOW_US)
+        await backend.add_provider(provider(b"b", expires_at_us=300), now_us=NOW_US)
         assert (await backend.delete_expired(now_us=300, retire_before_us=0)).providers == 1
-        await backend.remove_provider(gone.multihash, gone.provider)
-        await backend.remove_provider(gone.multihash, gone.provider)
         assert await backend.get_providers(b"content", now_us=NOW_US) == [refreshed]
         assert (await backend.stats()).providers == 1
 
     async def test_the_farthest_expiry_overflows_nothing(self, backend: StorageBackend) -> None:
-        await backend.put_record(record(b"a", expires_at_us=(1 << 64) - 1))
-        await backend.add_provider(provider(b"a", expires_at_us=(1 << 64) - 1))
+        await backend.put_record(record(b"a", expires_at_us=(1 << 64) - 1), now_us=NOW_US)
+        await backend.add_provider(provider(b"a", expires_at_us=(1 << 64) - 1), now_us=NOW_US)
         await backend.delete_expired(now_us=1 << 60, retire_before_us=1 << 60)
         assert await backend.get_record(record(b"a").key, now_us=1 << 60) is not None
         assert len(await backend.get_providers(b"content", now_us=1 << 60)) == 1
@@ -403,9 +402,9 @@ class StorageConformance(OpsConformance, CapacityConformance):
         first, second, third = make_entry(), make_entry(subkey=b"2"), make_entry(b"longer", key=OTHER_KEY)
         newer = make_entry(b"newer and longer", created_at_us=150)
         await backend.put_entries([first, second, third, newer], now_us=NOW_US)
-        await backend.put_record(record(b"a"))
-        await backend.add_provider(provider(b"a"))
-        await backend.add_provider(provider(b"b"))
+        await backend.put_record(record(b"a"), now_us=NOW_US)
+        await backend.add_provider(provider(b"a"), now_us=NOW_US)
+        await backend.add_provider(provider(b"b"), now_us=NOW_US)
         await backend.put_peers([known_peer(b"a"), known_peer(b"b"), known_peer(b"c")])
         size_bytes = newer.size_bytes + second.size_bytes
         assert await backend.stats() == StoreStats(
@@ -427,7 +426,8 @@ class StorageConformance(OpsConformance, CapacityConformance):
         newest = max(versions, key=lambda entry: entry.version)
         assert await read_all(backend, EntryQuery(key=KEY)) == [newest]
         inserted = {op_id for op_id, result in results.items() if result.outcome is PutOutcome.INSERTED}
-        assert inserted - {result.displaced for result in results.values()} == {newest.op_id}
+        displaced = {result.displaced.op_id for result in results.values() if result.displaced is not None}
+        assert inserted - displaced == {newest.op_id}
         assert (await backend.stats()).entries == 1
 
     async def test_a_cancelled_put_is_whole_or_absent_and_harms_no_other(self, backend: StorageBackend) -> None:
@@ -461,12 +461,11 @@ class StorageConformance(OpsConformance, CapacityConformance):
             backend.keys,
             lambda: backend.remove_ops([entry.op_id]),
             lambda: backend.delete_expired(now_us=NOW_US, retire_before_us=NOW_US),
-            lambda: backend.put_record(record(b"a")),
+            lambda: backend.put_record(record(b"a"), now_us=NOW_US),
             lambda: backend.get_record(record(b"a").key, now_us=NOW_US),
             backend.records,
-            lambda: backend.add_provider(provider(b"a")),
+            lambda: backend.add_provider(provider(b"a"), now_us=NOW_US),
             lambda: backend.get_providers(b"content", now_us=NOW_US),
-            lambda: backend.remove_provider(b"content", PeerId(b"a")),
             lambda: backend.put_peers([known_peer(b"a")]),
             backend.peers,
             lambda: backend.remove_peers([PeerId(b"a")]),

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from prime_dht.entries.entry import Entry, Slot
+from prime_dht.entries.lifetime import is_op
 from prime_dht.ids import Key, OpId, PeerId, TimestampUs
-from prime_dht.storage.base import MAX_STEP_BACK_US, Op, OwnSlot, ProviderRecord, PutOutcome, StorageBackend
+from prime_dht.storage.base import MAX_STEP_BACK_US, Gone, Op, OwnSlot, ProviderRecord, PutOutcome, StorageBackend
 from prime_dht.storage.capacity import location_of
 from prime_dht.testing.storage_samples import KEY, NOW_US, make_entry, provider
 
@@ -133,6 +134,33 @@ class OpsConformance:
         assert await all_ops(backend) == await scanned(backend) == [op_of(newer)]
         assert (await backend.stats()).ops == 1
 
+    async def test_ops_are_found_by_how_their_ids_begin(self, backend: StorageBackend) -> None:
+        entries = [make_op(subkey=b"%d" % i) for i in range(5)]
+        brief = make_entry(subkey=b"brief")
+        await backend.put_entries([*entries, brief], now_us=NOW_US)
+        await backend.remove_ops([entries[0].op_id])
+        prefixes = [entry.op_id[:16] for entry in (*entries[:2], brief)]
+        prefixes += [entries[2].op_id[:8], entries[2].op_id[:16], entries[3].op_id[:15] + b"?", bytes(16)]
+        found = await backend.find_ops(prefixes)
+        assert sorted(found) == sorted(entry.op_id for entry in entries[1:3])
+        assert await backend.find_ops([]) == []
+
+    async def test_whatever_leaves_is_told_with_what_the_partition_saw_of_it(self, backend: StorageBackend) -> None:
+        for make in (make_entry, make_op):
+            entries = [make(subkey=b"%d" % i) for i in range(3)]
+            await backend.put_entries(entries, now_us=NOW_US)
+            seen = [op_of(entry) if is_op(entry) else None for entry in entries]
+            displaced, removed, retired = (Gone(entry.op_id, op) for entry, op in zip(entries, seen, strict=True))
+            newer = make(subkey=b"0", created_at_us=101)
+            (result,) = await backend.put_entries([newer], now_us=NOW_US)
+            assert result.displaced == displaced
+            told = await backend.remove_ops([removed.op_id, newer.op_id, OpId(bytes(32))])
+            assert len(told) == 2
+            assert set(told) == {removed, Gone.of(newer)}
+            retain_until_us = entries[2].header.retain_until_us
+            expired = await backend.delete_expired(now_us=NOW_US, retire_before_us=retain_until_us + 1)
+            assert expired.retired == (retired,)
+
     async def test_what_retired_is_refused_though_the_clock_is_set_back(self, backend: StorageBackend) -> None:
         retired, retained = make_entry(retain_until_us=1000), make_entry(subkey=b"2", retain_until_us=1001)
         await backend.put_entries([retired], now_us=NOW_US)
@@ -149,7 +177,7 @@ class OpsConformance:
         await backend.put_entries(entries, now_us=NOW_US)
         first = await backend.delete_expired(now_us=2000, retire_before_us=1001, limit=2)
         then = await backend.delete_expired(now_us=NOW_US, retire_before_us=0)
-        assert sorted(first.retired + then.retired) == sorted(entry.op_id for entry in entries)
+        assert sorted(gone.op_id for gone in first.retired + then.retired) == sorted(entry.op_id for entry in entries)
         assert len(first.retired) == 2
 
     async def test_a_clock_that_was_far_ahead_does_not_close_the_store(self, backend: StorageBackend) -> None:
@@ -159,7 +187,7 @@ class OpsConformance:
         (result,) = await backend.put_entries([entry], now_us=NOW_US)
         assert result.outcome is PutOutcome.INSERTED
         assert (await backend.delete_expired(now_us=NOW_US, retire_before_us=0)).retired == ()
-        assert (await backend.delete_expired(now_us=2000, retire_before_us=1001)).retired == (entry.op_id,)
+        assert (await backend.delete_expired(now_us=2000, retire_before_us=1001)).retired == (Gone.of(entry),)
 
     async def test_a_pass_over_the_providers_visits_each_once_in_order(self, backend: StorageBackend) -> None:
         stored = [
@@ -168,7 +196,7 @@ class OpsConformance:
             for name in (b"a", b"b", b"b\x00", b"c")
         ]
         for each in reversed(stored):
-            await backend.add_provider(each)
+            await backend.add_provider(each, now_us=NOW_US)
         for limit in (1, 5, 12, 1000):
             visited: list[ProviderRecord] = []
             after: tuple[bytes, PeerId] | None = None

@@ -5,7 +5,7 @@ Times are literal microseconds: what is made here lives in [100, 1000) unless to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from libp2p.crypto.ed25519 import create_new_key_pair
@@ -14,7 +14,7 @@ from prime_dht.entries.codec import inline
 from prime_dht.entries.entry import Entry, EntryHeader, Tombstone
 from prime_dht.entries.signing import sign_entry
 from prime_dht.ids import Key, PeerId, TimestampUs
-from prime_dht.storage.base import EntryQuery, KnownPeer, PlainRecord, ProviderRecord, StorageBackend
+from prime_dht.storage.base import EntryQuery, Gone, KnownPeer, PlainRecord, ProviderRecord, StorageBackend
 
 NOW_US = 200
 KEY = Key(b"/prime/model")
@@ -62,6 +62,10 @@ async def read_all(backend: StorageBackend, query: EntryQuery, *, now_us: int = 
 
 def in_slot_order(entries: Sequence[Entry]) -> list[Entry]:
     return sorted(entries, key=lambda entry: (entry.publisher, entry.header.subkey))
+
+
+def in_op_id_order(gone: Iterable[Gone]) -> tuple[Gone, ...]:
+    return tuple(sorted(gone, key=lambda one: one.op_id))
 
 
 def record(name: bytes, *, value: bytes = b"record", expires_at_us: int = 1000) -> PlainRecord:

@@ -129,11 +129,12 @@ def test_info_tells_programs_all_that_is_known(data_dir: Path, shell: Shell) -> 
     by_first = sum(entry.size_bytes for entry in ENTRIES[:3])
     assert json.loads(ended.out) == {
         "path": str(data_dir / STORE_FILE),
-        "schema": 2,
+        "schema": 3,
         "peer_id": peer_id,
         "network": "conformance",
         "file_bytes": (data_dir / STORE_FILE).stat().st_size,
         "free_bytes": free_pages * PAGE_BYTES,
+        "journal_bytes": 0,
         "entry_bytes": by_first + ENTRIES[3].size_bytes,
         "keys": 2,
         "entries": 4,
@@ -154,7 +155,7 @@ def test_info_tells_programs_all_that_is_known(data_dir: Path, shell: Shell) -> 
 
 def test_info_tells_people_the_same_in_lines(data_dir: Path, shell: Shell) -> None:
     lines = shell.store("info", "--data-dir", data_dir).out.decode().splitlines()
-    assert lines[0] == f"store      {data_dir / STORE_FILE}, schema 2"
+    assert lines[0] == f"store      {data_dir / STORE_FILE}, schema 3"
     assert "node       no identity yet" in lines
     assert "network    conformance" in lines
     assert f"entries    4 under 2 keys, {sum(entry.size_bytes for entry in ENTRIES)} bytes; 0 are ops" in lines

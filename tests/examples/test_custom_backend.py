@@ -70,7 +70,6 @@ async def test_whatever_was_done_is_found_again(tmp_path: Path) -> None:
         await store.put_record(record(b"a"), now_us=NOW_US)
         for name in (b"a", b"b"):
             await store.add_provider(provider(name), now_us=NOW_US)
-        await store.remove_provider(b"content", PeerId(b"a"))
         await store.put_peers([known_peer(b"a"), known_peer(b"b")])
         await store.remove_peers([PeerId(b"a")])
         await store.put_own_slots([OwnSlot(brief.slot, TimestampUs(1), TimestampUs(2))])

@@ -16,7 +16,7 @@ from prime_dht.entries.entry import Entry
 from prime_dht.entries.limits import Limits
 from prime_dht.ids import KAD_KEY_BITS, KadKey, Key, OpId, kad_key
 from prime_dht.kad.keyspace import Prefix
-from prime_dht.storage.base import PutOutcome, PutResult, StorageBackend
+from prime_dht.storage.base import Gone, PutOutcome, PutResult, StorageBackend
 from prime_dht.storage.capacity import LOCATION_BITS, Capacity, furthest_first, locations_of
 from prime_dht.storage.memory import MemoryBackend
 from prime_dht.storage.offline import describe
@@ -64,7 +64,7 @@ async def test_a_slot_whose_entry_need_not_be_retained_counts_it_as_evicted_wher
             await store.put_entries([old, other], now_us=140)
             store.capacity = Capacity(limits=limits)
             (result,) = await store.put_entries([newer], now_us=200)
-            assert result == PutResult(PutOutcome.INSERTED, evicted=(old.op_id, other.op_id))
+            assert result == PutResult(PutOutcome.INSERTED, evicted=(Gone.of(old), Gone.of(other)))
 
 
 async def test_a_publisher_of_whom_nothing_is_left_leaves_no_trace(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ async def test_a_publisher_of_whom_nothing_is_left_leaves_no_trace(tmp_path: Pat
         await store.remove_ops([first.op_id])
         brief = make_entry(writer=2, expires_at_us=150)
         results = await store.put_entries([brief, second], now_us=NOW_US)
-        assert results[1].evicted == (brief.op_id,)  # which came and went in one call
+        assert results[1].evicted == (Gone.of(brief),)  # which came and went in one call
     assert (await describe(path)).publishers == 1
 
 
@@ -117,12 +117,12 @@ async def test_limits_hold_and_what_goes_is_told_and_may_go(
     held: set[OpId] = set()
     for entries, now_us in puts:
         for entry, result in zip(entries, await store.put_entries(entries, now_us=now_us), strict=True):
-            for op_id in result.evicted:
-                gone = BY_OP_ID[op_id].header
+            for evicted in result.evicted:
+                gone = BY_OP_ID[evicted.op_id].header
                 assert gone.retain_until_us < now_us or not (arc is None or arc.covers(kad_key(gone.key)))
-                held.remove(op_id)
+                held.remove(evicted.op_id)
             if result.displaced is not None:
-                held.remove(result.displaced)
+                held.remove(result.displaced.op_id)
             if result.outcome is PutOutcome.INSERTED:
                 held.add(entry.op_id)
             assert (entry.op_id in held) or result.outcome is not PutOutcome.DUPLICATE

@@ -40,10 +40,10 @@ OWN_SLOT = OwnSlot(ENTRIES[0].slot, TimestampUs(100), TimestampUs(1000))
 
 async def fill(store: StorageBackend) -> None:
     await store.put_entries(ENTRIES, now_us=NOW_US)
-    await store.put_record(record(b"a"))
-    await store.put_record(replace(record(b"b"), publisher=ENTRIES[0].publisher))
+    await store.put_record(record(b"a"), now_us=NOW_US)
+    await store.put_record(replace(record(b"b"), publisher=ENTRIES[0].publisher), now_us=NOW_US)
     for name in (b"a", b"b", b"c"):
-        await store.add_provider(provider(name))
+        await store.add_provider(provider(name), now_us=NOW_US)
     await store.put_peers([known_peer(b"a"), known_peer(b"b", last_seen_us=150)])
     await store.put_own_slots([OWN_SLOT])
     await store.put_meta("mode", b"\x00server")
@@ -279,8 +279,8 @@ async def test_a_store_of_many_pages_of_everything_is_written_whole() -> None:
     async with MemoryBackend() as store, MemoryBackend() as other:
         await store.put_entries([make_entry(key=Key(b"/prime/%d" % number)) for number in range(many)], now_us=NOW_US)
         for number in range(many):
-            await store.put_record(record(b"%d" % number))
-            await store.add_provider(provider(b"%d" % number))
+            await store.put_record(record(b"%d" % number), now_us=NOW_US)
+            await store.add_provider(provider(b"peer", multihash=b"%d" % number), now_us=NOW_US)
         await store.put_peers([known_peer(b"%d" % number, last_seen_us=number) for number in range(many)])
         slots = [replace(OWN_SLOT.slot, subkey=b"%d" % number) for number in range(many)]
         await store.put_own_slots([replace(OWN_SLOT, slot=slot) for slot in slots])

@@ -16,10 +16,10 @@ from prime_dht.entries.entry import Entry, Slot
 from prime_dht.entries.join import state_of
 from prime_dht.entries.lifetime import as_of
 from prime_dht.ids import Key, OpId
-from prime_dht.storage.base import EntryQuery, Expired, PutOutcome, PutResult, StorageBackend
+from prime_dht.storage.base import EntryQuery, Expired, Gone, PutOutcome, PutResult, StorageBackend
 from prime_dht.storage.memory import MemoryBackend
 from prime_dht.storage.sqlite import SQLiteBackend
-from prime_dht.testing.storage_samples import bare, make_entry, read_all
+from prime_dht.testing.storage_samples import bare, in_op_id_order, make_entry, read_all
 
 KEYS = (Key(b"/prime/a"), Key(b"/prime/b"))
 TIMES_US = st.integers(100, 160)
@@ -38,10 +38,10 @@ ENTRIES = tuple(
         ((KEYS[0], 0, b""), (KEYS[0], 1, b""), (KEYS[0], 0, b"s"), (KEYS[1], 0, b"")),
         (b"one", None),
         (100, 110),
-        (10, 20, 45),
+        (10, 20, 45, 300_000_000),
     )
 )
-"""Twelve entries for each of four slots of two keys, which expire between 110 and 155."""
+"""Sixteen entries for each of four slots of two keys: twelve that expire between 110 and 155, and four ops."""
 
 SOME_ENTRIES = st.lists(
     st.builds(lambda entry, is_bare: bare(entry) if is_bare else entry, st.sampled_from(ENTRIES), st.booleans()),
@@ -100,26 +100,26 @@ class Model:
         standing = self.slots.get(entry.slot)
         if standing is None or standing.version < entry.version:
             self.slots[entry.slot] = as_of(entry, now_us)
-            return PutResult(PutOutcome.INSERTED, None if standing is None else standing.op_id)
+            return PutResult(PutOutcome.INSERTED, None if standing is None else Gone.of(standing))
         if standing.version > entry.version:
             return PutResult(PutOutcome.SUPERSEDED)
         if standing.value is None:
             self.slots[entry.slot] = as_of(entry, now_us)
         return PutResult(PutOutcome.DUPLICATE)
 
-    def remove(self, op_ids: Iterable[OpId]) -> int:
-        gone = [slot for slot, entry in self.slots.items() if entry.op_id in op_ids]
-        for slot in gone:
-            del self.slots[slot]
-        return len(gone)
+    def remove(self, op_ids: Iterable[OpId]) -> set[Gone]:
+        gone = [entry for entry in self.slots.values() if entry.op_id in op_ids]
+        for entry in gone:
+            del self.slots[entry.slot]
+        return {Gone.of(entry) for entry in gone}
 
     def delete_expired(self, now_us: int, retire_before_us: int) -> Expired:
         self.retired_before_us = max(retire_before_us, self.retired_before_us)
         retired = [e.op_id for e in self.slots.values() if e.header.retain_until_us < self.retired_before_us]
-        self.remove(retired)
+        gone = self.remove(retired)
         dropped = [e for e in self.slots.values() if e.value is not None and e.header.expires_at_us <= now_us]
         self.slots |= {entry.slot: bare(entry) for entry in dropped}
-        return Expired(retired=tuple(sorted(retired)), values_dropped=len(dropped))
+        return Expired(retired=in_op_id_order(gone), values_dropped=len(dropped))
 
     def read(self, query: EntryQuery, now_us: int) -> list[Entry]:
         state = [entry for slot, entry in self.slots.items() if slot.key == query.key]
@@ -161,12 +161,12 @@ async def test_backends_do_as_the_model_does(steps: Sequence[Step], now_us: int)
                 case Remove(op_ids):
                     removed = model.remove(op_ids)
                     for store in stores:
-                        assert await store.remove_ops(op_ids) == removed
+                        assert set(await store.remove_ops(op_ids)) == removed
                 case DeleteExpired(at_us, retire_before_us):
                     expired = model.delete_expired(at_us, retire_before_us)
                     for store in stores:
                         gone = await store.delete_expired(now_us=at_us, retire_before_us=retire_before_us)
-                        assert replace(gone, retired=tuple(sorted(gone.retired))) == expired
+                        assert replace(gone, retired=in_op_id_order(gone.retired)) == expired
                 case Restart():
                     await stores[1].aclose()
                     stores[1] = await SQLiteBackend.open(path, synchronous="NORMAL")

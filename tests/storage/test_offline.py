@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from prime_dht.errors import StorageError
+from prime_dht.errors import StorageError, ValidationError
 from prime_dht.ids import Key
 from prime_dht.storage.base import StoreStats
 from prime_dht.storage.offline import check, describe, export, import_
@@ -25,7 +25,7 @@ async def path(tmp_path: Path) -> Path:
     path = tmp_path / "prime.db"
     async with await SQLiteBackend.open(path) as store:
         await store.put_entries(ENTRIES, now_us=NOW_US)
-        await store.add_provider(provider(b"a"))
+        await store.add_provider(provider(b"a"), now_us=NOW_US)
     return path
 
 
@@ -33,9 +33,20 @@ async def test_a_description_counts_what_is_there(path: Path) -> None:
     info = await describe(path)
     size_bytes = sum(entry.size_bytes for entry in ENTRIES)
     assert info.stats == StoreStats(keys=30, entries=60, bytes=size_bytes, records=0, providers=1, peers=0, ops=0)
-    assert (info.schema, info.publishers) == (2, 3)
+    assert (info.schema, info.publishers) == (3, 3)
     assert info.file_bytes > size_bytes
-    assert info.free_bytes == 0
+    assert info.free_bytes == info.journal_bytes == 0
+
+
+async def test_a_journal_that_was_left_over_is_counted_beside_the_file(path: Path, tmp_path: Path) -> None:
+    killed = tmp_path / "killed.db"
+    async with await SQLiteBackend.open(path) as store:
+        await store.put_entries([make_entry(bytes(50_000), key=Key(b"/prime/late"))], now_us=NOW_US)
+        for suffix in ("", "-wal"):
+            killed.with_name(killed.name + suffix).write_bytes(path.with_name(path.name + suffix).read_bytes())
+    info = await describe(killed)
+    assert info.journal_bytes > 50_000
+    assert info.stats.entries == 61
 
 
 async def test_a_sound_store_passes_the_check_with_progress(path: Path) -> None:
@@ -62,6 +73,10 @@ async def test_a_sound_store_passes_the_check_with_progress(path: Path) -> None:
         ("UPDATE totals SET entries = 61", "it counts 61 entries, but holds 60"),
         ("UPDATE totals SET ops = 61", "it counts 61 ops, but holds 0"),
         ("UPDATE totals SET bytes = 1", "it counts 1 bytes, but holds"),
+        ("UPDATE totals SET records = 1", "it counts 1 plain records, but holds 0"),
+        ("UPDATE totals SET record_bytes = 1", "it counts 1 bytes of plain records, but holds 0"),
+        ("UPDATE totals SET providers = 2", "it counts 2 providers, but holds 1"),
+        ("DELETE FROM providers", "bytes of providers, but holds 0"),
         ("UPDATE publishers SET bytes = bytes + 1 WHERE id = 1", "the counts of 1 publishers are wrong"),
         ("INSERT INTO publishers (peer, entries, bytes) VALUES (x'00', 1, 1)", "the counts of 1 publishers are wrong"),
         (
@@ -125,7 +140,7 @@ async def test_a_store_of_an_older_schema_is_left_for_its_node_to_bring_up_to_da
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA user_version = 1")
     for look in (describe, check):
-        with pytest.raises(StorageError, match="of schema 1; a node that opens it brings it to 2"):
+        with pytest.raises(StorageError, match="of schema 1; a node that opens it brings it to 3"):
             await look(path)
 
 
@@ -142,6 +157,9 @@ async def test_what_is_exported_can_be_imported(path: Path, tmp_path: Path) -> N
     lines = await export(path, file, now_us=NOW_US)
     assert lines == 1 + len(ENTRIES) + 1 + 1
     file.seek(0)
+    with pytest.raises(ValidationError, match="no dump of prime_dht"):
+        await import_(tmp_path / "none.db", io.BytesIO(b"something else"), now_us=NOW_US)
+    assert not (tmp_path / "none.db").exists()
     report = await import_(tmp_path / "other.db", file, now_us=NOW_US)
     assert (report.refused, report.is_whole) == (0, True)
     assert (await describe(tmp_path / "other.db")).stats == (await describe(path)).stats

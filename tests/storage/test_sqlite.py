@@ -59,8 +59,8 @@ async def test_a_reopened_store_holds_all_it_held(path: Path) -> None:
     own = OwnSlot(entry.slot, TimestampUs(100), TimestampUs(1000))
     async with await SQLiteBackend.open(path) as store:
         await store.put_entries([entry, tombstone], now_us=NOW_US)
-        await store.put_record(record(b"a"))
-        await store.add_provider(provider(b"a"))
+        await store.put_record(record(b"a"), now_us=NOW_US)
+        await store.add_provider(provider(b"a"), now_us=NOW_US)
         await store.put_peers([known_peer(b"a")])
         await store.put_own_slots([own])
         await store.put_meta("name", b"value")

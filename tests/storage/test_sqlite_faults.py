@@ -85,7 +85,7 @@ def put_a_future_schema_there(path: Path) -> None:
     ("damage", "meaning"),
     [
         (put_another_programs_database_there, "not a store of prime_dht; it was left as it is"),
-        (put_a_future_schema_there, r"written by a newer prime_dht \(schema 1000; this one knows 2\); left as it is"),
+        (put_a_future_schema_there, r"written by a newer prime_dht \(schema 1000; this one knows 3\); left as it is"),
     ],
 )
 async def test_a_file_that_is_whole_but_not_for_us_is_refused_and_left_as_it_is(

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from prime_dht.entries.limits import Limits
 from prime_dht.errors import StorageError
-from prime_dht.ids import TimestampUs
+from prime_dht.ids import KadKey, TimestampUs, kad_key
+from prime_dht.kad.keyspace import Prefix
 from prime_dht.storage.base import EntryQuery, OwnSlot
+from prime_dht.storage.capacity import Capacity
 from prime_dht.storage.offline import check
 from prime_dht.storage.sqlite import SQLiteBackend
 from prime_dht.storage.sqlite_schema import MIGRATIONS
@@ -28,6 +32,7 @@ from prime_dht.testing.storage_samples import (
 )
 
 VERSION_1 = Path(__file__).with_name("version_1.sql")
+VERSION_2 = Path(__file__).with_name("version_2.sql")
 DAY_US = 86_400_000_000
 PATCHED = "prime_dht.storage.sqlite_file.MIGRATIONS"
 
@@ -83,6 +88,43 @@ async def test_a_store_of_schema_1_is_found_as_it_was_left(path: Path) -> None:
             assert (stats.keys, stats.entries, stats.ops) == (2, 8, 4)
             assert stats.bytes == sum(entry.size_bytes for entry in under_key + under_other_key)
     assert (await check(path)).problems == ()
+
+
+async def test_a_store_of_schema_2_keeps_its_records_and_counts_and_places_them(path: Path) -> None:
+    restore(VERSION_2, path)
+    first = make_entry(b"value", subkey=b"a")
+    records = [
+        record(b"a"),
+        replace(record(b"b", value=b"longer record", expires_at_us=500), publisher=first.publisher),
+    ]
+    providers = [
+        provider(b"a", expires_at_us=700),
+        provider(b"b"),
+        provider(b"a", multihash=b"other content", expires_at_us=600),
+    ]
+    async with await SQLiteBackend.open(path) as store:
+        assert await read_all(store, EntryQuery(key=KEY)) == [first]
+        assert await store.records() == records
+        assert await store.providers() == providers
+        stats = await store.stats()
+        assert (stats.keys, stats.entries, stats.records, stats.providers, stats.peers) == (2, 2, 2, 3, 1)
+    assert (await check(path)).problems == ()
+    near = min((record(b"%d" % number) for number in range(10)), key=lambda each: kad_key(each.key))
+    near_content = min((b"%d" % number for number in range(10)), key=kad_key)
+    limits = Limits(max_records=2, max_providers=3)
+    capacity = Capacity(limits=limits, responsible=Prefix.of(KadKey(0), 256))
+    async with await SQLiteBackend.open(path, capacity=capacity) as store:
+        await store.put_record(near, now_us=NOW_US)
+        furthest = max(records, key=lambda each: kad_key(each.key))
+        assert {each.key for each in await store.records()} == {near.key, *(one.key for one in records)} - {
+            furthest.key
+        }
+        await store.add_provider(provider(b"c", multihash=near_content), now_us=NOW_US)
+        left = {(each.multihash, each.provider) for each in await store.providers()}
+        furthest_content = max((b"content", b"other content"), key=kad_key)
+        gone = min((one for one in providers if one.multihash == furthest_content), key=lambda one: one.expires_at_us)
+        before = {(one.multihash, one.provider) for one in providers}
+        assert left == before - {(gone.multihash, gone.provider)} | {(near_content, b"c")}
 
 
 async def fill(path: Path) -> None:

@@ -17,7 +17,7 @@ from prime_dht.errors import StorageError
 from prime_dht.ids import OpId
 from prime_dht.storage import redis_connection, redis_store
 from prime_dht.storage import redis_scripts as scripts
-from prime_dht.storage.base import EntryQuery, PutOutcome, PutResult
+from prime_dht.storage.base import EntryQuery, Gone, PutOutcome, PutResult
 from prime_dht.storage.redis import RedisBackend
 from prime_dht.storage.redis_connection import RedisConnection, parse_address
 from prime_dht.storage.redis_store import MAX_WRITES, NUMBER_BYTES, RedisStore
@@ -107,7 +107,7 @@ async def test_a_put_whose_answer_was_lost_still_says_what_it_did(wire: Wire, pr
     async with RedisBackend.open(wire.url, prefix=prefix) as store:
         await store.put_entries([old], now_us=NOW_US)
         wire.loses_answer = True
-        assert await store.put_entries([new], now_us=NOW_US) == [PutResult(PutOutcome.INSERTED, old.op_id)]
+        assert await store.put_entries([new], now_us=NOW_US) == [PutResult(PutOutcome.INSERTED, Gone.of(old))]
         assert not wire.loses_answer
         assert (await store.stats()).entries == 1
 
@@ -117,7 +117,7 @@ async def test_a_deletion_whose_answer_was_lost_still_says_what_retired(wire: Wi
     async with RedisBackend.open(wire.url, prefix=prefix) as store:
         await store.put_entries([entry], now_us=NOW_US)
         wire.loses_answer = True
-        assert (await store.delete_expired(now_us=900, retire_before_us=900)).retired == (entry.op_id,)
+        assert (await store.delete_expired(now_us=900, retire_before_us=900)).retired == (Gone.of(entry),)
         assert not wire.loses_answer
         assert (await store.delete_expired(now_us=900, retire_before_us=900)).retired == ()
 
@@ -221,7 +221,7 @@ async def test_what_a_stalled_server_comes_to_late_is_not_done_twice(
             await wire.hung_up.wait()
             assert results == []
             server.resume()
-        assert results == [PutResult(PutOutcome.INSERTED, old.op_id)]
+        assert results == [PutResult(PutOutcome.INSERTED, Gone.of(old))]
         assert scripts_run() >= before + 2
 
 
