@@ -262,6 +262,7 @@ class Message(_message.Message):
     QUERY_FIELD_NUMBER: _builtins.int
     WANT_CLOSER_FIELD_NUMBER: _builtins.int
     NO_ECHO_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
     NEXT_CURSOR_FIELD_NUMBER: _builtins.int
     STATUSES_FIELD_NUMBER: _builtins.int
@@ -275,8 +276,12 @@ class Message(_message.Message):
     """PUT_VALUE: answer with closer peers as well"""
     no_echo: _builtins.bool
     """PUT_VALUE: the statuses are answer enough, leave the record out"""
+    replicas: _builtins.bytes
+    """PUT_VALUE: a digest of the replicas known to the sender, who needs no closer peers from a"""
     held: _builtins.bool
-    """Replies.
+    """receiver that knows the same: the first 8 bytes of the SHA-256 of their ids, in byte order
+
+    Replies.
     this node holds the sector of the key: absence is meant
     """
     next_cursor: _builtins.bytes
@@ -317,6 +322,7 @@ class Message(_message.Message):
         query: Global___Query | None = ...,
         want_closer: _builtins.bool = ...,
         no_echo: _builtins.bool = ...,
+        replicas: _builtins.bytes = ...,
         held: _builtins.bool = ...,
         next_cursor: _builtins.bytes = ...,
         statuses: _abc.Iterable[Global___EntryStatus] | None = ...,
@@ -325,7 +331,7 @@ class Message(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["query", b"query", "record", b"record"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "closerPeers", b"closerPeers", "clusterLevelRaw", b"clusterLevelRaw", "held", b"held", "key", b"key", "next_cursor", b"next_cursor", "no_echo", b"no_echo", "providerPeers", b"providerPeers", "query", b"query", "record", b"record", "replicates", b"replicates", "statuses", b"statuses", "type", b"type", "want_closer", b"want_closer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "closerPeers", b"closerPeers", "clusterLevelRaw", b"clusterLevelRaw", "held", b"held", "key", b"key", "next_cursor", b"next_cursor", "no_echo", b"no_echo", "providerPeers", b"providerPeers", "query", b"query", "record", b"record", "replicas", b"replicas", "replicates", b"replicates", "statuses", b"statuses", "type", b"type", "want_closer", b"want_closer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

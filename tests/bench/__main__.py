@@ -22,6 +22,7 @@ from .operations import measure_operations
 from .partition import measure_partition
 from .storage import measure_storage
 from .streams import measure_streams
+from .sync import measure_sync
 from .tables import Cell, Table, render
 
 
@@ -38,6 +39,7 @@ SUITES: dict[str, Suite] = {
     "streams": measure_streams,
     "storage": measure_storage,
     "partition": measure_partition,
+    "sync": measure_sync,
     "lookups": measure_lookups,
 }
 

@@ -1,0 +1,55 @@
+"""How much one round may hold, send, ask and do, on either side.
+
+Each bound is there because of what a peer could do without it, and is far above what honest rounds need. What exceeds
+a bound on a *message* is misconduct; where an honest round meets a bound on *work*, it ends ``partial``.
+"""
+
+from __future__ import annotations
+
+MAX_MESSAGE_BYTES = 1 << 20
+"""A message on the wire, without its frame's length."""
+
+TURN_BYTES = 768 << 10
+"""What a side puts into one turn. A single entry or answer may go beyond it, and still fits into a message."""
+
+MAX_ENTRY_BYTES = MAX_MESSAGE_BYTES - (64 << 10)
+"""A larger entry, envelope and value, is never sent: it stays a difference."""
+
+MAX_TURNS = 4096
+"""Turns of one side in a round: some 3 GiB of entries, which a joiner may well need, but not for ever."""
+
+MAX_QUESTIONS = 512
+"""Questions in one turn."""
+
+MAX_WANTED = 16_384
+"""Ids of entries that a leader may want and has not yet been sent."""
+
+MAX_ENTRIES = 8192
+"""Entries in one turn."""
+
+MAX_ANSWER_BYTES = 512 << 10
+"""What the answer to one question may take."""
+
+IDS_PER_ANSWER = 16_384
+"""Ids in one answer; a sector or cell of more is told page by page. 256 KiB."""
+
+OPS_PER_FETCH = 4096
+"""Ops asked for of the store at a time, and ids looked up."""
+
+MAX_SECTOR_OPS = 1 << 17
+"""Ops of one sector of which symbols are made on demand: 4 MiB of ids. Of larger sectors the ids are told instead."""
+
+MAX_MADE = 1 << 18
+"""Ops that are read in all to answer one turn's questions."""
+
+MAX_PENDING_IDS = 1 << 17
+"""Ids found to differ that wait to be sent or wanted; while there are more, no questions are asked."""
+
+MAX_CHANGES = 1 << 16
+"""Ops that come or go at this node during a round and are remembered. If there are more, nobody is called a liar."""
+
+MAX_FLIGHTS = 12
+"""Turns with questions in which sketches are tried. What is undecoded then is settled by cells and ids."""
+
+MAX_NAMESAKES = 1024
+"""Entries in a round that come because their ids begin like others that were wanted."""

@@ -1,0 +1,234 @@
+"""When a node syncs, with whom, and how often it lets others begin.
+
+- *One at a time.* A node initiates one round after another, ``interval_us`` apart and up to ``jitter_us`` more, so that
+  nodes which started together do not stay together.
+- *Partner.* Of the peers that can be reached: first those whose arc is known to overlap ours, then those of unknown
+  arc, then the rest, whose arcs may have grown. Among equals the one never synced with, or least recently.
+- *Backoff.* A peer that failed is left alone for a while, twice as long each time; one that misbehaved, much longer,
+  and meanwhile it may not begin a round either.
+- *Busy.* Only so many rounds that others began go on at a time, and of one peer not more than a *burst*: 16 in any 10
+  minutes.
+- *Crossing.* If two nodes begin a round with each other at once, one of the two goes on (:func:`survives`).
+
+A round of which nothing is heard any more expires, each at its own time.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from prime_dht.ids import US_PER_S, PeerId
+from prime_dht.partition.arcs import ArcSet
+from prime_dht.sync.actions import Outcome
+from prime_dht.sync.chance import Rng
+from prime_dht.sync.messages import Refusal
+
+MAX_PEERS_REMEMBERED = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How often.
+
+    Attributes:
+        interval_us, jitter_us: from one round that this node initiates to the next; the jitter is drawn each time.
+        max_accepted: rounds that others began, at a time; 0: any number.
+        burst, burst_us: of one peer so many are accepted in any interval of this length.
+        round_us: a round that takes longer has expired.
+        backoff_us, max_backoff_us: for how long a peer is left alone that failed once; and at most.
+        misconduct_backoff_us: for how long one that misbehaved is, at least.
+    """
+
+    interval_us: int = 120 * US_PER_S
+    jitter_us: int = 10 * US_PER_S
+    max_accepted: int = 10
+    burst: int = 16
+    burst_us: int = 600 * US_PER_S
+    round_us: int = 600 * US_PER_S
+    backoff_us: int = 60 * US_PER_S
+    max_backoff_us: int = 3600 * US_PER_S
+    misconduct_backoff_us: int = 1800 * US_PER_S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A peer that may be synced with, its arc as far as known, and whether there is an address to reach it."""
+
+    peer: PeerId
+    arc: ArcSet | None = None
+    is_reachable: bool = True
+
+
+class Result(Enum):
+    """How a round went, as far as the schedule cares."""
+
+    DONE = "done"
+    FAILED = "failed"
+    MISCONDUCT = "misconduct"
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The round may begin. If it crossed one of ours to that peer, ours is to be abandoned."""
+
+    abandons_ours: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Active:
+    """A round under way.
+
+    Attributes:
+        nonce: that of the opening.
+        is_ours: whether this node began it.
+    """
+
+    peer: PeerId
+    nonce: int
+    began_us: int
+    is_ours: bool
+
+
+@dataclass(slots=True)
+class _Memory:
+    """What is remembered of a peer."""
+
+    synced_us: int | None = None
+    failures: int = 0
+    alone_until_us: int = 0
+    misbehaved: bool = False
+    accepted_us: deque[int] = field(default_factory=deque)
+
+
+class Schedule:
+    """See the module. All times are microseconds of one clock that never steps back.
+
+    Attributes:
+        due_us: when to initiate the next round.
+        active: the rounds under way, those that began first first.
+    """
+
+    def __init__(self, us: PeerId, *, pace: Pace, now_us: int, rng: Rng) -> None:
+        self.due_us = now_us + rng.randint(0, pace.jitter_us)
+        self.active: list[Active] = []
+        self._us = us
+        self._pace = pace
+        self._memories: OrderedDict[PeerId, _Memory] = OrderedDict()
+
+    def initiate(
+        self, candidates: Iterable[Candidate], *, arc: ArcSet, nonce: int, now_us: int, rng: Rng
+    ) -> PeerId | None:
+        """Begin a round, if one is due: with whom, or None. The round is active from here on.
+
+        Args:
+            candidates: those that might be; none twice.
+            arc: ours. Without one there is no round.
+            nonce: for the opening, below 2**32.
+        """
+        self.expire(now_us)
+        if now_us < self.due_us or not arc or any(active.is_ours for active in self.active):
+            return None
+        self.due_us = now_us + self._pace.interval_us + rng.randint(0, self._pace.jitter_us)
+        ready = [candidate for candidate in candidates if self._is_ready(candidate, now_us)]
+        rng.shuffle(ready)
+        if not ready:
+            return None
+        peer = min(ready, key=lambda candidate: self._rank(candidate, arc)).peer
+        self.active.append(Active(peer, nonce, now_us, is_ours=True))
+        return peer
+
+    def accept(self, peer: PeerId, *, nonce: int, now_us: int) -> Accepted | Refusal:
+        """Whether a round may begin that a peer opened with this nonce; if so, it is active from here on."""
+        self.expire(now_us)
+        memory = self._memory(peer)
+        if memory.misbehaved and now_us < memory.alone_until_us:
+            return Refusal.TOO_OFTEN
+        while memory.accepted_us and memory.accepted_us[0] <= now_us - self._pace.burst_us:
+            memory.accepted_us.popleft()
+        if len(memory.accepted_us) >= self._pace.burst:
+            return Refusal.TOO_OFTEN
+        ours = next((active for active in self.active if active.peer == peer and active.is_ours), None)
+        if ours is not None and survives((ours.nonce, self._us), (nonce, peer)):
+            return Refusal.CROSSED
+        accepted = [active for active in self.active if not active.is_ours]
+        if any(active.peer == peer for active in accepted):
+            return Refusal.BUSY
+        if self._pace.max_accepted and len(accepted) >= self._pace.max_accepted:
+            return Refusal.BUSY
+        if ours is not None:
+            self.active.remove(ours)
+        memory.accepted_us.append(now_us)
+        self.active.append(Active(peer, nonce, now_us, is_ours=False))
+        return Accepted(abandons_ours=ours is not None)
+
+    def end(self, peer: PeerId, *, is_ours: bool, result: Result, now_us: int) -> bool:
+        """A round is over; returns whether there was such a one."""
+        for active in self.active:
+            if active.peer == peer and active.is_ours is is_ours:
+                self.active.remove(active)
+                self._note(peer, result, now_us)
+                return True
+        return False
+
+    def expire(self, now_us: int) -> list[Active]:
+        """End the rounds that have taken too long, and say which these were."""
+        expired = [active for active in self.active if active.began_us + self._pace.round_us <= now_us]
+        for active in expired:
+            self.end(active.peer, is_ours=active.is_ours, result=Result.FAILED, now_us=now_us)
+        return expired
+
+    def _note(self, peer: PeerId, result: Result, now_us: int) -> None:
+        memory, pace = self._memory(peer), self._pace
+        if result is Result.DONE:
+            memory.synced_us, memory.failures, memory.alone_until_us, memory.misbehaved = now_us, 0, 0, False
+            return
+        memory.failures += 1
+        memory.misbehaved = result is Result.MISCONDUCT
+        wait_us = min(pace.max_backoff_us, pace.backoff_us << min(memory.failures - 1, 32))
+        if result is Result.MISCONDUCT:
+            wait_us = max(wait_us, pace.misconduct_backoff_us)
+        memory.alone_until_us = now_us + wait_us
+
+    def _is_ready(self, candidate: Candidate, now_us: int) -> bool:
+        memory = self._memories.get(candidate.peer)
+        is_alone = memory is not None and now_us < memory.alone_until_us
+        is_active = any(active.peer == candidate.peer for active in self.active)
+        return candidate.is_reachable and not is_alone and not is_active and candidate.peer != self._us
+
+    def _rank(self, candidate: Candidate, arc: ArcSet) -> tuple[int, int]:
+        overlap = 1 if candidate.arc is None else 0 if candidate.arc & arc else 2
+        memory = self._memories.get(candidate.peer)
+        return overlap, -1 if memory is None or memory.synced_us is None else memory.synced_us
+
+    def _memory(self, peer: PeerId) -> _Memory:
+        """What is remembered of a peer; of too many, those of whom nothing was heard for longest are forgotten."""
+        memory = self._memories.setdefault(peer, _Memory())
+        self._memories.move_to_end(peer)
+        if len(self._memories) > MAX_PEERS_REMEMBERED:
+            self._memories.popitem(last=False)
+        return memory
+
+
+def survives(ours: tuple[int, PeerId], theirs: tuple[int, PeerId]) -> bool:
+    """Whether our round goes on, of two that crossed: the one with the greater (nonce, peer id of who began it).
+
+    Both sides decide alike, so just one of the two goes on.
+
+    >>> one, other = (7, PeerId(b"a")), (7, PeerId(b"b"))
+    >>> survives(one, other), survives(other, one)
+    (False, True)
+    """
+    return ours > theirs
+
+
+def held_after(held: ArcSet, outcome: Outcome) -> ArcSet:
+    """What a node holds after a round: also the sectors that are equal now and that the partner held.
+
+    A partner that holds nothing itself proves nothing: two empty nodes do not make each other hold their arcs.
+    """
+    if outcome.equal is None or outcome.partner_held is None:
+        return held
+    return held | (outcome.equal & outcome.partner_held)

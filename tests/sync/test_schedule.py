@@ -1,0 +1,221 @@
+"""When and with whom a node syncs. Numbers in comments are the scenarios of the reference."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from prime_dht.ids import US_PER_S, PeerId
+from prime_dht.partition.arcs import ArcSet
+from prime_dht.sync.messages import Refusal
+from prime_dht.sync.schedule import (
+    MAX_PEERS_REMEMBERED,
+    Accepted,
+    Candidate,
+    Pace,
+    Result,
+    Schedule,
+    survives,
+)
+
+US = PeerId(b"us")
+A, B, C = (PeerId(name) for name in (b"a", b"b", b"c"))
+CIRCLE = ArcSet.full(sector_bits=9)
+LOW, HIGH = (ArcSet.of_prefix(half, 1, sector_bits=9) for half in (0, 1))
+PACE = Pace()
+MINUTE_US = 60 * US_PER_S
+LATER_US = PACE.interval_us + PACE.jitter_us
+
+
+def schedule(pace: Pace = PACE) -> Schedule:
+    return Schedule(US, pace=pace, now_us=0, rng=Random(1))
+
+
+def begin(made: Schedule, candidates: list[Candidate], now_us: int, arc: ArcSet = CIRCLE) -> PeerId | None:
+    return made.initiate(candidates, arc=arc, nonce=5, now_us=now_us, rng=Random(now_us))
+
+
+def sync(made: Schedule, peer: PeerId, now_us: int, result: Result = Result.DONE) -> None:
+    """Have a round with a peer at a time, and end it at once."""
+    assert begin(made, [Candidate(peer=peer, arc=CIRCLE)], now_us) == peer
+    assert made.end(peer, is_ours=True, result=result, now_us=now_us)
+
+
+def all_of(*peers: PeerId) -> list[Candidate]:
+    return [Candidate(peer=peer, arc=CIRCLE) for peer in peers]
+
+
+def test_the_first_round_and_those_after_it_are_jittered() -> None:
+    firsts = {Schedule(US, pace=PACE, now_us=0, rng=Random(seed)).due_us for seed in range(20)}
+    assert len(firsts) > 15
+    assert all(0 <= due_us <= PACE.jitter_us for due_us in firsts)
+    made = schedule()
+    assert begin(made, all_of(A), made.due_us - 1) is None
+    began_us = made.due_us
+    assert begin(made, all_of(A), began_us) == A
+    assert PACE.interval_us <= made.due_us - began_us <= PACE.interval_us + PACE.jitter_us
+
+
+def test_one_round_is_initiated_at_a_time() -> None:
+    made = schedule()
+    assert begin(made, all_of(A), LATER_US) == A
+    assert begin(made, all_of(A, B), 2 * LATER_US) is None
+    assert made.end(A, is_ours=True, result=Result.DONE, now_us=2 * LATER_US)
+    assert begin(made, all_of(A, B), 2 * LATER_US) == B
+
+
+def test_without_an_arc_nothing_is_initiated() -> None:  # 40
+    assert begin(schedule(), all_of(A), LATER_US, arc=ArcSet.empty(sector_bits=9)) is None
+
+
+def test_a_partner_never_synced_with_comes_first_then_the_one_longest_ago() -> None:  # 46
+    made = schedule()
+    sync(made, B, LATER_US)
+    sync(made, A, 2 * LATER_US)
+    assert begin(made, all_of(A, B, C), 3 * LATER_US) == C
+    made.end(C, is_ours=True, result=Result.DONE, now_us=3 * LATER_US)
+    assert begin(made, all_of(A, B, C), 4 * LATER_US) == B
+
+
+def test_an_overlapping_arc_comes_before_an_unknown_one_and_that_before_the_rest() -> None:  # 46
+    made = schedule()
+    sync(made, A, LATER_US)
+    overlapping, unknown, apart = Candidate(peer=A, arc=LOW), Candidate(peer=B), Candidate(peer=C, arc=HIGH)
+    for number, (candidates, chosen) in enumerate(
+        [([apart, unknown, overlapping], A), ([apart, unknown], B), ([apart], C)], start=2
+    ):
+        assert begin(made, candidates, number * LATER_US, arc=LOW) == chosen
+        made.end(chosen, is_ours=True, result=Result.DONE, now_us=number * LATER_US)
+
+
+def test_peers_without_an_address_or_that_failed_lately_are_skipped() -> None:  # 46, 51
+    made = schedule()
+    sync(made, A, LATER_US, Result.FAILED)
+    assert begin(made, [Candidate(peer=B, is_reachable=False)], 2 * LATER_US) is None
+    made = schedule(Pace(interval_us=1, jitter_us=0))
+    sync(made, A, 10, Result.FAILED)
+    assert begin(made, all_of(A), 20) is None
+    assert begin(made, all_of(A, B), 30) == B
+    made.end(B, is_ours=True, result=Result.DONE, now_us=30)
+    assert begin(made, all_of(A), 10 + PACE.backoff_us) == A
+
+
+def test_backoff_doubles_up_to_its_limit_and_ends_with_success() -> None:
+    made = schedule(Pace(interval_us=1, jitter_us=0))
+    now_us, waits_us = 1, []
+    for _ in range(9):
+        sync(made, A, now_us, Result.FAILED)
+        wait_us = next(us for us in range(MINUTE_US, 70 * MINUTE_US, MINUTE_US) if _is_free(made, now_us + us))
+        waits_us.append(wait_us // MINUTE_US)
+        now_us += wait_us
+    assert waits_us == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+    sync(made, A, now_us)
+    sync(made, A, now_us + MINUTE_US, Result.FAILED)
+    assert _is_free(made, now_us + 2 * MINUTE_US)
+
+
+def _is_free(made: Schedule, now_us: int) -> bool:
+    """Whether a round with A could begin; it is begun and undone."""
+    due_us = made.due_us
+    if begin(made, all_of(A), now_us) is None:
+        return False
+    made.active.clear()
+    made.due_us = due_us
+    return True
+
+
+def test_misconduct_is_backed_off_much_longer_on_both_sides() -> None:
+    made = schedule()
+    sync(made, A, LATER_US, Result.MISCONDUCT)
+    until_us = LATER_US + PACE.misconduct_backoff_us
+    assert made.accept(A, nonce=1, now_us=until_us - 1) is Refusal.TOO_OFTEN
+    assert begin(made, all_of(A), until_us - 1) is None
+    assert made.accept(A, nonce=1, now_us=until_us) == Accepted()
+
+
+def test_a_peer_that_was_away_may_begin_a_round_at_once() -> None:
+    made = schedule()
+    sync(made, A, LATER_US, Result.FAILED)
+    assert made.accept(A, nonce=1, now_us=LATER_US) == Accepted()
+
+
+@pytest.mark.parametrize("most", [1, 3, 0])
+def test_so_many_rounds_are_accepted_at_a_time_and_0_is_any_number(most: int) -> None:  # 38
+    made = schedule(Pace(max_accepted=most))
+    answers = [made.accept(PeerId(b"%d" % i), nonce=1, now_us=0) for i in range(20)]
+    accepted = answers.count(Accepted())
+    assert accepted == (most or 20)
+    assert answers[accepted:] == [Refusal.BUSY] * (20 - accepted)
+    made.end(PeerId(b"0"), is_ours=False, result=Result.DONE, now_us=0)
+    assert made.accept(A, nonce=1, now_us=0) == Accepted()
+
+
+def test_the_seventeenth_round_of_a_peer_in_ten_minutes_is_refused_in_a_sliding_window() -> None:  # 39
+    made = schedule()
+
+    def opens(peer: PeerId, now_us: int) -> Accepted | Refusal:
+        answer = made.accept(peer, nonce=1, now_us=now_us)
+        made.end(peer, is_ours=False, result=Result.DONE, now_us=now_us)
+        return answer
+
+    for minute in range(8):
+        assert [opens(A, minute * MINUTE_US) for _ in range(2)] == [Accepted(), Accepted()]
+    assert opens(A, 8 * MINUTE_US) is Refusal.TOO_OFTEN
+    assert opens(B, 8 * MINUTE_US) == Accepted()
+    assert [opens(A, 10 * MINUTE_US) for _ in range(3)] == [Accepted(), Accepted(), Refusal.TOO_OFTEN]
+
+
+@pytest.mark.parametrize(("our_nonce", "their_nonce"), [(1, 2), (2, 1), (7, 7)])
+def test_of_two_rounds_that_cross_exactly_one_goes_on(our_nonce: int, their_nonce: int) -> None:  # 41
+    one, other = Schedule(A, pace=PACE, now_us=0, rng=Random(1)), Schedule(B, pace=PACE, now_us=0, rng=Random(2))
+    assert one.initiate(all_of(B), arc=CIRCLE, nonce=our_nonce, now_us=LATER_US, rng=Random(1)) == B
+    assert other.initiate(all_of(A), arc=CIRCLE, nonce=their_nonce, now_us=LATER_US, rng=Random(1)) == A
+    answers = [
+        one.accept(B, nonce=their_nonce, now_us=LATER_US),
+        other.accept(A, nonce=our_nonce, now_us=LATER_US),
+    ]
+    assert sorted(answers, key=str) == [Accepted(abandons_ours=True), Refusal.CROSSED]
+    assert len(one.active) == len(other.active) == 1
+    assert survives((our_nonce, A), (their_nonce, B)) is not survives((their_nonce, B), (our_nonce, A))
+
+
+def test_one_peer_has_one_accepted_round_at_a_time() -> None:
+    made = schedule()
+    assert made.accept(A, nonce=1, now_us=0) == Accepted()
+    assert made.accept(A, nonce=2, now_us=0) is Refusal.BUSY
+
+
+def test_the_end_of_a_round_ends_no_other() -> None:  # 43
+    made = schedule()
+    made.accept(A, nonce=1, now_us=0)
+    assert not made.end(B, is_ours=False, result=Result.DONE, now_us=0)
+    assert not made.end(A, is_ours=True, result=Result.DONE, now_us=0)
+    assert [active.peer for active in made.active] == [A]
+    assert made.end(A, is_ours=False, result=Result.DONE, now_us=0)
+    assert made.active == []
+
+
+def test_rounds_expire_one_by_one() -> None:  # 45
+    made = schedule()
+    for second, peer in enumerate((A, B, C)):
+        made.accept(peer, nonce=1, now_us=second * US_PER_S)
+    assert made.expire(PACE.round_us - 1) == []
+    assert [active.peer for active in made.expire(PACE.round_us)] == [A]
+    assert [active.peer for active in made.active] == [B, C]
+    assert [active.peer for active in made.expire(PACE.round_us + 2 * US_PER_S)] == [B, C]
+
+
+def test_an_unanswered_round_does_not_stop_the_next_for_ever() -> None:  # 51
+    made = schedule()
+    assert begin(made, all_of(A, B), LATER_US) is not None
+    assert begin(made, all_of(A, B), LATER_US + PACE.round_us) is not None
+
+
+def test_strangers_cannot_fill_the_memory() -> None:
+    made = schedule(Pace(max_accepted=0))
+    for number in range(3 * MAX_PEERS_REMEMBERED):
+        peer = PeerId(b"%d" % number)
+        made.accept(peer, nonce=1, now_us=number)
+        made.end(peer, is_ours=False, result=Result.DONE, now_us=number)
+    assert len(made._memories) == MAX_PEERS_REMEMBERED

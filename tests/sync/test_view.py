@@ -1,0 +1,182 @@
+"""What a node had when a round began, and how rounds use it: frozen symbols, layouts, forgeries, pages."""
+
+from __future__ import annotations
+
+from random import Random
+
+import numpy as np
+import pytest
+
+from prime_dht.partition.arcs import ArcSet
+from prime_dht.partition.location import sector_locations
+from prime_dht.partition.parameters import PARAMETERS
+from prime_dht.partition.partition import Partition
+from prime_dht.partition.slices import layout_at
+from prime_dht.sync import limits
+from prime_dht.sync.declined import Declined, DeclinedOp
+from prime_dht.sync.messages import AskCells, AskIds, AskSymbols, Turn
+from prime_dht.sync.view import View
+from prime_dht.testing.sync_pair import CIRCLE, NOW_US, Party, location_of, run_round, unsigned_entry
+
+LOCATION = 5 << 23
+
+
+def op_id(number: int) -> bytes:
+    return number.to_bytes(16, "big") * 2
+
+
+def view_of(count: int, declined: Declined | None = None) -> tuple[Partition, View]:
+    partition = Partition(PARAMETERS, now_us=NOW_US)
+    for number in range(count):
+        partition.insert(op_id(number), LOCATION, NOW_US - 1000 + number)
+    return partition, View.of(partition, declined or ())
+
+
+def test_a_view_stays_as_it_was() -> None:
+    partition, view = view_of(3)
+    before, checksums = view.digest(CIRCLE), view.checksums(CIRCLE)
+    partition.insert(op_id(99), LOCATION, NOW_US)
+    partition.remove(op_id(0), LOCATION, NOW_US - 1000)
+    partition.advance(NOW_US + PARAMETERS.unit_us)
+    assert view.digest(CIRCLE) == before
+    assert view.checksums(CIRCLE) == checksums
+    assert View.of(partition).digest(CIRCLE) != before
+
+
+def test_declined_ops_count_as_if_they_were_here() -> None:
+    declined = Declined()
+    declined.add(DeclinedOp(op_id=op_id(3), location=LOCATION, created_at_us=NOW_US - 997, retain_until_us=NOW_US))
+    _, with_declined = view_of(3, declined)
+    _, with_all = view_of(4)
+    assert with_declined.digest(CIRCLE) == with_all.digest(CIRCLE)
+    assert with_declined.was_here(op_id(3)[:16], is_here=False)
+    assert with_declined.ids_of_sector(5, [op_id(0), op_id(1), op_id(2)]) == [op_id(n) for n in range(4)]
+    assert with_declined.ids_of_sector(6, []) == []
+
+
+def test_what_the_store_has_now_is_brought_back_to_the_moment_of_the_view() -> None:
+    _, view = view_of(3)
+    view.inserted(op_id(7), LOCATION)
+    view.removed(op_id(0), LOCATION)
+    assert view.was_here(op_id(0)[:16], is_here=False)
+    assert view.was_here(op_id(1)[:16], is_here=True)
+    assert not view.was_here(op_id(7)[:16], is_here=True)
+    assert not view.was_here(op_id(8)[:16], is_here=False)
+    assert view.ids_of_sector(5, [op_id(1), op_id(2), op_id(7)]) == [op_id(0), op_id(1), op_id(2)]
+
+
+def test_what_came_and_went_again_was_never_there_and_the_reverse() -> None:
+    _, view = view_of(1)
+    view.inserted(op_id(7), LOCATION)
+    view.removed(op_id(7), LOCATION)
+    view.removed(op_id(0), LOCATION)
+    view.inserted(op_id(0), LOCATION)
+    assert not view.was_here(op_id(7)[:16], is_here=False)
+    assert view.was_here(op_id(0)[:16], is_here=True)
+
+
+def test_a_view_that_changed_too_much_says_it_is_not_exact() -> None:
+    _, view = view_of(1)
+    for number in range(limits.MAX_CHANGES):
+        view.inserted(op_id(number), LOCATION)
+    assert view.is_exact
+    view.inserted(op_id(limits.MAX_CHANGES), LOCATION)
+    assert not view.is_exact
+
+
+def test_a_page_has_the_declined_ops_of_its_interval_and_not_what_came() -> None:
+    declined = Declined()
+    for number in (10, 20):
+        declined.add(DeclinedOp(op_id=op_id(number), location=LOCATION, created_at_us=number, retain_until_us=NOW_US))
+    _, view = view_of(0, declined)
+    view.inserted(op_id(12), LOCATION)
+    stored = [(5, op_id(5)), (12, op_id(12)), (15, op_id(15))]
+    arc = sector_locations(5, sector_bits=9)
+    page = view.page(stored, arc, range(100), (5, op_id(5)), (15, op_id(15)))
+    assert page == [(10, op_id(10)), (15, op_id(15))]
+    assert view.page(stored, arc, range(100), None, None)[-1] == (20, op_id(20))
+    assert view.page([], sector_locations(6, sector_bits=9), range(100), None, None) == []
+
+
+def test_cells_are_told_at_a_later_layout_too() -> None:
+    partition, view = view_of(3)
+    later = layout_at(NOW_US + 2 * PARAMETERS.unit_us, PARAMETERS)
+    partition.advance(NOW_US + 2 * PARAMETERS.unit_us)
+    moved = View.of(partition)
+    assert view.cells_at(later, CIRCLE, ()) == moved.cells_at(later, CIRCLE, ())
+    assert sum(combined.count for combined in view.cells_at(later, CIRCLE, ()).values()) == 3
+
+
+def test_the_declined_set_is_bounded_and_forgets_what_retired() -> None:
+    declined = Declined(limit=2)
+    ops = [DeclinedOp(op_id=op_id(n), location=LOCATION, created_at_us=n, retain_until_us=100 + n) for n in range(3)]
+    assert [declined.add(op) for op in ops] == [True, True, False]
+    assert declined.add(ops[0])
+    declined.retire(101)
+    assert [op in declined for op in (op_id(0), op_id(1))] == [False, True]
+    declined.discard(op_id(1))
+    assert not list(declined)
+
+
+def test_ids_are_told_page_by_page_however_many_a_sector_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell larger than a message neither stays for ever nor keeps others from being compared."""
+    for module in ("follow", "tasks"):
+        monkeypatch.setattr(f"prime_dht.sync.{module}.IDS_PER_ANSWER", 40)
+    for module in ("follow", "lead", "exchange"):
+        monkeypatch.setattr(f"prime_dht.sync.{module}.OPS_PER_FETCH", 16)
+    one, other = Party(), Party()
+    created = Random(1)
+    for party, writer in ((one, b"a"), (other, b"b")):
+        party.put(
+            unsigned_entry(b"one key", NOW_US - created.randrange(500), writer=b"%b%d" % (writer, number))
+            for number in range(300)
+        )
+    ran = run_round(one, other)
+    assert one.op_ids == other.op_ids
+    assert len(one.op_ids) == 600
+    asked = [question for sent in ran.sent if isinstance(sent.message, Turn) for question in sent.message.questions]
+    assert sum(isinstance(question, AskIds) for question in asked) >= 7
+
+
+def test_sectors_with_too_many_ops_for_symbols_are_settled_by_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prime_dht.sync.exchange.MAX_SECTOR_OPS", 0)
+    monkeypatch.setattr("prime_dht.sync.exchange.OPS_PER_FETCH", 64)
+    shared = [unsigned_entry(b"one key", NOW_US // 2 - n, writer=b"w%d" % n) for n in range(2000)]
+    one, other = Party(), Party()
+    one.put(shared)
+    other.put(shared[300:])
+    ran = run_round(one, other)
+    assert one.op_ids == other.op_ids
+    kinds = {type(q) for sent in ran.sent if isinstance(sent.message, Turn) for q in sent.message.questions}
+    assert kinds >= {AskSymbols, AskCells}
+
+
+def test_ops_chosen_to_cancel_each_others_symbols_are_found_by_a_salted_probe() -> None:
+    """Both sides' tops and plain symbols agree although they hold different ops."""
+    one, other = Party(), Party()
+    mine = [unsigned_entry(b"key", NOW_US - n, writer=b"a%d" % n) for n in range(3)]
+    yours = [unsigned_entry(b"key", NOW_US - n, writer=b"b%d" % n) for n in range(3)]
+    one.put(mine)
+    other.put(yours)
+    # Grinding such ops takes minutes; a partition that holds the others' has the same effect.
+    for entry in yours:
+        other.partition.remove(entry.op_id, location_of(entry), entry.header.created_at_us)
+    for entry in mine:
+        other.partition.insert(entry.op_id, location_of(entry), entry.header.created_at_us)
+    sector = location_of(mine[0]) >> 23
+    one.arc = other.arc = ArcSet.of_sectors([sector], sector_bits=9)
+    assert run_round(one, other, seed=1).outcomes[0].only_ours == 0
+    probed = next(ran for seed in range(200) if (ran := run_round(one, other, seed=seed)).outcomes[0].only_ours)
+    assert [str(outcome) for outcome in probed.outcomes] == ["equal", "equal"]
+    assert one.op_ids == other.op_ids == {entry.op_id for entry in (*mine, *yours)}
+
+
+def test_ids_that_the_plain_code_cannot_tell_apart_are_found_nevertheless() -> None:
+    """Whoever chooses ids can make pairs that are in the same of the first symbols; a salt separates them."""
+    rng = np.random.default_rng(3)
+    one, other = Party(), Party()
+    writers = [b"w%d" % number for number in rng.integers(0, 10**9, 900).tolist()]
+    one.put(unsigned_entry(b"one key", NOW_US - 400 * 86_400_000_000, writer=writer) for writer in writers)
+    other.put(list(one.entries.values())[:450])
+    run_round(one, other)
+    assert one.op_ids == other.op_ids
