@@ -25,6 +25,9 @@ from prime_dht.ids import peer_from_text
 _DEFAULT_NETWORK = "prime"
 _DEFAULT_PREFIX = "/prime"
 
+_MAX_K = 1000
+"""Fifty times what others use; the routing table is to stay one that is looked through at every request."""
+
 
 class Mode(Enum):
     """Whether other nodes may rely on this one (libp2p kad-dht specification, "Client and server mode")."""
@@ -48,7 +51,7 @@ class DhtConfig:
     """
 
     k_bucket_size: int = 20
-    """k: contacts in a bucket of the routing table, and peers that a lookup returns; 1 or more."""
+    """k: contacts in a bucket of the routing table, and peers that a lookup returns; 1 ..= 1000."""
 
     alpha: int = 3
     """Requests that a lookup keeps in flight; 1 ..= k."""
@@ -116,6 +119,8 @@ class DhtConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "k_bucket_size", "alpha", "replication_factor")
+        if self.k_bucket_size > _MAX_K:
+            raise ConfigError(f"k_bucket_size must be at most {_MAX_K}, not {self.k_bucket_size}")
         if self.alpha > self.k_bucket_size:
             raise ConfigError(f"alpha ({self.alpha}) cannot exceed k_bucket_size ({self.k_bucket_size})")
         if self.replication_factor > self.k_bucket_size:
@@ -165,6 +170,11 @@ class DhtConfig:
     def rpc_protocol(self) -> str:
         """The id of the protocol that carries many requests at once."""
         return f"{self._prefix}/rpc/1.0.0"
+
+    @property
+    def sync_protocol(self) -> str:
+        """The id of the protocol by which replicas compare what they store."""
+        return f"{self._prefix}/sync/1.0.0"
 
     @property
     def _prefix(self) -> str:
@@ -218,11 +228,15 @@ class NodeConfig:
     max_connections: int = 1000
     """Connections, in and out, at most."""
 
+    low_water_connections: int = 32
+    """Connections that stay open though nobody uses them; of more, those idle for longest are closed after minutes."""
+
     dht: DhtConfig = field(default_factory=DhtConfig)
     """How the node behaves in the swarm."""
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "max_connections")
+        _at_least(self, 0, "low_water_connections")
         _multiaddrs("listen", self.listen)
         _multiaddrs("announce", self.announce)
         if self.synchronous not in ("FULL", "NORMAL"):

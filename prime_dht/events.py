@@ -50,6 +50,30 @@ class EntriesEvicted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SyncFinished:
+    """A round of sync came to its end.
+
+    Attributes:
+        begun_here: whether this node began it.
+        ending: ``equal``, ``equal-declined(n)``, ``partial(sectors left)``, ``refused(why)``, ``failed``, ``compared``.
+        stored: entries that were new here.
+        sent: entries that the peer was given.
+        declined: entries that were refused for good.
+        bytes_sent, bytes_received: on the stream.
+    """
+
+    peer: PeerId
+    begun_here: bool
+    ending: str
+    stored: int
+    sent: int
+    declined: int
+    bytes_sent: int
+    bytes_received: int
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LookupProgress:
     """A lookup heard from a peer, or gave up on it.
 
@@ -72,4 +96,4 @@ class LookupProgress:
     failure: str
 
 
-Event = PeerJoined | PeerLeft | EntryStored | EntriesExpired | EntriesEvicted | LookupProgress
+Event = PeerJoined | PeerLeft | EntryStored | EntriesExpired | EntriesEvicted | SyncFinished | LookupProgress

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterable, Callable
 
 import trio
 
-from prime_dht.events import EntriesEvicted, Event, PeerJoined, PeerLeft
+from prime_dht.events import EntriesEvicted, Event, PeerJoined, PeerLeft, SyncFinished
 from prime_dht.ids import PeerId, peer_text, short
 
 TOLD_SINGLY = 10
@@ -54,6 +54,8 @@ class Arrivals:
                 self._tell(peer, "left", f"{reason}; it is back when it answers again", reason=reason)
             case EntriesEvicted(op_ids=op_ids):
                 self._evicted += len(op_ids)
+            case SyncFinished() if event.stored or event.sent or event.declined:
+                _tell_of_round(event)
             case _:
                 pass
 
@@ -85,3 +87,25 @@ class Arrivals:
                 more,
                 extra={"event": f"peer_{what}", "peer": peer_text(peer), "known": known, **fields},
             )
+
+
+def _tell_of_round(event: SyncFinished) -> None:
+    """A round that moved something has a line."""
+    logger.info(
+        "synced with peer %s: %s; %d entries came, %d went, %d declined; %d bytes sent, %d received",
+        short(event.peer),
+        event.ending,
+        event.stored,
+        event.sent,
+        event.declined,
+        event.bytes_sent,
+        event.bytes_received,
+        extra={
+            "event": "sync",
+            "peer": peer_text(event.peer),
+            "ending": event.ending,
+            "stored": event.stored,
+            "sent": event.sent,
+            "declined": event.declined,
+        },
+    )

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,6 +20,36 @@ if TYPE_CHECKING:
 
 Handler = Callable[[PeerId, Request], Awaitable[Reply]]
 """Answers a peer's request; raises a :class:`~prime_dht.errors.PrimeDHTError` where there is no answer."""
+
+
+class Conversation(Protocol):
+    """A stream of messages between this node and one peer, for one round. Deadlines are its user's."""
+
+    @property
+    def peer(self) -> PeerId:
+        """Who is at the other end."""
+        ...
+
+    async def send(self, message: bytes) -> None:
+        """Send one message.
+
+        Raises:
+            QueryError: the stream is gone.
+        """
+        ...
+
+    async def receive(self) -> bytes | None:
+        """The next message; ``None`` when the peer sends no more.
+
+        Raises:
+            QueryError: the stream is gone.
+            RemoteProtocolError: what comes is no message, or too long.
+        """
+        ...
+
+
+SyncHandler = Callable[[Conversation], Awaitable[None]]
+"""Takes part in a round that a peer begins. The stream is closed when it returns, and reset if it raises."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +96,22 @@ class Network(Protocol):
             QueryError: it cannot be reached or did not answer in time.
             RemoteProtocolError: it answered wrongly.
         """
+        ...
+
+    def serve_sync(self, handler: SyncHandler) -> None:
+        """Hand rounds that peers begin to a handler, from :meth:`mount` on if this node is a server."""
+        ...
+
+    def converse(self, peer: PeerId, *, timeout_s: float) -> AbstractAsyncContextManager[Conversation]:
+        """A stream for a round with a peer, dialled if need be; closed if the block ends well, and else reset.
+
+        Raises:
+            QueryError: it cannot be reached within ``timeout_s``, or does not sync.
+        """
+        ...
+
+    def charge(self, peer: PeerId) -> None:
+        """A peer broke the protocol of a round (:mod:`prime_dht.net.offenders`)."""
         ...
 
     def learn_addresses(self, peer: PeerId, addresses: Iterable[bytes], *, source: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
 import trio
@@ -24,10 +25,11 @@ from prime_dht.ids import PeerId, peer_from_text, short
 from prime_dht.net.addresses import credible, credible_reply
 from prime_dht.net.dialer import AddressBook, Dialer
 from prime_dht.net.host import listen_addresses
-from prime_dht.net.network import Counters, Handler
+from prime_dht.net.network import Counters, Handler, SyncHandler
 from prime_dht.net.offenders import Offenders
 from prime_dht.net.rpc_client import RpcClient
 from prime_dht.net.rpc_server import RpcServer
+from prime_dht.net.sync_streams import MessageStream, SyncStreams
 from prime_dht.wire.kad import Reply, Request
 
 if TYPE_CHECKING:
@@ -67,6 +69,7 @@ class Overlay:
         self._allowed = None if allowed is None else frozenset(map(peer_from_text, allowed))
         self._handler = handler
         self.server = RpcServer(handler if allowed is None else self._answer_allowed, offenders=self._offenders)
+        self._sync = SyncStreams(self._open_sync_stream, self._offenders)
         self._mounted: list[TProtocol] = []
         self._own: tuple[bytes, ...] = ()
         self._own_until_s = -1.0
@@ -82,6 +85,8 @@ class Overlay:
         if not as_server:
             return
         handlers = {self._config.kad_protocol: self.server.serve_classical}
+        if self._sync.handler is not None:
+            handlers[self._config.sync_protocol] = self._serve_sync
         if self._config.pipelining:
             handlers[self._config.rpc_protocol] = self.server.serve_pipelined
         for protocol, handler in handlers.items():
@@ -94,6 +99,7 @@ class Overlay:
             self._host.remove_stream_handler(protocol)
         self._mounted.clear()
         self.server.stop()
+        self._sync.stop()
 
     def own_addresses(self) -> tuple[bytes, ...]:
         now_s = trio.current_time()
@@ -104,11 +110,8 @@ class Overlay:
         return self._own
 
     async def call(self, peer: PeerId, request: Request, *, timeout_s: float) -> Reply:
-        self._check_allowed(peer)
         asked_at_s = trio.current_time()
-        wait_s = self._offenders.wait_s(peer, now_s=asked_at_s)
-        if wait_s > 0:
-            raise QueryError(f"peer {short(peer)} kept breaking the protocol; it is left alone for {wait_s:.0f} s")
+        self._check_dealt_with(peer)
         try:
             reply = await self._client.call(peer, request, timeout_s=timeout_s)
         except RemoteProtocolError:
@@ -116,6 +119,15 @@ class Overlay:
                 self._offenders.charge(peer, now_s=trio.current_time())
             raise
         return credible_reply(reply, told_from=lambda: self.remote_address_of(peer))
+
+    def serve_sync(self, handler: SyncHandler) -> None:
+        self._sync.handler = handler
+
+    def converse(self, peer: PeerId, *, timeout_s: float) -> AbstractAsyncContextManager[MessageStream]:
+        return self._sync.open(peer, timeout_s=timeout_s)
+
+    def charge(self, peer: PeerId) -> None:
+        self._offenders.charge(peer, now_s=trio.current_time())
 
     async def connect(self, peer: PeerId) -> None:
         """Dial a peer now, at the addresses known.
@@ -172,20 +184,44 @@ class Overlay:
         if not self._is_allowed(peer):
             raise QueryError(f"peer {short(peer)} is not one of allow_peers")
 
+    def _check_dealt_with(self, peer: PeerId) -> None:
+        """Raise QueryError if this node has nothing to do with a peer, now or at all."""
+        self._check_allowed(peer)
+        wait_s = self._offenders.wait_s(peer, now_s=trio.current_time())
+        if wait_s > 0:
+            raise QueryError(f"peer {short(peer)} kept breaking the protocol; it is left alone for {wait_s:.0f} s")
+
+    async def _serve_sync(self, stream: INetStream) -> None:
+        peer = PeerId(stream.muxed_conn.peer_id.to_bytes())
+        await (self._sync.serve(stream) if self._is_allowed(peer) else stream.reset())
+
+    async def _open_sync_stream(self, peer: PeerId) -> INetStream:
+        self._check_dealt_with(peer)
+        return await self._open_stream(peer, [self._config.sync_protocol])
+
     async def _answer_allowed(self, peer: PeerId, request: Request) -> Reply:
         self._check_allowed(peer)
         return await self._handler(peer, request)
 
     async def _open_stream(self, peer: PeerId, protocols: Sequence[str]) -> INetStream:
         """For the client; see :data:`prime_dht.net.rpc_client.OpenStream`."""
-        await self._dialer.connect(peer)
         try:
-            return await self._host.new_stream(ID(peer), [TProtocol(protocol) for protocol in protocols])
+            try:
+                return await self._new_stream(peer, protocols)
+            except BaseLibp2pError:
+                if self._dialer.is_connected(peer):
+                    raise
+                # The other end closed the connection, which had been idle, just as this one came back to it.
+                return await self._new_stream(peer, protocols)
         except BaseLibp2pError as error:
             if _NOT_SUPPORTED in str(error.__cause__):
-                kad = self._config.kad_protocol
-                raise QueryError(f"peer {short(peer)} serves no {kad}: a client, or of another network") from error
+                what = protocols[-1]
+                raise QueryError(f"peer {short(peer)} serves no {what}: a client, or of another network") from error
             raise QueryError(f"peer {short(peer)} opens no stream for {' or '.join(protocols)}: {error}") from error
+
+    async def _new_stream(self, peer: PeerId, protocols: Sequence[str]) -> INetStream:
+        await self._dialer.connect(peer)
+        return await self._host.new_stream(ID(peer), [TProtocol(protocol) for protocol in protocols])
 
     def counters(self) -> Counters:
         return Counters(

@@ -24,34 +24,25 @@ from multiaddr import Multiaddr
 
 from prime_dht.background import background_nursery
 from prime_dht.config import DhtConfig, Mode
-from prime_dht.entries.access import PublisherPolicy
-from prime_dht.entries.admission import AdmissionRules
 from prime_dht.entries.entry import NO_METADATA
 from prime_dht.entries.validators import Validator, ValidatorRegistry
 from prime_dht.errors import LocalProtocolError, StorageError, ValidationError
-from prime_dht.ids import Key, PeerId, peer_from_text, peer_text
+from prime_dht.ids import Key, PeerId, peer_text
 from prime_dht.kad.lookup import LookupResult
 from prime_dht.net.addresses import address_text
 from prime_dht.net.dialer import split_peer_address
 from prime_dht.net.network import NetworkFactory
 from prime_dht.node.arguments import PeerLike, bytes_of, entry_key, peer_id_of, peer_info, publishers_of
-from prime_dht.node.cache import ReadCache
 from prime_dht.node.clock import Clock, SystemClock
-from prime_dht.node.feed import Feed, Subscription
+from prime_dht.node.feed import Subscription
 from prime_dht.node.keeper import Keeper
-from prime_dht.node.lookups import Explorer
-from prime_dht.node.maintenance import Maintenance
 from prime_dht.node.multihashes import multihash_of
-from prime_dht.node.neighbourhood import Neighbourhood
+from prime_dht.node.parts import assemble
 from prime_dht.node.provision import Provision
-from prime_dht.node.reader import Reader
-from prime_dht.node.records import Records
 from prime_dht.node.results import Found, FoundPage, Health, PeerStatus, Provider, PutReceipt, RecordReceipt, Stats
-from prime_dht.node.server import Server
-from prime_dht.node.status import Status
-from prime_dht.node.writer import Statement, Writer
+from prime_dht.node.rounds import SyncReport
+from prime_dht.node.writer import Statement
 from prime_dht.storage.base import Expired, StorageBackend
-from prime_dht.storage.capacity import Capacity
 from prime_dht.storage.memory import MemoryBackend
 
 logger = logging.getLogger(__name__)
@@ -78,7 +69,7 @@ class Node:
         ValidationError: a bootstrap peer's multiaddr is malformed.
     """
 
-    syncs: ClassVar[bool] = False  # whether it keeps replicas equal by itself, beyond what puts and reads do
+    syncs: ClassVar[bool] = True  # whether it keeps replicas equal by itself, beyond what puts and reads do
 
     def __init__(
         self,
@@ -94,39 +85,29 @@ class Node:
     ) -> None:
         config = self.config = config or DhtConfig()
         self._bootstrap_peers = [split_peer_address(str(address)) for address in bootstrap_peers]
-        clock = clock or SystemClock()
-        storage = storage or MemoryBackend()
-        allowed = config.allow_publishers
-        rules = AdmissionRules(
-            network_id=config.network_id,
-            limits=config.limits,
-            policy=PublisherPolicy(allowed=None if allowed is None else frozenset(map(peer_from_text, allowed))),
-        )
-        registry = ValidatorRegistry(validators)
-        network = self._network = join(lambda peer, request: server.handle(peer, request))
-        feed = self._feed = Feed()
-        cache = self._cache = ReadCache(ttl_s=config.cache_ttl_s, max_bytes=config.cache_bytes)
-        known = self._neighbourhood = Neighbourhood(network, config, clock, feed, is_server=config.mode is Mode.SERVER)
-        storage.capacity = Capacity(limits=config.limits, local=known.local)
-        explorer = self._explorer = Explorer(known, config, clock, feed)
-        server = Server(network, known, storage, registry, cache, rules, config, clock, feed)
-        writer = self._writer = Writer(private_key, network, known, explorer, server, storage, config, clock)
-        self._reader = Reader(network, known, explorer, server, writer, cache, rules, config, clock)
-        self._records = Records(network, known, explorer, server, storage, registry, config, clock)
-        self._keeper = Keeper(writer, clock)
-        self._maintenance = Maintenance(
-            network,
-            known,
-            explorer,
-            self._records,
-            storage,
+        parts = assemble(
+            join,
+            private_key,
             config,
-            clock,
-            feed,
-            rng or Random(),  # noqa: S311 (jitter, not secrets)
-            [peer for peer, _ in self._bootstrap_peers if peer != network.local],
+            storage or MemoryBackend(),
+            ValidatorRegistry(validators),
+            clock or SystemClock(),
+            rng,
+            [peer for peer, _ in self._bootstrap_peers],
         )
-        self._status = Status(network, known, server, storage, cache, config, clock, feed)
+        self._network = parts.network
+        self._neighbourhood = parts.known
+        self._feed = parts.feed
+        self._cache = parts.cache
+        self._explorer = parts.explorer
+        self._replica = parts.replica
+        self._writer = parts.writer
+        self._reader = parts.reader
+        self._records = parts.records
+        self._keeper = Keeper(parts.writer, parts.clock)
+        self._maintenance = parts.maintenance
+        self._syncing = parts.syncing
+        self._status = parts.status
         self._has_started = False
         self._life: AsyncExitStack | None = None
         self._nursery: trio.Nursery | None = None
@@ -154,12 +135,13 @@ class Node:
         if self.config.mode is Mode.AUTO:
             known.is_server = bool(network.own_addresses())
         async with background_nursery() as nursery:
-            for task in (network.run, known.run, self._reader.run, self._records.run, self._keeper.run):
-                await nursery.start(task)
+            for part in (network, known, self._replica, self._reader, self._records, self._keeper):
+                await nursery.start(part.run)
             for peer, address in self._bootstrap_peers:
                 network.learn_addresses(peer, (address,), source="bootstrap")
             network.mount(as_server=known.is_server)
             await nursery.start(self._maintenance.run)
+            await nursery.start(self._syncing.run)
             self._nursery = nursery
             try:
                 yield
@@ -440,6 +422,18 @@ class Node:
         if self._nursery is not None:
             self._maintenance.peer_found(peer, addresses, source=source)
 
+    async def sync(self, peer_id: PeerLike, *, dry_run: bool = False) -> SyncReport:
+        """Carry out one round of sync with a peer whose address is known; the node does this by itself all the time.
+
+        Args:
+            dry_run: only compare.
+
+        Raises:
+            QueryError: the peer cannot be reached or does not sync, or this node is still reading its store.
+        """
+        await self._check_running()
+        return await self._syncing.sync_with(peer_id_of(peer_id), dry_run=dry_run)
+
     async def ping(self, peer_id: PeerLike) -> float:
         """Seconds from a request to the answer of a peer whose address is known; QueryError if none comes."""
         await self._check_running()
@@ -472,7 +466,7 @@ class Node:
     async def cleanup_expired(self) -> Expired:
         """Drop what has expired now; the node does this by itself every minute."""
         await self._check_running()
-        return await self._maintenance.expire()
+        return await self._replica.expire()
 
     def subscribe(self) -> AbstractContextManager[Subscription]:
         """Events from here on: ``with dht.subscribe() as events: async for event in events: ...``"""

@@ -60,6 +60,7 @@ class Explorer:
         alpha: int | None = None,
         replicas_only: bool = False,
         seeds: Iterable[Contact] = (),
+        nearest: Sequence[Contact] = (),
         through: Contact | None = None,
         query_timeout_s: float = QUERY_TIMEOUT_S,
         slow_after_s: float = SLOW_AFTER_S,
@@ -71,15 +72,24 @@ class Explorer:
             alpha: how many are asked at a time; the configuration's by default.
             replicas_only: whether only peers that keep entry sets count towards ``k``.
             seeds: contacts to start from as well.
+            nearest: the contacts to start from that may be all it takes: the routing table is not looked into before
+                they turn out not to be.
             through: the one to start from alone, instead of the routing table and seeds.
             query_timeout_s: seconds that one peer has to answer, if the configuration allows as many.
         """
         wanted = k or self._config.k_bucket_size
         query_timeout_s = min(query_timeout_s, self._config.rpc_timeout_s)
-        known = self._neighbourhood.table.find_closest(target, self._config.k_bucket_size)
+
+        def known() -> list[Contact]:
+            return self._neighbourhood.table.find_closest(target, self._config.k_bucket_size)
+
+        if through is not None:
+            seeds = (through,)
+        elif not nearest:
+            seeds = (*seeds, *known())
         return Lookup(
             target,
-            (*seeds, *known) if through is None else (through,),
+            nearest or seeds,
             local=self._neighbourhood.local,
             config=LookupConfig(
                 k=wanted,
@@ -90,6 +100,7 @@ class Explorer:
             ),
             now_s=self._clock.monotonic_s(),
             eligible=syncs if replicas_only else anyone,
+            reserve=known if nearest else None,
         )
 
     async def find_closest(

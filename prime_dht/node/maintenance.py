@@ -14,10 +14,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from prime_dht.config import DhtConfig
-from prime_dht.entries.lifetime import UNIT_US, retire_before_us
 from prime_dht.errors import PrimeDHTError, QueryError, RemoteProtocolError, StorageError
-from prime_dht.events import EntriesExpired
-from prime_dht.ids import KAD_KEY_BITS, US_PER_S, OpId, PeerId
+from prime_dht.ids import KAD_KEY_BITS, US_PER_S, PeerId
 from prime_dht.kad.keyspace import Prefix
 from prime_dht.kad.replicas import known_region
 from prime_dht.net.addresses import address_text, host_in
@@ -27,8 +25,9 @@ from prime_dht.node.feed import Feed
 from prime_dht.node.lookups import REFRESH_DEPTH, Explorer, raw_target
 from prime_dht.node.neighbourhood import JOIN_K, Neighbourhood
 from prime_dht.node.records import Records
+from prime_dht.node.replica import Replica
 from prime_dht.node.strangers import Strangers
-from prime_dht.storage.base import Expired, KnownPeer, StorageBackend
+from prime_dht.storage.base import KnownPeer, StorageBackend
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
@@ -48,8 +47,12 @@ REMEMBERED_PEERS = 200
 """Peers kept across restarts, those seen last."""
 
 SETTLE_AFTER_S = 3.0
-"""How long after joining a node looks itself up again. Nodes that join at one moment can miss each other: when each
-asks, nobody has met the other yet."""
+"""How long after joining a node looks around again. Nodes that join at one moment can miss each other: when each asks,
+nobody has met the other yet."""
+
+SETTLE_WITH = 6
+"""Of its nearest, those that it then asks for theirs: together they know whom it missed, and if it missed nobody, that
+costs a quarter of a lookup."""
 
 MEETING_PATIENCE_S = 2.0
 """Once one of the peers to join through has answered, the others have so long: one that is silent holds up no join."""
@@ -70,6 +73,7 @@ class Maintenance:
         neighbourhood: Neighbourhood,
         explorer: Explorer,
         records: Records,
+        replica: Replica,
         storage: StorageBackend,
         config: DhtConfig,
         clock: Clock,
@@ -81,6 +85,7 @@ class Maintenance:
         self._neighbourhood = neighbourhood
         self._explorer = explorer
         self._records = records
+        self._replica = replica
         self._storage = storage
         self._config = config
         self._clock = clock
@@ -98,7 +103,7 @@ class Maintenance:
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Everything that recurs, until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._every, EXPIRE_EVERY_S, self.expire)
+            nursery.start_soon(self._every, EXPIRE_EVERY_S, self._replica.expire)
             nursery.start_soon(self._every, CHECK_EVERY_S, self.check)
             nursery.start_soon(self._every, self._config.refresh_interval, self._meet_again_and_refresh)
             nursery.start_soon(self._every, REMEMBER_EVERY_S, self.remember_peers)
@@ -190,7 +195,7 @@ class Maintenance:
         self._neighbourhood.looked_up_itself(region)
         covered_from = REFRESH_DEPTH if region is None else min(region.length, REFRESH_DEPTH)
         for index in table.buckets_due(self._clock.monotonic_s()):
-            if index < covered_from:
+            if index < covered_from and (k is None or table.bucket_sizes()[index] < k):
                 target = raw_target(self._neighbourhood.local, index, self._rng)
                 await self._explorer.find_closest(target, k=k)
 
@@ -241,23 +246,6 @@ class Maintenance:
             if host != before and host not in map(host_in, self._network.addresses_of(contact.peer)):
                 self._neighbourhood.probe(contact.peer)
         self._host_of = hosts
-
-    async def expire(self) -> Expired:
-        """Drop values that have expired and retire ops whose time has passed; until nothing is left to do."""
-        values_dropped = records = providers = 0
-        retired: list[OpId] = []
-        while True:
-            now_us = self._clock.now_us()
-            gone = await self._storage.delete_expired(now_us=now_us, retire_before_us=retire_before_us(now_us, UNIT_US))
-            if not (gone.retired or gone.values_dropped or gone.records or gone.providers):
-                break
-            retired += gone.retired
-            values_dropped += gone.values_dropped
-            records += gone.records
-            providers += gone.providers
-        if retired or values_dropped:
-            self._feed.publish(EntriesExpired(values_dropped=values_dropped, retired=len(retired)))
-        return Expired(retired=tuple(retired), values_dropped=values_dropped, records=records, providers=providers)
 
     async def remember_peers(self) -> None:
         """Keep the addresses of those in the table for the next start."""
@@ -313,19 +301,20 @@ class Maintenance:
                 logger.log(level, "not joined: %s; trying again in %g s, then ever less often", error, delay_s)
             else:
                 if known:
-                    logger.info("joined: %d peers are known", known)
+                    logger.info("joined; known peers: %d", known)
                     await self._settle()
                     continue
-                if tries == 1:
+                if tries == 1 and self._neighbourhood.is_server:
                     logger.info("alone: no other node is known; others can join through this one")
             with trio.move_on_after(delay_s * (1 + 0.2 * self._rng.random())):
                 await self._found.wait()
             delay_s = min(2 * delay_s, REJOIN_AT_MOST_S)
 
     async def _settle(self) -> None:
-        """Meet those who joined at the same time."""
+        """Meet those who joined at the same time: a few of the nearest name them by now, and they are then probed."""
         await trio.sleep(SETTLE_AFTER_S * (1 + 0.2 * self._rng.random()))
-        await self._explorer.find_closest(self._network.local)
+        for contact in self._neighbourhood.table.find_closest(self._neighbourhood.local, SETTLE_WITH):
+            self._neighbourhood.probe(contact.peer)
 
     async def _every(self, interval_s: float, chore: Callable[[], Awaitable[object]]) -> None:
         while True:

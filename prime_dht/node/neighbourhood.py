@@ -24,6 +24,7 @@ import logging
 import math
 from collections import OrderedDict
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
@@ -219,13 +220,7 @@ class Neighbourhood:
         else:  # the connection is gone again; it is where it was
             in_table = self.table.get(peer)
             subnets = known.subnets if in_table is None else in_table.subnets
-        contact = Contact(
-            peer=peer,
-            kad_key=known.kad_key,
-            addresses=known.addresses,
-            subnets=subnets,
-            syncs=known.syncs,
-        )
+        contact = known if known.subnets == subnets else replace(known, subnets=subnets)
         match self.table.seen(contact, self._clock.monotonic_s()):
             case Added():
                 self._joined(contact)

@@ -74,6 +74,7 @@ async def open_node(
                     allow_peers=None if allowed is None else frozenset(map(peer_from_text, allowed)),
                     fast_transport=config.fast_transport,
                     max_connections=config.max_connections,
+                    low_water_connections=config.low_water_connections,
                 )
             )
         )

@@ -260,8 +260,8 @@ class Reader:
         target = kad_key(key)
         own = self._neighbourhood.own_contact()
         table = self._neighbourhood.table
+        nearest = table.find_closest(target, self._config.replication_factor, where=syncs)
         if own is not None:
-            nearest = table.find_closest(target, self._config.replication_factor, where=syncs)
             if own in choose_replicas(target, nearest, self._config.replication_factor, own=own):
                 await self._ask_here(key, query, answers)
         elif not len(table):
@@ -270,6 +270,7 @@ class Reader:
             lookup = self._explorer.lookup(
                 target,
                 alpha=needed - len(answers.counted),
+                nearest=nearest,
                 query_timeout_s=self._config.rpc_timeout_s,
                 slow_after_s=READ_SLOW_AFTER_S,
             )
@@ -396,6 +397,8 @@ class Reader:
         """Of those that answered, bring the ``r`` closest to the key up to date."""
         if answers.horizon is not None:
             return  # of a page, what is missing cannot be told from what lies beyond
+        if len(answers.by_peer) == 1:
+            return  # what there is it has
         behind = answers.behind(self._clock.now_us())
         if not behind:
             return
@@ -416,4 +419,5 @@ class Reader:
 
 
 def _slot_query(selection: Selection, cursor: bytes) -> SlotQuery:
-    return SlotQuery(tuple(selection.subkeys or ()), tuple(selection.publishers or ()), selection.newest, cursor)
+    subkeys, publishers = sorted(selection.subkeys or ()), sorted(selection.publishers or ())  # one query, one encoding
+    return SlotQuery(tuple(subkeys), tuple(publishers), selection.newest, cursor)

@@ -36,7 +36,7 @@ from prime_dht.node.lookups import Explorer
 from prime_dht.node.neighbourhood import Neighbourhood
 from prime_dht.node.results import Provider, RecordReceipt
 from prime_dht.node.server import MAX_RECORD_BYTES, Server
-from prime_dht.storage.base import PlainRecord, ProviderRecord, StorageBackend
+from prime_dht.storage.base import PlainRecord, StorageBackend
 from prime_dht.wire.kad import (
     AddProvider,
     GetProviders,
@@ -100,7 +100,6 @@ class Records:
         self._config = config
         self._clock = clock
         self._own_records: dict[Key, bytes] = {}
-        self._provided: set[bytes] = set()
         self._heard: OrderedDict[bytes, list[Provider]] = OrderedDict()
         self._announcing = trio.CapacityLimiter(ANNOUNCEMENTS_AT_ONCE)
         self._to_correct, self._corrections = trio.open_memory_channel[tuple[PeerId, Request]](CORRECTIONS_WAITING)
@@ -234,16 +233,16 @@ class Records:
         """
         if not self._network.own_addresses():
             raise LocalProtocolError("a node that does not listen cannot provide")
-        if len(self._provided) >= MAX_PROVIDED and multihash not in self._provided:
+        provided = self._server.provided
+        if len(provided) >= MAX_PROVIDED and multihash not in provided:
             raise ValidationError(f"a node provides at most {MAX_PROVIDED} multihashes")
-        self._provided.add(multihash)
-        await self._note_own(multihash)
+        provided.add(multihash)
         return await self._announce(multihash) if announce else RecordReceipt(key=multihash, stored_by=())
 
     async def stop_providing(self, multihash: bytes) -> None:
         """Announce it no longer; what others remember of it expires."""
-        self._provided.discard(multihash)
-        await self._storage.remove_provider(multihash, self._network.local)
+        self._server.provided.discard(multihash)
+        await trio.lowlevel.checkpoint()
 
     async def find_providers(self, multihash: bytes, count: int) -> list[Provider]:
         """Up to ``count`` providers, each once, those that this node knows of first.
@@ -289,12 +288,9 @@ class Records:
 
         What fails, because a better record stands or nobody is there, has another turn then.
         """
-        for multihash in list(self._provided):
-            if multihash in self._provided:  # and not withdrawn meanwhile
-                try:
-                    await self._announce(multihash)
-                except StorageError as error:
-                    logger.warning("content could not be announced again: %s", error)
+        for multihash in list(self._server.provided):
+            if multihash in self._server.provided:  # and not withdrawn meanwhile
+                await self._announce(multihash)
         for key, value in list(self._own_records.items()):
             try:
                 await self._send_record(key, value)
@@ -303,20 +299,8 @@ class Records:
 
     async def _announce(self, multihash: bytes) -> RecordReceipt:
         async with self._announcing:
-            await self._note_own(multihash)
             request = AddProvider(multihash, (PeerRecord(self._network.local, self._network.own_addresses()),))
             return await self._to_closest(multihash, request, lambda _reply: True, None)
-
-    async def _note_own(self, multihash: bytes) -> None:
-        """This node answers for what it provides itself, wherever the key lies."""
-        await self._storage.add_provider(
-            ProviderRecord(
-                multihash=multihash,
-                provider=self._network.local,
-                addresses=self._network.own_addresses(),
-                expires_at_us=TimestampUs(self._clock.now_us() + int(self._config.provider_ttl_s * US_PER_S)),
-            )
-        )
 
     async def _to_closest(
         self,

@@ -24,13 +24,24 @@ from prime_dht.entries.validators import ValidatorRegistry
 from prime_dht.errors import RemoteProtocolError, ValidationError
 from prime_dht.events import EntriesEvicted, EntryStored
 from prime_dht.ids import PRIME_NAMESPACE, US_PER_S, Key, OpId, PeerId, TimestampUs, is_peer_id, kad_key, namespace_of
-from prime_dht.net.addresses import is_address_of
+from prime_dht.kad.replicas import choose_replicas, digest, syncs
+from prime_dht.net.addresses import credible, is_address_of
 from prime_dht.net.network import Network
 from prime_dht.node.cache import ReadCache
 from prime_dht.node.clock import Clock
 from prime_dht.node.feed import Feed
+from prime_dht.node.held import HeldSectors
 from prime_dht.node.neighbourhood import Neighbourhood
-from prime_dht.storage.base import EntryPage, EntryQuery, PlainRecord, ProviderRecord, PutOutcome, StorageBackend
+from prime_dht.node.replica import Replica
+from prime_dht.storage.base import (
+    EntryPage,
+    EntryQuery,
+    PlainRecord,
+    ProviderRecord,
+    PutOutcome,
+    PutResult,
+    StorageBackend,
+)
 from prime_dht.wire.frames import MAX_FRAME_BYTES
 from prime_dht.wire.kad import (
     MAX_ADDRESSES_PER_PEER,
@@ -81,6 +92,8 @@ class Server:
 
     Attributes:
         stored: entries that became the newest in their slot here.
+        provided: the multihashes of what this node provides itself. It answers for them wherever their keys lie, and
+            without a provider record, which its store might have no room for.
     """
 
     def __init__(
@@ -88,6 +101,8 @@ class Server:
         network: Network,
         neighbourhood: Neighbourhood,
         storage: StorageBackend,
+        replica: Replica,
+        held: HeldSectors,
         validators: ValidatorRegistry,
         cache: ReadCache,
         rules: AdmissionRules,
@@ -98,6 +113,8 @@ class Server:
         self._network = network
         self._neighbourhood = neighbourhood
         self._storage = storage
+        self._replica = replica
+        self._held = held
         self._validators = validators
         self._cache = cache
         self._rules = rules
@@ -107,13 +124,15 @@ class Server:
         self._plain_locks: WeakValueDictionary[Key, trio.Lock] = WeakValueDictionary()
         self.verified = VerifiedEnvelopes()
         self.stored = 0
+        self.provided: set[bytes] = set()
 
     async def handle(self, peer: PeerId, request: Request) -> Reply:
         """Answer one request.
 
         Raises:
             RemoteProtocolError: the request breaks the protocol; its stream is to be reset.
-            ValidationError: a plain record that its validator refuses: likewise, as in go-libp2p.
+            ValidationError: a plain record that its validator refuses, or a plain or provider record for which there is
+                no room: likewise, as in go-libp2p.
             StorageError: the store failed.
         """
         self._neighbourhood.heard_from(peer)
@@ -163,14 +182,20 @@ class Server:
                 case _:
                     assert_never(verdict)
         if admitted:
-            results = await self._storage.put_entries([entry for _, entry in admitted], now_us=now_us)
+            entries = [entry for _, entry in admitted]
+            results = await self._replica.put_entries(entries, now_us=now_us)
             for (index, entry), result in zip(admitted, results, strict=True):
                 statuses[index] = EntryStatus(entry.op_id, _STATUS_OF[result.outcome], result.reason)
-                if result.outcome is PutOutcome.INSERTED:
-                    self._publish_stored(entry)
-                if result.evicted:
-                    self._feed.publish(EntriesEvicted(op_ids=result.evicted))
+            self.publish(entries, results)
         return statuses
+
+    def publish(self, entries: Sequence[Entry], results: Sequence[PutResult]) -> None:
+        """Tell of what became of entries that were put into the store, and forget older answers of theirs."""
+        for entry, result in zip(entries, results, strict=True):
+            if result.outcome is PutOutcome.INSERTED:
+                self._publish_stored(entry)
+            if result.evicted:
+                self._feed.publish(EntriesEvicted(op_ids=tuple(gone.op_id for gone in result.evicted)))
 
     async def read(self, key: Key, query: SlotQuery) -> tuple[EntryPage, bool]:
         """Entries that this node stores under a key, headers included; and whether it holds the key's sector."""
@@ -186,18 +211,20 @@ class Server:
             ),
             now_us=self._clock.now_us(),
         )
-        # Without sync a node knows that it holds all there is only while nobody else could hold anything.
-        return page, self._neighbourhood.is_server and self._neighbourhood.is_alone()
+        return page, self._neighbourhood.is_server and self._held.holds(key)
 
     async def get_providers(self, multihash: bytes) -> list[ProviderRecord]:
-        """Providers that this node knows of."""
-        return await self._storage.get_providers(multihash, now_us=self._clock.now_us(), limit=MAX_PROVIDERS)
+        """Providers that this node knows of, itself first if it is one."""
+        now_us = self._clock.now_us()
+        own = [self._provider(multihash, self._network.local, self._network.own_addresses(), now_us)]
+        others = await self._storage.get_providers(multihash, now_us=now_us, limit=MAX_PROVIDERS)
+        return own + others if multihash in self.provided else others
 
     async def put_plain(self, record: PlainRecord) -> bool:
         """Keep a plain record unless the one here is better; whether it was kept.
 
         Raises:
-            ValidationError: its validator refuses it.
+            ValidationError: its validator refuses it, or this node has no room for it.
         """
         self._validators.validate(record.key, record.value)
         lock = self._plain_locks.setdefault(record.key, trio.Lock())
@@ -207,7 +234,7 @@ class Server:
             # Of two that are equally good the one held stays, so that replays cannot flip it to and fro.
             if held is not None and is_other and self._validators.select(record.key, [held.value, record.value]) == 0:
                 return False
-            await self._storage.put_record(record)
+            await self._storage.put_record(record, now_us=self._clock.now_us())
         return True
 
     async def get_plain(self, key: Key) -> PlainRecord | None:
@@ -259,6 +286,15 @@ class Server:
         contacts = self._neighbourhood.table.find_closest(kad_key(key), wanted + 1)
         return tuple(self._neighbourhood.record(one) for one in contacts if one.peer != asker)[:wanted]
 
+    def _knows_same_replicas(self, key: Key, theirs: bytes) -> bool:
+        """Whether an asker's replicas of a key, of which it sent the digest, are those that this node would name."""
+        if not theirs:
+            return False
+        neighbourhood = self._neighbourhood
+        target, replication = kad_key(key), self._config.replication_factor
+        servers = neighbourhood.table.find_closest(target, replication, where=syncs)
+        return theirs == digest(choose_replicas(target, servers, replication, own=neighbourhood.own_contact()))
+
     # Values
 
     async def _get(self, key: Key, query: SlotQuery | None, asker: PeerId) -> Reply:
@@ -305,8 +341,13 @@ class Server:
             candidates += entries
         statuses = tuple(await self.join(candidates, relayer=asker))
         closer: tuple[PeerRecord, ...] = ()
-        if request.want_closer and len(records) == 1:
-            closer = self._closer(records[0].key, asker, 2 * self._config.replication_factor)
+        if (
+            request.want_closer
+            and len(records) == 1
+            and not self._knows_same_replicas(records[0].key, request.replicas)
+        ):
+            # With this node itself they are all the replicas there could be; each one named costs both ends time.
+            closer = self._closer(records[0].key, asker, self._config.replication_factor)
         is_echoed = len(records) == 1 and not request.no_echo and len(records[0].value) <= MAX_ECHO_BYTES
         echo = _echo(records[0], self._clock.now_us()) if is_echoed else None
         return self._reply(record=echo, closer=closer, statuses=statuses)
@@ -338,16 +379,19 @@ class Server:
         addresses = tuple(islice((each for each in said if is_address_of(sender, each)), MAX_ADDRESSES_PER_PEER))
         if not addresses:
             raise RemoteProtocolError("ADD_PROVIDER names no address of its sender")
-        self._network.learn_addresses(sender, addresses, source="kad")
-        await self._storage.add_provider(
-            ProviderRecord(
-                multihash=multihash,
-                provider=sender,
-                addresses=addresses,
-                expires_at_us=TimestampUs(self._clock.now_us() + int(self._config.provider_ttl_s * US_PER_S)),
-            )
-        )
+        told_from = self._network.remote_address_of(sender)
+        self._network.learn_addresses(sender, credible(addresses, told_from=told_from), source="kad")
+        now_us = self._clock.now_us()
+        await self._storage.add_provider(self._provider(multihash, sender, addresses, now_us), now_us=now_us)
         return self._reply()
+
+    def _provider(self, multihash: bytes, peer: PeerId, addresses: tuple[bytes, ...], now_us: int) -> ProviderRecord:
+        return ProviderRecord(
+            multihash=multihash,
+            provider=peer,
+            addresses=addresses,
+            expires_at_us=TimestampUs(now_us + int(self._config.provider_ttl_s * US_PER_S)),
+        )
 
     async def _get_providers(self, multihash: bytes, asker: PeerId) -> Reply:
         providers = tuple(
@@ -366,6 +410,8 @@ class Server:
         self.stored += 1
         header = entry.header
         self._cache.drop(header.key)
+        if not self._feed.is_heard:
+            return
         self._feed.publish(
             EntryStored(
                 key=header.key,

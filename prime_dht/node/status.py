@@ -102,7 +102,7 @@ class Status:
         if not len(self._neighbourhood.table):
             warnings.append("no other server is known")
         elif servers < wanted:
-            warnings.append(f"{servers} servers are known, fewer than the {wanted} replicas asked for")
+            warnings.append(f"servers known: {servers}, fewer than the {wanted} replicas asked for")
         if self._feed.dropped:
             warnings.append(f"{self._feed.dropped} events were lost to subscribers that fell behind")
         return warnings

@@ -3,7 +3,9 @@
 Where the routing table knows all servers near a key, no lookup goes before a put. The put is one itself: a
 :class:`~prime_dht.kad.lookup.Lookup` for the ``r`` closest whose query is PUT_VALUE. It starts from the replicas, so
 the entry goes to all of them in one parallel step; only if some of them are dead, or know closer servers, does it go on
-to others, until the ``r`` closest that are alive have been asked.
+to others, until the ``r`` closest that are alive have been asked. The request brings a digest of the replicas that this
+node knows, and who knows the same ones names nobody: to name and weigh up the others costs as much as to store the
+entry.
 
 Whether this node is a replica itself is judged when the put starts, so that it stores in the same step, and judged
 again by what the lookup found when it ends: the peers that seemed closer may be dead.
@@ -32,9 +34,9 @@ from prime_dht.entries.envelope import signature_of
 from prime_dht.entries.signing import sign_entry
 from prime_dht.entries.slot import EntryTimes, next_entry_times, tombstone_times
 from prime_dht.errors import ConfigError, QueryError, RemoteProtocolError, StorageError, ValidationError
-from prime_dht.ids import US_PER_S, Key, OpId, PeerId, kad_key, short
+from prime_dht.ids import US_PER_S, Key, PeerId, kad_key, short
 from prime_dht.kad.contact import Contact
-from prime_dht.kad.replicas import choose_replicas, quorum
+from prime_dht.kad.replicas import choose_replicas, digest, quorum
 from prime_dht.net.network import Network
 from prime_dht.node.clock import Clock
 from prime_dht.node.lookups import Explorer
@@ -150,13 +152,14 @@ class Writer:
         tally = _Tally(entry, wanted)
         own = self._neighbourhood.own_contact()
         replicas = await self._explorer.replicas_of(statement.key, wanted)
-        here = own in replicas
-        async with trio.open_nursery() as nursery:
-            if here:
+        if own in replicas:
+            async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._store_here, [tally])
-            others = await self._put_along_lookup(tally, [one for one in replicas if one != own], wanted - here)
-        if not here and own in choose_replicas(kad_key(statement.key), others, wanted, own=own):
-            await self._store_here([tally])
+                await self._put_along_lookup(tally, replicas, wanted - 1)
+        else:
+            others = await self._put_along_lookup(tally, replicas, wanted)
+            if own is not None and own in choose_replicas(kad_key(statement.key), others, wanted, own=own):
+                await self._store_here([tally])
         return self._receipts([tally], servers_known)[0]
 
     async def put_many(self, statements: Sequence[Statement], *, replication: int | None = None) -> list[PutReceipt]:
@@ -210,7 +213,12 @@ class Writer:
         Raises:
             ValidationError: a statement breaks a rule or a limit; then none is signed.
         """
-        async with self._signing:  # two writes of one slot must not both follow the same predecessor
+        # Two writes of one slot must not both follow the same predecessor.
+        try:
+            self._signing.acquire_nowait()  # waiting, even for what is free, costs a reschedule
+        except trio.WouldBlock:
+            await self._signing.acquire()
+        try:
             latest: dict[Slot, OwnSlot] = {}
             entries: list[Entry] = []
             for statement in statements:
@@ -221,6 +229,8 @@ class Writer:
                 latest[slot] = OwnSlot(slot, times.created_at_us, times.retain_until_us)
                 entries.append(entry)
             await self._storage.put_own_slots(list(latest.values()))
+        finally:
+            self._signing.release()
         return entries
 
     def _times(self, statement: Statement, previous: OwnSlot | None) -> EntryTimes:
@@ -275,25 +285,36 @@ class Writer:
         for tally, status in zip(tallies, statuses, strict=True):
             tally.note(self._network.local, status)
 
-    async def _put_along_lookup(self, tally: _Tally, seeds: Sequence[Contact], replicas: int) -> Sequence[Contact]:
-        """Put to the closest other servers; returns those that answered, the nearest first."""
-        if not replicas:
+    async def _put_along_lookup(self, tally: _Tally, replicas: Sequence[Contact], wanted: int) -> Sequence[Contact]:
+        """Put to the ``wanted`` closest other servers, at first to the replicas known, of which this node may be one.
+
+        Returns:
+            Those that answered, the nearest first.
+        """
+        if not wanted:
             return ()
         key = tally.entry.header.key
-        request = PutValue((Record(key, encode_entry_set((tally.entry,))),), want_closer=True, no_echo=True)
+        request = PutValue(
+            (Record(key, encode_entry_set((tally.entry,))),),
+            want_closer=True,
+            no_echo=True,
+            replicas=digest(replicas) if tally.replication == self._config.replication_factor else b"",
+        )
 
         async def put_to(contact: Contact) -> Reply:
             reply = await self._neighbourhood.ask(contact, request)
             if reply.replicates:  # others may keep what they do not understand, but do not join it
-                tally.note(contact.peer, reply.statuses[0] if reply.statuses else _NO_STATUS)
+                if len(reply.statuses) != 1:  # not a refusal: the next closest has to take its place
+                    raise RemoteProtocolError("not one status for each entry")
+                tally.note(contact.peer, reply.statuses[0])
             return reply
 
         lookup = self._explorer.lookup(
             kad_key(key),
-            k=replicas,
-            alpha=replicas,
+            k=wanted,
+            alpha=wanted,
             replicas_only=True,
-            seeds=seeds,
+            nearest=[one for one in replicas if one.peer != self._network.local],
             query_timeout_s=self._config.rpc_timeout_s,
         )
         result = await self._explorer.run(lookup, put_to)
@@ -333,9 +354,6 @@ class Writer:
             peer, reason = tally.failed[0]
             return QueryError(f"no replica answered; of {len(tally.failed)} asked, {short(peer)} first: {reason}")
         return QueryError("no server is known to store the entry: this node has found no peers")
-
-
-_NO_STATUS = EntryStatus(OpId(b""), StatusCode.UNSPECIFIED, "it answered without a status")
 
 
 def _us(what: str, seconds: float) -> int:

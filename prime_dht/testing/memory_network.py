@@ -25,7 +25,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -36,8 +37,9 @@ from prime_dht.errors import PrimeDHTError, QueryError, RemoteProtocolError
 from prime_dht.ids import PeerId, peer_text, short
 from prime_dht.net.addresses import credible_reply
 from prime_dht.net.dialer import AddressBook
-from prime_dht.net.network import Counters, Handler
+from prime_dht.net.network import Conversation, Counters, Handler, SyncHandler
 from prime_dht.net.offenders import Offenders, Standing
+from prime_dht.testing.memory_streams import MemoryConversation, conversation_pair
 from prime_dht.wire.kad import Reply, Request, decode_reply, decode_request, encode_reply, encode_request
 
 if TYPE_CHECKING:
@@ -193,11 +195,13 @@ class MemoryNetwork:
         self._handler = handler
         self._listens = listens
         self._book = AddressBook()
+        self._learned: dict[PeerId, tuple[bytes, ...]] = {}
         self._links: dict[PeerId, MemoryNetwork] = {}
         self._serves = False
         self._nursery: trio.Nursery | None = None
         self._answered: Counter[str] = Counter()
         self._offenders = Offenders()
+        self._sync_handler: SyncHandler | None = None
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         async with trio.open_nursery() as nursery:
@@ -240,8 +244,11 @@ class MemoryNetwork:
             raise RemoteProtocolError(str(error), peer=peer_text(peer)) from error
 
     def learn_addresses(self, peer: PeerId, addresses: Iterable[bytes], *, source: str) -> None:
-        if peer != self.local:
-            self._book.add(peer, addresses, source=source, now_s=trio.current_time())
+        given = tuple(addresses)
+        if not given or peer == self.local or (self._learned.get(peer) == given and self._book.source_of(peer)):
+            return  # as the overlay does: what was given last is not checked again
+        self._learned[peer] = given
+        self._book.add(peer, given, source=source, now_s=trio.current_time())
 
     def forgive(self, peer: PeerId) -> None:
         self._book.forgive(peer)
@@ -333,6 +340,61 @@ class MemoryNetwork:
         other = self._links.pop(peer, None)
         if other is not None:
             other.disconnect(self.local)
+
+    # Rounds
+
+    def serve_sync(self, handler: SyncHandler) -> None:
+        self._sync_handler = handler
+
+    @asynccontextmanager
+    async def converse(self, peer: PeerId, *, timeout_s: float) -> AsyncIterator[Conversation]:
+        if self._offenders.wait_s(peer, now_s=trio.current_time()) > 0:
+            raise QueryError(f"peer {short(peer)} kept breaking the protocol; it is left alone for a while")
+        try:
+            with trio.fail_after(timeout_s):
+                other = await self._connect(peer)
+                await self._travel(peer)
+                ours, theirs = conversation_pair(self.local, peer, self._carrier(other), other._carrier(self))
+                is_taken = other.take_round(theirs)
+                await self._travel(peer)
+        except trio.TooSlowError as error:
+            if peer not in self._links:
+                self._book.failed(peer, now_s=trio.current_time())
+            raise QueryError(f"peer {short(peer)} opens no stream within {timeout_s:g} s") from error
+        if not is_taken:
+            raise QueryError(f"peer {short(peer)} does not sync")
+        try:
+            yield ours
+        finally:
+            ours.close()
+
+    def charge(self, peer: PeerId) -> None:
+        self._offenders.charge(peer, now_s=trio.current_time())
+
+    def take_round(self, conversation: MemoryConversation) -> bool:
+        """A peer begins a round: have this node take part; whether it does."""
+        is_tolerated = self._offenders.standing(conversation.peer, now_s=trio.current_time()) is Standing.TOLERATED
+        if self._nursery is None or not self._serves or self._sync_handler is None or not is_tolerated:
+            return False
+        self._nursery.start_soon(self._take_part, self._sync_handler, conversation)
+        return True
+
+    async def _take_part(self, handler: SyncHandler, conversation: MemoryConversation) -> None:
+        try:
+            await handler(conversation)
+        except RemoteProtocolError:
+            self.charge(conversation.peer)
+        except PrimeDHTError:
+            pass  # the stream is reset, which says nothing of the peer
+        finally:
+            conversation.close()
+
+    def _carrier(self, other: MemoryNetwork) -> Callable[[bytes], Awaitable[None]]:
+        async def carry(message: bytes) -> None:
+            await self._travel(other.local)
+            self._world.arrived(self.local, other.local, message)
+
+        return carry
 
     # The answering side
 

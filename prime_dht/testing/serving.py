@@ -10,8 +10,11 @@ from prime_dht.entries.validators import Validator, ValidatorRegistry
 from prime_dht.ids import PeerId, TimestampUs
 from prime_dht.node.cache import ReadCache
 from prime_dht.node.feed import Feed
+from prime_dht.node.held import HeldSectors
 from prime_dht.node.neighbourhood import Neighbourhood
+from prime_dht.node.replica import Replica
 from prime_dht.node.server import Server
+from prime_dht.partition.parameters import PARAMETERS
 from prime_dht.storage.base import StorageBackend
 from prime_dht.storage.memory import MemoryBackend
 from prime_dht.testing.memory_network import World
@@ -55,6 +58,8 @@ class Serving:
             self.network,
             self.neighbourhood,
             self.storage,
+            Replica(self.storage, PARAMETERS, self.clock, feed),
+            HeldSectors(self.neighbourhood, sector_bits=PARAMETERS.sector_bits, replication=config.replication_factor),
             ValidatorRegistry(validators),
             ReadCache(ttl_s=config.cache_ttl_s, max_bytes=config.cache_bytes),
             AdmissionRules(network_id=config.network_id, limits=config.limits),

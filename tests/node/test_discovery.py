@@ -8,6 +8,7 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from multiaddr import Multiaddr
 from trio.testing import wait_all_tasks_blocked
 
 from prime_dht import DhtConfig, NodeConfig, PrimeDHT, QueryError, open_node
+from prime_dht.config import Mode
 from prime_dht.ids import PeerId, peer_text
 from prime_dht.net import mdns
 from prime_dht.net.dialer import canonical_address
@@ -105,6 +107,16 @@ async def test_a_node_that_knows_nobody_says_that_it_is_alone(caplog: pytest.Log
             "alone: no other node is known; others can join through this one"
         ]
         assert (await node.health()).warnings == ("no other server is known",)
+
+
+async def test_a_client_that_knows_nobody_does_not_invite_others_to_join_through_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, logger="prime_dht.node.maintenance")
+    async with open_node(replace(config(), dht=DhtConfig(mode=Mode.CLIENT))) as node:
+        assert await node.bootstrap() == 0
+        await wait_all_tasks_blocked()
+        assert not [record for record in caplog.records if "alone" in record.getMessage()]
 
 
 async def test_a_node_whose_bootstrap_peer_is_not_up_yet_joins_when_it_appears(

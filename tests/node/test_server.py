@@ -11,6 +11,7 @@ from prime_dht.entries.entry import Entry, EntryHeader
 from prime_dht.entries.signing import sign_entry
 from prime_dht.errors import RemoteProtocolError
 from prime_dht.ids import US_PER_S, Key, PeerId, TimestampUs, kad_key
+from prime_dht.kad.replicas import digest
 from prime_dht.node.server import ENTRIES_PER_TURN, MAX_ENTRIES_PER_RECORD, MAX_REPLY_VALUE_BYTES
 from prime_dht.testing.serving import ASKER, LOCAL, NOW_US, Serving
 from prime_dht.testing.storage_samples import WRITERS
@@ -153,6 +154,21 @@ async def test_the_extensions_leave_the_echo_out_and_bring_closer_peers() -> Non
     assert reply.record is None
     assert [each.peer for each in reply.closer] == nearest(peers, KEY)[:2]
     assert [status.code for status in reply.statuses] == [StatusCode.STORED]
+
+
+async def test_who_knows_the_same_replicas_is_told_of_no_closer_peers() -> None:
+    serving = Serving(DhtConfig(replication_factor=3))
+    peers = serving.meet(30)
+    same = [serving.neighbourhood.contact(peer) for peer in nearest([*peers, LOCAL], KEY)[:3]]
+    other = [serving.neighbourhood.contact(peer) for peer in nearest([*peers, LOCAL], KEY)[1:4]]
+
+    async def told(replicas: bytes) -> int:
+        put = PutValue((record(entry()),), want_closer=True, no_echo=True, replicas=replicas)
+        reply = await serving.handle(put)
+        assert [status.code for status in reply.statuses] == [StatusCode.STORED]
+        return len(reply.closer)
+
+    assert [await told(replicas) for replicas in (digest(same), digest(other), b"", b"no digest")] == [0, 3, 3, 3]
 
 
 async def test_every_entry_gets_its_own_status_in_order() -> None:

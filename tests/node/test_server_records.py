@@ -11,6 +11,7 @@ from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
 from prime_dht.config import DhtConfig
+from prime_dht.entries.limits import Limits
 from prime_dht.errors import RemoteProtocolError, ValidationError
 from prime_dht.ids import US_PER_S, Key, PeerId, TimestampUs
 from prime_dht.node.server import MAX_RECORD_BYTES
@@ -198,6 +199,16 @@ async def test_a_stored_record_that_is_not_valid_is_not_returned_and_gives_way_t
     assert value_of(await node.handle(GetValue(KEY))) == b"0"
 
 
+async def test_a_record_for_which_there_is_no_room_is_refused_and_one_that_is_held_can_be_put_again() -> None:
+    node = serving()
+    node.storage.capacity.limits = Limits(max_records=1)
+    await node.handle(put(b"1"))
+    with pytest.raises(ValidationError, match="the store: 2 plain records; the limit is 1"):
+        await node.handle(put(b"1", key=Key(b"/x/other")))
+    await node.handle(put(b"2"))
+    assert value_of(await node.handle(GetValue(KEY))) == b"2"
+
+
 # Providers
 
 
@@ -267,3 +278,15 @@ async def test_a_provider_is_forgotten_when_its_time_is_over_unless_it_came_agai
     assert len((await node.handle(GetProviders(MULTIHASH))).providers) == 1
     node.clock.time_us += 1 * US_PER_S
     assert (await node.handle(GetProviders(MULTIHASH))).providers == ()
+
+
+async def test_a_provider_for_which_there_is_no_room_is_refused_and_this_node_itself_never_is() -> None:
+    node = serving()
+    node.storage.capacity.limits = Limits(max_providers=1)
+    await node.handle(provide(PeerRecord(ASKER, (ADDRESS,))))
+    other = PeerId(b"\x00\x05other")
+    with pytest.raises(ValidationError, match="the store: 2 providers; the limit is 1"):
+        await node.handle(provide(PeerRecord(other, (ADDRESS,))), asker=other)
+    node.server.provided.add(MULTIHASH)
+    reply = await node.handle(GetProviders(MULTIHASH))
+    assert [each.peer for each in reply.providers] == [node.network.local, ASKER]

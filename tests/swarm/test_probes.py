@@ -36,7 +36,8 @@ async def probes(swarm: Swarm, node: Node, asker: Node) -> int:
 async def test_a_far_peer_is_probed_only_where_servers_to_route_by_are_missing(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(strangers, "UNVOUCHED_EVERY_S", math.inf)
+    monkeypatch.setattr(strangers, "LOOK_AT_MOST_S", math.inf)
+    monkeypatch.setattr(strangers, "UNVOUCHED_TIMES", math.inf)
     async with open_swarm(seed=1, size=60) as swarm:
         await trio.sleep(2 * PROBE_AGAIN_S)
         node, asker = next(
@@ -54,7 +55,8 @@ async def test_a_far_peer_is_probed_only_where_servers_to_route_by_are_missing(
 async def test_a_near_peer_is_probed_as_long_as_there_is_room(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(strangers, "UNVOUCHED_EVERY_S", math.inf)
+    monkeypatch.setattr(strangers, "LOOK_AT_MOST_S", math.inf)
+    monkeypatch.setattr(strangers, "UNVOUCHED_TIMES", math.inf)
     async with open_swarm(seed=1, size=60) as swarm:
         await trio.sleep(2 * PROBE_AGAIN_S)
         node = swarm.nodes[0]

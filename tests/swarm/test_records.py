@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import trio
@@ -10,6 +11,7 @@ from libp2p.crypto.ed25519 import create_new_key_pair
 from trio.testing import MockClock
 
 from prime_dht.config import DhtConfig
+from prime_dht.entries.limits import Limits
 from prime_dht.errors import ConfigError, LocalProtocolError, QueryError, ValidationError
 from prime_dht.ids import Key, PeerId, TimestampUs, kad_key
 from prime_dht.net.identity import peer_id_of
@@ -36,10 +38,10 @@ QUICK = DhtConfig(record_ttl_s=2 * 3600.0, provider_ttl_s=2 * 3600.0, record_rep
 """The proportions of the default, in hours instead of days."""
 
 
-async def swarm_of(swarm: Swarm, size: int) -> list[Node]:
-    first = await swarm.start(config=QUICK, validators=VALIDATORS)
+async def swarm_of(swarm: Swarm, size: int, *, config: DhtConfig = QUICK) -> list[Node]:
+    first = await swarm.start(config=config, validators=VALIDATORS)
     for _ in range(size - 1):
-        await (await swarm.start(via=[first], config=QUICK, validators=VALIDATORS)).bootstrap()
+        await (await swarm.start(via=[first], config=config, validators=VALIDATORS)).bootstrap()
     return swarm.nodes
 
 
@@ -206,6 +208,24 @@ async def test_expired_providers_go_and_those_that_are_announced_again_stay(auto
         assert [provider.peer for provider in await reader.find_providers(CONTENT)] == [stays.peer_id]
         for node in swarm.nodes:
             assert (await swarm.machine_of(node).disc.stats()).providers <= 1
+
+
+async def test_servers_that_have_no_room_say_so_and_what_a_node_provides_itself_needs_none(
+    autojump_clock: MockClock,
+) -> None:
+    config = replace(QUICK, limits=Limits(max_records=1, max_providers=1))
+    async with open_swarm(seed=1) as swarm:
+        one, other, _ = await swarm_of(swarm, 3, config=config)
+        assert (await one.put_record(b"/long/a", b"a")).failed == ()
+        with pytest.raises(QueryError, match="the store: 2 plain records; the limit is 1"):
+            await other.put_record(b"/long/b", b"a")
+        contents = [b"\x12\x20" + bytes([number]) * 32 for number in range(3)]
+        receipts = [await one.provide(content) for content in contents]
+        assert receipts[0].failed == ()
+        for receipt in receipts[1:]:
+            assert (receipt.stored_by, len(receipt.failed)) == ((), 2)
+        for content in contents:
+            assert [provider.peer for provider in await one.find_providers(content, count=1)] == [one.peer_id]
 
 
 async def test_what_is_provided_without_an_announcement_is_found_here_and_announced_later(

@@ -1,0 +1,123 @@
+"""The parts of a node, made and put together: each is given those that it needs, and knows no others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random, SystemRandom
+
+from libp2p.crypto.keys import PrivateKey
+
+from prime_dht.config import DhtConfig, Mode
+from prime_dht.entries.access import PublisherPolicy
+from prime_dht.entries.admission import AdmissionRules
+from prime_dht.entries.validators import ValidatorRegistry
+from prime_dht.ids import PeerId, peer_from_text
+from prime_dht.net.network import Network, NetworkFactory
+from prime_dht.node.cache import ReadCache
+from prime_dht.node.clock import Clock
+from prime_dht.node.feed import Feed
+from prime_dht.node.held import HeldSectors
+from prime_dht.node.lookups import Explorer
+from prime_dht.node.maintenance import Maintenance
+from prime_dht.node.neighbourhood import Neighbourhood
+from prime_dht.node.reader import Reader
+from prime_dht.node.records import Records
+from prime_dht.node.replica import Replica
+from prime_dht.node.rounds import Rounds
+from prime_dht.node.server import Server
+from prime_dht.node.status import Status
+from prime_dht.node.syncing import Syncing
+from prime_dht.node.writer import Writer
+from prime_dht.partition.parameters import PARAMETERS
+from prime_dht.storage.base import StorageBackend
+from prime_dht.storage.capacity import Capacity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What a node is made of; see the module of each."""
+
+    clock: Clock
+    network: Network
+    feed: Feed
+    cache: ReadCache
+    known: Neighbourhood
+    explorer: Explorer
+    replica: Replica
+    writer: Writer
+    reader: Reader
+    records: Records
+    maintenance: Maintenance
+    syncing: Syncing
+    status: Status
+
+
+def assemble(
+    join: NetworkFactory,
+    private_key: PrivateKey,
+    config: DhtConfig,
+    storage: StorageBackend,
+    registry: ValidatorRegistry,
+    clock: Clock,
+    rng: Random | None,
+    bootstrap_peers: Sequence[PeerId],
+) -> Parts:
+    """Make the parts of a node.
+
+    Args:
+        join: makes its network.
+        rng: for jitter and refresh targets; with one, the node does the same every time, and its salts can be foreseen.
+    """
+    allowed = config.allow_publishers
+    rules = AdmissionRules(
+        network_id=config.network_id,
+        limits=config.limits,
+        policy=PublisherPolicy(allowed=None if allowed is None else frozenset(map(peer_from_text, allowed))),
+    )
+    network = join(lambda peer, request: server.handle(peer, request))
+    feed = Feed()
+    cache = ReadCache(ttl_s=config.cache_ttl_s, max_bytes=config.cache_bytes)
+    known = Neighbourhood(network, config, clock, feed, is_server=config.mode is Mode.SERVER)
+    storage.capacity = Capacity(limits=config.limits, local=known.local)
+    explorer = Explorer(known, config, clock, feed)
+    replica = Replica(storage, PARAMETERS, clock, feed)
+    held = HeldSectors(known, sector_bits=PARAMETERS.sector_bits, replication=config.replication_factor)
+    server = Server(network, known, storage, replica, held, registry, cache, rules, config, clock, feed)
+    writer = Writer(private_key, network, known, explorer, server, storage, config, clock)
+    reader = Reader(network, known, explorer, server, writer, cache, rules, config, clock)
+    records = Records(network, known, explorer, server, storage, registry, config, clock)
+    maintenance = Maintenance(
+        network,
+        known,
+        explorer,
+        records,
+        replica,
+        storage,
+        config,
+        clock,
+        feed,
+        rng or Random(),  # noqa: S311 (jitter, not secrets)
+        [peer for peer in bootstrap_peers if peer != network.local],
+    )
+    # Salts must not be foreseeable; in a simulation, where they are, sync draws from a source of its own.
+    salts = SystemRandom() if rng is None else Random(network.local)  # noqa: S311
+    rounds = Rounds(network, replica, held, server, storage, rules, clock, salts)
+    syncing = Syncing(rounds, held, replica, known, clock, feed, salts, config.replication_factor)
+    network.serve_sync(syncing.accept)
+    status = Status(network, known, server, storage, cache, config, clock, feed)
+    return Parts(
+        clock=clock,
+        network=network,
+        feed=feed,
+        cache=cache,
+        known=known,
+        explorer=explorer,
+        replica=replica,
+        writer=writer,
+        reader=reader,
+        records=records,
+        maintenance=maintenance,
+        syncing=syncing,
+        status=status,
+    )

@@ -1,0 +1,313 @@
+"""This node's replica: its store, and the partition in step with it.
+
+The partition (:mod:`prime_dht.partition`) never looks at the store; it is told of every op that comes and goes, once.
+Whatever changes ops therefore goes through here: puts and repairs, sync, expiry and eviction. (An import does not: it
+runs without a node.) The same is told to the *views* of rounds under way (:mod:`prime_dht.sync.view`).
+
+**Order.** Results of concurrent calls come back in any order: that an op was displaced may be heard before that it was
+inserted. What is heard of one op is added up, and counts once no call is under way that names it.
+
+**Start.** The partition is made anew from all ops, page by page, while puts arrive. At the end, when for a moment no
+call is under way, the ops that came or went meanwhile, of which pages may tell anything, are taken out as often as
+pages told of them, and those that the store has then are put in. Until then the replica is not *ready*: it has no
+partition. It is loaded again if the store fails, since what became of the call is unknown then, and if the clock is
+set back by more than a unit, since a partition's layout only moves forward.
+
+**Ticks.** Right after each tick the layout moves on and ops retire, so that two nodes on one tick have the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import trio
+from numpy.typing import NDArray
+
+from prime_dht.entries.entry import Entry
+from prime_dht.entries.lifetime import is_op, retire_before_us
+from prime_dht.errors import StorageError
+from prime_dht.events import EntriesExpired
+from prime_dht.ids import US_PER_S, OpId
+from prime_dht.node.clock import Clock
+from prime_dht.node.feed import Feed
+from prime_dht.partition.parameters import PartitionParameters
+from prime_dht.partition.partition import Partition
+from prime_dht.storage.base import Expired, Gone, Op, OpArrays, PutOutcome, PutResult, StorageBackend
+from prime_dht.storage.capacity import location_of
+from prime_dht.sync.declined import DeclinedOp
+from prime_dht.sync.view import View
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus
+
+logger = logging.getLogger(__name__)
+
+OPS_IN_PAGE = 16_384
+"""Of a page at start: taking it in is a matter of 15 ms, during which the node does nothing else."""
+
+ENTRIES_IN_PAGE = 100
+"""Of those read at once to see whether they are there; 6 MiB at most."""
+
+LOOK_EVERY_S = 60.0
+"""How long a sleep until the next tick may last: a calendar can be set forward."""
+
+LOAD_AGAIN_S = 10.0
+"""After the store failed."""
+
+_Result = TypeVar("_Result")
+_Change = tuple[Op, int]
+"""An op, and by how much its count grew."""
+
+
+class Replica:
+    """See the module. It works without :meth:`run` as well, but never becomes ready.
+
+    Args:
+        storage: from here on nobody else changes its entries.
+        parameters: of the partition.
+    """
+
+    def __init__(self, storage: StorageBackend, parameters: PartitionParameters, clock: Clock, feed: Feed) -> None:
+        self.parameters = parameters
+        self._storage = storage
+        self._clock = clock
+        self._feed = feed
+        self._partition: Partition | None = None
+        self._views: list[View] = []
+        self._named: Counter[OpId] = Counter()  # by the calls under way
+        self._unsettled: dict[OpId, _Change] = {}
+        self._touched: set[OpId] = set()  # since it was last known that nothing had been read
+        self._under_way = 0
+        self._quiet = trio.Event()
+        self._held_up: trio.Event | None = None
+        self._doubted = trio.Event()
+        self._ready = trio.Event()
+
+    @property
+    def partition(self) -> Partition | None:
+        """In step with the store, to be read only; ``None`` until the replica is ready."""
+        return self._partition
+
+    async def wait_until_ready(self) -> None:
+        """Wait for the partition to have been loaded, if that is under way."""
+        await self._ready.wait()
+
+    async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Load the partition and keep it at the layout of the time, until cancelled."""
+        task_status.started()
+        while True:
+            self._doubted = trio.Event()
+            try:
+                await self._load()
+                while self._partition is not None:
+                    with trio.move_on_after(self._until_next_tick_s(self._partition)):
+                        await self._doubted.wait()
+                    self._advance()
+                    await self.expire()
+            except StorageError as error:
+                logger.warning("the store failed: %s; reading its ops again in %g s", error, LOAD_AGAIN_S)
+                self._doubt()
+                await trio.sleep(LOAD_AGAIN_S)
+
+    # What changes ops
+
+    async def put_entries(self, entries: Sequence[Entry], *, now_us: int) -> list[PutResult]:
+        """As :meth:`~prime_dht.storage.base.StorageBackend.put_entries`. A put that has begun is not cancelled."""
+
+        def changes(results: list[PutResult]) -> Iterator[_Change]:
+            for entry, result in zip(entries, results, strict=True):
+                yield from _left(result.evicted)
+                if result.displaced is not None:
+                    yield from _left((result.displaced,))
+                if result.outcome is PutOutcome.INSERTED and is_op(entry):
+                    yield Op(entry.op_id, location_of(entry.header.key), entry.header.created_at_us), 1
+
+        return await self._change(
+            [entry.op_id for entry in entries], lambda: self._storage.put_entries(entries, now_us=now_us), changes
+        )
+
+    async def remove_ops(self, op_ids: Sequence[OpId]) -> list[Gone]:
+        """As :meth:`~prime_dht.storage.base.StorageBackend.remove_ops`."""
+        return await self._change(op_ids, lambda: self._storage.remove_ops(op_ids), _left)
+
+    async def expire(self) -> Expired:
+        """Drop what has expired, and retire ops whose time has passed; until nothing is left to do."""
+        values_dropped = records = providers = 0
+        retired: list[Gone] = []
+        while True:
+            now_us = self._clock.now_us()
+            gone = await self._delete_expired(now_us, retire_before_us(now_us, self.parameters.unit_us))
+            if not (gone.retired or gone.values_dropped or gone.records or gone.providers):
+                break
+            retired += gone.retired
+            values_dropped += gone.values_dropped
+            records += gone.records
+            providers += gone.providers
+        if retired or values_dropped:
+            self._feed.publish(EntriesExpired(values_dropped=values_dropped, retired=len(retired)))
+        return Expired(retired=tuple(retired), values_dropped=values_dropped, records=records, providers=providers)
+
+    async def _delete_expired(self, now_us: int, before_us: int) -> Expired:
+        return await self._change(
+            (),
+            lambda: self._storage.delete_expired(now_us=now_us, retire_before_us=before_us),
+            lambda expired: _left(expired.retired),
+        )
+
+    # Views
+
+    @contextmanager
+    def view(self, declined: Iterable[DeclinedOp] = ()) -> Iterator[View | None]:
+        """What this node has now, for one round, which is told of what changes meanwhile; ``None`` if not ready."""
+        if self._partition is None:
+            yield None
+            return
+        view = View.of(self._partition, declined)
+        self._views.append(view)
+        try:
+            yield view
+        finally:
+            self._views.remove(view)
+
+    # Within
+
+    async def _change(
+        self,
+        named: Iterable[OpId],
+        work: Callable[[], Awaitable[_Result]],
+        changes: Callable[[_Result], Iterable[_Change]],
+    ) -> _Result:
+        """Have the store do some work, and take in what it says has changed.
+
+        It is shielded: if it were cancelled, nobody would hear what was done.
+        """
+        while self._held_up is not None:
+            await self._held_up.wait()
+        op_ids = set(named)
+        heard: list[_Change] = []
+        self._under_way += 1
+        self._named.update(op_ids)
+        try:
+            with trio.CancelScope(shield=True):
+                result = await work()
+            heard += changes(result)
+            return result
+        except StorageError:
+            self._doubt()
+            raise
+        finally:
+            self._named.subtract(op_ids)
+            self._settle(op_ids, heard)
+            self._under_way -= 1
+            if not self._under_way:
+                self._quiet.set()
+
+    def _settle(self, named: Iterable[OpId], heard: Iterable[_Change]) -> None:
+        """Add up what was heard, and count what no call under way may add to."""
+        to_count = dict.fromkeys(named)
+        for op, sign in heard:
+            _, total = self._unsettled.get(op.op_id, (op, 0))
+            self._unsettled[op.op_id] = (op, total + sign)
+            to_count[op.op_id] = None
+        for op_id in to_count:
+            if self._named[op_id] > 0:
+                continue
+            del self._named[op_id]
+            if change := self._unsettled.pop(op_id, None):
+                self._count(*change)
+
+    def _count(self, op: Op, sign: int) -> None:
+        partition = self._partition
+        if partition is None:
+            self._touched.add(op.op_id)
+        if sign > 0:
+            if partition is not None:
+                partition.insert(op.op_id, op.location, op.created_at_us)
+            for view in self._views:
+                view.inserted(op.op_id, op.location)
+        elif sign < 0:
+            if partition is not None:
+                partition.remove(op.op_id, op.location, op.created_at_us)
+            for view in self._views:
+                view.removed(op.op_id, op.location)
+
+    def _doubt(self) -> None:
+        """It is unknown whether the partition is in step with the store: there is none until it was loaded again."""
+        self._partition = None
+        self._touched.clear()
+        self._doubted.set()
+        if self._ready.is_set():  # else somebody may be waiting for it
+            self._ready = trio.Event()
+
+    async def _load(self) -> None:
+        partition = Partition(self.parameters, now_us=self._clock.now_us())
+        pages: list[OpArrays] = []
+        cursor = b""
+        while not pages or cursor:
+            page = await self._storage.scan_ops(after=cursor, limit=OPS_IN_PAGE)
+            partition.insert_batch(page.op_ids, page.locations, page.created_at_us)
+            pages.append(page)
+            cursor = page.next_cursor
+        await self._take_over(partition, pages)
+
+    async def _take_over(self, partition: Partition, pages: Sequence[OpArrays]) -> None:
+        """Correct a partition by what was touched while pages were read, while nothing changes, and go on with it."""
+        held_up = self._held_up = trio.Event()
+        try:
+            if self._under_way:
+                self._quiet = trio.Event()
+                await self._quiet.wait()
+            touched = sorted(self._touched)
+            for page in pages:
+                rows = _rows_of(page.op_ids, touched)
+                partition.remove_batch(page.op_ids[rows], page.locations[rows], page.created_at_us[rows])
+            for start in range(0, len(touched), ENTRIES_IN_PAGE):
+                found = await self._storage.get_ops(touched[start : start + ENTRIES_IN_PAGE], now_us=0)
+                for gone in map(Gone.of, found):
+                    if gone.op is not None:
+                        partition.insert(gone.op_id, gone.op.location, gone.op.created_at_us)
+            partition.advance(self._clock.now_us())
+            self._touched.clear()
+            if not self._doubted.is_set():
+                self._partition = partition
+                self._ready.set()
+        finally:
+            self._held_up = None
+            held_up.set()
+
+    def _advance(self) -> None:
+        if self._partition is None:
+            return
+        now_us = self._clock.now_us()
+        if self._partition.layout.since_us > now_us + self.parameters.unit_us:
+            logger.info("the clock was set back: reading all ops again")
+            self._doubt()
+        else:
+            self._partition.advance(now_us)
+
+    def _until_next_tick_s(self, partition: Partition) -> float:
+        """Until just behind the tick: at it the unit is not yet past."""
+        left_us = partition.layout.next_update_us + 1 - self._clock.now_us()
+        return min(max(left_us, 0) / US_PER_S, LOOK_EVERY_S)
+
+
+def _left(gone: Iterable[Gone]) -> Iterator[_Change]:
+    return ((one.op, -1) for one in gone if one.op is not None)
+
+
+def _rows_of(op_ids: NDArray[np.uint8], wanted: Sequence[OpId]) -> NDArray[np.intp]:
+    """The rows in which one of some op ids is.
+
+    >>> rows = np.arange(96, dtype=np.uint8).reshape(3, 32)
+    >>> _rows_of(rows, [OpId(rows[2].tobytes()), OpId(bytes(32))])
+    array([2])
+    """
+    first_words = np.frombuffer(b"".join(op_id[:8] for op_id in wanted), np.uint64)
+    alike = np.flatnonzero(np.isin(np.ascontiguousarray(op_ids[:, :8]).view(np.uint64).reshape(-1), first_words))
+    exact = frozenset(wanted)
+    return np.array([row for row in alike.tolist() if op_ids[row].tobytes() in exact], np.intp)

@@ -1,0 +1,324 @@
+"""One round of sync at a time: what the state machine of :mod:`prime_dht.sync.round` asks for, done.
+
+A round talks over a stream, reads this node's store and, entry by entry, judges what comes as a put would be judged
+(:mod:`prime_dht.entries.admission`): newest wins, and what is refused is refused for its own reason. Every message has
+a deadline, so a peer that falls silent holds up its own round and nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import assert_never
+
+import trio
+
+from prime_dht.entries.admission import AdmissionRules, Admitted, Deferred, Reason, Refused, admit
+from prime_dht.entries.entry import Entry, Version
+from prime_dht.errors import QueryError, RemoteProtocolError
+from prime_dht.ids import OpId, PeerId, TimestampUs
+from prime_dht.net.network import Conversation
+from prime_dht.net.network import Network as Peers
+from prime_dht.node.clock import Clock
+from prime_dht.node.held import HeldSectors
+from prime_dht.node.replica import Replica
+from prime_dht.node.server import ENTRIES_PER_TURN, Server
+from prime_dht.partition.arcs import ArcSet
+from prime_dht.partition.offer import OpQuery
+from prime_dht.partition.symbols import ID_BYTES
+from prime_dht.storage.base import PutOutcome, PutResult, StorageBackend
+from prime_dht.storage.capacity import location_of
+from prime_dht.sync.actions import (
+    Charge,
+    Closed,
+    EntriesFetched,
+    EntriesStored,
+    Event,
+    Fate,
+    FetchEntries,
+    FetchOps,
+    FindOps,
+    Finish,
+    Judged,
+    OpsFetched,
+    OpsFound,
+    Outcome,
+    Receive,
+    Send,
+    StoreEntries,
+    TimedOut,
+    Unreadable,
+)
+from prime_dht.sync.declined import DeclinedOp
+from prime_dht.sync.messages import Foreign, Message, Network, Open, Refusal, Refuse
+from prime_dht.sync.round import Participant, Round
+from prime_dht.wire.frames import encode_varint
+from prime_dht.wire.sync import SyncCodec
+
+STAGE_TIMEOUT_S = 30.0
+"""For one message to be sent, or to come."""
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What went over a round's stream, in messages and bytes, frames included."""
+
+    messages_sent: int = 0
+    messages_received: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncReport:
+    """How a round went."""
+
+    peer: PeerId
+    outcome: Outcome
+    traffic: Traffic
+    seconds: float
+
+
+class Rounds:
+    """Carries out rounds, on whichever side.
+
+    Args:
+        rules: what entries are judged by; partners have to be of the same network.
+        rng: must not be foreseeable: salts are drawn from it.
+    """
+
+    def __init__(
+        self,
+        peers: Peers,
+        replica: Replica,
+        held: HeldSectors,
+        server: Server,
+        storage: StorageBackend,
+        rules: AdmissionRules,
+        clock: Clock,
+        rng: Random,
+    ) -> None:
+        self._peers = peers
+        self._network = Network(network_id=rules.network_id, parameters=replica.parameters)
+        self._codec = SyncCodec(self._network)
+        self._replica = replica
+        self._held = held
+        self._server = server
+        self._storage = storage
+        self._rules = rules
+        self._clock = clock
+        self._rng = rng
+
+    @property
+    def local(self) -> PeerId:
+        """This node."""
+        return self._peers.local
+
+    async def initiate(
+        self, peer: PeerId, *, nonce: int, partner_arc: ArcSet | None = None, dry_run: bool = False
+    ) -> SyncReport:
+        """Begin a round with a peer.
+
+        Args:
+            nonce: decides which of two rounds goes on that cross; below 2**32.
+            partner_arc: as the peer said it last.
+            dry_run: only compare.
+
+        Raises:
+            QueryError: the peer cannot be reached or does not sync, or this node has not read its store yet.
+        """
+        async with self._peers.converse(peer, timeout_s=STAGE_TIMEOUT_S) as conversation:
+            with self._replica.view(self._held.declined) as view:
+                if view is None:
+                    raise QueryError("this node is still reading its store")
+                node = Participant(network=self._network, arc=self._held.arc, held=self._held.held, view=view)
+                started = Round.initiate(node, nonce=nonce, rng=self._rng, partner_arc=partner_arc, dry_run=dry_run)
+                return await self._carry_out(started, conversation, Traffic())
+
+    async def read_opening(self, conversation: Conversation, traffic: Traffic) -> Open | Foreign:
+        """What a peer says that begins a round.
+
+        Raises:
+            QueryError: it says nothing, or goes away.
+            RemoteProtocolError: it says something else.
+        """
+        try:
+            with trio.fail_after(STAGE_TIMEOUT_S):
+                body = await conversation.receive()
+        except trio.TooSlowError as error:
+            raise QueryError("the peer opened a stream and said nothing") from error
+        if body is None:
+            raise QueryError("the peer went away before its opening")
+        traffic.messages_received += 1
+        traffic.bytes_received += _framed_bytes(body)
+        opening = self._codec.decode(body)
+        if not isinstance(opening, Open | Foreign):
+            raise RemoteProtocolError(f"a round begins with an opening, not with {type(opening).__name__}")
+        return opening
+
+    async def accept(self, opening: Open | Foreign, conversation: Conversation, traffic: Traffic) -> SyncReport:
+        """Take part in a round that a peer began.
+
+        Raises:
+            QueryError: this node has not read its store yet.
+        """
+        with self._replica.view(self._held.declined) as view:
+            if view is None:
+                await self.refuse(Refusal.NOT_READY, conversation)
+                raise QueryError("this node is still reading its store")
+            node = Participant(network=self._network, arc=self._held.arc, held=self._held.held, view=view)
+            return await self._carry_out(Round.accept(node, opening, rng=self._rng), conversation, traffic)
+
+    async def refuse(self, reason: Refusal, conversation: Conversation) -> None:
+        """Take no part in a round that a peer began.
+
+        Raises:
+            QueryError: the stream is gone.
+        """
+        with trio.move_on_after(STAGE_TIMEOUT_S):
+            await conversation.send(self._codec.encode(Refuse(reason)))
+
+    async def _carry_out(self, carried: Round, conversation: Conversation, traffic: Traffic) -> SyncReport:
+        began_at_s = trio.current_time()
+        event: Event = None
+        while True:
+            action = carried.step(event)
+            match action:
+                case Send(message):
+                    event = await self._send(message, conversation, traffic)
+                case Receive():
+                    event = await self._receive(conversation, traffic)
+                case FetchOps(query):
+                    event = await self._fetch_ops(query)
+                case FindOps(ids):
+                    found = await self._storage.find_ops(ids)
+                    event = OpsFound(frozenset(op_id[:ID_BYTES] for op_id in found))
+                case FetchEntries(ids):
+                    event = await self._fetch_entries(ids)
+                case StoreEntries(entries):
+                    event = EntriesStored(await self._store(entries))
+                case Charge():
+                    self._peers.charge(conversation.peer)
+                    event = None
+                case Finish(outcome):
+                    return SyncReport(
+                        peer=conversation.peer,
+                        outcome=outcome,
+                        traffic=traffic,
+                        seconds=trio.current_time() - began_at_s,
+                    )
+                case _:
+                    assert_never(action)
+
+    # Talking
+
+    async def _send(self, message: Message, conversation: Conversation, traffic: Traffic) -> Event:
+        body = self._codec.encode(message)
+        try:
+            with trio.fail_after(STAGE_TIMEOUT_S):
+                await conversation.send(body)
+        except (QueryError, trio.TooSlowError):
+            return Closed()
+        traffic.messages_sent += 1
+        traffic.bytes_sent += _framed_bytes(body)
+        return None
+
+    async def _receive(self, conversation: Conversation, traffic: Traffic) -> Event:
+        try:
+            with trio.fail_after(STAGE_TIMEOUT_S):
+                body = await conversation.receive()
+            if body is None:
+                return Closed()
+            message = self._codec.decode(body)
+        except trio.TooSlowError:
+            return TimedOut()
+        except QueryError:
+            return Closed()
+        except RemoteProtocolError as error:
+            return Unreadable(str(error))
+        traffic.messages_received += 1
+        traffic.bytes_received += _framed_bytes(body)
+        return Unreadable("an opening in the middle of a round") if isinstance(message, Foreign) else message
+
+    # The store
+
+    async def _fetch_ops(self, query: OpQuery) -> OpsFetched:
+        after = None if query.after is None else Version(TimestampUs(query.after[0]), OpId(query.after[1]))
+        ops = await self._storage.ops(
+            locations=query.locations, created_us=query.created_us, after=after, limit=query.limit
+        )
+        return OpsFetched(tuple((op.created_at_us, op.op_id) for op in ops))
+
+    async def _fetch_entries(self, ids: tuple[bytes, ...]) -> EntriesFetched:
+        found = await self._storage.get_ops(await self._storage.find_ops(ids), now_us=self._clock.now_us())
+        places = {cut_id: place for place, cut_id in enumerate(ids)}
+        lengths = {len(cut_id) for cut_id in ids}
+
+        def place_of(entry: Entry) -> int:
+            return min(places[entry.op_id[:length]] for length in lengths if entry.op_id[:length] in places)
+
+        return EntriesFetched(tuple(sorted(found, key=place_of)))
+
+    async def _store(self, entries: tuple[Entry, ...]) -> tuple[Judged, ...]:
+        """Judge entries, and join those that may enter into the store."""
+        now_us = self._clock.now_us()
+        fates: list[Judged] = []
+        admitted: list[tuple[int, Entry]] = []
+        for number, entry in enumerate(entries, start=1):
+            if number % ENTRIES_PER_TURN == 0:
+                await trio.lowlevel.checkpoint()
+            verdict = admit(entry, now_us=now_us, rules=self._rules, verified=self._server.verified)
+            match verdict:
+                case Admitted(entry=judged):
+                    admitted.append((len(fates), judged))
+                    fates.append(Judged(Fate.STORED))
+                case Deferred():
+                    fates.append(Judged(Fate.POSTPONED, "dated too far in the future"))
+                case Refused(reason):
+                    fates.append(Judged(_fate_of(verdict), reason.value))
+                case _:
+                    assert_never(verdict)
+        joined = [entry for _, entry in admitted]
+        results = await self._replica.put_entries(joined, now_us=now_us)
+        self._server.publish(joined, results)
+        for (place, _), result in zip(admitted, results, strict=True):
+            fates[place] = _judged(result)
+        for entry, fate in zip(entries, fates, strict=True):
+            if fate.fate is Fate.DECLINED:
+                self._held.decline(_declined(entry))
+        return tuple(fates)
+
+
+def _fate_of(refused: Refused) -> Fate:
+    if refused.blame:
+        return Fate.BLAMED
+    # Whoever sent it has dropped the value too early; from somebody else it may come whole.
+    return Fate.POSTPONED if refused.reason is Reason.VALUE_MISSING else Fate.DECLINED
+
+
+def _judged(result: PutResult) -> Judged:
+    match result.outcome:
+        case PutOutcome.INSERTED:
+            return Judged(Fate.STORED)
+        case PutOutcome.DUPLICATE:
+            return Judged(Fate.DUPLICATE)
+        case PutOutcome.SUPERSEDED:
+            return Judged(Fate.SUPERSEDED)
+        case PutOutcome.REFUSED:
+            return Judged(Fate.POSTPONED, result.reason)  # there is no room, and there may be some later
+        case _:
+            assert_never(result.outcome)
+
+
+def _declined(entry: Entry) -> DeclinedOp:
+    header = entry.header
+    return DeclinedOp(
+        op_id=entry.op_id,
+        location=location_of(header.key),
+        created_at_us=header.created_at_us,
+        retain_until_us=header.retain_until_us,
+    )
+
+
+def _framed_bytes(body: bytes) -> int:
+    return len(encode_varint(len(body))) + len(body)

@@ -1,0 +1,118 @@
+"""Which sectors a node holds, by what rounds have shown it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from prime_dht.ids import PeerId, kad_key, wire_key
+from prime_dht.node.held import HeldSectors
+from prime_dht.partition.arcs import ArcSet
+from prime_dht.partition.location import sector_of
+from prime_dht.storage.capacity import location_of
+from prime_dht.sync.actions import Ending, Outcome
+from prime_dht.sync.declined import DeclinedOp
+from prime_dht.testing.serving import Serving
+
+BITS = 9
+ALL = ArcSet.full(sector_bits=BITS)
+NONE = ArcSet.empty(sector_bits=BITS)
+KEY = wire_key("some key")
+
+
+def sectors(numbers: Iterable[int]) -> ArcSet:
+    return ArcSet.of_sectors(numbers, sector_bits=BITS)
+
+
+def outcome(*, equal: ArcSet = ALL, common: ArcSet = ALL, held: ArcSet = NONE) -> Outcome:
+    ending = Ending.EQUAL if equal == common else Ending.PARTIAL
+    return Outcome(ending=ending, common=common, equal=equal, partner_arc=ALL, partner_held=held)
+
+
+def met(count: int) -> tuple[HeldSectors, list[PeerId]]:
+    """What a node holds that knows so many servers, fewer than would make its arc smaller than everything."""
+    serving = Serving()
+    peers = serving.meet(count)
+    held = HeldSectors(serving.neighbourhood, sector_bits=BITS, replication=3)
+    assert held.arc == ALL
+    return held, peers
+
+
+async def test_alone_it_holds_its_arc_provisionally() -> None:
+    held, _ = met(0)
+    assert held.held == ALL
+    assert held.holds(KEY)
+
+
+async def test_once_it_has_met_another_it_holds_nothing_until_a_round_has_shown_it() -> None:
+    held, (peer, _) = met(2)
+    assert held.held == NONE
+    assert not held.holds(KEY)
+    some = sectors(range(150))
+    held.round_ended(peer, outcome(held=sectors(range(100, 200)), equal=some, common=some))
+    assert held.held == sectors(range(100, 150))
+
+
+async def test_to_be_equal_with_one_that_does_not_hold_a_sector_shows_nothing_while_another_is_near() -> None:
+    held, (one, other) = met(2)
+    held.round_ended(one, outcome())
+    assert held.held == NONE
+    held.round_ended(other, outcome())
+    assert held.held == ALL  # among them they have all that there is
+
+
+async def test_where_one_is_known_to_hold_a_sector_only_such_a_one_can_show_it() -> None:
+    held, (one, other) = met(2)
+    held.round_ended(one, outcome(equal=NONE, held=ALL))
+    held.round_ended(other, outcome())
+    assert held.held == NONE
+    held.round_ended(one, outcome(held=ALL))
+    assert held.held == ALL
+
+
+async def test_a_round_that_could_not_settle_a_sector_takes_it_away() -> None:
+    held, (peer,) = met(1)
+    held.round_ended(peer, outcome(held=ALL))
+    held.round_ended(peer, outcome(equal=ALL - sectors([7]), held=ALL))
+    assert ALL - held.held == sectors([7])
+
+
+async def test_a_round_that_failed_changes_nothing() -> None:
+    held, (peer,) = met(1)
+    held.round_ended(peer, outcome(held=ALL))
+    held.round_ended(peer, Outcome(ending=Ending.FAILED, common=ALL, partner_held=ALL))
+    assert held.held == ALL
+
+
+async def test_an_op_declined_for_which_there_is_no_room_unholds_its_sector_until_others_retire() -> None:
+    held, (peer,) = met(1)
+    ops = [
+        DeclinedOp(op_id=number.to_bytes(32, "big"), location=5 << 23, created_at_us=0, retain_until_us=number % 2)
+        for number in range(4097)
+    ]
+    for op in ops[:-1]:
+        held.decline(op)
+    held.round_ended(peer, outcome(held=ALL))
+    assert held.held == ALL
+    held.decline(ops[-1])
+    held.round_ended(peer, outcome(held=ALL))
+    assert ALL - held.held == sectors([5])
+    held.retire(1)
+    held.round_ended(peer, outcome(held=ALL))
+    assert held.held == ALL
+
+
+async def test_it_speaks_for_a_key_only_while_it_is_among_the_closest_it_knows() -> None:
+    serving = Serving()
+    peers = serving.meet(12)
+    held = HeldSectors(serving.neighbourhood, sector_bits=BITS, replication=3)
+    for peer in peers:
+        held.round_ended(peer, outcome(held=ALL))
+    local = serving.neighbourhood.local
+    spoken_for = 0
+    for number in range(200):
+        key = wire_key(f"key {number}")
+        closer = sum(kad_key(peer) ^ kad_key(key) < local ^ kad_key(key) for peer in peers)
+        is_held = sector_of(location_of(key), sector_bits=BITS) in held.held
+        assert held.holds(key) == (is_held and closer < 3)
+        spoken_for += held.holds(key)
+    assert 0 < spoken_for < 200
