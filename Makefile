@@ -7,7 +7,7 @@ PROTOS := $(wildcard protos/*.proto)
 PROTOC  = $(BIN)/python -m grpc_tools.protoc -Iprime_dht/pb=protos --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test check bench bench-peers protos clean
+.PHONY: help setup demo run test simulate check bench bench-peers protos clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,10 @@ run: $(STAMP)  ## Run a node in the foreground, data in ./data; ARGS="--peer ...
 
 test: $(STAMP)  ## Run the tests
 	@$(BIN)/python -m pytest
+
+simulate: $(STAMP)  ## Simulate swarms under faults: SEEDS=100 of them from FIRST=0 on, JOBS=2 at a time; LOGS=<folder>
+	@$(BIN)/python -m tests.simulation --first $(or $(FIRST),0) --seeds $(or $(SEEDS),100) --jobs $(or $(JOBS),2) \
+	$(if $(LOGS),--logs $(LOGS))
 
 check: $(STAMP)  ## Lint, format, types, layers, and whether generated code is up to date
 	$(BIN)/ruff check .

@@ -1,0 +1,221 @@
+"""What must be true when the faults are over and the swarm has had time to settle.
+
+By then everybody is there who will be, and can reach everybody. A *server* here is one that runs; the *replicas* of a
+key are the ``r`` servers closest to it, as somebody knows them who sees all. What must be true:
+
+1. **Nobody leaks.** A node that is at rest has as many tasks as one that has just started.
+2. **Stores keep what they took**, until it retires (:mod:`prime_dht.testing.simulation.disc`).
+3. **Nothing is lost**: every acknowledged entry is kept by a disc, if a replica lived
+   (:mod:`prime_dht.testing.simulation.ledger`).
+4. **Tables are healed**: each node knows the ``k`` servers closest to it, as far as its buckets have room for them, and
+   its table names nobody who is not there.
+5. **Readers see what they can know.** A reader joins the answers of ``q`` replicas, so it sees at least what any
+   ``q`` of them know: the *floor*, the newest entry such that all but ``q - 1`` of the replicas hold it or a newer one.
+   A deleted or superseded value that is older than the floor never shows. And where some server that a reader asks has
+   a live entry and none has any other, the reader does not find nothing.
+6. **The swarm serves.** A put is stored by the replicas, all of them, and read by everybody.
+
+Those hold for nodes that do not sync. If they do (:attr:`prime_dht.node.core.Node.syncs`), churn leaves no replica
+behind, and more must be true:
+
+7. **Replicas are equal**: in each slot the same entry stands at all replicas, and it is the newest that any server has.
+8. **Readers see just that.**
+
+Two clocks differ by up to twice the plan's largest skew. What expires or retires within so long of now is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from random import Random
+
+import trio
+
+from prime_dht.entries.entry import Entry, Slot, Version
+from prime_dht.errors import PrimeDHTError
+from prime_dht.ids import US_PER_S, Key, kad_key, wire_key
+from prime_dht.kad.keyspace import common_prefix_length
+from prime_dht.kad.replicas import quorum
+from prime_dht.node.core import Node
+from prime_dht.node.results import Found
+from prime_dht.testing.simulation.execution import Execution
+from prime_dht.testing.simulation.member import Member
+from prime_dht.testing.simulation.plan import MAX_SKEW_S
+from prime_dht.testing.swarm import EPOCH_US
+
+MARGIN_US = int(2 * MAX_SKEW_S * US_PER_S)
+READERS_PER_SLOT = 2
+WRITERS_AT_THE_END = 3
+REST_WITHIN_S = 300
+"""Chores come and go; within so long every node is seen at rest at least once."""
+
+
+class Checks:
+    """See the module.
+
+    Args:
+        tasks_at_rest: how many tasks a server, and a client, had that had just started (:func:`tasks_at_rest`).
+    """
+
+    def __init__(self, execution: Execution, *, tasks_at_rest: Mapping[bool, int]) -> None:
+        self._execution = execution
+        self._complain = execution.complain
+        self._tasks_at_rest = tasks_at_rest
+        self._members = [member for member in execution.members if member.node is not None]
+        self._servers = [member for member in self._members if member.is_server]
+        self._rng = Random(f"{execution.plan.seed}/checks")  # noqa: S311 - a simulation, nothing secret
+
+    async def all(self) -> None:
+        """Check everything, in the order of the module's list; complain of what is not so."""
+        await self._check_rest()
+        for member in self._servers:
+            for entry in member.disc.forgotten():
+                self._complain(f"{member} took {_op(entry)} and has it no more")
+        self._execution.ledger.check_nothing_lost(self._execution.discs())
+        for member in self._members:
+            self._check_table(member)
+        for slot in self._execution.ledger.slots:
+            if Node.syncs:
+                self._check_equal(slot)
+            await self._check_slot(slot)
+        for number, writer in enumerate(self._rng.sample(self._servers, WRITERS_AT_THE_END)):
+            await self._check_service(writer, f"the end, {number}")
+
+    async def _check_rest(self) -> None:
+        restless = dict.fromkeys(self._members, math.inf)
+        for _ in range(REST_WITHIN_S):
+            await trio.sleep(1.0)
+            least = {member: min(tasks, _tasks_of(member)) for member, tasks in restless.items()}
+            restless = {member: tasks for member, tasks in least.items() if tasks > self._at_rest(member)}
+            if not restless:
+                return
+        for member, tasks in restless.items():
+            self._complain(f"{member} has {tasks} tasks at rest; when it started it had {self._at_rest(member)}")
+
+    def _at_rest(self, member: Member) -> int:
+        return self._tasks_at_rest[member.is_server]
+
+    def _check_table(self, member: Member) -> None:
+        assert member.node is not None
+        own = kad_key(member.peer)
+        k = self._execution.plan.config.k_bucket_size
+        table = member.node.peers()
+        known = {status.peer for status in table}
+        sizes = Counter(status.bucket for status in table)
+        others = sorted((one for one in self._servers if one is not member), key=lambda one: kad_key(one.peer) ^ own)
+        for server in others[:k]:
+            if server.peer not in known and sizes[common_prefix_length(own, kad_key(server.peer))] < k:
+                self._complain(f"{member} does not know {server}, one of the k closest to it, and has room for it")
+        if gone := sorted(known - {server.peer for server in others}):
+            self._complain(f"{member} has {self._execution.named(gone)} in its table, and nobody is there")
+
+    async def _check_slot(self, slot: Slot) -> None:
+        for reader in self._rng.sample(self._members, READERS_PER_SLOT):
+            floor, must_find = self._floor(slot), self._must_find(slot, reader)
+            assert reader.node is not None
+            where = f"key {slot.key.decode()} of {self._execution.named((slot.publisher,))}"
+            try:
+                found = await reader.node.get(slot.key, subkey=slot.subkey, publisher=slot.publisher, latest=True)
+            except PrimeDHTError as error:
+                self._complain(f"{reader} cannot read {where}: {error}")
+                continue
+            if found is None:
+                if must_find:
+                    self._complain(f"{reader} finds nothing under {where}, and there is something")
+                continue
+            self._execution.ledger.found(reader, found)
+            if floor is not None and Version(found.created_at_us, found.op_id) < floor.version:
+                self._complain(f"{reader} finds {_op(found)} under {where}, but enough replicas know {_op(floor)}")
+            if Node.syncs and floor is not None and found.op_id != floor.op_id:
+                self._complain(f"{reader} finds {_op(found)} under {where}, and not the newest, {_op(floor)}")
+
+    def _floor(self, slot: Slot) -> Entry | None:
+        """The oldest that a reader may see in a slot; ``None`` if that cannot be told."""
+        config = self._execution.plan.config
+        servers = self._servers if Node.syncs else self._replicas(slot.key)
+        standing = [entry for server in servers if (entry := server.disc.standing(slot)) is not None]
+        standing.sort(key=lambda entry: entry.version, reverse=True)
+        knowing = 1 if Node.syncs else config.replication_factor - quorum(config.replication_factor, len(servers)) + 1
+        if len(standing) < knowing:
+            return None
+        floor = standing[knowing - 1]
+        return floor if floor.header.retain_until_us > _now_us() + MARGIN_US else None
+
+    def _must_find(self, slot: Slot, reader: Member) -> bool:
+        """Whether a reader must find something.
+
+        That is so if some server that it asks has it, and none has anything that hides it; with sync, if the newest
+        lives.
+        """
+        if Node.syncs:
+            newest = self._floor(slot)
+            return newest is not None and newest.is_live(_now_us() + MARGIN_US)
+        config = self._execution.plan.config
+        asked = [server for server in self._closest(slot.key, config.k_bucket_size) if server is not reader]
+        everywhere = [entry for server in self._servers if (entry := server.disc.standing(slot)) is not None]
+        return any(server.disc.standing(slot) is not None for server in asked) and all(
+            entry.is_live(_now_us() + MARGIN_US) for entry in everywhere
+        )
+
+    def _check_equal(self, slot: Slot) -> None:
+        """Whether all replicas have in a slot what the newest is anywhere."""
+        floor = self._floor(slot)
+        if floor is None:
+            return
+        for replica in self._replicas(slot.key):
+            standing = replica.disc.standing(slot)
+            if standing is None or standing.op_id != floor.op_id:
+                has = "nothing" if standing is None else _op(standing)
+                self._complain(f"{replica} has {has} where {_op(floor)} stands, and is a replica")
+
+    async def _check_service(self, writer: Member, key: str) -> None:
+        assert writer.node is not None
+        replicas = self._replicas(wire_key(key))
+        try:
+            receipt = await writer.node.put(key, b"at the end")
+            if set(receipt.stored_by) != {replica.peer for replica in replicas}:
+                stored_by = self._execution.named(receipt.stored_by)
+                self._complain(f"{writer} stored {key!r} on {stored_by}, not {' '.join(map(str, replicas))}")
+            for reader in self._members:
+                assert reader.node is not None
+                found = await reader.node.get(key, latest=True)
+                if found is None or found.op_id != receipt.op_id:
+                    self._complain(f"{reader} does not find {key!r}")
+        except PrimeDHTError as error:
+            self._complain(f"the swarm does not serve {key!r}: {error}")
+
+    def _replicas(self, key: Key) -> list[Member]:
+        return self._closest(key, self._execution.plan.config.replication_factor)
+
+    def _closest(self, key: Key, count: int) -> list[Member]:
+        target = kad_key(key)
+        return sorted(self._servers, key=lambda server: kad_key(server.peer) ^ target)[:count]
+
+
+def tasks_at_rest(execution: Execution) -> dict[bool, int]:
+    """The fewest tasks that a server has now, under ``True``, and a client, under ``False``."""
+    return {
+        is_server: min(_tasks_of(member) for member in execution.members if member.is_server is is_server)
+        for is_server in (True, False)
+    }
+
+
+def _tasks_of(member: Member) -> int:
+    assert member.node is not None
+    nursery = member.node._nursery
+    return 0 if nursery is None else _tasks_in(nursery)
+
+
+def _tasks_in(nursery: trio.Nursery) -> int:
+    tasks = nursery.child_tasks
+    return len(tasks) + sum(_tasks_in(child) for task in tasks for child in task.child_nurseries)
+
+
+def _now_us() -> int:
+    return EPOCH_US + int(trio.current_time() * US_PER_S)
+
+
+def _op(entry: Entry | Found) -> str:
+    return entry.op_id.hex()[:8]

@@ -1,0 +1,1 @@
+"""Simulations of whole swarms under faults: a few in the tests, many with ``make simulate``."""

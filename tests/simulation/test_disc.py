@@ -1,0 +1,69 @@
+"""The simulation's disc fails as it is told to, and complains when the law of a replica is broken."""
+
+from __future__ import annotations
+
+import pytest
+
+from prime_dht.entries.lifetime import UNIT_US
+from prime_dht.errors import StorageError
+from prime_dht.storage.base import PutOutcome
+from prime_dht.testing.simulation.disc import Disc
+from prime_dht.testing.storage_samples import NOW_US, make_entry
+
+OLD = make_entry(b"old", created_at_us=100)
+NEW = make_entry(None, created_at_us=150)
+
+
+@pytest.fixture
+def complaints() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def disc(complaints: list[str]) -> Disc:
+    return Disc(complaints.append)
+
+
+async def test_what_was_stored_before_the_machine_went_down_is_there_when_it_is_up_again(disc: Disc) -> None:
+    await disc.put_entries([OLD], now_us=NOW_US)
+    disc.is_off = True
+    with pytest.raises(StorageError, match="down"):
+        await disc.put_entries([NEW], now_us=NOW_US)
+    disc.is_off = False
+    assert disc.standing(OLD.slot) == OLD
+    assert disc.forgotten() == []
+
+
+async def test_a_store_that_goes_back_to_an_older_entry_is_complained_of(disc: Disc, complaints: list[str]) -> None:
+    await disc.put_entries([NEW], now_us=NOW_US)
+    disc._entries.evict(NEW.op_id)
+    assert disc.forgotten() == [NEW]
+    (result,) = await disc.put_entries([OLD], now_us=NOW_US)
+    assert result.outcome is PutOutcome.INSERTED
+    assert len(complaints) == 1
+    assert disc.forgotten() == [NEW]
+
+
+async def test_what_the_node_drops_on_purpose_is_not_missed(disc: Disc, complaints: list[str]) -> None:
+    await disc.put_entries([NEW], now_us=NOW_US)
+    await disc.remove_ops([NEW.op_id])
+    await disc.put_entries([OLD], now_us=NOW_US)
+    assert disc.forgotten() == []
+    assert complaints == []
+
+
+async def test_what_has_retired_is_not_missed(disc: Disc) -> None:
+    await disc.put_entries([NEW], now_us=NOW_US)
+    await disc.delete_expired(now_us=UNIT_US, retire_before_us=UNIT_US)
+    assert disc.standing(NEW.slot) is None
+    assert disc.has_retired(NEW)
+    assert disc.forgotten() == []
+
+
+async def test_a_value_that_went_before_its_time_is_missed(disc: Disc) -> None:
+    await disc.put_entries([OLD], now_us=NOW_US)
+    for _ in disc._entries.drop_values(1000, 10):
+        pass
+    assert disc.forgotten() == [OLD]
+    await disc.delete_expired(now_us=1000, retire_before_us=0)
+    assert disc.forgotten() == [], "its time is over now"
