@@ -30,6 +30,15 @@ class Reach(IntEnum):
     INTERNET = 2
 
 
+def begins_with_name(address: bytes) -> bool:
+    """Whether a binary multiaddr is of a DNS name.
+
+    >>> [begins_with_name(Multiaddr(f"/{host}/tcp/1").to_bytes()) for host in ("dns4/a.example", "ip4/10.0.0.1")]
+    [True, False]
+    """
+    return bool(address) and address[0] in _NAMES
+
+
 @lru_cache(maxsize=4096)
 def reach_of(address: bytes) -> Reach:
     """The reach of a binary multiaddr; that of a name is not known before it is resolved, and counts as the widest.

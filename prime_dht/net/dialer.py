@@ -30,12 +30,16 @@ from multiaddr import Multiaddr
 
 from prime_dht.errors import QueryError, ValidationError
 from prime_dht.ids import PeerId, peer_from_text, peer_text, short
+from prime_dht.net.addresses import Reach, begins_with_name
 from prime_dht.net.hardening.outbound import FailedAddress, RaceSettings, race_addresses
 from prime_dht.net.hardening.parts import parts_of
 from prime_dht.net.names import is_named, resolve
 
 MAX_ADDRESS_BYTES = 256
 """The longest binary multiaddr that is kept."""
+
+HEARSAY = frozenset({"kad", "identify"})
+"""Sources that are what peers say."""
 
 DIALS_AT_ONCE = 32
 """Peers that are dialled at the same time, by all hosts of the process: they share its CPU, and handshakes that start
@@ -65,6 +69,7 @@ class BookSettings:
 class _Address:
     reach: int
     heard_s: float
+    is_hearsay: bool
     proven_s: float | None = None
 
     def preference(self) -> tuple[bool, float, int, float]:
@@ -106,10 +111,12 @@ class AddressBook:
             return
         known = self._used(peer, source)
         for address in good:
+            is_hearsay = source in HEARSAY
             if address in known.addresses:
                 known.addresses[address].heard_s = now_s
+                known.addresses[address].is_hearsay &= is_hearsay
             else:
-                known.addresses[address] = _Address(_reach(address), now_s)
+                known.addresses[address] = _Address(_reach(address), now_s, is_hearsay)
                 known.failures, known.retry_at_s = 0, None
         while len(known.addresses) > self._settings.max_addresses_per_peer:
             del known.addresses[min(known.addresses, key=lambda raw: known.addresses[raw].worth())]
@@ -120,6 +127,12 @@ class AddressBook:
         if known is None:
             return ()
         return tuple(sorted(known.addresses, key=lambda raw: known.addresses[raw].preference()))
+
+    def nearest_of(self, peer: PeerId, address: bytes) -> Reach:
+        """The least reach of what a name may lead to: strangers' names lead to the Internet, or nowhere."""
+        known = self._peers.get(peer)
+        told = None if known is None else known.addresses.get(address)
+        return Reach.INTERNET if told is None or told.is_hearsay else Reach.MACHINE
 
     def source_of(self, peer: PeerId) -> str:
         """Who told us of a peer first; empty if nobody has."""
@@ -321,10 +334,10 @@ class Dialer:
         """What to dial, and for which address of the book; names that cannot be resolved go to the failures."""
         to_dial: dict[Multiaddr, bytes] = {}
 
-        async def resolve_one(named: Multiaddr, raw: bytes) -> None:
+        async def resolve_one(named: Multiaddr, raw: bytes, nearest: Reach) -> None:
             try:
                 with trio.fail_after(self._race.address_timeout_s):
-                    resolved = await resolve(named)
+                    resolved = await resolve(named, nearest=nearest)
             except QueryError as error:
                 failures.append(FailedAddress(named, str(error)))
             except trio.TooSlowError:
@@ -336,9 +349,12 @@ class Dialer:
 
         async with trio.open_nursery() as nursery:
             for raw in addresses:
-                address = Multiaddr(raw)
+                address, nearest = Multiaddr(raw), self.book.nearest_of(peer, raw)
                 if is_named(address):
-                    nursery.start_soon(resolve_one, address, raw)
+                    nursery.start_soon(resolve_one, address, raw, nearest)
+                elif begins_with_name(raw) and nearest is Reach.INTERNET:
+                    # The transport would resolve it, and nobody would look where it leads.
+                    failures.append(FailedAddress(address, "of a name that a peer tells, only a TCP port is believed"))
                 else:
                     to_dial[address] = raw
         return to_dial

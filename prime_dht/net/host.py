@@ -2,9 +2,10 @@
 
 :func:`open_host` makes the host: Noise only, prime_dht's fast Noise and Yamux unless switched off, explicit limits, no
 peer dialled unless asked, no port mapping, no multicast discovery, no belief in what peers say our address is; every
-guard of :mod:`prime_dht.net.hardening` applied. It runs within the block. At its end, also on cancellation, listeners
-and connections are closed within ``CLOSE_TIMEOUT_S``: py-libp2p leaves the listeners open when a host with a live
-connection stops (A11), because closing the connections first fails in the cancelled scope.
+guard of :mod:`prime_dht.net.hardening` applied. Connections that nobody uses are closed (:mod:`prime_dht.net.idle`); on
+a host made elsewhere they are its owner's business. It runs within the block. At its end, also on cancellation,
+listeners and connections are closed within ``CLOSE_TIMEOUT_S``: py-libp2p leaves the listeners open when a host with a
+live connection stops (A11), because closing the connections first fails in the cancelled scope.
 
 :func:`guard_host` applies to a host made elsewhere what can be applied afterwards and changes nothing its owner may
 rely on, and says what could not be.
@@ -35,6 +36,7 @@ from libp2p.utils.address_validation import expand_wildcard_address
 from multiaddr import Multiaddr
 from multiaddr.protocols import P_P2P
 
+from prime_dht.background import background_nursery
 from prime_dht.errors import ConfigError
 from prime_dht.ids import PeerId
 from prime_dht.net.allow_list import connect_only_with
@@ -50,6 +52,7 @@ from prime_dht.net.hardening.parts import parts_of
 from prime_dht.net.hardening.peer_state import forget_gone_peers, roomy_peerstore
 from prime_dht.net.hardening.stream_guard import guard_streams
 from prime_dht.net.hardening.stream_slots import guard_new_streams
+from prime_dht.net.idle import IdleConnections
 from prime_dht.net.light_swarm import lighten
 from prime_dht.net.noise import FastNoise, security_options
 from prime_dht.net.yamux import FastMuxers, use_fast_yamux
@@ -93,12 +96,22 @@ class HostSettings(HostLimits):
     here has the host connect to: a node of prime_dht learns from its own requests what it needs to know, and when
     hundreds of nodes start at once, two questions for each connection are much of the work."""
 
+    low_water_connections: int = 32
+    """Connections that stay open though nobody uses them; more are closed when they have been idle for long enough."""
+
+    idle_connection_s: float = 60.0
+    """Seconds without any stream after which a connection beyond those is closed."""
+
     user_agent: str = USER_AGENT
     """What identify says this node is."""
 
     def __post_init__(self) -> None:
         # A dataclass with slots is a new class, which the zero-argument super() does not know.
         super(HostSettings, self).__post_init__()
+        if self.low_water_connections < 0:
+            raise ConfigError(f"low_water_connections must be at least 0, not {self.low_water_connections}")
+        if not self.idle_connection_s > 0:
+            raise ConfigError(f"idle_connection_s must be positive, not {self.idle_connection_s}")
         for address in (*self.listen, *self.announce):
             _multiaddr(address)
 
@@ -114,9 +127,11 @@ async def open_host(settings: HostSettings) -> AsyncIterator[IHost]:
     for address in listen:
         check_port_free(address)
     host, swarm = _build(settings, listen)
+    idle = IdleConnections(swarm, low_water=settings.low_water_connections, grace_s=settings.idle_connection_s)
     raised: BaseException | None = None
     try:
-        async with host.run(listen):
+        async with host.run(listen), background_nursery() as nursery:
+            nursery.start_soon(idle.run)
             try:
                 if missing := unheard(swarm, listen):
                     raise ConfigError(f"cannot listen on {missing[0]}")

@@ -52,8 +52,6 @@ def _load(path: Path) -> KeyPair:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise ConfigError(f"identity file {path} is not a regular file")
-    if status.st_mode & 0o077:
-        raise ConfigError(f"identity file {path} is open to others: run chmod 600 {path}")
     if status.st_size == 0:
         raise ConfigError(f"identity file {path} is empty")
     try:
@@ -62,6 +60,8 @@ def _load(path: Path) -> KeyPair:
         raise ConfigError(f"identity file {path} is corrupt: it holds no libp2p private key") from error
     if key_pair.private_key.get_type() is not KeyType.Ed25519:
         raise ConfigError(f"identity file {path} holds a key that is not Ed25519")
+    if status.st_mode & 0o077:  # last, so that nobody is told to close a file that is no identity
+        raise ConfigError(f"identity file {path} is open to others: run chmod 600 {path}")
     return key_pair
 
 

@@ -348,7 +348,7 @@ class FastNoiseSession(SecureSession):
         if self._is_dead:
             raise _closed("the connection is closed")
         try:
-            received = await self._socket.recv(_RECEIVE_BYTES)
+            received = await self._receive()
         except (OSError, trio.ClosedResourceError) as error:
             raise self._end(f"receiving failed: {error}") from error
         if not received:
@@ -357,6 +357,17 @@ class FastNoiseSession(SecureSession):
             return self._open_frames(self._ciphertext + received if self._ciphertext else received)
         except ConnectionClosedError as error:
             raise self._end(str(error)) from error
+
+    async def _receive(self) -> bytes:
+        # Not the socket's recv, which tries before it waits: what was there has mostly been read, so that is in vain.
+        while self._socket.fileno() >= 0:
+            await trio.lowlevel.wait_readable(self._socket.fileno())
+            try:
+                # Asked for anew: if the socket was closed meanwhile, the number may be another's by now.
+                return os.read(self._socket.fileno(), _RECEIVE_BYTES)
+            except BlockingIOError:
+                continue
+        raise trio.ClosedResourceError("the socket is closed")
 
     def _open_frames(self, data: bytes) -> list[bytes]:
         view = memoryview(data)
@@ -411,6 +422,7 @@ def _take_over(session: ISecureConn) -> ISecureConn:
         return session
     protocol = session.conn.noise_state.noise_protocol
     sending, receiving = protocol.cipher_state_encrypt, protocol.cipher_state_decrypt
+    del session.conn.noise_state  # several kilobytes that nobody needs any more, and a second copy of the keys
     return FastNoiseSession(
         session,
         stream.socket,

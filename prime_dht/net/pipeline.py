@@ -6,6 +6,9 @@ sent all the same, so no cancellation can cut a frame that others need whole.
 
 A stream is *lost* when it ends, breaks, carries what no answer can be, takes nothing for :data:`WRITE_TIMEOUT_S`, or is
 abandoned. Every call that waits on it then fails at once.
+
+A cancel scope for the deadline of each call would cost a tenth of the call. So all calls of a stream share one timer: a
+task that sleeps until the earliest deadline that there was when it began, and then ends the calls whose time is up.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ class Pipeline:
         # A request waits here only while it has a place, so there is always room.
         self._to_send, self._unsent = trio.open_memory_channel[bytes](MAX_CALLS_IN_FLIGHT)
         self._scope = trio.CancelScope()
+        self._timer = trio.CancelScope()
         self._loss: StreamLostError | RemoteProtocolError | None = None
         self.heard_s = -math.inf
 
@@ -45,28 +49,33 @@ class Pipeline:
     def is_lost(self) -> bool:
         return self._loss is not None
 
-    async def call(self, message: bytes) -> bytes | Refusal:
-        """Send one message and wait for its answer.
+    async def call(self, message: bytes, *, deadline_s: float) -> bytes | Refusal:
+        """Send one message and wait for its answer, until ``deadline_s`` on trio's clock.
 
         Raises:
             StreamLostError: the stream was lost before the answer came.
             RemoteProtocolError: it was lost because the peer broke the protocol.
+            trio.TooSlowError: no answer came in time.
         """
         try:
             self._places.acquire_nowait()  # waiting, even for what is free, costs a reschedule
         except trio.WouldBlock:
-            await self._places.acquire()
+            with trio.fail_at(deadline_s):
+                await self._places.acquire()
         if self._loss is not None:
             self._places.release()  # to the next one, which has to learn this as well
             raise type(self._loss)(str(self._loss)) from self._loss
         number = next(self._numbers)
-        waiter = self._waiting[number] = _Waiter()
+        waiter = self._waiting[number] = _Waiter(deadline_s)
+        if deadline_s < self._timer.deadline:
+            self._timer.deadline = deadline_s
         self._send(encode_call(number, message))
         await waiter.over.wait()
-        if waiter.answer is None:
-            assert self._loss is not None
+        if waiter.answer is not None:
+            return waiter.answer
+        if self._loss is not None:
             raise type(self._loss)(str(self._loss)) from self._loss
-        return waiter.answer
+        raise trio.TooSlowError
 
     def abandon(self, reason: str) -> None:
         """Give the stream up."""
@@ -78,6 +87,7 @@ class Pipeline:
             with self._scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._write)
+                    nursery.start_soon(self._time_out)
                     await self._read()
         finally:
             self.abandon("this node is closing")  # unless it was lost for another reason
@@ -99,6 +109,19 @@ class Pipeline:
             self._lose(error)
         except trio.TooSlowError:
             self.abandon("the peer does not read")
+
+    async def _time_out(self) -> None:
+        """End calls whose deadline has passed. Their places stay taken, for the peer still works for them."""
+        while True:
+            with self._timer:
+                await trio.sleep(math.inf)
+            now_s = trio.current_time()
+            waiting = [waiter for waiter in self._waiting.values() if not waiter.over.is_set()]
+            for waiter in waiting:
+                if waiter.deadline_s <= now_s:
+                    waiter.over.set()
+            deadlines_s = (waiter.deadline_s for waiter in waiting if waiter.deadline_s > now_s)
+            self._timer = trio.CancelScope(deadline=min(deadlines_s, default=math.inf))
 
     async def _read(self) -> None:
         try:
@@ -133,8 +156,9 @@ class Pipeline:
 
 
 class _Waiter:
-    __slots__ = ("answer", "over")
+    __slots__ = ("answer", "deadline_s", "over")
 
-    def __init__(self) -> None:
+    def __init__(self, deadline_s: float) -> None:
         self.answer: bytes | Refusal | None = None
+        self.deadline_s = deadline_s
         self.over = trio.Event()

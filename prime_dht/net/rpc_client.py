@@ -120,13 +120,10 @@ class RpcClient:
         self.calls += 1
         started_s = trio.current_time()
         try:
-            # Not trio.fail_after: its two context managers cost as much as the scope within.
-            with trio.CancelScope(deadline=started_s + timeout_s):
-                try:
-                    return await self._attempt(peer, request, message)
-                except _StaleStreamError:
-                    return await self._attempt(peer, request, message)
-            raise trio.TooSlowError
+            try:
+                return await self._attempt(peer, request, message, started_s + timeout_s)
+            except _StaleStreamError:
+                return await self._attempt(peer, request, message, started_s + timeout_s)
         except trio.TooSlowError as error:
             state = self._peers.get(peer)
             if state is not None and state.pipeline is not None and state.pipeline.heard_s < started_s:
@@ -137,23 +134,17 @@ class RpcClient:
         except RemoteProtocolError as error:
             raise RemoteProtocolError(str(error), peer=peer_text(peer)) from error
 
-    async def _attempt(self, peer: PeerId, request: Request, message: bytes) -> Reply:
+    async def _attempt(self, peer: PeerId, request: Request, message: bytes, deadline_s: float) -> Reply:
         state = self._state(peer)
         if _is_undecided(state):
-            async with state.opening:  # one stream is opened, however many calls find none
-                if _is_undecided(state):
-                    await self._open_first(peer, state)
+            with trio.fail_at(deadline_s):
+                async with state.opening:  # one stream is opened, however many calls find none
+                    if _is_undecided(state):
+                        await self._open_first(peer, state)
         if state.pipeline is not None:
-            return await self._pipelined(peer, state.pipeline, request, message)
-        async with state.places:
-            if not state.idle:
-                frames, _ = await self._open(peer, [self._kad_protocol])
-                return await self._exchange(state, frames, request, message)
-            try:
-                return await self._exchange(state, state.idle.pop(), request, message)
-            except StreamLostError as error:
-                self._drop_streams(state)
-                raise _StaleStreamError(f"peer {short(peer)}: {error}") from error
+            return await self._pipelined(peer, state.pipeline, request, message, deadline_s)
+        with trio.fail_at(deadline_s):
+            return await self._classically(peer, state, request, message)
 
     async def _open_first(self, peer: PeerId, state: _Peer) -> None:
         """Open the first stream to a peer; its protocol says how to go on."""
@@ -169,14 +160,27 @@ class RpcClient:
             await frames.reset()
             raise _StaleStreamError(f"peer {short(peer)} was forgotten")
 
-    async def _pipelined(self, peer: PeerId, pipeline: Pipeline, request: Request, message: bytes) -> Reply:
+    async def _pipelined(
+        self, peer: PeerId, pipeline: Pipeline, request: Request, message: bytes, deadline_s: float
+    ) -> Reply:
         try:
-            answer = await pipeline.call(message)
+            answer = await pipeline.call(message, deadline_s=deadline_s)
         except StreamLostError as error:
             raise _StaleStreamError(f"peer {short(peer)}: {error}") from error
         if isinstance(answer, Refusal):
             raise QueryError(f"peer {short(peer)} refused the request: {answer.reason}")
         return decode_reply(request, answer)
+
+    async def _classically(self, peer: PeerId, state: _Peer, request: Request, message: bytes) -> Reply:
+        async with state.places:
+            if not state.idle:
+                frames, _ = await self._open(peer, [self._kad_protocol])
+                return await self._exchange(state, frames, request, message)
+            try:
+                return await self._exchange(state, state.idle.pop(), request, message)
+            except StreamLostError as error:
+                self._drop_streams(state)
+                raise _StaleStreamError(f"peer {short(peer)}: {error}") from error
 
     async def _exchange(self, state: _Peer, frames: FrameStream, request: Request, message: bytes) -> Reply:
         """One request and its answer on a classical stream, which is kept only if it is fit for another."""
@@ -205,8 +209,11 @@ class RpcClient:
         return FrameStream(stream, budget=self._budget), str(stream.get_protocol())
 
     def _state(self, peer: PeerId) -> _Peer:
-        state = self._peers.setdefault(peer, _Peer())
-        self._peers.move_to_end(peer)
+        state = self._peers.get(peer)
+        if state is not None:
+            self._peers.move_to_end(peer)
+            return state
+        state = self._peers[peer] = _Peer()
         if len(self._peers) > MAX_PEERS:
             _, unused = self._peers.popitem(last=False)
             self._forget(unused)

@@ -30,7 +30,7 @@ from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamError
 
 from prime_dht.errors import QueryError
 from prime_dht.net.yamux import FastYamuxStream, Receiver
-from prime_dht.wire.frames import FrameDecoder, encode_frame
+from prime_dht.wire.frames import MAX_FRAME_BYTES, FrameDecoder, encode_frame
 
 SMALL_FRAME_BYTES = 64 << 10
 """Frames up to this size need no budget: a muxer's window holds that much anyway. A read brings no more either, so a
@@ -85,17 +85,25 @@ class FrameStream:
         stream: negotiated; this object closes or resets it.
         budget: shared by the streams whose large frames are to be bounded together.
         frame_timeout_s: seconds within which a frame must be whole once its first byte is here.
+        max_frame_bytes: a frame that announces more is a breach of protocol.
 
     Attributes:
         broken: nothing more can be sent or received.
     """
 
-    def __init__(self, stream: INetStream, *, budget: FrameBudget, frame_timeout_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        stream: INetStream,
+        *,
+        budget: FrameBudget,
+        frame_timeout_s: float = 10.0,
+        max_frame_bytes: int = MAX_FRAME_BYTES,
+    ) -> None:
         self._stream = stream
         # The state lock of py-libp2p's NetStream costs two reschedules a call; our muxer keeps its own state.
         muxed = stream.muxed_stream if isinstance(stream, NetStream) else None
         self._fast = muxed if isinstance(muxed, FastYamuxStream) else None
-        self._decoder = FrameDecoder()
+        self._decoder = FrameDecoder(max_frame_bytes)
         self._ready: deque[bytes] = deque()
         self._budget = budget
         self._under_way_bytes = 0  # of the large frame that is being read

@@ -55,7 +55,8 @@ async def measure_operations(*, quick: bool) -> list[Table]:
             cases = [*load.cases(in_flight=1), *load.cases(in_flight=32), *load.batch_cases(1)]
             sqlite_rows = await measure(cases, rounds=1 if quick else 3)
     title = (
-        f"{NODES} nodes in one process, loopback, {{}} backend, {VALUE_BYTES} random bytes, no read cache.\n"
+        f"{NODES} nodes in one process, loopback, {{}} backend, {VALUE_BYTES} random bytes, no read cache;\n"
+        "after they met, what they had made was frozen for the garbage collector, as `prime-dht run` does.\n"
         "CPU is that of both ends. Of batches, rate, CPU and RPCs are per value, p50 and p99 are not"
     )
     return [

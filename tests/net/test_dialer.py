@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import trio
@@ -17,6 +18,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from prime_dht.errors import QueryError, ValidationError
 from prime_dht.ids import PeerId, peer_text
 from prime_dht.net import dialer as dialer_module
+from prime_dht.net.addresses import Reach
 from prime_dht.net.dialer import (
     MAX_ADDRESS_BYTES,
     AddressBook,
@@ -298,6 +300,35 @@ async def test_a_name_that_nobody_resolves_does_not_hold_up_a_live_address(patie
         assert trio.current_time() - start <= RaceSettings().stagger_s
         with pytest.raises(QueryError, match=r"/dns4/node\.test/tcp/1: no name server answers in 5 s"):
             await Dialer(client, AddressBook()).connect(PEER, [named])
+
+
+class ToLoopback(trio.abc.HostnameResolver):
+    """A name server by which every name leads to this machine."""
+
+    async def getaddrinfo(self, *_arguments: object, **_options: object) -> list[tuple[int, int, int, str, Any]]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))]
+
+    async def getnameinfo(self, sockaddr: object, flags: int) -> NoReturn:
+        raise NotImplementedError
+
+
+async def test_a_name_that_a_peer_tells_of_does_not_lead_to_this_machine_and_one_that_the_user_gives_may() -> None:
+    trio.socket.set_custom_hostname_resolver(ToLoopback())
+    with trio.fail_after(30):
+        async with host() as client, host() as server:
+            port = listen_addresses(server)[0].value_for_protocol("tcp")
+            named = binary(f"/dns4/node.test/tcp/{port}")
+            dialer = Dialer(client, AddressBook())
+            for source in ("kad", "identify"):
+                with pytest.raises(QueryError, match=r"the name node\.test leads inside"):
+                    await dialer.connect(id_of(server), [named], source=source)
+                dialer.book.forgive(id_of(server))
+            with pytest.raises(QueryError, match="of a name that a peer tells, only a TCP port is believed"):
+                await dialer.connect(PEER, [binary(f"/dns4/node.test/tcp/{port}/ws")], source="kad")
+            await dialer.connect(id_of(server), [named], source="bootstrap")
+            assert dialer.is_connected(id_of(server))
+            dialer.book.add(id_of(server), [named], source="kad", now_s=0.0)  # what a peer adds takes nothing away
+            assert dialer.book.nearest_of(id_of(server), named) is Reach.MACHINE
 
 
 async def test_a_peer_with_only_a_bad_address_fails_before_the_deadline(

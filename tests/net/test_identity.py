@@ -80,6 +80,14 @@ def test_a_file_open_to_others_is_refused_with_the_command_that_closes_it(tmp_pa
         load_or_create_identity(path)
 
 
+def test_nobody_is_told_to_close_a_file_that_is_no_identity(tmp_path: Path) -> None:
+    path = tmp_path / "everybodys"
+    path.write_bytes(b"not a key")
+    path.chmod(0o644)
+    with pytest.raises(ConfigError, match="it holds no libp2p private key"):
+        load_or_create_identity(path)
+
+
 def test_a_path_that_cannot_be_used_is_a_config_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ConfigError, match="File exists"):

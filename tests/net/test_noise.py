@@ -132,6 +132,11 @@ async def test_frames_that_follow_the_handshake_in_one_segment_are_not_lost(raw_
     assert await listener[0].read(11) == b"firstsecond"
 
 
+async def test_of_the_keys_the_session_alone_keeps_a_copy(fast_pair: FastPair) -> None:
+    for session in fast_pair:
+        assert not hasattr(session.conn, "noise_state")
+
+
 async def test_a_connection_that_is_no_plain_tcp_socket_keeps_the_stock_session(raw_pair: RawPair) -> None:
     class Wrapped(RawConnection):
         pass

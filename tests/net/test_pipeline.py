@@ -341,6 +341,41 @@ async def test_a_stream_that_answers_others_is_kept_when_one_call_times_out(auto
         assert len(opener.opened) == 1
 
 
+async def test_every_call_of_a_stream_ends_at_its_own_deadline(autojump_clock: MockClock) -> None:
+    ended_s: dict[float, float] = {}
+
+    async def ask_within(client: RpcClient, timeout_s: float) -> None:
+        await ask_in_vain(client, b"%g" % timeout_s, timeout_s=timeout_s)
+        ended_s[timeout_s] = trio.current_time()
+
+    async def ignore_all_but_one(frames: FrameStream) -> None:
+        while True:
+            body = await read(frames)
+            if target_of(decode_request(decode_call(body)[1])) == b"in time":
+                await frames.write_frame(answer_to(body))
+
+    async with running_client({RPC: scripted(ignore_all_but_one)}) as (client, opener):
+        async with trio.open_nursery() as nursery:
+            for timeout_s in (5.0, 9.0, 3.0, 7.0):
+                nursery.start_soon(ask_within, client, timeout_s)
+            for at_s in (2.5, 4.5, 6.5, 8.5):
+                await trio.sleep_until(at_s)  # an answer to another, so that the stream is kept
+                await ask(client, b"in time")
+        assert ended_s == {3.0: 3.0, 5.0: 5.0, 7.0: 7.0, 9.0: 9.0}
+        assert len(opener.opened) == 1
+
+
+async def test_a_call_that_finds_no_place_in_time_fails(autojump_clock: MockClock) -> None:
+    async with running_client({RPC: scripted(say_nothing)}) as (client, _), trio.open_nursery() as nursery:
+        for number in range(MAX_CALLS_IN_FLIGHT):
+            nursery.start_soon(ask_in_vain, client, b"%d" % number)
+        await wait_all_tasks_blocked()
+        with pytest.raises(QueryError, match="did not answer within 2 s"):
+            await ask(client, b"one too many", timeout_s=2.0)
+        assert trio.current_time() == 2.0
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_peer_that_does_not_read_loses_the_stream(autojump_clock: MockClock) -> None:
     async with running_client({RPC: scripted(say_nothing)}, window_bytes=10) as (client, opener):
         await ask_in_vain(client, b"x" * 100, timeout_s=1000.0)

@@ -8,10 +8,16 @@ Why this works: all six negotiations of a host (security, muxer and streams, eac
 a reader that refuses to read more than a line can hold, as go-libp2p's does, and what cannot be decoded fails like any
 other negotiation.
 
-It can go when ``read_delim`` takes a limit and ``MultiselectCommunicator.read`` translates the decoding error.
+A client also waits for the header of the other end before it says what it wants, which costs each negotiation a round
+trip and a packet. The specification allows it to send both at once, and so does this one.
+
+It can go when ``read_delim`` takes a limit, ``MultiselectCommunicator.read`` translates the decoding error, and clients
+send their first choice with the header.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from libp2p.abc import IMultiselectCommunicator
 from libp2p.custom_types import StreamHandlerFn, TProtocol
@@ -23,6 +29,7 @@ from libp2p.protocol_muxer.exceptions import MultiselectClientError, Multiselect
 from libp2p.protocol_muxer.multiselect import DEFAULT_NEGOTIATE_TIMEOUT, Multiselect
 from libp2p.protocol_muxer.multiselect_client import MultiselectClient
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
+from libp2p.utils import encode_delim
 
 MAX_LINE_BYTES = 1024
 """The longest line accepted, newline included: go-multistream's limit."""
@@ -49,9 +56,25 @@ class _ShortReads(ReadWriteCloser):
         return self._inner.get_remote_address()
 
 
-def _bounded(communicator: IMultiselectCommunicator) -> MultiselectCommunicator:
+class _EarlyChoice(_ShortReads):
+    """The same for a client: its first line, the header, takes along its second, which is what it wants most."""
+
+    def __init__(self, inner: ReadWriteCloser, choice: bytes) -> None:
+        super().__init__(inner)
+        self._choice = choice
+        self._lines = 0
+
+    async def write(self, data: bytes) -> None:
+        self._lines += 1
+        if self._lines == 1:
+            await super().write(data + self._choice)
+        elif self._lines > 2:
+            await super().write(data)
+
+
+def _connection_of(communicator: IMultiselectCommunicator) -> ReadWriteCloser:
     assert isinstance(communicator, MultiselectCommunicator)
-    return MultiselectCommunicator(_ShortReads(communicator.read_writer))
+    return communicator.read_writer
 
 
 def _guard_server(server: Multiselect) -> None:
@@ -61,7 +84,7 @@ def _guard_server(server: Multiselect) -> None:
         communicator: IMultiselectCommunicator, negotiate_timeout: int = DEFAULT_NEGOTIATE_TIMEOUT
     ) -> tuple[TProtocol | None, StreamHandlerFn | None]:
         try:
-            return await stock(_bounded(communicator), negotiate_timeout)
+            return await stock(MultiselectCommunicator(_ShortReads(_connection_of(communicator))), negotiate_timeout)
         except UnicodeDecodeError as error:
             raise MultiselectError("a multistream line is not UTF-8") from error
 
@@ -72,20 +95,22 @@ def _guard_client(client: MultiselectClient) -> None:
     stock = client.select_one_of
 
     async def select_one_of(
-        protocols: tuple[TProtocol, ...],
+        protocols: Sequence[TProtocol],
         communicator: IMultiselectCommunicator,
         negotiate_timeout: int = DEFAULT_NEGOTIATE_TIMEOUT,
     ) -> TProtocol:
+        choice = b"".join(encode_delim(protocol.encode()) for protocol in protocols[:1])
+        early = MultiselectCommunicator(_EarlyChoice(_connection_of(communicator), choice))
         try:
-            return await stock(protocols, _bounded(communicator), negotiate_timeout)
+            return await stock(protocols, early, negotiate_timeout)
         except UnicodeDecodeError as error:
             raise MultiselectClientError("a multistream line is not UTF-8") from error
 
-    client.select_one_of = select_one_of  # type: ignore[method-assign,assignment]
+    client.select_one_of = select_one_of  # type: ignore[method-assign]
 
 
 def guard_negotiation(host: BasicHost, swarm: Swarm) -> None:
-    """Bound the lines of every multistream negotiation of a host."""
+    """Bound the lines of every multistream negotiation of a host, and save its clients a round trip."""
     upgrader = swarm.upgrader
     for server in (host.multiselect, upgrader.security_multistream.multiselect, upgrader.muxer_multistream.multiselect):
         _guard_server(server)

@@ -19,6 +19,7 @@ It can go when ``dial_peer`` does the same.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
@@ -117,6 +118,8 @@ def _root_cause(error: BaseException) -> str:
         error = cause
     if isinstance(error, PeerIDMismatchesPubkey):
         return f"another peer answers there: {str(error).rpartition('=')[2]}"
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno)  # trio's own text says the address again
     return str(error) or type(error).__name__
 
 

@@ -7,8 +7,11 @@ from contextlib import AbstractAsyncContextManager
 
 import pytest
 import trio
+from libp2p.abc import INetStream
+from libp2p.custom_types import TProtocol
 from libp2p.host.basic_host import BasicHost
 from libp2p.io.abc import ReadWriteCloser
+from libp2p.peer.peerinfo import PeerInfo
 from libp2p.protocol_muxer.exceptions import MultiselectClientError, MultiselectError
 from libp2p.protocol_muxer.multiselect import Multiselect
 from libp2p.protocol_muxer.multiselect_client import MultiselectClient
@@ -30,6 +33,7 @@ class Peer(ReadWriteCloser):
     def __init__(self, script: bytes) -> None:
         self._script = script
         self.most_asked_for = 0
+        self.heard: list[bytes] = []
 
     async def read(self, n: int | None = None) -> bytes:
         assert n is not None
@@ -39,6 +43,7 @@ class Peer(ReadWriteCloser):
 
     async def write(self, data: bytes) -> None:
         await trio.lowlevel.checkpoint()
+        self.heard.append(data)
 
     async def close(self) -> None: ...
 
@@ -117,3 +122,55 @@ async def test_a_name_as_long_as_a_line_can_be_is_accepted(ours: OpenHost) -> No
             MultiselectCommunicator(Peer(HEADER + encode_delim(name.encode())))
         )
         assert selected == name
+
+
+RATHER, ALSO = "/test/rather", "/test/also"
+BOTH = [RATHER, ALSO]
+
+
+def line(text: str) -> bytes:
+    return bytes(encode_delim(text.encode()))
+
+
+@pytest.mark.parametrize(
+    ("answers", "selected", "said"),
+    [
+        ([RATHER], RATHER, [HEADER + line(RATHER)]),
+        (["na", ALSO], ALSO, [HEADER + line(RATHER), line(ALSO)]),
+        (["/multistream/1.0.0", "/multistream/1.0.0", RATHER], RATHER, [HEADER + line(RATHER), HEADER, line(RATHER)]),
+    ],
+)
+async def test_a_client_of_ours_sends_its_first_choice_with_the_header(
+    ours: OpenHost, answers: list[str], selected: str, said: list[bytes]
+) -> None:
+    async with ours(listen=()) as host:
+        for client in clients_of(host):
+            peer = Peer(HEADER + b"".join(map(line, answers)))
+            assert await client.select_one_of(BOTH, MultiselectCommunicator(peer)) == selected  # type: ignore[arg-type]
+            assert peer.heard == said
+
+
+async def test_a_client_of_ours_that_everything_is_refused_fails(ours: OpenHost) -> None:
+    async with ours(listen=()) as host:
+        for client in clients_of(host):
+            peer = Peer(HEADER + line("na") + line("na"))
+            with pytest.raises(MultiselectClientError, match="not supported"):
+                await client.select_one_of(BOTH, MultiselectCommunicator(peer))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("served", BOTH)
+async def test_hosts_of_both_kinds_agree_on_what_the_server_speaks(
+    ours: OpenHost, stock: OpenHost, served: str
+) -> None:
+    async def answer(stream: INetStream) -> None:
+        await stream.write(b"here")
+        await stream.close()
+
+    for client_kind, server_kind in ((ours, stock), (stock, ours), (ours, ours)):
+        async with client_kind() as client, server_kind() as server:
+            server.set_stream_handler(TProtocol(served), answer)
+            await client.connect(PeerInfo(server.get_id(), server.get_addrs()))
+            stream = await client.new_stream(server.get_id(), [TProtocol(each) for each in BOTH])
+            assert stream.get_protocol() == served
+            assert await stream.read(4) == b"here"
+            await stream.close()
