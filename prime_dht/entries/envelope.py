@@ -28,7 +28,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
@@ -50,15 +51,27 @@ PUBLIC_KEY_BYTES = 36
 SIGNATURE_BYTES = 64
 
 _ED25519_PUBLIC_KEY = b"\x08\x01\x12\x20"
+_RAW_KEY_BYTES = 32
+_PUBLIC_KEY_START = b"\x0a\x24" + _ED25519_PUBLIC_KEY
+_PUBLIC_KEY_END = len(_PUBLIC_KEY_START) + _RAW_KEY_BYTES
+_SIGNATURE_START = b"\x2a\x40"
+_SIGNATURE_FIELD_BYTES = len(_SIGNATURE_START) + SIGNATURE_BYTES
 _IDENTITY_MULTIHASH = b"\x00\x24"
 
 
 @dataclass(frozen=True, slots=True)
 class Purpose:
-    """What an envelope is for: the first part of its domain, and its payload type."""
+    """What an envelope is for: the first part of its domain, and its payload type.
+
+    ``middle`` is what stands in each of its envelopes between the public key and the length of the payload.
+    """
 
     name: str
     payload_type: bytes
+    middle: bytes = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "middle", b"\x12" + _varint(len(self.payload_type)) + self.payload_type + b"\x1a")
 
     def domain(self, network_id: str) -> bytes:
         """The domain of this purpose in one network.
@@ -66,17 +79,7 @@ class Purpose:
         Raises:
             ValidationError: the network id is not 1 to 64 bytes of UTF-8 without NUL.
         """
-        try:
-            encoded = network_id.encode()
-        except UnicodeEncodeError as error:
-            raise ValidationError("a network id is valid Unicode") from error
-        if not 0 < len(encoded) <= MAX_NETWORK_ID_BYTES or b"\0" in encoded:
-            raise ValidationError(f"a network id is 1 to {MAX_NETWORK_ID_BYTES} bytes without NUL")
-        return self.name.encode() + b":" + encoded
-
-
-ENTRY = Purpose("prime-entry", b"/prime/entry/1")
-CAPABILITY = Purpose("prime-capability", b"/prime/capability/1")
+        return _domain(self.name, network_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +140,7 @@ def seal(private_key: PrivateKey, purpose: Purpose, network_id: str, payload: by
     if len(public_key) != PUBLIC_KEY_BYTES or not public_key.startswith(_ED25519_PUBLIC_KEY):
         raise ValidationError("only Ed25519 keys can sign entries and capabilities")
     signature = private_key.sign(signed_bytes(purpose.domain(network_id), purpose.payload_type, payload))
-    data = _encode(public_key, purpose.payload_type, payload, signature)
+    data = _encode(public_key, purpose, payload, signature)
     if len(data) > MAX_ENVELOPE_BYTES:
         raise ValidationError(f"an envelope is at most {MAX_ENVELOPE_BYTES} bytes; this one would be {len(data)}")
     return data
@@ -151,21 +154,19 @@ def open_envelope(data: bytes, purpose: Purpose) -> Envelope:
     """
     if len(data) > MAX_ENVELOPE_BYTES:
         raise ValidationError(f"an envelope is at most {MAX_ENVELOPE_BYTES} bytes, not {len(data)}")
-    try:
-        message = pb.Envelope.FromString(data)
-    except DecodeError as error:
-        raise ValidationError("not an envelope: malformed protobuf") from error
-    if message.payload_type != purpose.payload_type:
-        raise ValidationError(f"not an envelope of type {purpose.payload_type.decode()}")
-    if message.public_key.Type != pb.Envelope.PublicKey.Ed25519:
-        raise ValidationError("only Ed25519 keys can sign entries and capabilities")
-    public_key = _ED25519_PUBLIC_KEY + message.public_key.Data
-    if len(public_key) != PUBLIC_KEY_BYTES or len(message.signature) != SIGNATURE_BYTES:
-        raise ValidationError("an envelope's public key has 32 bytes and its signature 64")
-    envelope = Envelope(public_key, message.payload, message.signature)
-    if data != _encode(public_key, purpose.payload_type, envelope.payload, envelope.signature):
-        raise ValidationError("an envelope is encoded canonically: its four fields in order, and nothing else")
-    return envelope
+    start = _PUBLIC_KEY_END + len(purpose.middle)
+    end = len(data) - _SIGNATURE_FIELD_BYTES
+    length = _length_of_the_rest(end - start)
+    if (
+        start < end
+        and data.startswith(_PUBLIC_KEY_START)
+        and data.startswith(purpose.middle, _PUBLIC_KEY_END)
+        and data.startswith(length, start)
+        and data.startswith(_SIGNATURE_START, end)
+    ):
+        public_key = data[_PUBLIC_KEY_END - PUBLIC_KEY_BYTES : _PUBLIC_KEY_END]
+        return Envelope(public_key, data[start + len(length) : end], data[-SIGNATURE_BYTES:])
+    raise ValidationError(_why_no_envelope(data, purpose))
 
 
 def signature_of(data: bytes) -> bytes:
@@ -200,17 +201,45 @@ def signed_bytes(domain: bytes, payload_type: bytes, payload: bytes) -> bytes:
     )
 
 
-def _encode(public_key: bytes, payload_type: bytes, payload: bytes, signature: bytes) -> bytes:
+def _why_no_envelope(data: bytes, purpose: Purpose) -> str:
+    """What is wrong with bytes that do not have the canonical form, as far as they can be read."""
+    try:
+        message = pb.Envelope.FromString(data)
+    except DecodeError:
+        return "not an envelope: malformed protobuf"
+    if message.payload_type != purpose.payload_type:
+        return f"not an envelope of type {purpose.payload_type.decode()}"
+    if message.public_key.Type != pb.Envelope.PublicKey.Ed25519:
+        return "only Ed25519 keys can sign entries and capabilities"
+    if len(message.public_key.Data) != _RAW_KEY_BYTES or len(message.signature) != SIGNATURE_BYTES:
+        return "an envelope's public key has 32 bytes and its signature 64"
+    return "an envelope is encoded canonically: its four fields in order, and nothing else"
+
+
+def _encode(public_key: bytes, purpose: Purpose, payload: bytes, signature: bytes) -> bytes:
     """The canonical protobuf encoding: tags 1, 2, 3 and 5 of wire type 2."""
-    # Written out, not looped over: every entry that comes in is encoded again, to see that it is canonical.
-    return b"".join(
-        (
-            *(b"\x0a", _varint(len(public_key)), public_key),
-            *(b"\x12", _varint(len(payload_type)), payload_type),
-            *(b"\x1a", _varint(len(payload)), payload),
-            *(b"\x2a", _varint(len(signature)), signature),
-        )
-    )
+    start = _PUBLIC_KEY_START + public_key[len(_ED25519_PUBLIC_KEY) :]
+    return b"".join((start, purpose.middle, _varint(len(payload)), payload, _SIGNATURE_START, signature))
+
+
+def _length_of_the_rest(size: int) -> bytes:
+    """The varint with which ``size`` bytes begin, if it says how many of them follow it.
+
+    >>> [_length_of_the_rest(size).hex() for size in (1, 128, 130, 131)]
+    ['00', '7f', '8001', '8101']
+    """
+    return _varint(max(0, size - (1 if size <= 0x80 else 2 if size <= 0x4001 else 3)))
+
+
+@lru_cache(maxsize=64)
+def _domain(name: str, network_id: str) -> bytes:
+    try:
+        encoded = network_id.encode()
+    except UnicodeEncodeError as error:
+        raise ValidationError("a network id is valid Unicode") from error
+    if not 0 < len(encoded) <= MAX_NETWORK_ID_BYTES or b"\0" in encoded:
+        raise ValidationError(f"a network id is 1 to {MAX_NETWORK_ID_BYTES} bytes without NUL")
+    return name.encode() + b":" + encoded
 
 
 def _varint(value: int) -> bytes:
@@ -226,3 +255,7 @@ def _varint(value: int) -> bytes:
 
 def _u32(field: bytes) -> bytes:
     return len(field).to_bytes(4, "big")
+
+
+ENTRY = Purpose("prime-entry", b"/prime/entry/1")
+CAPABILITY = Purpose("prime-capability", b"/prime/capability/1")

@@ -125,9 +125,10 @@ class Limits:
         _within("key", len(header.key), self.max_key_bytes, "bytes")
         _within("subkey", len(header.subkey), self.max_subkey_bytes, "bytes")
         _within("content type", len(header.content_type.encode()), self.max_content_type_bytes, "bytes")
-        _within("metadata", len(header.metadata), self.max_metadata_items, "items")
-        metadata_bytes = sum(len(name.encode()) + len(value.encode()) for name, value in header.metadata.items())
-        _within("metadata", metadata_bytes, self.max_metadata_bytes, "bytes")
+        if header.metadata:
+            _within("metadata", len(header.metadata), self.max_metadata_items, "items")
+            metadata_bytes = sum(len(name.encode()) + len(value.encode()) for name, value in header.metadata.items())
+            _within("metadata", metadata_bytes, self.max_metadata_bytes, "bytes")
         _within("capability", len(header.capability), self.max_capability_bytes, "bytes")
         _within("signed header", len(entry.envelope), self.max_envelope_bytes, "bytes")
         _within("ttl", (header.retain_until_us - header.created_at_us) / US_PER_S, self.max_ttl_s, "s")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
 from prime_dht.ids import KadKey, PeerId
@@ -55,6 +56,7 @@ def subnets_of(addresses: Iterable[bytes]) -> tuple[bytes, ...]:
     return tuple(sorted(subnet for subnet in subnets if subnet is not None))
 
 
+@lru_cache(maxsize=4096)
 def _subnet_of(address: bytes) -> bytes | None:
     code = address[0] if address else None
     ip: IPv4Address | IPv6Address

@@ -214,6 +214,8 @@ class Lookup:
         now_s: when it starts; all times are seconds of one monotonic clock.
         eligible: which peers that answered count towards the ``k``, by their contact as it was when they answered.
             Others are asked and believed as well, but are not in the result.
+        reserve: more contacts to begin with, asked for at most once: when the seeds leave fewer to ask than could be,
+            or when there are others to compare them with. Most puts and gets are done before.
     """
 
     def __init__(
@@ -225,6 +227,7 @@ class Lookup:
         config: LookupConfig,
         now_s: float,
         eligible: Callable[[Contact], bool] = anyone,
+        reserve: Callable[[], Iterable[Contact]] | None = None,
     ) -> None:
         self.target = target
         self._local = local
@@ -237,9 +240,8 @@ class Lookup:
         self._asked: list[_Candidate] = []  # in the order they were asked
         self._in_flight: dict[PeerId, _Candidate] = {}
         self._result: LookupResult | None = None
-        for seed in seeds:
-            self._hear(seed, told_by=None, depth=1)
-        self._is_small_swarm = len(self._known) < config.k
+        self._reserve = reserve
+        self._begin_with(seeds)
 
     def next(self, now_s: float) -> list[Action]:
         """What to do now: queries to start, then one ``WaitUntil``; or, once it has ended, only ``Finished``."""
@@ -271,8 +273,11 @@ class Lookup:
         candidate.contact = contact
         candidate.answered_at_s = now_s
         candidate.failure = ""
+        named_peers = list(islice(closer, self._config.max_closer))
+        if named_peers:
+            self._draw_reserve()
         new_in_subnet: Counter[bytes] = Counter()
-        for named in islice(closer, self._config.max_closer):
+        for named in named_peers:
             candidate.heard_of += 1
             if named.peer not in self._known and named.kad_key != self.target and not self._is_small_swarm:
                 if any(new_in_subnet[subnet] >= self._config.max_per_subnet for subnet in named.subnets):
@@ -311,6 +316,16 @@ class Lookup:
     def hop(self, peer: PeerId) -> Hop:
         """How the query of a peer that was asked stands."""
         return self._known[peer].hop()
+
+    def _begin_with(self, seeds: Iterable[Contact]) -> None:
+        for seed in seeds:
+            self._hear(seed, told_by=None, depth=1)
+        self._is_small_swarm = len(self._known) < self._config.k
+
+    def _draw_reserve(self) -> None:
+        if self._reserve is not None:
+            reserve, self._reserve = self._reserve, None
+            self._begin_with(reserve())
 
     def _hear(self, contact: Contact, *, told_by: PeerId | None, depth: int) -> None:
         if contact.kad_key == self._local:
@@ -375,6 +390,9 @@ class Lookup:
                     assert_never(candidate.state)
             if places == config.k:
                 break
+        if self._reserve is not None and places < config.k and (prompt < self._alpha or not is_open):
+            self._draw_reserve()
+            return [*queries, *self._advance(now_s)]
         if not is_open:
             if places == config.k and not is_cut_short:
                 self._end(Outcome.CONVERGED, now_s)

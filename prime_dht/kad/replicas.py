@@ -20,6 +20,7 @@ among those found.
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from typing import assert_never
@@ -50,6 +51,17 @@ def choose_replicas(
     """
     servers = contacts if own is None else (own, *contacts)
     return closest(filter(eligible, servers), target, replication)
+
+
+def digest(replicas: Iterable[Contact]) -> bytes:
+    """Which peers they are, in 8 bytes, whatever their order: nodes that compare it need not name them.
+
+    >>> from prime_dht.ids import PeerId, kad_key
+    >>> a, b = (Contact(peer=peer, kad_key=kad_key(peer)) for peer in (PeerId(b"a"), PeerId(b"b")))
+    >>> digest([a, b]) == digest([b, a]), digest([a, b]) == digest([a])
+    (True, False)
+    """
+    return hashlib.sha256(b"".join(sorted([replica.peer for replica in replicas]))).digest()[:8]
 
 
 def quorum(replication: int, servers: int) -> int:

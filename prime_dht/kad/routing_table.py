@@ -152,8 +152,9 @@ class RoutingTable:
 
     def __iter__(self) -> Iterator[Contact]:
         """Every contact, the farthest bucket first."""
-        for index in sorted(self._buckets):
-            yield from self._buckets[index].contacts()
+        return iter(
+            [place.contact for index in sorted(self._buckets) for place in self._buckets[index].places.values()]
+        )
 
     def get(self, peer: PeerId) -> Contact | None:
         """The contact of a peer that has a place."""
@@ -189,8 +190,8 @@ class RoutingTable:
         for group in groups:
             if len(found) >= wanted:
                 break
-            contacts = (contact for bucket in group for contact in bucket.contacts())
-            found.extend(filter(where, contacts) if where else contacts)
+            contacts = [place.contact for bucket in group for place in bucket.places.values()]
+            found += filter(where, contacts) if where else contacts
         return closest(found, target, wanted)
 
     def has_room(self, key: KadKey) -> bool:

@@ -147,11 +147,16 @@ class GetValue:
 
 @dataclass(frozen=True, slots=True)
 class PutValue:
-    """Store records: one, or, as prime_dht's extension, several."""
+    """Store records: one, or, as prime_dht's extension, several.
+
+    ``replicas`` is the :func:`~prime_dht.kad.replicas.digest` of those the sender knows of, or empty: who knows of the
+    same need not name closer peers.
+    """
 
     records: tuple[Record, ...]
     want_closer: bool = False
     no_echo: bool = False
+    replicas: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +174,7 @@ class GetProviders:
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """Asks for an answer and nothing else. (Whether a *host* is there is the question of libp2p's own ping protocol.)"""
+    """Asks for an answer and nothing else. Whether a *host* is there is the question of libp2p's own ping protocol."""
 
 
 Request = FindNode | GetValue | PutValue | AddProvider | GetProviders | Ping
@@ -212,9 +217,10 @@ def encode_request(request: Request) -> bytes:
                 wire.newest = query.newest
                 wire.cursor = query.cursor
                 wire.max_bytes = query.max_bytes
-        case PutValue(records, want_closer, no_echo):
+        case PutValue(records, want_closer, no_echo, replicas):
             message.want_closer = want_closer
             message.no_echo = no_echo
+            message.replicas = replicas
             if len(records) == 1:
                 _write_record(message.record, records[0])
             else:
@@ -249,7 +255,7 @@ def decode_request(body: bytes) -> Request:
                 raise RemoteProtocolError(f"GET_VALUE: one key, or a batch of up to {MAX_BATCH}")
             return GetValue(Key(b""), query, tuple(_key(item.key) for item in message.batch))
         case pb.Message.PUT_VALUE:
-            return PutValue(_read_put_records(message), message.want_closer, message.no_echo)
+            return PutValue(_read_put_records(message), message.want_closer, message.no_echo, message.replicas)
         case pb.Message.ADD_PROVIDER:
             return AddProvider(_multihash(message), _read_peers(message.providerPeers))
         case pb.Message.GET_PROVIDERS:

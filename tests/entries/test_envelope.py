@@ -115,10 +115,19 @@ NOT_CANONICAL = {
     "an overlong length": OVERLONG_LENGTH,
 }
 
+SIGNATURE_IN_KEY = SEALED[:24] + b"\x2a\x40" + SEALED[26:54] + b"\x1a\x00" + bytes(34)
+"""As long as if the signature, of 64 bytes, began within the public key."""
+
 
 def test_the_fields_these_tests_shuffle_are_the_envelopes() -> None:
     assert b"".join(FIELDS) == SEALED
     assert pb.Envelope.FromString(OVERLONG_LENGTH) == pb.Envelope.FromString(SEALED)
+
+
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 129, 16383, 16384, 16385, 60_000])
+def test_a_payload_of_any_size_comes_back(size: int) -> None:
+    payload = bytes(size)
+    assert open_envelope(seal(ALICE.private_key, ENTRY, "testnet", payload), ENTRY).payload == payload
 
 
 @pytest.mark.parametrize("data", NOT_CANONICAL.values(), ids=NOT_CANONICAL.keys())
@@ -140,8 +149,20 @@ def test_an_envelope_in_any_other_encoding_is_refused(data: bytes) -> None:
         (SEALED.replace(b"\x0a\x24\x08\x01", b"\x0a\x24\x08\x02"), "only Ed25519"),
         (SEALED.replace(b"\x0a\x24\x08\x01\x12\x20", b"\x0a\x25\x08\x01\x12\x21\x00"), "public key has 32 bytes"),
         (rearranged(payload=bytes(MAX_ENVELOPE_BYTES)), "at most 65536 bytes"),
+        (SIGNATURE_IN_KEY, "malformed"),
     ],
-    ids=["empty", "cut", "type", "no type", "short", "long", "secp256k1", "33-byte key", "too large"],
+    ids=[
+        "empty",
+        "cut",
+        "type",
+        "no type",
+        "short",
+        "long",
+        "secp256k1",
+        "33-byte key",
+        "too large",
+        "overlapping fields",
+    ],
 )
 def test_bytes_that_are_no_envelope_are_refused(data: bytes, message: str) -> None:
     with pytest.raises(ValidationError, match=message):

@@ -3,7 +3,7 @@
 A field is its tag, ``number << 3 | kind`` (kind 0 a varint, 2 a length and so many bytes), and its value. The tags in
 these messages: type 08, key 12, record 1a, closerPeers 42, providerPeers 4a; in a Record key 0a, value 12, timeReceived
 2a; in a Peer id 0a, addrs 12, connection 18. prime_dht's own numbers, from 100 on, take two bytes: query a206,
-want_closer a806, no_echo b006, held f006, next_cursor fa06, statuses 8207, replicates 8807, batch c207.
+want_closer a806, no_echo b006, replicas ba06, held f006, next_cursor fa06, statuses 8207, replicates 8807, batch c207.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ EXTENDED_REQUESTS: list[tuple[Request, str]] = [
         "0801" + "12042f782f6b" + "a20610" + "0a0173" + "12030001aa" + "1801" + "220163" + "28ac02",
     ),
     (
-        PutValue((Record(KEY, b"v"),), want_closer=True, no_echo=True),
-        "12042f782f6b" + "1a09" + "0a042f782f6b" + "120176" + "a80601" + "b00601",
+        PutValue((Record(KEY, b"v"),), want_closer=True, no_echo=True, replicas=b"r"),
+        "12042f782f6b" + "1a09" + "0a042f782f6b" + "120176" + "a80601" + "b00601" + "ba060172",
     ),
     # batch items: in a GET_VALUE key 12; in a PUT_VALUE record 0a and key 12, and nothing at the top
     (GetValue(Key(b""), None, (KEY, Key(b"/x/l"))), "0801" + "c20706" + "12042f782f6b" + "c20706" + "12042f782f6c"),
