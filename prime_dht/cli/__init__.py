@@ -15,6 +15,7 @@ A subcommand is a module in :mod:`prime_dht.cli.commands`; putting a file there 
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Sequence
 
@@ -23,8 +24,21 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``prime-dht``; ``arguments`` are those of the process by default. Returns the exit status."""
+    _reserve_standard_streams()
     try:
         from prime_dht.cli import app  # here, so that Ctrl-C while it is imported is no traceback
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return app.main(arguments)
+
+
+def _reserve_standard_streams() -> None:
+    """Where a parent has closed a standard stream, put one that cannot be used.
+
+    Else the next file or socket that is opened would have its number, and get what is meant for the stream.
+    """
+    for descriptor, unusable in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_RDONLY)):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, unusable)  # it takes the lowest number that is free, which is this one

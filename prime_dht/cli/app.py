@@ -12,7 +12,6 @@ import click
 
 from prime_dht.cli import commands
 from prime_dht.cli.ending import EndedBySignal, Status, complain, expected
-from prime_dht.cli.render import visible
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A person at a terminal is owed one line, whatever happened; -v shows the developer where.
     except Exception as error:
         if (message := expected(error)) is not None:
-            complain(visible(" ".join(message.split())))  # some of it may be a peer's words
+            complain(message)
             return Status.FAILED
         complain(f"this is a bug in prime_dht, please report it: {error!r} (-v shows where)")
         logger.debug("where it happened:", exc_info=error)

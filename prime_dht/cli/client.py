@@ -48,12 +48,17 @@ class Session:
 
         from prime_dht.node.open import open_node
 
+        knows_somebody = False
         with trio.move_on_after(self.timeout_s) as waiting:
             # Without its peers: the node would wait for all of them, dead ones too, where the first is enough.
             async with open_node(replace(self.config, peers=())) as dht:
-                yield dht
+                try:
+                    yield dht
+                finally:
+                    knows_somebody = bool(dht.peers())
         if waiting.cancelled_caught:
-            raise QueryError(f"not done within {self.timeout_s:g} s (--timeout)")
+            silence = "" if knows_somebody else ", and no peer has answered"
+            raise QueryError(f"not done within {self.timeout_s:g} s (--timeout){silence}")
 
     @asynccontextmanager
     async def joined(self) -> AsyncIterator[PrimeDHT]:

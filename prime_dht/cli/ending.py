@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import sys
@@ -19,6 +20,9 @@ class Status(IntEnum):
     """Also of a put that fewer replicas took than asked for, which warns; and of a ``run`` that SIGTERM ends."""
 
     NOT_FOUND = 1
+
+    SOMETHING_WRONG = 1
+    """What was looked at is not as it should be: a swarm, a store, a dump, a capability."""
 
     FAILED = 2
     """A mistake in the arguments, a file that cannot be used, a swarm that cannot be reached."""
@@ -41,6 +45,11 @@ class EndedBySignal(Exception):
     @property
     def status(self) -> int:
         return 128 + self.signum
+
+    @property
+    def status_of_server(self) -> int:
+        """Of a command that runs until it is told to stop: SIGTERM is how it is told."""
+        return Status.DONE if self.signum == signal.SIGTERM else self.status
 
 
 def emit(data: bytes) -> None:
@@ -91,10 +100,16 @@ def expected(error: BaseException) -> str | None:
     >>> expected(ExceptionGroup("tasks", [QueryError("nobody answers"), KeyError("oops")])) is None
     True
     """
-    leaves = list(_leaves(error))
-    if not all(isinstance(leaf, PrimeDHTError) for leaf in leaves):
+    messages = [_message(leaf) for leaf in _leaves(error)]
+    if None in messages:
         return None
-    return "; ".join(dict.fromkeys(map(str, leaves)))
+    return "; ".join(dict.fromkeys(filter(None, messages)))
+
+
+def _message(error: BaseException) -> str | None:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # a full disk is nobody's mistake
+        return error.strerror
+    return str(error) if isinstance(error, PrimeDHTError) else None
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

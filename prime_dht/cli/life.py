@@ -31,7 +31,8 @@ def run_until_done(work: Callable[[], Awaitable[T]], *, closing_s: float | None 
     """Run ``work`` in trio. SIGINT and SIGTERM cancel it, so that the node closes as it should; a second one kills.
 
     Args:
-        closing_s: seconds that it has to close then; after them the process ends as if the signal had killed it.
+        closing_s: seconds that a server has to close then; after them the process ends with the status that it would
+            have had.
 
     Raises:
         EndedBySignal: a signal ended it.
@@ -58,7 +59,7 @@ async def _supervise(work: Callable[[], Awaitable[T]], closing_s: float | None) 
             task_status.started()
             caught.append(await anext(aiter(signals)))
         if closing_s is not None:
-            _end_process_after(closing_s, EndedBySignal(caught[0]).status)
+            _end_process_after(closing_s, EndedBySignal(caught[0]).status_of_server)
         # From here on signals do again what they do by default: whoever presses Ctrl-C twice means it.
         scope.cancel()
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 import json
 import logging
 from datetime import UTC, datetime
+from types import TracebackType
 
 from prime_dht.cli.render import visible
+
+_ExceptionInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 _NO_FIELDS = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime"})
 
@@ -26,14 +29,18 @@ class OneLine(logging.Formatter):
         self._traces = traces
 
     def format(self, record: logging.LogRecord) -> str:
-        if self._traces:
-            return super().format(record)
-        error = record.exc_info[1] if record.exc_info else None
+        error = record.exc_info[1] if record.exc_info and not self._traces else None
         message = record.getMessage() if error is None else f"{record.getMessage()}: {error!r}"
         line = visible(" ".join(message.split()))  # some of it may be a peer's words
         plain = logging.makeLogRecord({**record.__dict__, "msg": line, "args": None})
-        plain.exc_info = plain.exc_text = plain.stack_info = None
+        plain.exc_text = plain.stack_info = None
+        if not self._traces:
+            plain.exc_info = None
         return super().format(plain)
+
+    def formatException(self, ei: _ExceptionInfo) -> str:  # noqa: N802
+        """A traceback, in which a peer may have a say as well."""
+        return "\n".join(map(visible, super().formatException(ei).split("\n")))
 
 
 class JsonLine(logging.Formatter):

@@ -18,7 +18,7 @@ from prime_dht.quantities import parse_duration_s
 
 if TYPE_CHECKING:
     from prime_dht.settings import Settings
-    from prime_dht.toml_lines import KeyPath
+    from prime_dht.settings.toml_lines import KeyPath
 
 
 class Duration(click.ParamType[float]):
@@ -54,6 +54,15 @@ class PeerAddress(click.ParamType[str]):
         return str(value)
 
 
+class Count(click.IntRange):
+    """A whole number, from 1 on."""
+
+    name = "whole number"
+
+    def __init__(self) -> None:
+        super().__init__(min=1)
+
+
 class Directory(click.Path):
     """A directory, or the path where one can be made."""
 
@@ -61,8 +70,8 @@ class Directory(click.Path):
         super().__init__(path_type=Path, file_okay=False)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        # click takes devices and pipes for directories.
-        if os.path.exists(value) and not os.path.isdir(value):
+        # click takes devices and pipes for directories, and nothing, as of a variable that is not set, for this one.
+        if not os.fspath(value) or (os.path.exists(value) and not os.path.isdir(value)):
             self.fail(f"{os.fsdecode(value)!r} is not a directory", param, ctx)
         return super().convert(value, param, ctx)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from libp2p.abc import IHost, IMuxedStream
+from libp2p.abc import IHost, IMuxedConn, IMuxedStream
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamError
 
 from prime_dht.errors import LocalProtocolError
@@ -138,7 +138,7 @@ class Intruder:
 
     @property
     def is_connected(self) -> bool:
-        return any(not connection.is_closed for connection in self._swarm.get_connections(self._target))
+        return bool(self._open_connections())
 
     async def connect(self) -> None:
         await self._swarm.dial_addr(self._address, self._target)
@@ -147,10 +147,13 @@ class Intruder:
         """Open a stream, connecting first if need be; name the protocol and send ``data`` without waiting."""
         if not self.is_connected:
             await self.connect()
-        stream = await self._swarm.get_connections(self._target)[0].muxed_conn.open_stream()
+        stream = await self._open_connections()[0].open_stream()
         lines = (f"{line}\n".encode() for line in ("/multistream/1.0.0", protocol))
         await stream.write(b"".join(map(encode_frame, lines)) + data)
         return stream
+
+    def _open_connections(self) -> list[IMuxedConn]:
+        return [one.muxed_conn for one in self._swarm.get_connections(self._target) if not one.is_closed]
 
 
 async def everything_from(stream: IMuxedStream) -> tuple[bytes, bool]:

@@ -98,6 +98,13 @@ def test_for_programs_it_is_one_line_of_json(run: Run) -> None:
     assert described["dht.mode"]["value"] == "auto"
 
 
+def test_a_password_is_shown_to_those_who_ask_for_it(run: Run) -> None:
+    redis = ("--redis", "redis://me:s3cret@example.org:6379/1")
+    assert b'redis_url = "redis://me:***@example.org:6379/1"  # --redis\n' in run(*redis).out
+    assert b"s3cret" not in run(*redis, "--json").out
+    assert b'redis_url = "redis://me:s3cret@example.org:6379/1"  # --redis\n' in run(*redis, "--show-secrets").out
+
+
 def test_the_file_can_be_named_by_a_variable(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("named.toml").write_text("mdns = true")
     monkeypatch.setenv("PRIME_DHT_CONFIG", "named.toml")

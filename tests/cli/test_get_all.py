@@ -137,3 +137,16 @@ def test_without_an_identity_there_is_nothing_to_delete(
     assert (ended.status, ended.out) == (2, b"")
     assert "holds no identity" in ended.err
     assert not (tmp_path / "nobody").exists(), "and none is made for it"
+
+
+def test_a_terminal_gets_text_with_a_newline_and_nothing_that_could_harm_it(
+    here: Callable[..., Ended], peer: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "value").write_bytes(HOSTILE)
+    assert here("put", "hostile", "--file", str(tmp_path / "value"), *peer).status == 0
+    assert here("put", "harmless", "caf\u00e9\n\tau lait", *peer).status == 0
+    monkeypatch.setattr("os.isatty", lambda _: True)
+    refused = here("get", "hostile", *peer)
+    assert (refused.status, refused.out) == (2, b"")
+    assert "--out FILE" in refused.err
+    assert here("get", "harmless", *peer).out == "caf\u00e9\n\tau lait\n".encode()

@@ -130,6 +130,6 @@ def test_mistakes_name_the_file_or_the_argument(here: Callable[..., Ended], tmp_
     assert "prime-dht group create" in complaint(here("group", "invite", nothing, MEMBER))
     assert not (tmp_path / "nothing").exists()
     assert "is not a peer id" in complaint(here("group", "invite", str(root_key), "alice"))
-    assert "No such file" in complaint(here("group", "show", nothing))
+    assert f"'{nothing}' does not exist" in complaint(here("group", "show", nothing))
     out = str(tmp_path / "no" / "such" / "directory")
     assert out in complaint(here("group", "invite", str(root_key), MEMBER, "--out", out))

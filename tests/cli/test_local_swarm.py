@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from prime_dht.cli.commands.swarm import LOOPBACK, config_of
 from prime_dht.config import NodeConfig
@@ -39,6 +42,31 @@ def test_ctrl_c_while_they_join_is_heeded() -> None:
         ended = swarm.stop(signal.SIGINT)
     assert (ended.status, ended.out) == (130, b"")
     assert "Traceback" not in ended.err
+
+
+NEVER_CLOSES = """
+import trio
+from prime_dht.cli.life import run_until_done
+
+async def never_closes():
+    print("ready", flush=True)
+    try:
+        await trio.sleep_forever()
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.sleep_forever()
+
+run_until_done(never_closes, closing_s=0.01)
+"""
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_nodes_that_are_too_many_to_close_in_time_end_with_the_status_that_they_would_have(
+    signum: int, status: int
+) -> None:
+    with running(sys.executable, "-c", NEVER_CLOSES) as swarm:
+        assert swarm.line() == "ready"
+        assert swarm.stop(signum).status == status
 
 
 def test_a_port_that_is_taken_is_named() -> None:

@@ -6,6 +6,8 @@ import json
 import logging
 import sys
 
+import pytest
+
 from prime_dht.cli.logs import JsonLine, OneLine
 
 
@@ -32,8 +34,18 @@ def test_a_log_record_has_its_traceback_for_those_who_ask() -> None:
     assert "Traceback" in OneLine(traces=True).format(record("failed", fails=True))
 
 
-def test_what_a_peer_said_is_escaped_in_a_line_for_people() -> None:
-    assert OneLine(traces=False).format(record("%s", "\x1b[2J gone")).endswith(r"\x1b[2J gone")
+@pytest.mark.parametrize("traces", [False, True])
+def test_what_a_peer_said_is_escaped_in_a_line_for_people(traces: bool) -> None:
+    assert OneLine(traces=traces).format(record("%s", "\x1b[2J\ngone")).endswith(r"\x1b[2J gone")
+
+
+def test_what_a_peer_said_is_escaped_in_a_traceback() -> None:
+    try:
+        raise ValueError("\x1b[2J gone")
+    except ValueError:
+        failed = record("failed")
+        failed.exc_info = sys.exc_info()
+    assert OneLine(traces=True).format(failed).endswith("\nValueError: \\x1b[2J gone")
 
 
 def test_a_log_record_for_programs_is_a_json_object_with_its_fields() -> None:

@@ -60,6 +60,10 @@ def complaint(ended: Ended) -> str:
         ("run --listen /ip4/127.0.0.1/tcp/0 --listen /ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/tcp/0 is there twice"),
         ("run --network two/words", "--network: network_id must be"),
         ("run --config /no/such/file", "/no/such/file: No such file or directory"),
+        ("run --data-dir=", "'--data-dir': '' is not a directory"),
+        ("get-all key --out /dev/null", "'--out': '/dev/null' is not a directory"),
+        ("swarm many", "'N': 'many' is not a valid whole number"),
+        ("group show /etc/passwd", "identity file /etc/passwd is corrupt: it holds no libp2p private key"),
         ("completion tcsh", "'tcsh' is not one of 'bash', 'zsh', 'fish'"),
     ],
 )
@@ -78,6 +82,13 @@ def test_a_mistake_in_the_configuration_names_the_line(tmp_path: Path) -> None:
     assert (
         line == 'prime-dht: node.toml:4: unknown key "replicaton_factor" in [dht]; did you mean "replication_factor"?\n'
     )
+
+
+def test_a_peer_that_says_nothing_is_told_from_a_command_that_takes_long() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"/ip4/127.0.0.1/tcp/{silent.getsockname()[1]}{NOBODY[-57:]}"
+        line = complaint(prime_dht("get", "key", "--peer", address, "--timeout", "0.5"))
+    assert line == "prime-dht: not done within 0.5 s (--timeout), and no peer has answered\n"
 
 
 def test_an_empty_key_is_refused() -> None:
@@ -126,6 +137,31 @@ def test_a_full_disk_behind_standard_output_is_one_line(tmp_path: Path) -> None:
     ):
         ended = command.end()
     assert (ended.status, ended.err) == (2, "prime-dht: standard output: No space left on device\n")
+
+
+@pytest.mark.parametrize("arguments", ["--help", "--version", "config", "id --data-dir ."])
+def test_a_full_disk_is_no_bug(arguments: str, tmp_path: Path) -> None:
+    with open("/dev/full", "wb") as full, running(*PRIME_DHT, *arguments.split(), stdout=full, cwd=tmp_path) as command:
+        ended = command.end()
+    assert ended.status == 2
+    assert ended.err.endswith("No space left on device\n")
+    assert ended.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("closed", "arguments", "says"),
+    [
+        ("<&-", f"put key - --peer {NOBODY}", "prime-dht: standard input: Bad file descriptor\n"),
+        (">&-", "id --data-dir .", "prime-dht: standard output: Bad file descriptor\n"),
+        ("2>&-", "get key", ""),
+    ],
+)
+def test_a_standard_stream_that_is_closed_is_not_taken_for_another_file(
+    closed: str, arguments: str, says: str, tmp_path: Path
+) -> None:
+    with running("sh", "-c", f'exec "$@" {closed}', "sh", *PRIME_DHT, *arguments.split(), cwd=tmp_path) as command:
+        ended = command.end()
+    assert (ended.status, ended.out, ended.err) == (2, b"", says)
 
 
 def test_ctrl_c_is_no_traceback_even_while_standard_input_is_read() -> None:

@@ -77,7 +77,7 @@ def test_one_server_alone_is_too_few_and_the_status_is_1(here: Callable[..., End
         ended = here("health", "--peer", address)
         as_json = here("health", "--peer", address, "--json")
     assert ended.status == as_json.status == 1
-    assert "warning   1 servers are known, fewer than the 3 replicas asked for" in ended.out.decode()
+    assert "warning   servers known: 1, fewer than the 3 replicas asked for" in ended.out.decode()
     health = json.loads(as_json.out)
     assert (health["healthy"], health["peers"], health["silent"], len(health["warnings"])) == (False, 1, [], 1)
 

@@ -380,7 +380,7 @@ def test_what_takes_long_shows_its_progress_on_a_terminal(
     [
         ("infos", "No such command 'infos'"),
         ("info", "Missing option '--data-dir'"),
-        ("info --data-dir /etc/passwd", "Directory '/etc/passwd' is a file"),
+        ("info --data-dir /etc/passwd", "'/etc/passwd' is not a directory"),
         ("info --data-dir /no/such", "/no/such/store.sqlite: there is no store"),
         ("check --data-dir /no/such", "there is no store"),
         ("check --data-dir /no/such surplus", "unexpected extra argument"),

@@ -141,6 +141,21 @@ ATTACKS = {
         "replicas and retries make up for it, and the tables heal",
         "hostile/test_losses.py::test_where_messages_are_lost_puts_are_acknowledged_gets_find_and_tables_heal",
     ),
+    "a suspended machine": (
+        "known again minutes after it wakes, whether or not it was missed",
+        "swarm/test_recovery.py::test_a_machine_that_slept_for_hours_is_back_minutes_after_it_wakes",
+        "swarm/test_recovery.py::test_who_wakes_asks_its_peers_so_that_those_who_missed_it_meet_it_again",
+    ),
+    "a clock that jumps an hour": (
+        "nothing of the node's is lost; what it puts meanwhile is refused with the reason",
+        "swarm/test_recovery.py::test_a_clock_that_jumps_an_hour_and_is_set_right_again_costs_a_node_nothing",
+        "swarm/test_recovery.py::test_a_put_by_a_clock_an_hour_fast_is_refused_with_the_reason_and_holds_up_its_slot_for_that_hour_alone",
+    ),
+    "an address that changes": (
+        "known at the new one minutes later, or when somebody asks for it",
+        "swarm/test_recovery.py::test_a_node_whose_address_changes_is_known_at_the_new_one_minutes_later",
+        "swarm/test_recovery.py::test_a_node_that_nobody_can_reach_where_it_was_is_found_when_somebody_asks_for_it",
+    ),
 }
 
 

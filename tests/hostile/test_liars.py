@@ -88,6 +88,10 @@ def an_answer_to_another_request(request: Request) -> bytes:
     return encode_reply(FindNode(b"another"), Reply(replicates=True))
 
 
+def no_status(request: Request) -> bytes:
+    return encode_reply(request, Reply(replicates=True))
+
+
 def nothing(request: Request) -> None:
     return None
 
@@ -100,6 +104,7 @@ LIES: list[Callable[[Request], bytes | None]] = [
     addresses_of_garbage,
     one_at_ten_thousand_addresses,
     garbage,
+    no_status,
     an_answer_to_another_request,
     nothing,
 ]
@@ -117,14 +122,14 @@ def truthful_about_itself(lie: Lie, liar: PeerId, address: bytes) -> Lie:
 
 
 def keys_with_two_honest_replicas(swarm: Swarm, liars: list[Liar], number: int) -> Iterator[str]:
+    return islice((key for key in map("k{}".format, count()) if lying_replicas(swarm, liars, key) < 2), number)
+
+
+def lying_replicas(swarm: Swarm, liars: list[Liar], key: str) -> int:
     peers = {kad_key(peer): peer for peer in (*(node.peer_id for node in swarm.nodes), *(liar.local for liar in liars))}
     lying = {liar.local for liar in liars}
-
-    def is_fit(key: str) -> bool:
-        target = kad_key(wire_key(key))
-        return sum(peers[place] in lying for place in sorted(peers, key=lambda place: place ^ target)[:3]) < 2
-
-    return islice(filter(is_fit, map("k{}".format, count())), number)
+    target = kad_key(wire_key(key))
+    return sum(peers[place] in lying for place in sorted(peers, key=lambda place: place ^ target)[:3])
 
 
 async def start_liars(swarm: Swarm, nursery: trio.Nursery, lie: Lie, number: int) -> list[Liar]:
@@ -173,6 +178,21 @@ async def test_among_liars_values_are_stored_and_found_in_a_bounded_number_of_re
                 assert swarm.network_of(node).sent.total() - sent <= MAX_REQUESTS
                 assert_little_is_held(swarm, node, liars)
         assert sum(liar.asked for liar in liars) > asked_before, "they had their say"
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_put_goes_on_to_the_next_closest_past_two_replicas_that_answer_without_a_status(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_swarm(seed=1, size=8) as swarm, trio.open_nursery() as nursery:
+        liars = await start_liars(swarm, nursery, no_status, 2)
+        key = next(key for key in map("k{}".format, count()) if lying_replicas(swarm, liars, key) == 2)
+        receipt = await swarm.nodes[0].put(key, b"value")
+        assert receipt.acknowledged
+        assert len(receipt.stored_by) >= 3
+        assert receipt.refused == ()
+        failed = dict(receipt.failed)
+        assert failed == {liar.local: "not one status for each entry" for liar in liars}
         nursery.cancel_scope.cancel()
 
 

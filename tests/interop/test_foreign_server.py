@@ -284,5 +284,5 @@ async def test_a_lost_connection_fails_waiting_calls_at_once() -> None:
 
 async def test_a_peer_without_the_protocol_is_a_query_error_that_says_so() -> None:
     async with asking(lambda _host: None) as asker:
-        with pytest.raises(QueryError, match="serves no /ipfs/kad/1.0.0"):
+        with pytest.raises(QueryError, match=r"serves no /ipfs/kad/1.0.0"):
             await asker.ask(Ping())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from prime_dht.cli import options
-from prime_dht.cli.ending import emit
+from prime_dht.cli.ending import emit, show
 from prime_dht.quantities import duration_text, size_text
 
 if TYPE_CHECKING:
@@ -32,9 +34,10 @@ between the members of a list. Options of the command line stand over both."""
 
 @click.command("config")
 @click.option("--defaults", is_flag=True, help="Print the defaults, and beside each its environment variable.")
+@click.option("--show-secrets", is_flag=True, help="Print the password in redis_url as it is, not as ***.")
 @options.as_json
 @options.configuring
-def command(settings: Settings, defaults: bool, as_json: bool) -> None:
+def command(settings: Settings, defaults: bool, show_secrets: bool, as_json: bool) -> None:
     """Print the configuration that `run` would have with the same options.
 
     It is TOML that --config takes. Beside each setting stands where its value comes from: a line of the file, an
@@ -49,6 +52,9 @@ def command(settings: Settings, defaults: bool, as_json: bool) -> None:
 
     if defaults:
         settings = load_settings()
+    elif not show_secrets:
+        shown = replace(settings.config, redis_url=_without_password(settings.config.redis_url))
+        settings = replace(settings, config=shown)
     if as_json:
         described = {
             ".".join(path): {
@@ -58,9 +64,18 @@ def command(settings: Settings, defaults: bool, as_json: bool) -> None:
             }
             for path, setting in all_settings().items()
         }
-        emit(json.dumps(described).encode() + b"\n")
+        show(described, "", as_json=True)
     else:
         emit(_document(settings, note=_variable if defaults else _origin).encode(errors="backslashreplace"))
+
+
+def _without_password(url: str | None) -> str | None:
+    """A URL whose reader learns no password.
+
+    >>> _without_password("redis://me:s3cret@example.org:6379/1")
+    'redis://me:***@example.org:6379/1'
+    """
+    return None if url is None else re.sub(r"(//[^:@/]*):.*@", r"\1:***@", url)
 
 
 def _origin(settings: Settings, setting: Setting) -> str:

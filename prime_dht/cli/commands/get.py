@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+STDOUT = 1
+
 
 @click.command("get")
 @click.argument("key", type=options.Raw())
@@ -31,8 +34,8 @@ logger = logging.getLogger(__name__)
 def command(session: Session, key: bytes, out: Path | None, subkey: bytes) -> int:
     """Write the newest value under KEY to standard output.
 
-    Its bytes, nothing else; with --json, a line with the value in base64 and all that is known of it. Exits with 1 if
-    there is none.
+    Its bytes, nothing else; a terminal gets text alone, and with a newline. With --json, a line with the value in
+    base64 and all that is known of it. Exits with 1 if there is none.
 
     \b
     Examples:
@@ -54,8 +57,16 @@ def command(session: Session, key: bytes, out: Path | None, subkey: bytes) -> in
     if session.as_json:
         session.show(found_as_json(found, out), "")
     elif out is None:
-        emit(found.value)
+        emit(_for_terminal(found.value) if os.isatty(STDOUT) else found.value)
     return Status.DONE
+
+
+def _for_terminal(value: bytes) -> bytes:
+    """A value as lines of text. What else somebody may have put there could do things to a terminal."""
+    text = value.decode(errors="surrogateescape")
+    if not all(char.isprintable() or char in "\n\t" for char in text):
+        raise ConfigError(f"{len(value):,} bytes, and not only text: send them elsewhere, or write them to --out FILE")
+    return value if value.endswith(b"\n") else value + b"\n"
 
 
 async def _get(session: Session, key: bytes, *, subkey: bytes) -> Found | None:

@@ -42,11 +42,11 @@ MAX_NAME_CHARS = 200
     help="Only values that this peer has signed; repeat for several.",
 )
 @click.option(
-    "--limit", type=click.IntRange(min=1), default=1000, metavar="N", help="At most so many values. [default: 1000]"
+    "--limit", type=options.Count(), default=1000, metavar="N", help="At most so many values. [default: 1000]"
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=options.Directory(),
     metavar="DIR",
     help="Write each value to a file in this directory, named <publisher> or <publisher>.<subkey>.",
 )

@@ -17,9 +17,6 @@ from prime_dht.ids import PeerId, peer_text
 if TYPE_CHECKING:
     from prime_dht.cli.client import Session
 
-SOMETHING_WRONG = 1
-"""The exit status when there are warnings."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
@@ -72,7 +69,7 @@ def command(session: Session) -> int:
 
     view = run_until_done(partial(_look, session))
     session.show(_as_json(view), _as_text(view))
-    return SOMETHING_WRONG if view.warnings else Status.DONE
+    return Status.SOMETHING_WRONG if view.warnings else Status.DONE
 
 
 async def _look(session: Session) -> View:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from prime_dht.cli import options
-from prime_dht.cli.ending import emit
+from prime_dht.cli.ending import show
 
 
 @click.command("id")
@@ -29,4 +28,4 @@ def command(data_dir: Path | None, as_json: bool) -> None:
     from prime_dht.node.open import IDENTITY_FILE
 
     peer = peer_text(peer_id_of(load_or_create_identity(data_dir / IDENTITY_FILE)))
-    emit((json.dumps({"peer_id": peer}) if as_json else peer).encode() + b"\n")
+    show({"peer_id": peer}, peer, as_json=as_json)

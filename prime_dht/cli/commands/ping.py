@@ -25,7 +25,7 @@ PATIENCE_S = 5.0
 
 @click.command("ping")
 @click.argument("target", type=PeerOrAddress(), metavar="MULTIADDR|PEER-ID")
-@click.option("--count", type=click.IntRange(min=1), default=4, metavar="N", help="How many times. [default: 4]")
+@click.option("--count", type=options.Count(), default=4, metavar="N", help="How many times. [default: 4]")
 @click.option(
     "--interval",
     "interval_s",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -45,7 +44,7 @@ def command(config: NodeConfig, cid: str, once: bool, as_json: bool) -> int:
         run_until_done(partial(_provide, config, cid, once=once, as_json=as_json))
     except EndedBySignal as ended:
         logger.info("stopped by %s", ended)
-        return Status.DONE if ended.signum == signal.SIGTERM else ended.status
+        return ended.status_of_server
     return Status.DONE
 
 

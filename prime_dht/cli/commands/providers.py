@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 @click.command("providers")
 @click.argument("cid")
-@click.option(
-    "--count", type=click.IntRange(min=1), default=20, metavar="N", help="Look for so many at most. [default: 20]"
-)
+@click.option("--count", type=options.Count(), default=20, metavar="N", help="Look for so many at most. [default: 20]")
 @options.asking
 def command(session: Session, cid: str, count: int) -> int:
     """Print the peers that have the content of a CID.

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import os
-import signal
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,7 +12,7 @@ import click
 
 from prime_dht.cli import options
 from prime_dht.cli.client import first_peer
-from prime_dht.cli.ending import EndedBySignal, Status, emit
+from prime_dht.cli.ending import EndedBySignal, Status, show
 from prime_dht.ids import peer_text
 
 if TYPE_CHECKING:
@@ -50,7 +48,7 @@ def command(config: NodeConfig, stop_with_stdin: bool, as_json: bool) -> int:
         run_until_done(partial(_run, config, stop_with_stdin=stop_with_stdin, as_json=as_json))
     except EndedBySignal as ended:
         logger.info("stopped by %s", ended)
-        return Status.DONE if ended.signum == signal.SIGTERM else ended.status
+        return ended.status_of_server
     return Status.DONE
 
 
@@ -80,10 +78,7 @@ async def _run(config: NodeConfig, *, stop_with_stdin: bool, as_json: bool) -> N
 
 def _say_ready(dht: PrimeDHT, *, as_json: bool) -> None:
     addresses = dht.addresses()
-    if as_json:
-        emit(json.dumps({"peer_id": peer_text(dht.peer_id), "addresses": addresses}).encode() + b"\n")
-    else:
-        emit("".join(f"{address}\n" for address in addresses).encode())
+    show({"peer_id": peer_text(dht.peer_id), "addresses": addresses}, "\n".join(addresses), as_json=as_json)
     known = len(dht.peers())
     network = dht.config.network_id
     logger.info(

@@ -6,7 +6,6 @@ import gc
 import logging
 import os
 import re
-import signal
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from prime_dht.cli import options
-from prime_dht.cli.ending import EndedBySignal, Status, show
+from prime_dht.cli.ending import EndedBySignal, show
 from prime_dht.cli.render import table
 from prime_dht.errors import QueryError
 from prime_dht.ids import peer_text
@@ -29,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
 
-CLOSING_S = 1.5
+CLOSING_S = 0.8
 """How long the nodes have to close; then the process ends, and the kernel closes what is left. Among hundreds of nodes
 there are thousands of connections, each half a millisecond's work, for which nobody waits who has pressed Ctrl-C. What
 a node has acknowledged is safe as it is from ``kill -9``."""
@@ -44,7 +43,7 @@ _PORT = re.compile(r"(?<=/tcp/|/udp/)\d+")
 
 
 @click.command("swarm")
-@click.argument("size", type=click.IntRange(min=1), metavar="N")
+@click.argument("size", type=options.Count(), metavar="N")
 @options.as_json
 @options.serving
 def command(config: NodeConfig, size: int, as_json: bool) -> None:
@@ -70,7 +69,7 @@ def command(config: NodeConfig, size: int, as_json: bool) -> None:
     try:
         run_until_done(partial(_run, config, size, as_json=as_json), closing_s=CLOSING_S)
     except EndedBySignal as ended:
-        _leave(Status.DONE if ended.signum == signal.SIGTERM else ended.status)
+        _leave(ended.status_of_server)
 
 
 async def _run(config: NodeConfig, size: int, *, as_json: bool) -> NoReturn:

@@ -16,7 +16,7 @@ from prime_dht.ids import peer_text
 
 
 @click.command("show")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @options.as_json
 def show(file: Path, as_json: bool) -> int:
     """Say what a root key or a capability is for.

@@ -1,48 +1,25 @@
-"""Settings: a :class:`NodeConfig` out of a file, the environment and flags.
-
-Terms:
-
-- A *setting* is a field of :class:`NodeConfig`, :class:`DhtConfig` or :class:`Limits`. Its *path* is where it stands in
-  the file: ``listen``, or ``alpha`` in the table ``[dht]``. Its *key*, the last part of the path, is unique.
-- Its *origin* says for people where its value comes from: ``default``, ``node.toml:7``, ``PRIME_DHT_LISTEN``,
-  ``--listen``.
-- Its *variable* is ``PRIME_DHT_`` and its path in capitals, joined by ``_``: ``PRIME_DHT_DHT_ALPHA``.
-  ``PRIME_DHT_PEER`` and ``PRIME_DHT_REDIS`` are other names of ``PRIME_DHT_PEERS`` and ``PRIME_DHT_REDIS_URL``.
-
-Flags stand over variables, and variables over the file; a value replaces the one below it, lists too. The file is TOML
-1.0. Durations are seconds, or text such as ``"12h"``; sizes are bytes, or text such as ``"64KiB"``. A relative path in
-the file counts from the file's directory. In a variable the members of a list are separated by spaces; an empty
-variable counts as none.
-
-Invariant: what is wrong with settings is a :class:`ConfigError` that begins with the origin of what is wrong.
-"""
+"""Where values of settings come from: a file, the environment, flags; and what is wrong with them."""
 
 from __future__ import annotations
 
-import ast
-import inspect
 import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from enum import Enum
-from functools import cache
-from itertools import pairwise
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 from prime_dht.config import NodeConfig
 from prime_dht.errors import ConfigError, ValidationError
 from prime_dht.quantities import parse_duration_s, parse_size_bytes
-from prime_dht.toml_lines import KeyPath, lines_of_keys
+from prime_dht.settings.setting import VARIABLE_PREFIX, Setting, all_settings, all_tables, is_table
+from prime_dht.settings.toml_lines import KeyPath, lines_of_keys
 
 DEFAULT = "default"
 """The origin of what nobody has set."""
 
-_PREFIX = "PRIME_DHT_"
 _OTHER_NAMES: dict[str, KeyPath] = {"PRIME_DHT_PEER": ("peers",), "PRIME_DHT_REDIS": ("redis_url",)}
 _NO_SETTINGS = frozenset({"PRIME_DHT_CONFIG", "PRIME_DHT_TIMEOUT", "PRIME_DHT_LOG_FORMAT"})
 """Variables that the command line reads, and that are no part of a node's configuration."""
@@ -53,55 +30,6 @@ class Given(NamedTuple):
 
     value: object
     origin: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """One setting.
-
-    Attributes:
-        path: where it stands.
-        table: the class that has its field.
-        form: the type of its values: bool, int, float, str, Path, tuple or frozenset; object if it has choices.
-        choices: the values it can have, by their names in the file; none if it is not an enumeration.
-        default: its value where nobody gives another.
-    """
-
-    path: KeyPath
-    table: type[Any] = field(repr=False)
-    form: type[Any]
-    choices: Mapping[str, object]
-    default: object
-
-    @property
-    def key(self) -> str:
-        return self.path[-1]
-
-    @property
-    def variable(self) -> str:
-        return _PREFIX + "_".join(self.path).upper()
-
-    @property
-    def is_size(self) -> bool:
-        """Whether it counts bytes."""
-        return self.form is int and self.key.endswith("_bytes")
-
-    @property
-    def is_duration(self) -> bool:
-        """Whether it is in seconds; all fields that are no whole numbers are."""
-        return self.form is float
-
-    @property
-    def meaning(self) -> str:
-        """The docstring below its field, as plain text."""
-        return _meanings()[self.path]
-
-    def of(self, config: NodeConfig) -> object:
-        """What it is in a configuration."""
-        value: object = config
-        for part in self.path:
-            value = getattr(value, part)
-        return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,69 +70,11 @@ def load_settings(
     return Settings(config=config, origins=origins)
 
 
-@cache
-def all_settings() -> Mapping[KeyPath, Setting]:
-    """Every setting by its path, in the order of the fields, those of a table after those around it."""
-    return {setting.path: setting for setting in _settings_of(NodeConfig, ())}
-
-
-def _tables() -> set[KeyPath]:
-    return {path[:depth] for path in all_settings() for depth in range(1, len(path))}
-
-
-def _settings_of(table: type[Any], path: KeyPath) -> Iterator[Setting]:
-    hints = get_type_hints(table)
-    for each in fields(table):
-        if not _is_table(each):
-            form, choices = _form_of(hints[each.name])
-            yield Setting(path=(*path, each.name), table=table, form=form, choices=choices, default=each.default)
-    for each in filter(_is_table, fields(table)):
-        yield from _settings_of(hints[each.name], (*path, each.name))
-
-
-def _is_table(each: Field[Any]) -> bool:
-    return each.default is MISSING
-
-
-def _form_of(hint: Any) -> tuple[type[Any], Mapping[str, object]]:
-    if NoneType in get_args(hint):
-        (hint,) = {*get_args(hint)} - {NoneType}
-    if get_origin(hint) is Literal:
-        return object, {choice: choice for choice in get_args(hint)}
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        return object, {choice.value: choice for choice in hint}
-    return get_origin(hint) or hint, {}
-
-
-@cache
-def _meanings() -> Mapping[KeyPath, str]:
-    tables = {setting.table: setting.path[:-1] for setting in all_settings().values()}
-    try:
-        return {(*path, key): text for table, path in tables.items() for key, text in _docstrings_of_fields(table)}
-    except OSError as error:
-        raise ConfigError("what settings mean stands in prime_dht's source, which is not installed") from error
-
-
-def _docstrings_of_fields(table: type[Any]) -> Iterator[tuple[str, str]]:
-    (definition,) = ast.parse(inspect.getsource(table)).body
-    assert isinstance(definition, ast.ClassDef)
-    for statement, below in pairwise(definition.body):
-        match statement, below:
-            case ast.AnnAssign(target=ast.Name(key)), ast.Expr(ast.Constant(str(docstring))):
-                yield key, _plain(docstring)
-
-
-def _plain(docstring: str) -> str:
-    """A docstring without its markup, in the words of the file."""
-    words = {"None": "not set", "True": "true", "False": "false"}
-    return re.sub(r"``(.+?)``", lambda code: words.get(code[1], code[1]), inspect.cleandoc(docstring))
-
-
 def _build(table: type[Any], path: KeyPath, given: Mapping[KeyPath, Given]) -> Any:
     values: dict[str, Any] = {}
     for each in fields(table):
         here = (*path, each.name)
-        if _is_table(each):
+        if is_table(each):
             values[each.name] = _build(get_type_hints(table)[each.name], here, given)
         elif here in given:
             values[each.name] = given[here].value
@@ -222,7 +92,7 @@ def _from_environment(environment: Mapping[str, str]) -> Iterator[tuple[KeyPath,
     path_of = {setting.variable: path for path, setting in all_settings().items()} | _OTHER_NAMES
     origins: dict[KeyPath, str] = {}
     for variable, text in environment.items():
-        if not variable.startswith(_PREFIX) or variable in _NO_SETTINGS or not text:
+        if not variable.startswith(VARIABLE_PREFIX) or variable in _NO_SETTINGS or not text:
             continue
         if variable not in path_of:
             _check_for_slip(variable, path_of)
@@ -237,9 +107,9 @@ def _from_environment(environment: Mapping[str, str]) -> Iterator[tuple[KeyPath,
 
 def _check_for_slip(variable: str, known: Iterable[str]) -> None:
     """Refuse a variable that is nearly a known one. Others are left alone: orchestrators set such as PRIME_DHT_PORT."""
-    ours = [each.removeprefix(_PREFIX) for each in known]
-    if near := get_close_matches(variable.removeprefix(_PREFIX), ours, n=1, cutoff=0.85):
-        raise ConfigError(f"{variable}: there is no such setting; did you mean {_PREFIX}{near[0]}?")
+    ours = [each.removeprefix(VARIABLE_PREFIX) for each in known]
+    if near := get_close_matches(variable.removeprefix(VARIABLE_PREFIX), ours, n=1, cutoff=0.85):
+        raise ConfigError(f"{variable}: there is no such setting; did you mean {VARIABLE_PREFIX}{near[0]}?")
 
 
 def _toml_value(setting: Setting, text: str) -> object:
@@ -279,7 +149,7 @@ def _from_table(
     for key, value in table.items():
         here = (*path, key)
         origin = f"{file}:{lines[here]}"
-        if here in _tables():
+        if here in all_tables():
             if not isinstance(value, dict):
                 raise ConfigError(f"{origin}: {key} is a table: write [{'.'.join(here)}], and its keys below")
             yield from _from_table(value, here, file, lines)
@@ -295,7 +165,7 @@ def _from_table(
 def _unknown_key(here: KeyPath) -> str:
     *table, key = here
     said = f'unknown key "{key}"' + (f" in [{'.'.join(table)}]" if table else "")
-    known = {*all_settings(), *_tables()}
+    known = {*all_settings(), *all_tables()}
     for path in known:
         if path[-1] == key:
             return f"{said}; it belongs in [{'.'.join(path[:-1])}]" if path[:-1] else f"{said}; it belongs in no table"
@@ -325,12 +195,16 @@ def _convert(setting: Setting, value: object) -> object:
             if form is bool:
                 return value
         case int() if form in (int, float):
+            if not -(1 << 63) <= value < 1 << 63:
+                raise ValidationError("a whole number has at most 64 bits")
             return form(value)
         case float() if form is float:
             return value
         case str() if form is str:
             return value
         case str() if form is Path:
+            if not value or "\0" in value:
+                raise ValidationError(f"{value!r} is not the path of anything")
             return Path(os.path.expanduser(value))  # which leaves what it cannot expand as it is
         case str() if setting.is_duration:
             return parse_duration_s(value)

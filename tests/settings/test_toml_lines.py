@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prime_dht.toml_lines import KeyPath, lines_of_keys
+from prime_dht.settings.toml_lines import KeyPath, lines_of_keys
 
 BARE = st.text("abcXYZ019_-", min_size=1, max_size=4)
 KEYS = BARE | st.text(st.characters(codec="utf-8", exclude_characters="\x7f"), max_size=6)
