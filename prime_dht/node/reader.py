@@ -6,6 +6,9 @@ that their finding nothing means something. Replicas that only just joined do ne
 to those that do. When it runs out of peers, all that could be asked have been, and nothing means absent as well; unless
 fewer than ``read_quorum`` answered at all, which says nothing and is an error.
 
+As long as nobody named any entry, r replicas must answer, not ``read_quorum``: of an acknowledged put that missed a
+replica, a copy may lie with the next server, and the rest of the r closest may have nothing yet.
+
 With a true routing table the first ``read_quorum`` peers asked are replicas, and a get is one parallel step.
 
 An answer too large for one reply comes in pages. A reader that wants only the newest entry fetches a replica's pages to
@@ -65,9 +68,18 @@ somebody waits."""
 
 @dataclass(slots=True)
 class _Answers:
-    """What replicas said of the slots that a reader asked for."""
+    """What replicas said of the slots that a reader asked for.
 
-    needed: int
+    Attributes:
+        quorum: replicas that must have answered.
+        absence: replicas that must have, if none of them named an entry.
+        selection: the slots asked for.
+        by_peer: what each named.
+        counted: those that have answered.
+    """
+
+    quorum: int
+    absence: int
     selection: Selection
     by_peer: dict[PeerId, dict[Slot, Entry]] = field(default_factory=dict)
     counted: set[PeerId] = field(default_factory=set)
@@ -83,8 +95,10 @@ class _Answers:
             self.horizon = end if self.horizon is None else min(self.horizon, end)
 
     @property
-    def is_enough(self) -> bool:
-        return len(self.counted) >= self.needed
+    def missing(self) -> int:
+        """How many more replicas must answer."""
+        needed = self.quorum if any(self.by_peer.values()) else self.absence
+        return max(0, needed - len(self.counted))
 
     def joined(self) -> dict[Slot, Entry]:
         return state_of(entry for state in self.by_peer.values() for entry in state.values())
@@ -226,12 +240,12 @@ class Reader:
         needed = self._quorum(wanted_quorum)
         selection = Selection(subkeys=frozenset((b"",)))
         servers = await self._explorer.servers_near(keys, self._config.replication_factor)
-        answers = {key: _Answers(needed, selection) for key in keys}
+        answers = {key: _Answers(needed, self._known_replicas(), selection) for key in keys}
         asked = 0
         for width in sorted({needed, self._config.replication_factor, self._config.k_bucket_size}):
             by_peer: dict[PeerId, list[Key]] = defaultdict(list)
             for key, said in answers.items():
-                for server in () if said.is_enough else servers[key][asked:width]:
+                for server in servers[key][asked:width] if said.missing else ():
                     by_peer[server.peer].append(key)
             await self._get_batches(by_peer, answers)
             asked = width
@@ -252,10 +266,13 @@ class Reader:
         if wanted is not None and not 1 <= wanted <= limit:
             raise ConfigError(f"quorum must be in 1 ..= {limit}, not {wanted}")
         asked = wanted or self._config.read_quorum or limit // 2 + 1
-        return min(asked, max(1, self._neighbourhood.servers_known()))
+        return min(asked, self._known_replicas())
+
+    def _known_replicas(self) -> int:
+        return min(self._config.replication_factor, max(1, self._neighbourhood.servers_known()))
 
     async def _ask_replicas(self, key: Key, selection: Selection, needed: int, *, cursor: bytes = b"") -> _Answers:
-        answers = _Answers(needed, selection)
+        answers = _Answers(needed, self._known_replicas(), selection)
         query = _slot_query(selection, cursor)
         target = kad_key(key)
         own = self._neighbourhood.own_contact()
@@ -266,10 +283,10 @@ class Reader:
                 await self._ask_here(key, query, answers)
         elif not len(table):
             raise QueryError("no server is known to ask: this node has found no peers")
-        if not answers.is_enough:
+        if answers.missing:
             lookup = self._explorer.lookup(
                 target,
-                alpha=needed - len(answers.counted),
+                alpha=max(1, needed - len(answers.counted)),  # hoping that they name something
                 nearest=nearest,
                 query_timeout_s=self._config.rpc_timeout_s,
                 slow_after_s=READ_SLOW_AFTER_S,
@@ -281,10 +298,10 @@ class Reader:
                 if contact.peer not in answers.counted:
                     lookup.widen(self._config.alpha)  # not what one hopes for: from here on search broadly
                 elif len(answers.counted) == len(answers.by_peer):  # so far so good
-                    lookup.narrow(needed - len(answers.counted))
+                    lookup.narrow(answers.missing)
                 return reply
 
-            await self._explorer.run(lookup, get_from, until=lambda: answers.is_enough)
+            await self._explorer.run(lookup, get_from, until=lambda: not answers.missing)
         if len(answers.by_peer) < needed and not answers.joined():
             raise QueryError(f"{len(answers.by_peer)} of the {needed} replicas needed answered, and had nothing")
         self._repair_soon(key, answers)

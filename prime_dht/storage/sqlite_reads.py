@@ -41,7 +41,7 @@ _PACK = "group_concat(printf('%016x', created_at_us) || hex(op_id) || printf('%0
 OPS_OF_SECTOR = f"""
     SELECT {_PACK} FROM (
         SELECT created_at_us, op_id, location FROM entries
-        WHERE sector = ? AND (created_at_us, op_id) > (?, ?) AND created_at_us < ? AND location BETWEEN ? AND ?
+        WHERE sector = ? AND (created_at_us, op_id) > (?, ?) AND created_at_us <= ? AND location BETWEEN ? AND ?
         ORDER BY created_at_us, op_id LIMIT ?
     )
 """  # noqa: S608
@@ -139,17 +139,17 @@ def ops(
     # One statement reads the page of one sector. Of many sectors most give little to it, so they are asked for little.
     pack = max(_LEAST_PACK, limit // len(sectors))
     in_order = heapq.merge(
-        *(_packed(connection, sector, locations, behind, created_us.stop, pack) for sector in sectors)
+        *(_packed(connection, sector, locations, behind, created_us[-1], pack) for sector in sectors)
     )
     return [_unpacked(op) for op in islice(in_order, limit)]
 
 
 def _packed(
-    connection: sqlite3.Connection, sector: int, locations: range, behind: tuple[int, bytes], before_us: int, pack: int
+    connection: sqlite3.Connection, sector: int, locations: range, behind: tuple[int, bytes], last_us: int, pack: int
 ) -> Iterator[bytes]:
     """The ops of a sector in the order of their versions, which is also that of the bytes given."""
     while True:
-        parameters = (sector, *behind, before_us, locations[0], locations[-1], pack)
+        parameters = (sector, *behind, last_us, locations[0], locations[-1], pack)
         (text,) = connection.execute(OPS_OF_SECTOR, parameters).fetchone()
         packed = bytes.fromhex(text or "")
         size = _PACKED_OP.itemsize

@@ -20,7 +20,8 @@ LONG_US = 5 * 60 * 1_000_000
 """The shortest life of an op."""
 
 EVERYWHERE = range(1 << 32)
-ALWAYS = range(1 << 62)
+ALWAYS = range(1 << 63)
+"""To the end of the last slice."""
 
 
 def make_op(key: Key = KEY, *, created_at_us: int = 100, subkey: bytes = b"", value: bytes | None = b"value") -> Entry:
