@@ -335,6 +335,7 @@ async def test_a_flood_is_cut_off_and_counted_and_who_was_cut_off_is_found_when_
         assert node.peers_told() == {other.peer, crowd[0]}
         clock.jump(POLL_S)
         await node.finds(crowd[1], address)
+        await wait_all_tasks_blocked()  # the same moment wakes whoever reports what was dropped
         assert any("too fast and were dropped" in message for message in caplog.messages)
         assert crowd[-1] not in node.peers_told()
         shout(*services(texts[-1]))
