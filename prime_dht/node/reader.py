@@ -9,7 +9,8 @@ fewer than ``read_quorum`` answered at all, which says nothing and is an error.
 As long as nobody named any entry, r replicas must answer, not ``read_quorum``: of an acknowledged put that missed a
 replica, a copy may lie with the next server, and the rest of the r closest may have nothing yet.
 
-With a true routing table the first ``read_quorum`` peers asked are replicas, and a get is one parallel step.
+With a true routing table the first ``read_quorum`` peers asked are replicas, and a get of what is there is one parallel
+step.
 
 An answer too large for one reply comes in pages. A reader that wants only the newest entry fetches a replica's pages to
 the end, because the entry may be on any. A reader of all slots hands them on page by page: up to its *horizon*, the

@@ -22,7 +22,6 @@ from enum import Enum
 
 from prime_dht.ids import US_PER_S, PeerId
 from prime_dht.partition.arcs import ArcSet
-from prime_dht.sync.actions import Outcome
 from prime_dht.sync.chance import Rng
 from prime_dht.sync.messages import Refusal
 
@@ -222,13 +221,3 @@ def survives(ours: tuple[int, PeerId], theirs: tuple[int, PeerId]) -> bool:
     (False, True)
     """
     return ours > theirs
-
-
-def held_after(held: ArcSet, outcome: Outcome) -> ArcSet:
-    """What a node holds after a round: also the sectors that are equal now and that the partner held.
-
-    A partner that holds nothing itself proves nothing: two empty nodes do not make each other hold their arcs.
-    """
-    if outcome.equal is None or outcome.partner_held is None:
-        return held
-    return held | (outcome.equal & outcome.partner_held)

@@ -12,11 +12,10 @@ from prime_dht.entries.entry import Entry
 from prime_dht.errors import LocalProtocolError
 from prime_dht.partition.arcs import ArcSet
 from prime_dht.partition.parameters import PARAMETERS
-from prime_dht.sync.actions import Ending, Fate, Finish, Judged, Send
+from prime_dht.sync.actions import Ending, Fate, Finish, Judged, Outcome, Send
 from prime_dht.sync.limits import MAX_MESSAGE_BYTES
 from prime_dht.sync.messages import Message, Network, Open, Refusal, Refuse, Turn
 from prime_dht.sync.round import Round
-from prime_dht.sync.schedule import held_after
 from prime_dht.testing.storage_samples import make_entry
 from prime_dht.testing.sync_pair import (
     CIRCLE,
@@ -46,6 +45,13 @@ def in_arc(found: list[Entry], arc: ArcSet) -> list[Entry]:
     return [entry for entry in found if arc.covers(location_of(entry))]
 
 
+def shown_held(outcome: Outcome) -> ArcSet:
+    """The sectors that are equal now and that the partner held."""
+    if outcome.equal is None or outcome.partner_held is None:
+        return NOTHING
+    return outcome.equal & outcome.partner_held
+
+
 def synced(one: Party, other: Party) -> None:
     """Run a round, and check that it ended as it should where nothing is refused."""
     union = one.op_ids | other.op_ids
@@ -58,7 +64,7 @@ def synced(one: Party, other: Party) -> None:
 def test_two_empty_nodes_are_equal_and_prove_nothing_to_each_other() -> None:
     ran = run_round(Party(held=NOTHING), Party(held=NOTHING))
     assert [str(outcome) for outcome in ran.outcomes] == ["equal", "equal"]
-    assert [held_after(NOTHING, outcome) for outcome in ran.outcomes] == [NOTHING, NOTHING]
+    assert [shown_held(outcome) for outcome in ran.outcomes] == [NOTHING, NOTHING]
 
 
 def test_entries_go_both_ways() -> None:  # 48
@@ -97,7 +103,7 @@ def test_a_joiner_holds_its_arc_after_one_round_with_a_year_of_history() -> None
     replica.put(entries(5000))
     ran = run_round(joiner, replica)
     assert joiner.op_ids == replica.op_ids
-    assert held_after(NOTHING, ran.outcomes[0]) == CIRCLE
+    assert shown_held(ran.outcomes[0]) == CIRCLE
     third = Party(held=NOTHING)
     synced(replica, third)
 
@@ -195,14 +201,13 @@ def test_a_node_without_an_arc_cannot_take_part() -> None:  # 40
 def test_held_grows_over_equal_sectors_that_the_partner_held() -> None:  # 47
     one, other = Party(held=NOTHING), Party(held=HALVES[0])
     ran = run_round(one, other)
-    assert held_after(NOTHING, ran.outcomes[0]) == HALVES[0]
-    assert held_after(CIRCLE, ran.outcomes[0]) == CIRCLE
+    assert shown_held(ran.outcomes[0]) == HALVES[0]
     late = entries(1)[0]
     other.put([late])
     one.judge = lambda entry: Judged(Fate.POSTPONED, "no room")
     ran = run_round(one, other)
     sector = location_of(late) >> 23
-    assert held_after(NOTHING, ran.outcomes[0]) == HALVES[0] - ArcSet.of_sectors([sector], sector_bits=9)
+    assert shown_held(ran.outcomes[0]) == HALVES[0] - ArcSet.of_sectors([sector], sector_bits=9)
     assert ran.outcomes[0].ending is Ending.PARTIAL
     assert ran.outcomes[1].ending is Ending.EQUAL
 

@@ -54,8 +54,8 @@ def _show(session: Session, report: SyncReport) -> None:
         f"  only here {outcome.only_ours}, only there {outcome.only_theirs}",
         f"  entries: {outcome.entries_sent} sent, {outcome.entries_received} received, {outcome.stored} stored, "
         f"{outcome.superseded} superseded",
-        f"  sent {traffic.bytes_sent} bytes in {traffic.messages_sent} messages, "
-        f"received {traffic.bytes_received} bytes in {traffic.messages_received} messages",
+        f"  sent {traffic.bytes_sent} bytes, messages: {traffic.messages_sent}; "
+        f"received {traffic.bytes_received} bytes, messages: {traffic.messages_received}",
     ]
     lines += [f"  not taken: {count} ({visible(reason)})" for reason, count in reasons.items()]
     if outcome.refusal is not None and outcome.refusal.text:
