@@ -25,6 +25,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import takewhile
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
@@ -91,6 +92,7 @@ class Neighbourhood:
     Attributes:
         table: the routing table.
         local: this node's kad key.
+        has_looked_around: whether a lookup of this node's own place has ended, or it is the first of its swarm.
         acquaintances: when peers were heard from.
         strangers: peers without a place in the table that sent a request, the latest last; for
             :mod:`prime_dht.node.strangers`.
@@ -111,7 +113,8 @@ class Neighbourhood:
         self.acquaintances = Acquaintances()
         self.strangers: OrderedDict[PeerId, None] = OrderedDict()
         self._known_region: Prefix | None = None
-        self._has_looked_around = False
+        self.has_looked_around = False
+        self._has_settled = False
         self._named = 0
         self._named_until_s = -math.inf
         self._contacts: OrderedDict[tuple[PeerId, tuple[bytes, ...]], Contact] = OrderedDict()
@@ -170,12 +173,24 @@ class Neighbourhood:
         Those that join the region later look themselves up as well, and so are heard from.
         """
         self._known_region = region
-        self._has_looked_around = True
+        self.has_looked_around = True
 
     def target_arc(self) -> TargetArc:
-        """What this node is to store, as of now."""
-        self._arc.update(target_arc(self.local, self.table, self._config.replication_factor), self._clock.monotonic_s())
+        """What this node is to store, as of now.
+
+        Who knows nobody is to store everything. So a node that joins would pull all that its swarm has, were its arc to
+        shrink as slowly as that of one that has served its arc: until it has settled, the arc is what is observed.
+        """
+        observed = target_arc(self.local, self.table, self._config.replication_factor)
+        if self._has_settled:
+            self._arc.update(observed, self._clock.monotonic_s())
+        else:
+            self._arc = TargetArc(observed, refresh_interval_s=self._config.refresh_interval)
         return self._arc
+
+    def settled(self) -> None:
+        """This node has joined and met those near it."""
+        self._has_settled = True
 
     def is_alone(self) -> bool:
         """Whether no other server is known; such a node holds its arc provisionally."""
@@ -326,7 +341,7 @@ class Neighbourhood:
         addresses = next((record.addresses for record in reply.closer if record.peer == peer), None)
         self._network.learn_addresses(peer, addresses or (), source="identify")
         self.answered(peer, reply)
-        if self._has_looked_around:  # else a lookup is about to meet them, asking fewer
+        if self.has_looked_around:  # else a lookup is about to meet them, asking fewer
             self._probe_neighbours_among(reply.closer)
 
     def _probe_neighbours_among(self, named: Iterable[PeerRecord]) -> None:
@@ -357,6 +372,11 @@ class Neighbourhood:
         """The distance of the ``k``-th nearest peer in the table."""
         nearest = self.table.find_closest(self.local)
         return nearest[-1].kad_key ^ self.local if len(nearest) == self.table.k else math.inf
+
+    def silent_replicas(self) -> list[Contact]:
+        """Peers that have answered as replicas before, and failed this node a moment ago."""
+        lately = takewhile(self._has_failed_lately, reversed(self._failed_at_s))
+        return [self.contact(peer) for peer in lately if peer in self._replicating]
 
     def _has_failed_lately(self, peer: PeerId) -> bool:
         failed_at_s = self._failed_at_s.get(peer)

@@ -3,11 +3,12 @@
 A get is a :class:`~prime_dht.kad.lookup.Lookup` whose query is GET_VALUE. It ends as soon as ``read_quorum`` replicas
 have *answered*: have named an entry of the slots asked for (a tombstone counts), or said that they hold the sector, so
 that their finding nothing means something. Replicas that only just joined do neither; then the lookup goes on outwards
-to those that do. When it runs out of peers, all that could be asked have been, and nothing means absent as well; unless
-fewer than ``read_quorum`` answered at all, which says nothing and is an error.
+to those that do.
 
 As long as nobody named any entry, r replicas must answer, not ``read_quorum``: of an acknowledged put that missed a
-replica, a copy may lie with the next server, and the rest of the r closest may have nothing yet.
+replica, a copy may lie with the next server, and the rest of the r closest may have nothing yet. When the lookup runs
+out of peers before, all that could be asked have been, and nothing means absent as well; unless so many of the r
+closest did not answer, now or just before, that an acknowledged put may lie with them alone. Then it is an error.
 
 With a true routing table the first ``read_quorum`` peers asked are replicas, and a get of what is there is one parallel
 step.
@@ -20,7 +21,8 @@ place up to which every replica's answer is complete.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -98,8 +100,25 @@ class _Answers:
     @property
     def missing(self) -> int:
         """How many more replicas must answer."""
-        needed = self.quorum if any(self.by_peer.values()) else self.absence
+        needed = self.absence if self.found_nothing else self.quorum
         return max(0, needed - len(self.counted))
+
+    @property
+    def found_nothing(self) -> bool:
+        """Whether none of them named an entry."""
+        return not any(self.by_peer.values())
+
+    def leaves_in_doubt(self, nearest: Sequence[Contact]) -> bool:
+        """Whether an acknowledged put may lie with those of the nearest replicas alone that have not answered.
+
+        It lies with ⌊r/2⌋ + 1 of them at least.
+        """
+        is_missed = len(self.silent_among(nearest)) > len(nearest) // 2
+        return self.found_nothing and (is_missed or len(self.by_peer) < self.quorum)
+
+    def silent_among(self, replicas: Sequence[Contact]) -> list[Contact]:
+        """Those that have not answered."""
+        return [replica for replica in replicas if replica.peer not in self.by_peer]
 
     def joined(self) -> dict[Slot, Entry]:
         return state_of(entry for state in self.by_peer.values() for entry in state.values())
@@ -253,7 +272,8 @@ class Reader:
         found: dict[Key, Found | None] = {}
         for key, said in answers.items():
             chosen = selection.choose(said.joined(), self._clock.now_us())
-            if chosen or len(said.by_peer) >= needed:
+            nearest = self._nearest_replicas(key, (server for server in servers[key] if server.peer in said.by_peer))
+            if chosen or not said.leaves_in_doubt(nearest):
                 found[key] = Found.of(chosen[0], answered=len(said.counted)) if chosen else None
                 self._repair_soon(key, said)
         if keys and not found:
@@ -285,28 +305,57 @@ class Reader:
         elif not len(table):
             raise QueryError("no server is known to ask: this node has found no peers")
         if answers.missing:
-            lookup = self._explorer.lookup(
-                target,
-                alpha=max(1, needed - len(answers.counted)),  # hoping that they name something
-                nearest=nearest,
-                query_timeout_s=self._config.rpc_timeout_s,
-                slow_after_s=READ_SLOW_AFTER_S,
-            )
-
-            async def get_from(contact: Contact) -> Reply:
-                reply = await self._neighbourhood.ask(contact, GetValue(key, query))
-                await self._take(contact, key, query, reply, answers)
-                if contact.peer not in answers.counted:
-                    lookup.widen(self._config.alpha)  # not what one hopes for: from here on search broadly
-                elif len(answers.counted) == len(answers.by_peer):  # so far so good
-                    lookup.narrow(answers.missing)
-                return reply
-
-            await self._explorer.run(lookup, get_from, until=lambda: not answers.missing)
-        if len(answers.by_peer) < needed and not answers.joined():
-            raise QueryError(f"{len(answers.by_peer)} of the {needed} replicas needed answered, and had nothing")
+            await self._ask_others(key, query, answers, nearest)
         self._repair_soon(key, answers)
         return answers
+
+    async def _ask_others(self, key: Key, query: SlotQuery, answers: _Answers, nearest: Sequence[Contact]) -> None:
+        """Ask one server after the other, from the nearest outwards, until enough have answered.
+
+        Raises:
+            QueryError: too few have.
+        """
+        lookup = self._explorer.lookup(
+            kad_key(key),
+            alpha=max(1, answers.quorum - len(answers.counted)),  # hoping that they name something
+            nearest=nearest,
+            query_timeout_s=self._config.rpc_timeout_s,
+            slow_after_s=READ_SLOW_AFTER_S,
+        )
+
+        async def get_from(contact: Contact) -> Reply:
+            reply = await self._get_from(contact, key, query, answers)
+            if contact.peer not in answers.counted:
+                lookup.widen(self._config.alpha)  # not what one hopes for: from here on search broadly
+            elif len(answers.counted) == len(answers.by_peer):  # so far so good
+                lookup.narrow(answers.missing)
+            return reply
+
+        result = await self._explorer.run(lookup, get_from, until=lambda: not answers.missing)
+        if not answers.missing or not answers.found_nothing:
+            return
+        replicas = self._nearest_replicas(key, result.closest)
+        async with trio.open_nursery() as nursery:
+            for replica in answers.silent_among(replicas):
+                nursery.start_soon(self._ask_again, replica, key, query, answers)
+        if answers.leaves_in_doubt(replicas):
+            silent = f"{len(answers.silent_among(replicas))} of the {len(replicas)} closest did not answer"
+            raise QueryError(f"too few replicas to tell: {silent}; servers that had nothing: {len(answers.by_peer)}")
+
+    def _nearest_replicas(self, key: Key, answered: Iterable[Contact]) -> list[Contact]:
+        """The ``r`` closest to a key, of those that answered and those that have failed this node a moment ago."""
+        known = {contact.peer: contact for contact in (*answered, *self._neighbourhood.silent_replicas())}
+        own = self._neighbourhood.own_contact()
+        return choose_replicas(kad_key(key), known.values(), self._config.replication_factor, own=own)
+
+    async def _get_from(self, contact: Contact, key: Key, query: SlotQuery, answers: _Answers) -> Reply:
+        reply = await self._neighbourhood.ask(contact, GetValue(key, query))
+        await self._take(contact, key, query, reply, answers)
+        return reply
+
+    async def _ask_again(self, contact: Contact, key: Key, query: SlotQuery, answers: _Answers) -> None:
+        with suppress(QueryError, RemoteProtocolError):
+            await self._get_from(contact, key, query, answers)
 
     async def _ask_here(self, key: Key, query: SlotQuery, answers: _Answers) -> None:
         page, held = await self._server.read(key, query)
