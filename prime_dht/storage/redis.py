@@ -177,6 +177,10 @@ class RedisBackend(StorageBackend):
         is_full = len(members) == limit * rows.OP_BYTES
         return rows.read_op_arrays(members, members[-rows.OP_BYTES :] if is_full else b"")
 
+    async def find_ops(self, prefixes: Sequence[bytes]) -> list[OpId]:
+        found = await self._store.read(entry_scripts.FIND_OPS, *dict.fromkeys(prefixes))
+        return list(dict.fromkeys(OpId(op_id) for op_id in found if op_id is not None))
+
     async def keys(self, *, after: Key | None = None, limit: int = 1000) -> list[Key]:
         behind = b"" if after is None else rows.terminated(after)
         found = await self._store.read(entry_scripts.KEYS, behind, b"%d" % limit)

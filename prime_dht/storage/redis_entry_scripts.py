@@ -76,6 +76,7 @@ local function members_of(op, row)
   if row:byte(21) == 1 then
     local sector = struct.pack('>I2', math.floor(struct.unpack('>I4', location) / 2 ^ 23))
     members[4] = 't' .. sector .. version_of(place) .. location
+    members[5] = 'i' .. op
   end
   return members
 end
@@ -366,6 +367,18 @@ return sectors
 )
 # ARGV from 2: where to start; limit. Returns members of kind t, joined.
 SCAN_OPS = read_script("return {table.concat(call('ZRANGEBYLEX', ORDER, ARGV[2], '(u', 'LIMIT', 0, ARGV[3]))}")
+# ARGV from 2: how op ids begin. Returns those that begin so, each beginning's by themselves.
+FIND_OPS = read_script(
+    r"""
+local found = {}
+for i = 2, #ARGV do
+  local min = '[i' .. ARGV[i]
+  local members = call('ZRANGEBYLEX', ORDER, min, min .. ('\255'):rep(32))
+  for _, member in ipairs(members) do found[#found + 1] = member:sub(2) end
+end
+return found
+"""
+)
 # ARGV from 2: the key terminated behind which to start, or ''; limit. Returns keys, terminated.
 KEYS = read_script(
     r"""
@@ -381,3 +394,17 @@ end
 return keys
 """,
 )
+
+# The way from schema 2, in which ops had no order of their ids. Both may be done again.
+
+# ARGV from 4: the member of kind t to start from, as a min; limit.
+# Says the member that it came to, or '' if there are no more.
+INDEX_OPS = write_script(
+    r"""
+local members = call('ZRANGEBYLEX', ORDER, ARGV[4], '(u', 'LIMIT', 0, ARGV[5])
+for _, member in ipairs(members) do call('ZADD', ORDER, 0, 'i' .. member:sub(12, 43)) end
+return said(#members == tonumber(ARGV[5]) and members[#members] or '')
+""",
+)
+# ARGV from 4: schema.
+END_INDEXING = write_script("call('HSET', ROWS, '#schema', ARGV[4])\nreturn said('')")

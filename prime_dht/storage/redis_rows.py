@@ -8,6 +8,7 @@ of everything that falls due. The first byte of a field or a member is its kind 
     e‖op id              arrival ‖ retain_until ‖ location ‖ is_op ‖ length ‖     s‖slot‖version‖expires‖is_tombstone
                          place ‖ envelope                                         l‖location‖arrival‖op id
                                                                                   t‖sector‖version‖location, of an op
+                                                                                  i‖op id, of an op
                                                                                   R‖retain_until‖op id
     v‖op id              an entry's value                                         V‖expires‖op id
     u‖publisher          how many entries and bytes it has, as doubles

@@ -23,8 +23,11 @@ from prime_dht.storage import redis_scripts as scripts
 from prime_dht.storage.redis_connection import RedisConnection, parse_address
 from prime_dht.storage.redis_scripts import Script
 
-SCHEMA = 2
-"""2: plain records and provider records are counted and placed (:mod:`prime_dht.storage.redis_migration`)."""
+SCHEMA = 3
+"""2: plain records and provider records are counted and placed. 3: ops are found by how their ids begin.
+
+See :mod:`prime_dht.storage.redis_migration`.
+"""
 
 OLDEST_SERVER = 7
 LEASE_S = 10.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable
 from itertools import count
 
@@ -108,6 +109,24 @@ async def test_the_ops_of_a_crowded_sector_come_whole_and_in_order(redis_server:
         assert [len(page) for page in pages] == [50, 50, 50]
         in_time = [entry.version for entry in entries if entry.header.created_at_us < 190]
         assert [op.version for page in pages for op in page] == sorted(in_time)
+
+
+async def test_ops_are_found_by_how_their_ids_begin_without_a_look_at_the_others(start_redis: StartRedis) -> None:
+    server = start_redis()
+
+    def calls() -> dict[str, int]:
+        said = server.command("INFO", "commandstats")
+        return {name: int(count) for name, count in re.findall(r"cmdstat_(\w+):calls=(\d+)", said)}
+
+    async with RedisBackend.open(server.url, prefix="a") as store:
+        ops = [make_entry(subkey=b"%d" % number, expires_at_us=DAY_MS * 1000) for number in range(1000)]
+        await store.put_entries(ops, now_us=NOW_US)
+        prefixes = [entry.op_id[:16] for entry in ops[:10]]
+        before = calls()
+        assert sorted(await store.find_ops(prefixes)) == sorted(entry.op_id for entry in ops[:10])
+        after = calls()
+    reads = {name: after[name] - before.get(name, 0) for name in after if name.startswith(("z", "hget"))}
+    assert {name: count for name, count in reads.items() if count} == {"zrangebylex": 10, "hget": 1}
 
 
 async def test_all_of_a_store_is_under_its_prefix(start_redis: StartRedis) -> None:

@@ -24,7 +24,7 @@ local rows, order = KEYS[1], KEYS[2]
 for _, member in ipairs(redis.call('ZRANGE', order, 0, -1)) do
   local kind = member:sub(1, 1)
   local id = member:sub(2)
-  if ({X = 1, x = 1, Y = 1, y = 1, w = 1})[kind] then
+  if ({X = 1, x = 1, Y = 1, y = 1, w = 1, i = 1})[kind] then
     redis.call('ZREM', order, member)
   elseif kind == 'k' or kind == 'm' then
     local expires = redis.call('HGET', rows, member):sub(1, 8)
@@ -35,6 +35,14 @@ redis.call('HDEL', rows, '#record_bytes', '#provider_bytes')
 redis.call('HSET', rows, '#schema', '1')
 """
 """Leaves what the release before schema 2 wrote."""
+
+BACK_TO_SCHEMA_2 = r"""
+for _, member in ipairs(redis.call('ZRANGEBYLEX', KEYS[2], '[i', '(j')) do redis.call('ZREM', KEYS[2], member) end
+redis.call('HSET', KEYS[1], '#schema', '2')
+"""
+"""Leaves what the release before schema 3 wrote."""
+
+DAY_US = 86_400_000_000
 
 
 async def test_a_store_of_schema_1_keeps_its_records_and_gets_their_limits(
@@ -51,7 +59,7 @@ async def test_a_store_of_schema_1_keeps_its_records_and_gets_their_limits(
     redis_server.command("EVAL", BACK_TO_SCHEMA_1, "2", f"{prefix}:rows", f"{prefix}:order")
     async with RedisBackend.open(redis_server.url, prefix=prefix) as store:
         assert (await store.stats(), await store.records(), await store.providers()) == before
-        assert redis_server.command("HGET", f"{prefix}:rows", "#schema") == "2"
+        assert redis_server.command("HGET", f"{prefix}:rows", "#schema") == "3"
         assert redis_server.command("ZCARD", f"{prefix}:order") == members
         held_bytes = sum(each.size_bytes for each in before[1])
         store.capacity.limits = Limits(max_records_bytes=held_bytes, max_providers=len(NAMES))
@@ -79,3 +87,23 @@ async def test_a_migration_that_was_broken_off_is_begun_again(redis_server: Redi
         assert (gone.records, gone.providers) == (before[0].records, before[0].providers)
     left = redis_server.command("ZCARD", f"{prefix}:order")
     assert left == "1"
+
+
+async def test_the_ops_of_a_store_of_schema_2_are_found_by_how_their_ids_begin(
+    redis_server: RedisServer, prefix: str
+) -> None:
+    ops = [make_entry(subkey=b"%d" % number, expires_at_us=DAY_US) for number in range(2500)]
+    brief = make_entry(subkey=b"brief")
+    keys = f"{prefix}:rows", f"{prefix}:order"
+    async with RedisBackend.open(redis_server.url, prefix=prefix) as store:
+        await store.put_entries([*ops, brief], now_us=NOW_US)
+    members = redis_server.command("ZCARD", keys[1])
+    redis_server.command("EVAL", BACK_TO_SCHEMA_2, "2", *keys)
+    assert int(redis_server.command("ZCARD", keys[1])) == int(members) - len(ops)
+    async with RedisBackend.open(redis_server.url, prefix=prefix) as store:
+        assert redis_server.command("HGET", keys[0], "#schema") == "3"
+        assert redis_server.command("ZCARD", keys[1]) == members
+        found = await store.find_ops([entry.op_id[:8] for entry in (*ops, brief)])
+        assert sorted(found) == sorted(entry.op_id for entry in ops)
+        await store.remove_ops(found)
+        assert await store.find_ops([entry.op_id[:8] for entry in ops]) == []
