@@ -22,7 +22,7 @@ def imported_modules(path: Path) -> Iterator[str]:
             yield node.module
 
 
-@pytest.mark.parametrize("package", ["entries", "kad", "partition", "wire", "storage"])
+@pytest.mark.parametrize("package", ["blobs", "entries", "kad", "partition", "wire", "storage"])
 def test_below_net_only_keys_and_envelopes_of_libp2p_are_used(package: str) -> None:
     for path in (ROOT / package).rglob("*.py"):
         for module in imported_modules(path):

@@ -1,0 +1,407 @@
+"""The fetch plan: which block of a blob from whom, how many at a time, what to try again, when to give up.
+
+A plan follows a :class:`~prime_dht.blobs.walk.Walk`, whose blocks it brings from *providers*, peers that announced that
+they have the blob, into a store. Report what happens, call :meth:`FetchPlan.next` and do what it says. Which way each
+block goes is told in :mod:`prime_dht.blobs.under_way`.
+
+- *Resuming.* Every block is looked for in the store before it is asked of anybody; what is there is not fetched again.
+- *Order.* The blocks of the walk in its order, so that a reader can follow; nodes before leaves, so that there is
+  always a next leaf. What comes back from a provider is the first to be asked of another.
+- *From whom.* Of the providers with room in their window (:mod:`prime_dht.blobs.provider`) the one that would have
+  delivered it first.
+- *Endgame.* A block is asked of one provider at a time, but when there is nothing else to ask for: at the end, and
+  where everything waits for a node, such as the root. Then what has been open for half a second is asked of a second
+  provider too, one that is idle, from the last block backwards. Whoever comes first counts.
+- *Providers* come and go at any time. One that sent bytes that are not the block is dropped for good. One is dropped
+  that stalls, twice in a row if it has delivered before, that lacks the root, or that lacks 8 blocks more than it
+  brought; if it is found again, it may try again after all others. A block that one lacks is asked of others.
+- *Nobody left.* When no provider has the next block, others are searched for. After ``max_searches`` in a row that
+  brought not a single block, or ``patience_us`` without one, the plan has *failed*; all that was stored stays, and
+  another fetch goes on from there. If the blob breaks a rule of DAGs, it is *refused*: no provider can help.
+
+**Bounds.** Of blocks that are asked for or not yet stored there are never more than ``max_bytes`` and one block, beside
+a few nodes, and ``max_blocks``; this is also how a slow disk slows the network down. Providers beyond ``max_providers``
+wait until there is room. What a plan holds does not grow with the blob.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from operator import methodcaller
+
+from prime_dht.blobs.actions import (
+    Action,
+    Ask,
+    Cancel,
+    DropProvider,
+    End,
+    Failed,
+    FindProviders,
+    Finished,
+    Look,
+    Progress,
+    Refused,
+    Store,
+    WaitUntil,
+)
+from prime_dht.blobs.cid import BlockBytes, Cid
+from prime_dht.blobs.provider import Provider
+from prime_dht.blobs.under_way import BlockUnderWay, State, UnderWay
+from prime_dht.blobs.walk import Walk
+from prime_dht.errors import BlobError
+from prime_dht.ids import US_PER_S, PeerId, peer_text
+
+SECOND_AFTER_US = US_PER_S // 2
+"""In the endgame a block is asked of a second provider when the first has had it for so long."""
+
+REST_US = US_PER_S // 2
+"""A provider that is busy is not asked for so long."""
+
+SEARCH_PAUSE_US = 2 * US_PER_S
+"""From the end of one search for providers to the next."""
+
+MAX_STALLS = 2
+MAX_MISSES = 8
+MAX_REMEMBERED = 1024
+"""Of the providers that wait, that have left, and that were dropped for good."""
+
+TOLD_IN_FAILURE = 8
+"""Of the providers that were tried, so many are named."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchLimits:
+    """How a blob is fetched.
+
+    Attributes:
+        max_bytes: of blocks under way at a time, from when they are looked for until they are stored.
+        max_blocks: likewise, in blocks.
+        max_providers: asked at a time.
+        silence_us: a provider that says nothing for so long has stalled.
+        patience_us: a fetch that gets no block for so long has failed.
+        max_searches: for providers, in a row, without a block from any.
+    """
+
+    max_bytes: int = 32 << 20
+    max_blocks: int = 512
+    max_providers: int = 32
+    silence_us: int = 15 * US_PER_S
+    patience_us: int = 120 * US_PER_S
+    max_searches: int = 3
+
+
+class FetchPlan:
+    """The fetch of one walk. See the module. All times are microseconds of one monotonic clock."""
+
+    def __init__(self, walk: Walk, *, now_us: int, limits: FetchLimits | None = None) -> None:
+        self._walk = walk
+        self._limits = limits or FetchLimits()
+        self._blocks = UnderWay()
+        self._providers: dict[PeerId, Provider] = {}
+        self._hostile: dict[PeerId, str] = {}
+        self._left: dict[PeerId, str] = {}
+        self._waiting: dict[PeerId, str] = {}
+        self._actions: list[Action] = []
+        self._is_searching = False
+        self._searches = 0
+        self._may_search_at_us = now_us
+        self._progress_at_us = now_us
+        self._settled_bytes = self._fetched_bytes = self._fetched_blocks = 0
+        self._is_drawn = False  # whether the walk has nothing more to fetch before what is under way has come
+        self._end: End | None = None
+
+    @property
+    def root(self) -> Cid:
+        """The blob's name."""
+        return self._walk.root
+
+    @property
+    def progress(self) -> Progress:
+        return Progress(
+            size_bytes=self._walk.size,
+            settled_bytes=self._settled_bytes,
+            fetched_bytes=self._fetched_bytes,
+            fetched_blocks=self._fetched_blocks,
+        )
+
+    def next(self, now_us: int) -> list[Action]:
+        """What to do now, and at the end one ``WaitUntil``; or, once the plan has ended, why.
+
+        What is still asked of providers at the end is wanted no more.
+        """
+        if self._end is None:
+            self._take_from_the_stalled(now_us)
+            self._admit()
+            self._draw_blocks()
+        if self._end is None:
+            self._assign(now_us)
+            self._ask_a_second(now_us)
+            self._search_or_end(now_us)
+        actions, self._actions = self._actions, []
+        return [*actions, self._end or WaitUntil(self._next_change_at_us(now_us))]
+
+    def on_provider(self, peer: PeerId) -> None:
+        """A peer announced that it has the blob. One that was known already may have got what it lacked."""
+        if peer in self._providers:
+            self._blocks.forget_lacks(peer)
+        elif peer not in self._hostile:
+            _remember(self._waiting, peer, "")
+
+    def on_gone(self, peer: PeerId, reason: str) -> None:
+        """A provider can no longer be reached, or broke the protocol."""
+        self._waiting.pop(peer, None)
+        if provider := self._providers.get(peer):
+            self._remove(provider, reason)
+
+    def on_search_ended(self, now_us: int) -> None:
+        """All providers that a search found have been reported."""
+        self._is_searching = False
+        self._may_search_at_us = now_us + SEARCH_PAUSE_US
+
+    def on_present(self, cid: Cid, data: BlockBytes | None, now_us: int) -> None:
+        """A block that was looked for is in the store. Bring the bytes of nodes and of the root; others need none."""
+        block = self._blocks.get(cid, State.LOOKING)
+        if block is None:
+            return
+        if block.size is None:
+            if data is None or not cid.verify(data):
+                self._blocks.want(block)
+                return
+            self._give(cid, data)
+        self._progress_at_us = now_us
+        self._settle(block)
+
+    def on_absent(self, cid: Cid) -> None:
+        """A block that was looked for is not in the store."""
+        if block := self._blocks.get(cid, State.LOOKING):
+            self._blocks.want(block)
+
+    def on_stored(self, cid: Cid, now_us: int) -> None:
+        """A block is in the store, durably as far as the caller cares for resuming."""
+        if block := self._blocks.get(cid, State.STORING):
+            self._progress_at_us = now_us
+            self._settle(block)
+
+    def on_block(self, peer: PeerId, cid: Cid, data: BlockBytes, now_us: int) -> None:
+        """A provider sent a block, or says so: it is verified here."""
+        provider = self._providers.get(peer)
+        if provider is None:
+            return
+        provider.hear(now_us, len(data))
+        provider.take_back(cid)
+        block = self._blocks.get(cid, State.WANTED, State.ASKED)
+        if block is None:
+            return  # another was faster
+        if not cid.verify(data):
+            self._blocks.release(block, peer)
+            self._drop(provider, f"sent other bytes than block {cid}", is_hostile=True)
+            return
+        provider.stalls = 0
+        provider.delivered += 1
+        for other in block.asked_of:
+            if self._providers[other].take_back(cid):
+                self._actions.append(Cancel(other, (cid,)))
+        self._fetched_bytes += len(data)
+        self._fetched_blocks += 1
+        self._progress_at_us = now_us
+        self._searches = 0
+        if block.size is None:
+            self._give(cid, data)
+        elif block.size != len(data):
+            self._refuse(f"a leaf of blob {self.root} has {len(data)} bytes where the DAG says {block.size}")
+        if self._end is None:
+            self._blocks.store(block)
+            self._actions.append(Store(cid, data))
+
+    def on_not_have(self, peer: PeerId, cids: Iterable[Cid], now_us: int) -> None:
+        """A provider says that it lacks blocks it was asked for."""
+        provider = self._providers.get(peer)
+        if provider is None:
+            return
+        provider.hear(now_us)
+        lacks_root = False
+        for cid in cids:
+            if provider.take_back(cid) and (block := self._blocks.get(cid)):
+                provider.missed += 1
+                lacks_root = lacks_root or cid == self.root
+                block.lacking.add(peer)
+                self._blocks.release(block, peer)
+        if lacks_root or provider.missed - provider.delivered >= MAX_MISSES:
+            self._drop(provider, "lacks what it announced", is_hostile=False)
+
+    def on_busy(self, peer: PeerId, cids: Iterable[Cid], now_us: int) -> None:
+        """A provider says that too much is asked of it, and will not answer this. What was cancelled does not count."""
+        provider = self._providers.get(peer)
+        if provider is None:
+            return
+        provider.hear(now_us)
+        if self._take_back(provider, cids):
+            provider.rest(now_us + REST_US)
+
+    def _take_from_the_stalled(self, now_us: int) -> None:
+        for provider in list(self._providers.values()):
+            stalls_at_us = provider.stalls_at_us(self._limits.silence_us)
+            if stalls_at_us is None or now_us < stalls_at_us:
+                continue
+            provider.stalls += 1
+            if provider.stalls == MAX_STALLS or not provider.delivered:
+                self._drop(provider, "stalled", is_hostile=False)
+            else:
+                self._actions.append(Cancel(provider.peer, provider.asked))
+                self._take_back(provider, provider.asked)
+                provider.rest(now_us + REST_US)
+
+    def _admit(self) -> None:
+        """Fill up the providers with those that wait: first those that were not tried before."""
+        room = self._limits.max_providers - len(self._providers)
+        if not room or not self._waiting:
+            return
+        for peer in sorted(self._waiting, key=self._left.__contains__)[:room]:
+            del self._waiting[peer]
+            self._providers[peer] = Provider(peer)
+            self._blocks.forget_lacks(peer)
+
+    def _draw_blocks(self) -> None:
+        """Draw the next blocks of the walk, as many as may be under way, and have them looked for."""
+        drawn: list[Cid] = []
+        self._is_drawn = False
+        try:
+            while self._blocks.bytes < self._limits.max_bytes and len(self._blocks) < self._limits.max_blocks:
+                leaf = self._walk.next_leaf()
+                if leaf is None:
+                    self._is_drawn = True
+                    break
+                block = self._blocks.get(leaf.cid)
+                if block is None:
+                    block = self._blocks.draw(leaf.cid, leaf.size)
+                    drawn.append(leaf.cid)
+                elif block.size not in (None, leaf.size):
+                    raise BlobError(f"blob {self.root} says two sizes of block {leaf.cid}")
+                block.content_bytes += leaf.size
+        except BlobError as error:
+            self._refuse(str(error))
+        for cid in self._walk.wanted():
+            if cid not in self._blocks:
+                self._blocks.draw(cid, None)
+                drawn.append(cid)
+        if drawn:
+            self._actions.append(Look(tuple(drawn)))
+
+    def _assign(self, now_us: int) -> None:
+        """Ask for the blocks that are wanted, the first first, of whoever has room and would deliver soonest."""
+        free = [provider for provider in self._providers.values() if provider.has_room(now_us)]
+        asks: dict[PeerId, list[Cid]] = {}
+        lacked: list[BlockUnderWay] = []
+        while free and (block := self._blocks.take_wanted()):
+            able = [provider for provider in free if provider.peer not in block.lacking]
+            if not able:
+                lacked.append(block)
+                continue
+            best = min(able, key=methodcaller("expected_us", block.budget_bytes))
+            self._ask(best, block, now_us)
+            asks.setdefault(best.peer, []).append(block.cid)
+            if not best.has_room(now_us):
+                free.remove(best)
+        for block in lacked:
+            self._blocks.want(block)
+        self._actions += [Ask(peer, tuple(cids)) for peer, cids in asks.items()]
+
+    def _ask_a_second(self, now_us: int) -> None:
+        for block in self._endgame_blocks():
+            if now_us < block.asked_at_us + SECOND_AFTER_US:
+                continue
+            able = (
+                provider
+                for provider in self._providers.values()
+                if provider.is_idle and provider.has_room(now_us) and provider.peer not in block.lacking
+            )
+            if second := min(able, key=methodcaller("expected_us", block.budget_bytes), default=None):
+                self._ask(second, block, now_us)
+                self._actions.append(Ask(second.peer, (block.cid,)))
+
+    def _endgame_blocks(self) -> list[BlockUnderWay]:
+        """The blocks that may be asked of a second provider: none while there is anything else to ask for."""
+        is_endgame = self._is_drawn and not self._blocks.count(State.LOOKING, State.WANTED)
+        return self._blocks.asked_of_one() if is_endgame else []
+
+    def _search_or_end(self, now_us: int) -> None:
+        if self._walk.done and not self._blocks:
+            self._end = Finished()
+            return
+        is_local = self._blocks.count(State.LOOKING, State.STORING) > 0
+        if not is_local and now_us >= self._progress_at_us + self._limits.patience_us:
+            self._fail(f"got no block for {self._limits.patience_us // US_PER_S} s")
+            return
+        block = self._lacked_by_all()
+        if block is None or self._is_searching:
+            return
+        if self._searches < self._limits.max_searches:
+            if now_us >= self._may_search_at_us:
+                self._searches += 1
+                self._is_searching = True
+                self._actions.append(FindProviders())
+        elif not is_local and all(provider.is_idle for provider in self._providers.values()):
+            self._fail(f"nobody has block {block.cid}")
+
+    def _lacked_by_all(self) -> BlockUnderWay | None:
+        """The first block that is wanted, if no provider may have it."""
+        block = self._blocks.first_wanted()
+        return block if block and self._providers.keys() <= block.lacking else None
+
+    def _next_change_at_us(self, now_us: int) -> int:
+        """When :meth:`next` will have something to do, always later than now."""
+        times = [self._progress_at_us + self._limits.patience_us, self._may_search_at_us]
+        times += [block.asked_at_us + SECOND_AFTER_US for block in self._endgame_blocks()]
+        for provider in self._providers.values():
+            times += [provider.rests_until_us, provider.stalls_at_us(self._limits.silence_us) or 0]
+        return min((time for time in times if time > now_us), default=now_us + self._limits.patience_us)
+
+    def _ask(self, provider: Provider, block: BlockUnderWay, now_us: int) -> None:
+        provider.ask(block.cid, block.budget_bytes, now_us)
+        self._blocks.ask(block, provider.peer, now_us)
+
+    def _take_back(self, provider: Provider, cids: Iterable[Cid]) -> int:
+        """What was asked of a provider it will not bring; returns how many of these asks were open."""
+        taken = [block for cid in cids if provider.take_back(cid) and (block := self._blocks.get(cid))]
+        for block in taken:
+            self._blocks.release(block, provider.peer)
+        return len(taken)
+
+    def _drop(self, provider: Provider, reason: str, *, is_hostile: bool) -> None:
+        self._actions.append(DropProvider(provider.peer, reason, is_hostile))
+        self._remove(provider, reason)
+        if is_hostile:
+            _remember(self._hostile, provider.peer, reason)
+
+    def _remove(self, provider: Provider, reason: str) -> None:
+        self._take_back(provider, provider.asked)
+        del self._providers[provider.peer]
+        _remember(self._left, provider.peer, reason)
+
+    def _give(self, cid: Cid, data: BlockBytes) -> None:
+        try:
+            self._walk.give(cid, data)
+        except BlobError as error:
+            self._refuse(str(error))
+
+    def _settle(self, block: BlockUnderWay) -> None:
+        self._blocks.settle(block)
+        self._settled_bytes += block.content_bytes
+
+    def _refuse(self, reason: str) -> None:
+        self._end = Refused(reason)
+
+    def _fail(self, reason: str) -> None:
+        tried = {**self._left, **{provider.peer: provider.standing for provider in self._providers.values()}}
+        told = [f"{peer_text(peer)} {why}" for peer, why in list(tried.items())[-TOLD_IN_FAILURE:]]
+        among = f"tried {len(tried)} providers: {'; '.join(told)}" if told else "no provider was found"
+        self._end = Failed(f"blob {self.root}: {reason}; {among}, in {self._searches} searches")
+
+
+def _remember(peers: dict[PeerId, str], peer: PeerId, reason: str) -> None:
+    """Note why a peer is no longer asked, and forget the one noted first if there are too many."""
+    peers.pop(peer, None)
+    peers[peer] = reason
+    if len(peers) > MAX_REMEMBERED:
+        del peers[next(iter(peers))]
