@@ -1,0 +1,10 @@
+"""Machine learning on the swarm: tensors, how they travel, how they are aggregated, and how members agree on it.
+
+What needs neither node nor clock lies in packages of its own, pure, to be used with or without a swarm:
+
+- ``tensors``: named arrays and their specs; ``weights``: safetensors bytes and files;
+- ``codecs``: tensors as few bytes; ``aggregation``: many members' gradients as one;
+- ``agreement``: which gradients, and which aggregate.
+
+It needs the extra ``ml``: ``pip install prime-dht[ml]``.
+"""

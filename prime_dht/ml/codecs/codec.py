@@ -1,0 +1,244 @@
+"""Codecs: how one tensor becomes bytes, and how far what comes back may be from what went in.
+
+Let ``u`` be the unit roundoff of the tensor's own dtype: 2**-53, 2**-24, 2**-11 and 2**-8 for float64, float32, float16
+and bfloat16. For every element ``x`` and its decoded value ``y``:
+
+======== ================================ ===========================================================================
+codec    bytes for an element             bound
+======== ================================ ===========================================================================
+none     those of the dtype               y = x, to the bit
+fp16     2                                |y - x| ≤ 2**-11 |x| + 2**-25; |x| ≤ 65,504, or it is refused
+bf16     2                                |y - x| ≤ 2**-8 |x| + 2**-134; |x| ≤ 3.38e38, or it is refused
+int8     1, and 4 for a block             |y - x| ≤ max(peak / 254, 2**-127) + (u + 2**-22) peak, where ``peak`` is the
+                                          greatest |x| of its block
+topk     4 and those of the dtype,        y = x for the k = ⌈fraction * n⌉ greatest |x|, y = 0 for the rest, so
+         for each element sent            ‖y - x‖² ≤ (1 - k / n) ‖x‖²
+======== ================================ ===========================================================================
+
+Only floating tensors are rounded, and by fp16 and bf16 only those wider than 2 bytes; all others pass as they are, to
+the bit. Codecs that round refuse tensors that are not finite: a NaN would spoil its whole block in silence.
+
+Sources: blockwise int8, Dettmers et al. 2022, section 2.1 (arXiv 2110.02861), here with evenly spaced levels; top-k,
+Stich et al. 2018 (arXiv 1809.07599), whose memory is :class:`~prime_dht.ml.codecs.feedback.ErrorFeedback`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from prime_dht.errors import ValidationError
+from prime_dht.ml.tensors import BFLOAT16, Array, Dtype, TensorSpec, tensor_in
+
+MAX_ELEMENTS = 1 << 32
+"""Of a tensor whose elements are picked by index; indices have 4 bytes."""
+
+_SMALLEST_SCALE = np.float32(2.0**-126)
+_LEVELS = np.float32(127)
+
+
+@dataclass(frozen=True, slots=True)
+class Codec(ABC):
+    """How one tensor becomes bytes. The dataclass fields of a codec are its parameters, and travel with its name."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def rounds(self, spec: TensorSpec) -> bool:
+        """Whether it changes tensors of this spec; others travel as they are, and are never given to it."""
+
+    @abstractmethod
+    def body_bytes(self, spec: TensorSpec) -> int:
+        """The exact length of the body of a tensor of this spec."""
+
+    @abstractmethod
+    def encode(self, tensor: Array) -> bytes:
+        """The body of a tensor.
+
+        Raises:
+            ValidationError: it cannot be encoded within the codec's bound; the text goes after the tensor's name.
+        """
+
+    @abstractmethod
+    def decode(self, body: memoryview, spec: TensorSpec) -> Array:
+        """The tensor of a body of the right length, whose contents are hostile until checked. It is to be read only.
+
+        Raises:
+            ValidationError: no tensor is encoded so.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Plain(Codec):
+    """The tensor as it is."""
+
+    name: ClassVar[str] = "none"
+
+    def rounds(self, spec: TensorSpec) -> bool:  # noqa: ARG002
+        return False
+
+    def body_bytes(self, spec: TensorSpec) -> int:
+        return spec.nbytes
+
+    def encode(self, tensor: Array) -> bytes:
+        return tensor.tobytes()
+
+    def decode(self, body: memoryview, spec: TensorSpec) -> Array:
+        return tensor_in(body, spec)
+
+
+@dataclass(frozen=True, slots=True)
+class _Narrowing(Codec):
+    """Rounds every element to the nearest of a narrower dtype, ties to even."""
+
+    narrow: ClassVar[Dtype]
+
+    def rounds(self, spec: TensorSpec) -> bool:
+        return spec.is_floating and spec.dtype.itemsize > self.narrow.itemsize
+
+    def body_bytes(self, spec: TensorSpec) -> int:
+        return spec.size * self.narrow.itemsize
+
+    def encode(self, tensor: Array) -> bytes:
+        _check_finite(tensor)
+        with np.errstate(over="ignore", under="ignore"):
+            # float64 by way of float32, as ml_dtypes does to bfloat16; the bound holds after two roundings as well.
+            narrowed = tensor.astype(np.float32).astype(self.narrow)
+        if not np.isfinite(narrowed).all():
+            raise ValidationError(f"holds values beyond the range of {self.name}")
+        return narrowed.tobytes()
+
+    def decode(self, body: memoryview, spec: TensorSpec) -> Array:
+        narrowed = np.frombuffer(body, self.narrow).reshape(spec.shape)
+        _check_finite(narrowed)
+        return narrowed.astype(spec.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Fp16(_Narrowing):
+    """Every element as float16."""
+
+    name: ClassVar[str] = "fp16"
+    narrow: ClassVar[Dtype] = np.dtype("<f2")
+
+
+@dataclass(frozen=True, slots=True)
+class Bf16(_Narrowing):
+    """Every element as bfloat16: the range of float32 in two bytes, and fewer digits than float16."""
+
+    name: ClassVar[str] = "bf16"
+    narrow: ClassVar[Dtype] = BFLOAT16
+
+
+@dataclass(frozen=True, slots=True)
+class Int8(Codec):
+    """Each block of elements as one float32, its scale, and for each element the multiple of it, in [-127, 127].
+
+    A large value costs only its own block precision. The body is all multiples, then all scales.
+    """
+
+    name: ClassVar[str] = "int8"
+    block: int = 256
+
+    def __post_init__(self) -> None:
+        if type(self.block) is not int or not 1 <= self.block <= 1 << 20:
+            raise ValidationError(f"the block of int8 is 1 to {1 << 20} elements, not {self.block!r}")
+
+    def rounds(self, spec: TensorSpec) -> bool:
+        return spec.is_floating
+
+    def body_bytes(self, spec: TensorSpec) -> int:
+        return spec.size + 4 * self._blocks(spec.size)
+
+    def encode(self, tensor: Array) -> bytes:
+        _check_finite(tensor)
+        with np.errstate(over="ignore", under="ignore"):
+            blocks = self._blocked(tensor.astype(np.float32))
+        _check_finite(blocks, "holds values beyond the range of float32")
+        peaks = np.abs(blocks).max(axis=1)
+        scales = peaks / _LEVELS
+        with np.errstate(over="ignore"):
+            too_great = scales * _LEVELS > peaks
+        # Rounded down, so that 127 times the scale is never beyond the peak, and so never beyond the tensor's dtype.
+        scales[too_great] = np.nextafter(scales[too_great], np.float32(0))
+        scales = np.maximum(scales, _SMALLEST_SCALE)
+        multiples = np.rint(blocks / scales[:, np.newaxis]).astype(np.int8)
+        return bytes(multiples.ravel()[: tensor.size].tobytes() + scales.astype("<f4").tobytes())
+
+    def decode(self, body: memoryview, spec: TensorSpec) -> Array:
+        scales = np.frombuffer(body, "<f4", offset=spec.size)
+        if not (np.isfinite(scales).all() and (scales >= 0).all()):
+            raise ValidationError("has a scale that is negative or not finite")
+        blocks = self._blocked(np.frombuffer(body, np.int8, spec.size).astype(np.float32))
+        with np.errstate(over="ignore", under="ignore"):
+            values: Array = (blocks * scales[:, np.newaxis]).ravel()[: spec.size].astype(spec.dtype)
+        _check_finite(values, f"has a scale beyond the range of {spec.dtype.name}")
+        return values.reshape(spec.shape)
+
+    def _blocks(self, size: int) -> int:
+        return -(-size // self.block)
+
+    def _blocked(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The values, filled up with zeros, in the shape (blocks, block)."""
+        padded = np.zeros(self._blocks(values.size) * self.block, np.float32)
+        padded[: values.size] = values.ravel()
+        return padded.reshape(-1, self.block)
+
+
+@dataclass(frozen=True, slots=True)
+class TopK(Codec):
+    """Only the fraction of the elements that are greatest, exactly, and where they are.
+
+    What is left out is lost unless the sender adds it to the next gradient, which is what
+    :class:`~prime_dht.ml.codecs.feedback.ErrorFeedback` does. The body is the first index and the steps between
+    indices, which rise, as 4 bytes each, then the elements.
+    """
+
+    name: ClassVar[str] = "topk"
+    fraction: float = 0.01
+
+    def __post_init__(self) -> None:
+        if type(self.fraction) not in (float, int) or not 0 < self.fraction <= 1:
+            raise ValidationError(f"the fraction of topk is above 0 and at most 1, not {self.fraction!r}")
+
+    def rounds(self, spec: TensorSpec) -> bool:
+        return spec.is_floating and spec.size <= MAX_ELEMENTS
+
+    def body_bytes(self, spec: TensorSpec) -> int:
+        return self._count(spec.size) * (4 + spec.dtype.itemsize)
+
+    def encode(self, tensor: Array) -> bytes:
+        _check_finite(tensor)
+        flat = tensor.ravel()
+        count = self._count(flat.size)
+        greatest = np.argpartition(np.abs(flat), flat.size - count)[flat.size - count :] if count else np.empty(0, int)
+        indices = np.sort(greatest)
+        return np.diff(indices, prepend=0).astype("<u4").tobytes() + flat[indices].tobytes()
+
+    def decode(self, body: memoryview, spec: TensorSpec) -> Array:
+        count = self._count(spec.size)
+        steps = np.frombuffer(body, "<u4", count)
+        indices = np.cumsum(steps, dtype=np.uint64)
+        if count and (int(indices[-1]) >= spec.size or not steps[1:].all()):
+            raise ValidationError("has indices that do not rise, or that are out of range")
+        elements = np.frombuffer(body, spec.dtype, offset=4 * count)
+        _check_finite(elements)
+        values: Array = np.zeros(spec.size, spec.dtype)
+        values[indices] = elements
+        return values.reshape(spec.shape)
+
+    def _count(self, size: int) -> int:
+        return math.ceil(self.fraction * size)
+
+
+CODECS: tuple[type[Codec], ...] = (Plain, Fp16, Bf16, Int8, TopK)
+
+
+def _check_finite(values: Array, otherwise: str = "holds values that are not finite") -> None:
+    if not np.isfinite(values).all():
+        raise ValidationError(otherwise)
