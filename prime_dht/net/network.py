@@ -12,14 +12,20 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from prime_dht.errors import QueryError, RemoteProtocolError
 from prime_dht.ids import PeerId
 from prime_dht.wire.kad import Reply, Request
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
 
-Handler = Callable[[PeerId, Request], Awaitable[Reply]]
-"""Answers a peer's request; raises a :class:`~prime_dht.errors.PrimeDHTError` where there is no answer."""
+Handler = Callable[[PeerId, Request], Reply | Awaitable[Reply]]
+"""Answers a peer's request, at once if nothing has to be waited for; raises a :class:`~prime_dht.errors.PrimeDHTError`
+where there is no answer."""
+
+
+OnOutcome = Callable[[Reply | QueryError | RemoteProtocolError], None]
+"""Is given what came of a call. It must not block."""
 
 
 class Conversation(Protocol):
@@ -95,6 +101,14 @@ class Network(Protocol):
         Raises:
             QueryError: it cannot be reached or did not answer in time.
             RemoteProtocolError: it answered wrongly.
+        """
+        ...
+
+    def post(self, peer: PeerId, request: Request, *, timeout_s: float, then: OnOutcome) -> bool:
+        """As :meth:`call`, without waiting; ``False``, with nothing sent, if that is not possible just now.
+
+        Args:
+            then: is given the reply, or what :meth:`call` would raise, maybe before this returns.
         """
         ...
 

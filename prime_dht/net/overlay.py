@@ -7,7 +7,7 @@ Kademlia protocol on one host.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from prime_dht.ids import PeerId, peer_from_text, short
 from prime_dht.net.addresses import credible, credible_reply
 from prime_dht.net.dialer import AddressBook, Dialer
 from prime_dht.net.host import listen_addresses
-from prime_dht.net.network import Counters, Handler, SyncHandler
+from prime_dht.net.network import Counters, Handler, OnOutcome, SyncHandler
 from prime_dht.net.offenders import Offenders
 from prime_dht.net.rpc_client import RpcClient
 from prime_dht.net.rpc_server import RpcServer
@@ -115,10 +115,28 @@ class Overlay:
         try:
             reply = await self._client.call(peer, request, timeout_s=timeout_s)
         except RemoteProtocolError:
-            if not self._offenders.offended_since(peer, at_s=asked_at_s):  # one wrong answer may fail many calls
-                self._offenders.charge(peer, now_s=trio.current_time())
+            self._charge_once(peer, asked_at_s)
             raise
         return credible_reply(reply, told_from=lambda: self.remote_address_of(peer))
+
+    def post(self, peer: PeerId, request: Request, *, timeout_s: float, then: OnOutcome) -> bool:
+        asked_at_s = trio.current_time()
+        if not self._is_allowed(peer) or self._offenders.wait_s(peer, now_s=asked_at_s) > 0:
+            return False
+
+        def answered(outcome: Reply | QueryError | RemoteProtocolError) -> None:
+            if isinstance(outcome, RemoteProtocolError):
+                self._charge_once(peer, asked_at_s)
+            elif isinstance(outcome, Reply):
+                outcome = credible_reply(outcome, told_from=lambda: self.remote_address_of(peer))
+            then(outcome)
+
+        return self._client.post(peer, request, timeout_s=timeout_s, then=answered)
+
+    def _charge_once(self, peer: PeerId, asked_at_s: float) -> None:
+        """Charge a peer, unless it was since this time: one wrong answer may fail many calls."""
+        if not self._offenders.offended_since(peer, at_s=asked_at_s):
+            self._offenders.charge(peer, now_s=trio.current_time())
 
     def serve_sync(self, handler: SyncHandler) -> None:
         self._sync.handler = handler
@@ -199,9 +217,9 @@ class Overlay:
         self._check_dealt_with(peer)
         return await self._open_stream(peer, [self._config.sync_protocol])
 
-    async def _answer_allowed(self, peer: PeerId, request: Request) -> Reply:
+    def _answer_allowed(self, peer: PeerId, request: Request) -> Reply | Awaitable[Reply]:
         self._check_allowed(peer)
-        return await self._handler(peer, request)
+        return self._handler(peer, request)
 
     async def _open_stream(self, peer: PeerId, protocols: Sequence[str]) -> INetStream:
         """For the client; see :data:`prime_dht.net.rpc_client.OpenStream`."""

@@ -2,7 +2,8 @@
 
 A call takes one of :data:`~prime_dht.wire.calls.MAX_CALLS_IN_FLIGHT` *places*, and its answer gives the place back, not
 its caller: the caller may be cancelled while the peer still works for it. The request of a caller that was cancelled is
-sent all the same, so no cancellation can cut a frame that others need whole.
+sent all the same, so no cancellation can cut a frame that others need whole. A call can be *posted* as well: then no
+task waits for its answer, which is handed to a function as it comes.
 
 A stream is *lost* when it ends, breaks, carries what no answer can be, takes nothing for :data:`WRITE_TIMEOUT_S`, or is
 abandoned. Every call that waits on it then fails at once.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import trio
 
@@ -24,6 +26,9 @@ from prime_dht.wire.calls import MAX_CALLS_IN_FLIGHT, Refusal, decode_answer, en
 
 WRITE_TIMEOUT_S = 30.0
 """Seconds for a peer to take one request."""
+
+Answer = bytes | Refusal | StreamLostError | RemoteProtocolError | trio.TooSlowError
+OnAnswer = Callable[[Answer], None]
 
 
 class Pipeline:
@@ -35,7 +40,7 @@ class Pipeline:
 
     def __init__(self, frames: FrameStream) -> None:
         self._frames = frames
-        self._waiting: dict[int, _Waiter] = {}
+        self._calls: dict[int, _Call] = {}
         self._numbers = itertools.count()
         self._places = trio.Semaphore(MAX_CALLS_IN_FLIGHT)
         # A request waits here only while it has a place, so there is always room.
@@ -65,17 +70,28 @@ class Pipeline:
         if self._loss is not None:
             self._places.release()  # to the next one, which has to learn this as well
             raise type(self._loss)(str(self._loss)) from self._loss
-        number = next(self._numbers)
-        waiter = self._waiting[number] = _Waiter(deadline_s)
-        if deadline_s < self._timer.deadline:
-            self._timer.deadline = deadline_s
-        self._send(encode_call(number, message))
+        waiter = _Waiter()
+        self._begin(message, deadline_s, waiter.take)
         await waiter.over.wait()
-        if waiter.answer is not None:
-            return waiter.answer
+        answer = waiter.answer
+        if isinstance(answer, bytes | Refusal):
+            return answer
+        raise type(answer)(str(answer)) from answer
+
+    def post(self, message: bytes, *, deadline_s: float, then: OnAnswer) -> bool:
+        """Send one message without waiting; ``False``, with nothing sent, if that is not possible just now.
+
+        Args:
+            then: is given the answer, or what :meth:`call` would raise, maybe before this returns. It must not block.
+        """
         if self._loss is not None:
-            raise type(self._loss)(str(self._loss)) from self._loss
-        raise trio.TooSlowError
+            return False
+        try:
+            self._places.acquire_nowait()
+        except trio.WouldBlock:
+            return False
+        self._begin(message, deadline_s, then)
+        return True
 
     def abandon(self, reason: str) -> None:
         """Give the stream up."""
@@ -92,6 +108,14 @@ class Pipeline:
         finally:
             self.abandon("this node is closing")  # unless it was lost for another reason
             await self._frames.reset()
+
+    def _begin(self, message: bytes, deadline_s: float, then: OnAnswer) -> None:
+        """Send a message that has a place."""
+        number = next(self._numbers)
+        self._calls[number] = _Call(deadline_s, then)
+        if deadline_s < self._timer.deadline:
+            self._timer.deadline = deadline_s
+        self._send(encode_call(number, message))
 
     def _send(self, frame: bytes) -> None:
         try:
@@ -116,11 +140,10 @@ class Pipeline:
             with self._timer:
                 await trio.sleep(math.inf)
             now_s = trio.current_time()
-            waiting = [waiter for waiter in self._waiting.values() if not waiter.over.is_set()]
-            for waiter in waiting:
-                if waiter.deadline_s <= now_s:
-                    waiter.over.set()
-            deadlines_s = (waiter.deadline_s for waiter in waiting if waiter.deadline_s > now_s)
+            for call in list(self._calls.values()):
+                if call.deadline_s <= now_s:
+                    call.end(trio.TooSlowError())
+            deadlines_s = (call.deadline_s for call in self._calls.values() if call.then is not None)
             self._timer = trio.CancelScope(deadline=min(deadlines_s, default=math.inf))
 
     async def _read(self) -> None:
@@ -135,13 +158,12 @@ class Pipeline:
     def _take_answer(self, body: bytes) -> bool:
         number, answer = decode_answer(body)
         self._frames.done_with(body)
-        waiter = self._waiting.pop(number, None)
-        if waiter is None:
+        call = self._calls.pop(number, None)
+        if call is None:
             raise RemoteProtocolError(f"an answer to call {number}, which was not asked or is answered")
         self.heard_s = trio.current_time()
         self._places.release()
-        waiter.answer = answer
-        waiter.over.set()
+        call.end(answer)
         return True
 
     def _lose(self, loss: StreamLostError | RemoteProtocolError) -> None:
@@ -149,16 +171,36 @@ class Pipeline:
             return
         self._loss = loss
         self._scope.cancel()
-        for waiter in self._waiting.values():
-            waiter.over.set()
+        calls, self._calls = self._calls, {}
+        for call in calls.values():
             self._places.release()
-        self._waiting.clear()
+            call.end(loss)
+
+
+class _Call:
+    """A call that is not answered. When it is over, ``then`` is gone."""
+
+    __slots__ = ("deadline_s", "then")
+
+    def __init__(self, deadline_s: float, then: OnAnswer) -> None:
+        self.deadline_s = deadline_s
+        self.then: OnAnswer | None = then
+
+    def end(self, answer: Answer) -> None:
+        if self.then is not None:
+            then, self.then = self.then, None
+            then(answer)
 
 
 class _Waiter:
-    __slots__ = ("answer", "deadline_s", "over")
+    """A task that waits for an answer."""
 
-    def __init__(self, deadline_s: float) -> None:
-        self.answer: bytes | Refusal | None = None
-        self.deadline_s = deadline_s
+    __slots__ = ("answer", "over")
+
+    def __init__(self) -> None:
         self.over = trio.Event()
+        self.answer: Answer = b""
+
+    def take(self, answer: Answer) -> None:
+        self.answer = answer
+        self.over.set()

@@ -19,14 +19,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 import trio
 from libp2p.abc import INetStream
 
 from prime_dht.errors import LocalProtocolError, QueryError, RemoteProtocolError
 from prime_dht.ids import PeerId, peer_text, short
-from prime_dht.net.pipeline import Pipeline
+from prime_dht.net.network import OnOutcome
+from prime_dht.net.pipeline import Answer, Pipeline
 from prime_dht.net.streams import FrameBudget, FrameStream, StreamLostError
 from prime_dht.wire.calls import Refusal
 from prime_dht.wire.frames import MAX_FRAME_BYTES
@@ -44,7 +45,8 @@ MAX_PEERS = 2000
 REPLY_BYTES_IN_FLIGHT = 64 << 20
 """Bytes that large replies under way may take together, over all peers."""
 
-_CALL_NUMBER_BYTES = 9
+_MAX_MESSAGE_BYTES = MAX_FRAME_BYTES - 9
+"""A call's number goes before it."""
 
 OpenStream = Callable[[PeerId, Sequence[str]], Awaitable[INetStream]]
 """Opens a stream to a peer, dialling it if need be, on the first of several protocols that it speaks.
@@ -113,11 +115,64 @@ class RpcClient:
             LocalProtocolError: :meth:`run` does not run.
         """
         if self._nursery is None:
+            await trio.lowlevel.checkpoint_if_cancelled()  # both the caller and the run may be, by who ends the node
             raise LocalProtocolError("RpcClient.call outside of its run")
         message = encode_request(request)
-        if len(message) + _CALL_NUMBER_BYTES > MAX_FRAME_BYTES:
+        if len(message) > _MAX_MESSAGE_BYTES:
             raise QueryError(f"a request of {len(message)} bytes does not fit into a frame")
         self.calls += 1
+        return await self._call(peer, request, message, timeout_s)
+
+    def post(self, peer: PeerId, request: Request, *, timeout_s: float, then: OnOutcome) -> bool:
+        """Ask one peer without waiting; ``False``, with nothing sent, if that is not possible just now.
+
+        It takes a pipelined stream that is open already. :meth:`call` costs a third more, in a task of its own.
+
+        Args:
+            then: is given the reply, or what :meth:`call` would raise, maybe before this returns. It must not block.
+        """
+        nursery, state = self._nursery, self._peers.get(peer)
+        if nursery is None or state is None or state.pipeline is None:
+            return False
+        pipeline, started_s = state.pipeline, trio.current_time()
+        message = encode_request(request)
+
+        def answered(answer: Answer) -> None:
+            match answer:
+                case bytes():
+                    then(_decoded(peer, request, answer))
+                case Refusal(reason):
+                    then(QueryError(f"peer {short(peer)} refused the request: {reason}"))
+                case RemoteProtocolError():
+                    then(RemoteProtocolError(str(answer), peer=peer_text(peer)))
+                case trio.TooSlowError():
+                    if pipeline.heard_s < started_s:
+                        pipeline.abandon("nothing was answered on it any more")
+                    then(QueryError(f"peer {short(peer)} did not answer within {timeout_s:g} s"))
+                case StreamLostError():  # it may have been lost while it idled
+                    nursery.start_soon(self._call_then, peer, request, message, started_s + timeout_s, then)
+                case _:
+                    assert_never(answer)
+
+        if len(message) > _MAX_MESSAGE_BYTES:
+            return False
+        if not pipeline.post(message, deadline_s=started_s + timeout_s, then=answered):
+            return False
+        self._peers.move_to_end(peer)
+        self.calls += 1
+        return True
+
+    async def _call_then(
+        self, peer: PeerId, request: Request, message: bytes, deadline_s: float, then: OnOutcome
+    ) -> None:
+        try:
+            reply = await self._call(peer, request, message, deadline_s - trio.current_time())
+        except (QueryError, RemoteProtocolError) as error:
+            then(error)
+        else:
+            then(reply)
+
+    async def _call(self, peer: PeerId, request: Request, message: bytes, timeout_s: float) -> Reply:
         started_s = trio.current_time()
         try:
             try:
@@ -238,6 +293,13 @@ class RpcClient:
             frames = state.idle.pop()
             if self._nursery is not None:
                 self._nursery.start_soon(frames.reset)
+
+
+def _decoded(peer: PeerId, request: Request, answer: bytes) -> Reply | RemoteProtocolError:
+    try:
+        return decode_reply(request, answer)
+    except RemoteProtocolError as error:
+        return RemoteProtocolError(str(error), peer=peer_text(peer))
 
 
 def _is_undecided(state: _Peer) -> bool:

@@ -2,8 +2,9 @@
 
 On ``<prefix>/kad/1.0.0`` a stream carries any number of requests, answered in order; ``ADD_PROVIDER`` gets no answer
 (go-libp2p reuses the stream and would read one as the answer to its next request). On ``<prefix>/rpc/1.0.0``
-(:mod:`prime_dht.wire.calls`) requests are answered as they are ready. The end of a peer's direction ends neither: what
-was asked before is answered (rust-libp2p ends its direction behind each request).
+(:mod:`prime_dht.wire.calls`) requests are answered as they are ready, and at once where that needs no waiting. The end
+of a peer's direction ends neither: what was asked before is answered (rust-libp2p ends its direction behind each
+request).
 
 What the handler raises decides: :class:`RemoteProtocolError` is the peer's offence, whose stream is reset and which is
 counted, while its connection and everybody else's go on. The streams of a peer that offends again and again are for a
@@ -36,6 +37,10 @@ from prime_dht.wire.kad import AddProvider, Reply, Request, decode_request, enco
 
 logger = logging.getLogger(__name__)
 
+CALLS_AT_ONCE = 8
+"""Calls of one peer that are answered in a row by the task that reads them, where nothing has to be waited for: a task
+for each would cost a fifth of the call. The next one has its own, so that whoever sends many leaves others a turn."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerLimits:
@@ -63,10 +68,11 @@ class ServerLimits:
 class _PeerState:
     """What is held on behalf of one peer while it has streams open."""
 
-    __slots__ = ("budget", "places", "streams")
+    __slots__ = ("at_once", "budget", "places", "streams")
 
     def __init__(self, limits: ServerLimits) -> None:
         self.streams = 0
+        self.at_once = 0  # calls answered since one had a task of its own, and so since others had a turn
         self.places = trio.Semaphore(limits.calls_per_peer)
         self.budget = FrameBudget(limits.frame_bytes_per_peer)
 
@@ -87,6 +93,7 @@ class RpcServer:
         self.offenders = offenders or Offenders()
         self._peers: dict[PeerId, _PeerState] = {}
         self._serving: set[trio.CancelScope] = set()
+        self._is_stopped = False
         self.requests: Counter[str] = Counter()
 
     async def serve_classical(self, stream: INetStream) -> None:
@@ -99,6 +106,7 @@ class RpcServer:
 
     def stop(self) -> None:
         """Reset every stream that is being served."""
+        self._is_stopped = True  # what is being read in this moment is not answered either
         for scope in self._serving:
             scope.cancel()
 
@@ -154,42 +162,93 @@ class RpcServer:
                     state.places.acquire_nowait()
                 except trio.WouldBlock:
                     return False
-                nursery.start_soon(self._answer_call, frames, peer, state, body)
+                self._begin_call(nursery, frames, peer, state, body)
                 return True
 
             idle_timeout_s = self._limits.idle_timeout_s
             while (body := await frames.read_frame(idle_timeout_s=idle_timeout_s, take=begin)) is not None:
                 await state.places.acquire()
-                nursery.start_soon(self._answer_call, frames, peer, state, body)
+                self._begin_call(nursery, frames, peer, state, body)
 
-    async def _answer_call(self, frames: FrameStream, peer: PeerId, state: _PeerState, body: bytes) -> None:
+    def _begin_call(
+        self, nursery: trio.Nursery, frames: FrameStream, peer: PeerId, state: _PeerState, body: bytes
+    ) -> None:
+        """Answer a call, which has a place: at once, if it needs no waiting and others are not kept from their turn."""
+        is_over = True
         try:
-            await trio.lowlevel.checkpoint_if_cancelled()  # the stream may have been given up since the call came
             number, message = decode_call(body)
             request = decode_request(message)
-            await self._send(frames, encode_answer(number, await self._answer_or_refuse(peer, request)))
+            answer: bytes | Refusal | Awaitable[Reply] | None = None
+            if state.at_once < CALLS_AT_ONCE and not self._is_stopped:
+                state.at_once += 1
+                answer = self._begin(peer, request)
+                if isinstance(answer, bytes | Refusal) and frames.write_now(encode_answer(number, answer)):
+                    return
+            nursery.start_soon(self._answer_call, frames, peer, state, body, number, request, answer)
+            is_over = False
+        finally:
+            if is_over:
+                frames.done_with(body)
+                state.places.release()
+
+    async def _answer_call(
+        self,
+        frames: FrameStream,
+        peer: PeerId,
+        state: _PeerState,
+        body: bytes,
+        number: int,
+        request: Request,
+        answer: bytes | Refusal | Awaitable[Reply] | None,
+    ) -> None:
+        state.at_once = 0
+        try:
+            if answer is None:
+                await trio.lowlevel.checkpoint_if_cancelled()  # the stream may have been given up since the call came
+                answer = self._begin(peer, request)
+            if not isinstance(answer, bytes | Refusal):
+                answer = await self._finish(peer, request, answer)
+            await self._send(frames, encode_answer(number, answer))
         finally:
             frames.done_with(body)
             state.places.release()
 
-    async def _answer_or_refuse(self, peer: PeerId, request: Request) -> bytes | Refusal:
+    def _begin(self, peer: PeerId, request: Request) -> bytes | Refusal | Awaitable[Reply]:
+        """What a call is answered with, or what has to be awaited for that."""
+        self.requests[type(request).__name__] += 1
         try:
-            return encode_reply(request, await self._answer(peer, request))
+            answer = self._handler(peer, request)
+            return encode_reply(request, answer) if isinstance(answer, Reply) else answer
         except RemoteProtocolError:
             raise
-        except ValidationError as error:
-            return Refusal(str(error))
         except PrimeDHTError as error:
-            self._note(peer, error)
-            return Refusal("this node failed")  # how is nobody else's business
+            return self._refusal(peer, error)
+
+    async def _finish(self, peer: PeerId, request: Request, answer: Awaitable[Reply]) -> bytes | Refusal:
+        try:
+            return encode_reply(request, await self._in_time(answer))
+        except RemoteProtocolError:
+            raise
+        except PrimeDHTError as error:
+            return self._refusal(peer, error)
         except trio.TooSlowError:
             return Refusal("not done in time")
 
+    def _refusal(self, peer: PeerId, error: PrimeDHTError) -> Refusal:
+        if isinstance(error, ValidationError):
+            return Refusal(str(error))
+        self._note(peer, error)
+        return Refusal("this node failed")  # how is nobody else's business
+
     async def _answer(self, peer: PeerId, request: Request) -> Reply:
         self.requests[type(request).__name__] += 1
+        answer = self._handler(peer, request)
+        return answer if isinstance(answer, Reply) else await self._in_time(answer)
+
+    async def _in_time(self, answer: Awaitable[Reply]) -> Reply:
         # Not trio.fail_after: its two context managers cost as much as the scope within.
         with trio.CancelScope(deadline=trio.current_time() + self._limits.answer_timeout_s):
-            return await self._handler(peer, request)
+            return await answer
         raise trio.TooSlowError
 
     async def _send(self, frames: FrameStream, body: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from random import Random
 from typing import assert_never
 
@@ -12,7 +13,7 @@ import trio
 from prime_dht.config import DhtConfig
 from prime_dht.errors import QueryError, RemoteProtocolError
 from prime_dht.events import LookupProgress
-from prime_dht.ids import KadKey, Key, kad_key
+from prime_dht.ids import KadKey, Key, PeerId, kad_key
 from prime_dht.kad.contact import Contact
 from prime_dht.kad.keyspace import common_prefix_length
 from prime_dht.kad.lookup import Finished, Lookup, LookupConfig, LookupResult, Query, WaitUntil, anyone
@@ -20,7 +21,7 @@ from prime_dht.kad.replicas import answered_keys, choose_replicas, syncs
 from prime_dht.node.clock import Clock
 from prime_dht.node.feed import Feed
 from prime_dht.node.neighbourhood import Neighbourhood
-from prime_dht.wire.kad import FindNode, Reply
+from prime_dht.wire.kad import FindNode, Reply, Request
 
 QUERY_TIMEOUT_S = 3.0
 """Seconds for one FIND_NODE of a lookup. A dead peer whose machine refuses the dial is passed over at once; one whose
@@ -39,8 +40,15 @@ REFRESH_DEPTH = 12
 bucket i costs 2^(i+1) hashes to find (some 10 ms at 12); what lies deeper is near enough for a lookup of this node
 itself to cover, unless the swarm has far more than 2^12 · k nodes."""
 
-Ask = Callable[[Contact], Awaitable[Reply]]
-"""Sends a lookup's request to one peer; raises QueryError or RemoteProtocolError when that fails."""
+Take = Callable[[Contact, Reply], Awaitable[None] | None]
+"""Takes a peer's reply in; returns what has to be awaited for the rest of it, if it is not all.
+
+Raises RemoteProtocolError, and so may that, if it is no reply to what was asked. The peer has failed then.
+"""
+
+
+def _take_nothing(_contact: Contact, _reply: Reply) -> None:
+    return None
 
 
 class Explorer:
@@ -122,7 +130,7 @@ class Explorer:
         # name may be dead to a large part.
         seeds = self._neighbourhood.table
         lookup = self.lookup(kad_key(raw_target), k=k, replicas_only=replicas_only, seeds=seeds, through=through)
-        return await self.run(lookup, lambda contact: self._neighbourhood.ask(contact, request))
+        return await self.run(lookup, request)
 
     async def replicas_of(self, key: Key, replication: int) -> list[Contact]:
         """The replicas of a key, this node included if it is one, nearest first.
@@ -168,56 +176,102 @@ class Explorer:
                 nursery.start_soon(settle, left[start : start + part_size])
         return servers
 
-    async def run(self, lookup: Lookup, ask: Ask, *, until: Callable[[], bool] = lambda: False) -> LookupResult:
-        """Drive a lookup to its end, which is early if after some answer ``until`` says so."""
-        woken = trio.Event()
+    async def run(
+        self,
+        lookup: Lookup,
+        request: Request,
+        *,
+        take: Take = _take_nothing,
+        until: Callable[[], bool] = lambda: False,
+    ) -> LookupResult:
+        """Drive a lookup to its end, which is early if after some answer ``until`` says so.
 
-        async def query(contact: Contact) -> None:
-            asked_at_s = self._clock.monotonic_s()
-            try:
-                reply = await ask(contact)
-            except (QueryError, RemoteProtocolError) as error:
-                now_s = self._clock.monotonic_s()
-                lookup.on_failure(contact.peer, str(error))
-            else:
-                now_s = self._clock.monotonic_s()
-                closer = self._neighbourhood.heard_of(reply.closer)
+        Args:
+            request: what each peer is asked.
+            take: is given each reply before the lookup is.
+        """
+        woken = trio.Event()
+        is_over = False
+
+        def conclude(contact: Contact, asked_at_s: float, outcome: Reply | QueryError | RemoteProtocolError) -> None:
+            now_s = self._clock.monotonic_s()
+            if isinstance(outcome, Reply):
+                closer = self._neighbourhood.heard_of(outcome.closer)
                 lookup.on_reply(self._neighbourhood.contact(contact.peer), closer, now_s)
                 if until():
                     lookup.finish(now_s)
+            else:
+                lookup.on_failure(contact.peer, str(outcome))
             if self._feed.is_heard:
-                hop = lookup.hop(contact.peer)
-                self._feed.publish(
-                    LookupProgress(
-                        target=lookup.target,
-                        peer=contact.peer,
-                        told_by=hop.told_by,
-                        depth=hop.depth,
-                        distance=hop.distance,
-                        elapsed_s=now_s - asked_at_s,
-                        heard_of=hop.heard_of,
-                        failure=hop.failure,
-                    )
-                )
+                self._publish(lookup, contact.peer, now_s - asked_at_s)
             woken.set()
+
+        def answered(contact: Contact, asked_at_s: float, outcome: Reply | QueryError | RemoteProtocolError) -> None:
+            if is_over:
+                return
+            if isinstance(outcome, Reply):
+                try:
+                    rest = take(contact, outcome)
+                except RemoteProtocolError as error:
+                    outcome = error
+                else:
+                    if rest is not None:
+                        nursery.start_soon(take_rest, contact, asked_at_s, outcome, rest)
+                        return
+            conclude(contact, asked_at_s, outcome)
+
+        async def take_rest(contact: Contact, asked_at_s: float, reply: Reply, rest: Awaitable[None]) -> None:
+            try:
+                await rest
+            except (QueryError, RemoteProtocolError) as error:
+                conclude(contact, asked_at_s, error)
+            else:
+                conclude(contact, asked_at_s, reply)
+
+        async def query(contact: Contact, asked_at_s: float) -> None:
+            try:
+                reply = await self._neighbourhood.ask(contact, request)
+            except (QueryError, RemoteProtocolError) as error:
+                answered(contact, asked_at_s, error)
+            else:
+                answered(contact, asked_at_s, reply)
 
         async with trio.open_nursery() as nursery:
             while True:
-                for action in lookup.next(self._clock.monotonic_s()):
+                now_s = self._clock.monotonic_s()
+                for action in lookup.next(now_s):
                     match action:
                         case Query(contact):
-                            nursery.start_soon(query, contact)
+                            # Most go over a stream that is open: a task for each would cost as much as the request.
+                            if not self._neighbourhood.post(contact, request, partial(answered, contact, now_s)):
+                                nursery.start_soon(query, contact, now_s)
                         case WaitUntil(at_s):
                             left_s = at_s - self._clock.monotonic_s()
                             with trio.CancelScope(deadline=trio.current_time() + left_s):
                                 await woken.wait()
                             woken = trio.Event()
                         case Finished(result):
+                            is_over = True
                             nursery.cancel_scope.cancel()
                             self._conclude(result)
                             return result
                         case _:
                             assert_never(action)
+
+    def _publish(self, lookup: Lookup, peer: PeerId, elapsed_s: float) -> None:
+        hop = lookup.hop(peer)
+        self._feed.publish(
+            LookupProgress(
+                target=lookup.target,
+                peer=peer,
+                told_by=hop.told_by,
+                depth=hop.depth,
+                distance=hop.distance,
+                elapsed_s=elapsed_s,
+                heard_of=hop.heard_of,
+                failure=hop.failure,
+            )
+        )
 
     def _conclude(self, result: LookupResult) -> None:
         """What the node learns from a lookup: which bucket it refreshed, and who failed.

@@ -39,7 +39,7 @@ from prime_dht.kad.keyspace import Prefix, common_prefix_length
 from prime_dht.kad.replicas import TargetArc, target_arc
 from prime_dht.kad.routing_table import Added, CheckFirst, Refreshed, Rejected, RoutingTable, Waiting
 from prime_dht.net.addresses import address_text
-from prime_dht.net.network import Network
+from prime_dht.net.network import Network, OnOutcome
 from prime_dht.node.acquaintances import Acquaintances
 from prime_dht.node.clock import Clock
 from prime_dht.node.feed import Feed
@@ -93,6 +93,7 @@ class Neighbourhood:
         table: the routing table.
         local: this node's kad key.
         has_looked_around: whether a lookup of this node's own place has ended, or it is the first of its swarm.
+        arrival: the next time that a peer enters the table.
         acquaintances: when peers were heard from.
         strangers: peers without a place in the table that sent a request, the latest last; for
             :mod:`prime_dht.node.strangers`.
@@ -110,6 +111,7 @@ class Neighbourhood:
             target_arc(self.local, (), config.replication_factor),
             refresh_interval_s=config.refresh_interval,
         )
+        self.arrival = trio.Event()
         self.acquaintances = Acquaintances()
         self.strangers: OrderedDict[PeerId, None] = OrderedDict()
         self._known_region: Prefix | None = None
@@ -189,7 +191,8 @@ class Neighbourhood:
         return self._arc
 
     def settled(self) -> None:
-        """This node has joined and met those near it."""
+        """This node has joined and met those near it: from here on its arc shrinks slowly."""
+        self.target_arc()
         self._has_settled = True
 
     def is_alone(self) -> bool:
@@ -212,6 +215,23 @@ class Neighbourhood:
             raise
         self.answered(contact.peer, reply)
         return reply
+
+    def post(self, contact: Contact, request: Request, then: OnOutcome) -> bool:
+        """As :meth:`ask`, without waiting; ``False``, with nothing sent, if that is not possible just now.
+
+        Args:
+            then: is given the reply or the error, maybe before this returns. It must not block.
+        """
+
+        def answered(outcome: Reply | QueryError | RemoteProtocolError) -> None:
+            if isinstance(outcome, Reply):
+                self.answered(contact.peer, outcome)
+            else:
+                self.failed(contact.peer, str(outcome))
+            then(outcome)
+
+        self._network.learn_addresses(contact.peer, contact.addresses, source="kad")
+        return self._network.post(contact.peer, request, timeout_s=self._config.rpc_timeout_s, then=answered)
 
     async def tell(self, contact: Contact, request: Request) -> Reply:
         """As :meth:`ask`, but nothing is noted: a peer refuses a record, or a provider, by resetting the stream."""
@@ -390,6 +410,8 @@ class Neighbourhood:
         logger.debug("peer %s joined the routing table (%d there now)", short(contact.peer), len(self.table))
         addresses = tuple(address_text(address) for address in contact.addresses)
         self._feed.publish(PeerJoined(peer=contact.peer, addresses=addresses))
+        self.arrival.set()
+        self.arrival = trio.Event()
 
 
 def _forget_beyond_bound(noted: OrderedDict[K, V]) -> None:

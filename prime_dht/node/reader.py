@@ -21,7 +21,7 @@ place up to which every replica's answer is complete.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -323,15 +323,25 @@ class Reader:
             slow_after_s=READ_SLOW_AFTER_S,
         )
 
-        async def get_from(contact: Contact) -> Reply:
-            reply = await self._get_from(contact, key, query, answers)
+        def adjust(contact: Contact) -> None:
             if contact.peer not in answers.counted:
                 lookup.widen(self._config.alpha)  # not what one hopes for: from here on search broadly
             elif len(answers.counted) == len(answers.by_peer):  # so far so good
                 lookup.narrow(answers.missing)
-            return reply
 
-        result = await self._explorer.run(lookup, get_from, until=lambda: not answers.missing)
+        async def take_rest(contact: Contact, page: _Page) -> None:
+            await self._take_rest(contact, key, query, page, answers)
+            adjust(contact)
+
+        def take(contact: Contact, reply: Reply) -> Awaitable[None] | None:
+            page = self._page(key, query, reply.record, reply.held, reply.next_cursor)
+            if page.next_cursor and query.newest:
+                return take_rest(contact, page)
+            answers.add(contact.peer, page.entries, held=page.held, end=page.end)
+            adjust(contact)
+            return None
+
+        result = await self._explorer.run(lookup, GetValue(key, query), take=take, until=lambda: not answers.missing)
         if not answers.missing or not answers.found_nothing:
             return
         replicas = self._nearest_replicas(key, result.closest)
@@ -348,28 +358,24 @@ class Reader:
         own = self._neighbourhood.own_contact()
         return choose_replicas(kad_key(key), known.values(), self._config.replication_factor, own=own)
 
-    async def _get_from(self, contact: Contact, key: Key, query: SlotQuery, answers: _Answers) -> Reply:
-        reply = await self._neighbourhood.ask(contact, GetValue(key, query))
-        await self._take(contact, key, query, reply, answers)
-        return reply
-
     async def _ask_again(self, contact: Contact, key: Key, query: SlotQuery, answers: _Answers) -> None:
         with suppress(QueryError, RemoteProtocolError):
-            await self._get_from(contact, key, query, answers)
+            reply = await self._neighbourhood.ask(contact, GetValue(key, query))
+            page = self._page(key, query, reply.record, reply.held, reply.next_cursor)
+            await self._take_rest(contact, key, query, page, answers)
 
     async def _ask_here(self, key: Key, query: SlotQuery, answers: _Answers) -> None:
         page, held = await self._server.read(key, query)
         end = decode_cursor(page.next_cursor)
         answers.add(self._network.local, self._admitted(page.entries), held=held, end=end)
 
-    async def _take(self, contact: Contact, key: Key, query: SlotQuery, reply: Reply, answers: _Answers) -> None:
-        """Check what a replica sent, fetch the other pages if it is to be complete, and count it.
+    async def _take_rest(self, contact: Contact, key: Key, query: SlotQuery, page: _Page, answers: _Answers) -> None:
+        """Fetch the pages of a replica's answer behind the first, if it is to be complete, and count it.
 
         Raises:
             QueryError: a page did not come.
-            RemoteProtocolError: it sent something that no honest replica holds.
+            RemoteProtocolError: the replica sent something that no honest one holds.
         """
-        page = self._page(key, query, reply.record, reply.held, reply.next_cursor)
         entries = list(page.entries)
         pages = 1
         while page.next_cursor and query.newest and pages < MAX_PAGES:

@@ -145,14 +145,12 @@ class Records:
         if own is not None:
             self._weigh(named, key, self._network.local, own.value)
 
-        async def ask(contact: Contact) -> Reply:
-            reply = await self._neighbourhood.ask(contact, GetValue(key))
+        def weigh(contact: Contact, reply: Reply) -> None:
             self._weigh(named, key, contact.peer, reply.record.value if reply.record is not None else None)
-            return reply
 
         if named.count < wanted:
             lookup = self._explorer.lookup(kad_key(key), query_timeout_s=self._config.rpc_timeout_s)
-            await self._explorer.run(lookup, ask, until=lambda: named.count >= wanted)
+            await self._explorer.run(lookup, GetValue(key), take=weigh, until=lambda: named.count >= wanted)
         if named.best is None:
             if not named.asked and not self._neighbourhood.is_server:
                 raise QueryError("nobody that could be asked answered")
@@ -258,15 +256,14 @@ class Records:
             found[record.provider] = record.addresses
         lookup = self._explorer.lookup(kad_key(multihash))
 
-        async def ask(contact: Contact) -> Reply:
-            reply = await self._neighbourhood.ask(contact, GetProviders(multihash))
+        def note(_contact: Contact, reply: Reply) -> None:
             for record in reply.providers:
                 found.setdefault(record.peer, record.addresses)
                 self._network.learn_addresses(record.peer, record.addresses, source="kad")
-            return reply
 
         if len(found) < count:
-            result = await self._explorer.run(lookup, ask, until=lambda: len(found) >= count)
+            request = GetProviders(multihash)
+            result = await self._explorer.run(lookup, request, take=note, until=lambda: len(found) >= count)
             if not found and not result.closest and not self._neighbourhood.is_server:
                 raise QueryError("nobody that could be asked answered")
         providers = [

@@ -7,7 +7,7 @@ which a registered validator checks and compares, as in go-libp2p.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from typing import assert_never
@@ -79,6 +79,12 @@ MAX_PROVIDERS = 100
 ENTRIES_PER_TURN = 64
 """Entries that are judged before others get a turn; most of the time goes into verifying signatures."""
 
+ENTRIES_AT_ONCE = 4
+"""Entries of one request that are joined without waiting, where the store allows it."""
+
+_Judged = tuple[Entry | None, EntryStatus | None]
+"""An entry that may enter the store, or why one may not."""
+
 _STATUS_OF = {
     PutOutcome.INSERTED: StatusCode.STORED,
     PutOutcome.DUPLICATE: StatusCode.STORED,
@@ -126,8 +132,8 @@ class Server:
         self.stored = 0
         self.provided: set[bytes] = set()
 
-    async def handle(self, peer: PeerId, request: Request) -> Reply:
-        """Answer one request.
+    def handle(self, peer: PeerId, request: Request) -> Reply | Awaitable[Reply]:
+        """Answer one request, or begin to.
 
         Raises:
             RemoteProtocolError: the request breaks the protocol; its stream is to be reset.
@@ -140,13 +146,13 @@ class Server:
             case FindNode(target):
                 return self._reply(closer=self._find_node(target, peer))
             case GetValue(key, query, batch):
-                return await (self._get_batch(batch, query) if batch else self._get(key, query, peer))
+                return self._get_batch(batch, query) if batch else self._get(key, query, peer)
             case PutValue(records):
-                return await self._put(request, records, peer)
+                return self._put(request, records, peer)
             case AddProvider(multihash, providers):
-                return await self._add_provider(multihash, providers, peer)
+                return self._add_provider(multihash, providers, peer)
             case GetProviders(multihash):
-                return await self._get_providers(multihash, peer)
+                return self._get_providers(multihash, peer)
             case Ping():
                 return self._reply()
             case _:
@@ -162,32 +168,50 @@ class Server:
             RemoteProtocolError: an entry that no honest peer could have relayed.
         """
         now_us = self._clock.now_us()
-        statuses: list[EntryStatus] = []
-        admitted: list[tuple[int, Entry]] = []
-        for number, candidate in enumerate(candidates, start=1):
-            if number % ENTRIES_PER_TURN == 0:
+        judged: list[_Judged] = []
+        for start in range(0, len(candidates), ENTRIES_PER_TURN):
+            if start:
                 await trio.lowlevel.checkpoint()
+            judged += self._judge(candidates[start : start + ENTRIES_PER_TURN], relayer, now_us)
+        admitted = [entry for entry, _ in judged if entry is not None]
+        results = await self._replica.put_entries(admitted, now_us=now_us) if admitted else []
+        return self._conclude(judged, admitted, results)
+
+    def _join_now(self, candidates: Sequence[Entry | Undecodable], *, relayer: PeerId) -> list[EntryStatus]:
+        """As :meth:`join`, where the replica is immediate."""
+        now_us = self._clock.now_us()
+        judged = self._judge(candidates, relayer, now_us)
+        admitted = [entry for entry, _ in judged if entry is not None]
+        return self._conclude(judged, admitted, self._replica.put_entries_now(admitted, now_us=now_us))
+
+    def _judge(self, candidates: Sequence[Entry | Undecodable], relayer: PeerId | None, now_us: int) -> list[_Judged]:
+        judged: list[_Judged] = []
+        for candidate in candidates:
             op_id = candidate.op_id if isinstance(candidate, Entry) else OpId(b"")
             verdict = admit(candidate, now_us=now_us, rules=self._rules, verified=self.verified)
             match verdict:
                 case Admitted(entry):
-                    admitted.append((len(statuses), entry))
-                    statuses.append(EntryStatus(op_id, StatusCode.STORED))
+                    judged.append((entry, None))
                 case Deferred():
-                    statuses.append(EntryStatus(op_id, StatusCode.DEFERRED, "dated too far in the future"))
+                    status = EntryStatus(op_id, StatusCode.DEFERRED, "dated too far in the future")
+                    judged.append((None, status))
                 case Refused(reason, text):
                     if verdict.blame and relayer is not None:
                         raise RemoteProtocolError(f"{reason.value}: {text}")
-                    statuses.append(EntryStatus(op_id, StatusCode.REFUSED, f"{reason.value}: {text}"))
+                    judged.append((None, EntryStatus(op_id, StatusCode.REFUSED, f"{reason.value}: {text}")))
                 case _:
                     assert_never(verdict)
-        if admitted:
-            entries = [entry for _, entry in admitted]
-            results = await self._replica.put_entries(entries, now_us=now_us)
-            for (index, entry), result in zip(admitted, results, strict=True):
-                statuses[index] = EntryStatus(entry.op_id, _STATUS_OF[result.outcome], result.reason)
-            self.publish(entries, results)
-        return statuses
+        return judged
+
+    def _conclude(
+        self, judged: Sequence[_Judged], admitted: Sequence[Entry], results: Sequence[PutResult]
+    ) -> list[EntryStatus]:
+        self.publish(admitted, results)
+        stored = (
+            EntryStatus(entry.op_id, _STATUS_OF[result.outcome], result.reason)
+            for entry, result in zip(admitted, results, strict=True)
+        )
+        return [status or next(stored) for _, status in judged]
 
     def publish(self, entries: Sequence[Entry], results: Sequence[PutResult]) -> None:
         """Tell of what became of entries that were put into the store, and forget older answers of theirs."""
@@ -199,19 +223,11 @@ class Server:
 
     async def read(self, key: Key, query: SlotQuery) -> tuple[EntryPage, bool]:
         """Entries that this node stores under a key, headers included; and whether it holds the key's sector."""
-        page = await self._storage.get_entries(
-            EntryQuery(
-                key=key,
-                subkeys=query.subkeys,
-                publishers=query.publishers,
-                newest=query.newest,
-                include_expired=True,
-                cursor=query.cursor,
-                max_bytes=min(query.max_bytes or MAX_REPLY_VALUE_BYTES, MAX_REPLY_VALUE_BYTES),
-            ),
-            now_us=self._clock.now_us(),
-        )
-        return page, self._neighbourhood.is_server and self._held.holds(key)
+        page = await self._storage.get_entries(_entry_query(key, query), now_us=self._clock.now_us())
+        return page, self._holds(key)
+
+    def _holds(self, key: Key) -> bool:
+        return self._neighbourhood.is_server and self._held.holds(key)
 
     async def get_providers(self, multihash: bytes) -> list[ProviderRecord]:
         """Providers that this node knows of, itself first if it is one."""
@@ -297,15 +313,27 @@ class Server:
 
     # Values
 
-    async def _get(self, key: Key, query: SlotQuery | None, asker: PeerId) -> Reply:
+    def _get(self, key: Key, query: SlotQuery | None, asker: PeerId) -> Reply | Awaitable[Reply]:
         if self._namespace(key) != PRIME_NAMESPACE:
-            held = await self.get_plain(key)
-            record = None if held is None else _wire_record(held)
-            return self._reply(record=record, closer=self._closer(key, asker))
-        record, next_cursor, held_here = await self._read_record(key, query)
+            return self._get_plain(key, asker)
+        if not self._storage.is_immediate:
+            return self._get_entries(key, query, asker)
+        page = self._storage.get_entries_now(_entry_query(key, query or SlotQuery()), now_us=self._clock.now_us())
+        return self._got(key, query, asker, page)
+
+    async def _get_entries(self, key: Key, query: SlotQuery | None, asker: PeerId) -> Reply:
+        page = await self._storage.get_entries(_entry_query(key, query or SlotQuery()), now_us=self._clock.now_us())
+        return self._got(key, query, asker, page)
+
+    def _got(self, key: Key, query: SlotQuery | None, asker: PeerId, page: EntryPage) -> Reply:
+        record = self._record_of(key, page)
         # A reader that says what it wants, and finds it, needs nobody closer.
         closer = () if query is not None and record is not None else self._closer(key, asker)
-        return self._reply(record=record, closer=closer, held=held_here, next_cursor=next_cursor)
+        return self._reply(record=record, closer=closer, held=self._holds(key), next_cursor=page.next_cursor)
+
+    async def _get_plain(self, key: Key, asker: PeerId) -> Reply:
+        held = await self.get_plain(key)
+        return self._reply(record=None if held is None else _wire_record(held), closer=self._closer(key, asker))
 
     async def _get_batch(self, keys: tuple[Key, ...], query: SlotQuery | None) -> Reply:
         room = MAX_REPLY_VALUE_BYTES
@@ -313,21 +341,21 @@ class Server:
         for key in keys:
             if self._namespace(key) != PRIME_NAMESPACE:
                 raise RemoteProtocolError("a batched GET_VALUE is for keys in /prime/")
-            record, _, held = await self._read_record(key, query)
+            page, held = await self.read(key, query or SlotQuery())
+            record = self._record_of(key, page)
             if record is not None and (room := room - len(record.value)) < 0 and items:
                 break  # the answers for the first keys; the asker asks again for the rest
             items.append(BatchReply(record, held=held))
         return self._reply(batch=tuple(items))
 
-    async def _read_record(self, key: Key, query: SlotQuery | None) -> tuple[Record | None, bytes, bool]:
-        page, held = await self.read(key, query or SlotQuery())
+    def _record_of(self, key: Key, page: EntryPage) -> Record | None:
         if not page.entries:
-            return None, b"", held
-        return Record(key, encode_entry_set(page.entries), _rfc3339(self._clock.now_us())), page.next_cursor, held
+            return None
+        return Record(key, encode_entry_set(page.entries), _rfc3339(self._clock.now_us()))
 
-    async def _put(self, request: PutValue, records: tuple[Record, ...], asker: PeerId) -> Reply:
+    def _put(self, request: PutValue, records: tuple[Record, ...], asker: PeerId) -> Reply | Awaitable[Reply]:
         if len(records) == 1 and self._namespace(records[0].key) != PRIME_NAMESPACE:
-            return await self._put_plain(records[0], asker, want_closer=request.want_closer)
+            return self._put_plain(records[0], asker, want_closer=request.want_closer)
         candidates: list[Entry | Undecodable] = []
         for record in records:
             if self._namespace(record.key) != PRIME_NAMESPACE:
@@ -339,7 +367,18 @@ class Server:
             if any(isinstance(entry, Entry) and entry.header.key != record.key for entry in entries):
                 raise RemoteProtocolError("PUT_VALUE: an entry is of another key than its record")
             candidates += entries
-        statuses = tuple(await self.join(candidates, relayer=asker))
+        if len(candidates) <= ENTRIES_AT_ONCE and self._replica.is_immediate:
+            return self._put_reply(request, records, asker, self._join_now(candidates, relayer=asker))
+        return self._put_entries(request, records, asker, candidates)
+
+    async def _put_entries(
+        self, request: PutValue, records: tuple[Record, ...], asker: PeerId, candidates: Sequence[Entry | Undecodable]
+    ) -> Reply:
+        return self._put_reply(request, records, asker, await self.join(candidates, relayer=asker))
+
+    def _put_reply(
+        self, request: PutValue, records: tuple[Record, ...], asker: PeerId, statuses: Sequence[EntryStatus]
+    ) -> Reply:
         closer: tuple[PeerRecord, ...] = ()
         if (
             request.want_closer
@@ -350,7 +389,7 @@ class Server:
             closer = self._closer(records[0].key, asker, self._config.replication_factor)
         is_echoed = len(records) == 1 and not request.no_echo and len(records[0].value) <= MAX_ECHO_BYTES
         echo = _echo(records[0], self._clock.now_us()) if is_echoed else None
-        return self._reply(record=echo, closer=closer, statuses=statuses)
+        return self._reply(record=echo, closer=closer, statuses=tuple(statuses))
 
     async def _put_plain(self, record: Record, asker: PeerId, *, want_closer: bool) -> Reply:
         now_us = self._clock.now_us()
@@ -421,6 +460,18 @@ class Server:
                 tombstone=entry.is_tombstone,
             )
         )
+
+
+def _entry_query(key: Key, query: SlotQuery) -> EntryQuery:
+    return EntryQuery(
+        key=key,
+        subkeys=query.subkeys,
+        publishers=query.publishers,
+        newest=query.newest,
+        include_expired=True,
+        cursor=query.cursor,
+        max_bytes=min(query.max_bytes or MAX_REPLY_VALUE_BYTES, MAX_REPLY_VALUE_BYTES),
+    )
 
 
 def _echo(record: Record, received_at_us: int) -> Record:

@@ -301,13 +301,11 @@ class Writer:
             replicas=digest(replicas) if tally.replication == self._config.replication_factor else b"",
         )
 
-        async def put_to(contact: Contact) -> Reply:
-            reply = await self._neighbourhood.ask(contact, request)
+        def note(contact: Contact, reply: Reply) -> None:
             if reply.replicates:  # others may keep what they do not understand, but do not join it
                 if len(reply.statuses) != 1:  # not a refusal: the next closest has to take its place
                     raise RemoteProtocolError("not one status for each entry")
                 tally.note(contact.peer, reply.statuses[0])
-            return reply
 
         lookup = self._explorer.lookup(
             kad_key(key),
@@ -317,7 +315,7 @@ class Writer:
             nearest=[one for one in replicas if one.peer != self._network.local],
             query_timeout_s=self._config.rpc_timeout_s,
         )
-        result = await self._explorer.run(lookup, put_to)
+        result = await self._explorer.run(lookup, request, take=note)
         tally.failed += [(hop.contact.peer, hop.failure) for hop in result.path if hop.failure]
         return result.closest
 
@@ -347,12 +345,13 @@ class Writer:
         return [tally.receipt(servers) for tally in tallies]
 
     def _nobody_took(self, tally: _Tally) -> QueryError:
-        if tally.refused:
-            peer, reason = tally.refused[0]
-            return QueryError(f"no replica took the entry; {short(peer)} says: {reason}")
-        if tally.failed:
-            peer, reason = tally.failed[0]
-            return QueryError(f"no replica answered; of {len(tally.failed)} asked, {short(peer)} first: {reason}")
+        told = [
+            f"{len(said)} {what} ({short(said[0][0])}: {said[0][1]})"
+            for what, said in (("refused", tally.refused), ("failed", tally.failed))
+            if said
+        ]
+        if told:
+            return QueryError(f"no replica took the entry: {', '.join(told)}")
         return QueryError("no server is known to store the entry: this node has found no peers")
 
 

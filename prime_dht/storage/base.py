@@ -246,6 +246,19 @@ class StorageBackend(AsyncResource):
 
     capacity: Capacity
 
+    @property
+    def is_immediate(self) -> bool:
+        """Whether :meth:`put_entries_now` and :meth:`get_entries_now` are there: nothing has to be waited for."""
+        return False
+
+    def put_entries_now(self, entries: Sequence[Entry], *, now_us: int) -> list[PutResult]:
+        """As :meth:`put_entries`, where the backend is immediate: to be waited for costs more than the put."""
+        raise NotImplementedError
+
+    def get_entries_now(self, query: EntryQuery, *, now_us: int) -> EntryPage:
+        """As :meth:`get_entries`, where the backend is immediate."""
+        raise NotImplementedError
+
     @abstractmethod
     async def put_entries(self, entries: Sequence[Entry], *, now_us: int) -> list[PutResult]:
         """Join entries into the store, all or none durable, one result for each in order.

@@ -37,7 +37,7 @@ from prime_dht.errors import PrimeDHTError, QueryError, RemoteProtocolError
 from prime_dht.ids import PeerId, peer_text, short
 from prime_dht.net.addresses import credible_reply
 from prime_dht.net.dialer import AddressBook
-from prime_dht.net.network import Conversation, Counters, Handler, SyncHandler
+from prime_dht.net.network import Conversation, Counters, Handler, OnOutcome, SyncHandler
 from prime_dht.net.offenders import Offenders, Standing
 from prime_dht.testing.memory_streams import MemoryConversation, conversation_pair
 from prime_dht.wire.kad import Reply, Request, decode_reply, decode_request, encode_reply, encode_request
@@ -243,6 +243,20 @@ class MemoryNetwork:
             self._offenders.charge(peer, now_s=trio.current_time())
             raise RemoteProtocolError(str(error), peer=peer_text(peer)) from error
 
+    def post(self, peer: PeerId, request: Request, *, timeout_s: float, then: OnOutcome) -> bool:
+        if self._nursery is None or peer not in self._links:
+            return False
+        self._nursery.start_soon(self._call_then, peer, request, timeout_s, then)
+        return True
+
+    async def _call_then(self, peer: PeerId, request: Request, timeout_s: float, then: OnOutcome) -> None:
+        try:
+            reply = await self.call(peer, request, timeout_s=timeout_s)
+        except (QueryError, RemoteProtocolError) as error:
+            then(error)
+        else:
+            then(reply)
+
     def learn_addresses(self, peer: PeerId, addresses: Iterable[bytes], *, source: str) -> None:
         given = tuple(addresses)
         if not given or peer == self.local or (self._learned.get(peer) == given and self._book.source_of(peer)):
@@ -414,7 +428,8 @@ class MemoryNetwork:
             self._answered[kind] += 1
             self._world.requests[kind] += 1
             self._world.request_bytes += len(call.message)
-            call.answer = encode_reply(request, await self._handler(call.caller, request))
+            answer = self._handler(call.caller, request)
+            call.answer = encode_reply(request, answer if isinstance(answer, Reply) else await answer)
         except RemoteProtocolError:
             self._offenders.charge(call.caller, now_s=trio.current_time())
         except PrimeDHTError:

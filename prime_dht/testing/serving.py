@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 
 from prime_dht.config import DhtConfig
 from prime_dht.entries.admission import AdmissionRules
@@ -14,7 +14,6 @@ from prime_dht.node.held import HeldSectors
 from prime_dht.node.neighbourhood import Neighbourhood
 from prime_dht.node.replica import Replica
 from prime_dht.node.server import Server
-from prime_dht.partition.parameters import PARAMETERS
 from prime_dht.storage.base import StorageBackend
 from prime_dht.storage.memory import MemoryBackend
 from prime_dht.testing.memory_network import World
@@ -58,11 +57,11 @@ class Serving:
             self.network,
             self.neighbourhood,
             self.storage,
-            Replica(self.storage, PARAMETERS, self.clock, feed),
-            HeldSectors(self.neighbourhood, sector_bits=PARAMETERS.sector_bits, replication=config.replication_factor),
+            Replica(self.storage, config.partition, self.clock, feed),
+            HeldSectors(self.neighbourhood, sector_bits=config.sector_bits, replication=config.replication_factor),
             ValidatorRegistry(validators),
             ReadCache(ttl_s=config.cache_ttl_s, max_bytes=config.cache_bytes),
-            AdmissionRules(network_id=config.network_id, limits=config.limits),
+            AdmissionRules(network_id=config.network_id, limits=config.limits, unit_us=config.partition.unit_us),
             config,
             self.clock,
             feed,
@@ -70,7 +69,8 @@ class Serving:
 
     async def handle(self, request: Request, *, asker: PeerId = ASKER) -> Reply:
         """The answer to a request, with the errors that the handler raises."""
-        return await self.server.handle(asker, request)
+        answer = self.server.handle(asker, request)
+        return answer if isinstance(answer, Reply) else await answer
 
     def meet(self, count: int) -> list[PeerId]:
         """Put servers into the routing table, which has to be wide enough for them."""
@@ -81,5 +81,5 @@ class Serving:
             self.neighbourhood.answered(peer, Reply(replicates=True))
         return [peer for peer in peers if self.neighbourhood.table.get(peer) is not None]
 
-    async def _answer(self, peer: PeerId, request: Request) -> Reply:
-        return await self.server.handle(peer, request)
+    def _answer(self, peer: PeerId, request: Request) -> Reply | Awaitable[Reply]:
+        return self.server.handle(peer, request)

@@ -162,7 +162,7 @@ async def test_after_400_calls_cancelled_at_any_point_the_client_is_healthy(wind
         await wait_all_tasks_blocked()
         pipeline = client._peers[SERVER].pipeline
         assert pipeline is not None
-        assert not pipeline._waiting
+        assert not pipeline._calls
         assert pipeline._places.value == MAX_CALLS_IN_FLIGHT
         assert len(opener.opened) == 1
         assert not server.offenders.offences

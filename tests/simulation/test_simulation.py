@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -106,12 +106,12 @@ def test_readers_that_show_what_has_expired_are_found_out(monkeypatch: pytest.Mo
 def test_tasks_that_leak_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     handle = Server.handle
 
-    async def leaky(self: Server, peer: PeerId, request: Request) -> Reply:
+    def leaky(self: Server, peer: PeerId, request: Request) -> Reply | Awaitable[Reply]:
         network = self._network
         assert isinstance(network, MemoryNetwork)
         assert network._nursery is not None
         network._nursery.start_soon(trio.sleep_forever)
-        return await handle(self, peer, request)
+        return handle(self, peer, request)
 
     monkeypatch.setattr(Server, "handle", leaky)
     complaints = simulate(1, faults_s=60.0, settle_s=SOON_S).complaints

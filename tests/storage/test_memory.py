@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 import trio
 import trio.testing
 
-from prime_dht.storage.base import EntryQuery, StorageBackend
-from prime_dht.storage.memory import MemoryBackend
+from prime_dht.entries.entry import Entry
+from prime_dht.storage.base import EntryQuery, PutResult, StorageBackend
+from prime_dht.storage.memory import CALLS_IN_TURN, MemoryBackend
 from prime_dht.testing.storage_conformance import StorageConformance
 from prime_dht.testing.storage_samples import KEY, NOW_US, make_entry
 
@@ -21,12 +22,29 @@ class TestMemoryBackend(StorageConformance):
             yield backend
 
 
-async def test_every_call_is_a_checkpoint() -> None:
+async def test_a_loop_over_it_leaves_others_their_turn() -> None:
     async with MemoryBackend() as backend:
         with trio.testing.assert_checkpoints():
-            await backend.put_entries([make_entry()], now_us=NOW_US)
-        with trio.testing.assert_checkpoints():
-            await backend.get_entries(EntryQuery(key=KEY), now_us=NOW_US)
+            for _ in range(CALLS_IN_TURN):
+                await backend.get_entries(EntryQuery(key=KEY), now_us=NOW_US)
+
+
+async def test_what_it_does_without_waiting_is_the_same() -> None:
+    async with MemoryBackend() as backend, MemoryBackend() as other:
+        with trio.testing.assert_no_checkpoints():
+            results = backend.put_entries_now([make_entry()], now_us=NOW_US)
+            page = backend.get_entries_now(EntryQuery(key=KEY), now_us=NOW_US)
+        assert results == await other.put_entries([make_entry()], now_us=NOW_US)
+        assert page == await backend.get_entries(EntryQuery(key=KEY), now_us=NOW_US)
+
+
+async def test_a_subclass_that_puts_in_its_own_way_is_not_passed_by() -> None:
+    class Own(MemoryBackend):
+        async def put_entries(self, entries: Sequence[Entry], *, now_us: int) -> list[PutResult]:
+            return await super().put_entries(entries, now_us=now_us)
+
+    assert MemoryBackend().is_immediate
+    assert not Own().is_immediate
 
 
 async def test_a_put_that_was_cancelled_has_done_nothing() -> None:
