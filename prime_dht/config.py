@@ -20,13 +20,17 @@ from multiaddr.exceptions import StringParseError
 
 from prime_dht.entries.limits import Limits
 from prime_dht.errors import ConfigError, ValidationError
-from prime_dht.ids import peer_from_text
+from prime_dht.ids import US_PER_S, peer_from_text
+from prime_dht.partition.parameters import PartitionParameters
 
 _DEFAULT_NETWORK = "prime"
 _DEFAULT_PREFIX = "/prime"
 
 _MAX_K = 1000
 """Fifty times what others use; the routing table is to stay one that is looked through at every request."""
+
+_MAX_UNIT_S = 86_400
+"""What has expired stays for up to a unit."""
 
 
 class Mode(Enum):
@@ -82,6 +86,23 @@ class DhtConfig:
 
     By default it is ``/prime`` in the network ``prime`` and ``/prime/<network_id>`` in any other, so that nodes of
     two networks do not talk at all.
+    """
+
+    unit_s: float = 900.0
+    """Seconds that the partition's unit lasts, its smallest slice of time; entries retire at its ends. 1 ..= 86,400.
+
+    A network parameter, as are ``factor``, ``sector_bits`` and ``limits.max_ttl_s``: nodes that differ in one refuse to
+    sync with each other, and say in which.
+    """
+
+    factor: int = 9
+    """A full slice of the partition lasts 2 to this power units; 1 ..= 53. A network parameter."""
+
+    sector_bits: int = 9
+    """The partition has 2 to this power sectors; 5 ..= 12. A network parameter.
+
+    With three replicas 9 bits serve swarms of up to 3,000 nodes, 12 bits of up to 25,000: in larger ones nodes compare
+    more than their share. Each bit more doubles the memory of sketches, 1.5 MiB at 9 bits.
     """
 
     pipelining: bool = True
@@ -140,6 +161,9 @@ class DhtConfig:
             "provider_ttl_s",
         )
         _at_least(self, 0, "cache_ttl_s", "cache_bytes")
+        if not 1 <= self.unit_s <= _MAX_UNIT_S:
+            raise ConfigError(f"unit_s must be in 1 ..= {_MAX_UNIT_S:,}, not {self.unit_s}")
+        _ = self.partition  # which checks its numbers
         _peer_ids("allow_publishers", self.allow_publishers)
         _peer_ids("allow_peers", self.allow_peers)
         if self.ttl > self.limits.max_ttl_s:
@@ -156,6 +180,13 @@ class DhtConfig:
     def write_quorum(self) -> int:
         """Durable replicas that make a put acknowledged: ⌊r/2⌋ + 1."""
         return self.replication_factor // 2 + 1
+
+    @property
+    def partition(self) -> PartitionParameters:
+        """The parameters of the network's partition."""
+        return PartitionParameters(
+            unit_us=int(self.unit_s * US_PER_S), factor=self.factor, sector_bits=self.sector_bits
+        )
 
     @property
     def kad_protocol(self) -> str:

@@ -50,6 +50,14 @@ class EntriesEvicted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EntriesHandedOn:
+    """Entries outside this node's arc were given to their replicas: so many were dropped here then, so many stay."""
+
+    dropped: int
+    kept: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SyncFinished:
     """A round of sync came to its end.
 
@@ -96,4 +104,13 @@ class LookupProgress:
     failure: str
 
 
-Event = PeerJoined | PeerLeft | EntryStored | EntriesExpired | EntriesEvicted | SyncFinished | LookupProgress
+Event = (
+    PeerJoined
+    | PeerLeft
+    | EntryStored
+    | EntriesExpired
+    | EntriesEvicted
+    | EntriesHandedOn
+    | SyncFinished
+    | LookupProgress
+)

@@ -6,6 +6,7 @@ from dataclasses import FrozenInstanceError, fields, replace
 import pytest
 
 from prime_dht import ConfigError, DhtConfig, Limits, NodeConfig
+from prime_dht.partition.parameters import PartitionParameters
 
 
 def test_the_defaults_are_the_documented_ones() -> None:
@@ -21,6 +22,12 @@ def test_networks_have_protocols_of_their_own_unless_told_otherwise() -> None:
     assert (lab.kad_protocol, lab.rpc_protocol) == ("/prime/Labor-é.1/kad/1.0.0", "/prime/Labor-é.1/rpc/1.0.0")
     assert replace(lab, protocol_prefix="/ipfs").kad_protocol == "/ipfs/kad/1.0.0"
     assert replace(lab, protocol_prefix="/a/b").rpc_protocol == "/a/b/rpc/1.0.0"
+
+
+def test_the_parameters_of_the_network_are_those_of_its_partition() -> None:
+    assert DhtConfig().partition == PartitionParameters()
+    tuned = DhtConfig(unit_s=60.0, factor=5, sector_bits=12).partition
+    assert (tuned.unit_us, tuned.factor, tuned.sector_count) == (60_000_000, 5, 4096)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +65,13 @@ def test_the_presets_are_the_documented_ones(preset: DhtConfig, values: tuple[fl
         {"rpc_timeout_s": -1.0},
         {"operation_timeout_s": 0.0},
         {"cache_ttl_s": -1.0},
+        {"unit_s": 0.5},
+        {"unit_s": 86_401.0},
+        {"unit_s": float("nan")},
+        {"factor": 0},
+        {"factor": 54},
+        {"sector_bits": 4},
+        {"sector_bits": 13},
         {"cache_bytes": -1},
         {"network_id": ""},
         {"network_id": "n" * 65},

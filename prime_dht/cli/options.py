@@ -280,6 +280,16 @@ def identifying(body: _Body) -> _Body:
     return _with(command, _data_dir, _config_file, as_json)
 
 
+def dividing(body: _Body) -> _Body:
+    """Give a command that looks at a store by the partition the network's ``parameters`` for it."""
+
+    @wraps(body)
+    def command(*, config_file: Path | None, **others: Any) -> int | None:
+        return body(parameters=_settings(config_file).config.dht.partition, **others)
+
+    return _with(command, _config_file)
+
+
 _SETTINGS: dict[str, tuple[KeyPath, str]] = {
     "listen": (("listen",), "--listen"),
     "peers": (("peers",), "--peer"),

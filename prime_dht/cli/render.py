@@ -19,6 +19,8 @@ _YEAR_10000_US = 253_402_214_400 * US_PER_S
 
 _UNITS_S = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
 
+_UNITS_BYTES = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
+
 
 def visible(given: str | bytes) -> str:
     r"""Text, or bytes taken for UTF-8, with everything escaped that does not print; what is visible already stays.
@@ -85,6 +87,18 @@ def span(seconds: float) -> str:
         if len(parts) == 2:
             break
     return " ".join(filter(None, parts)) or "0 s"
+
+
+def amount(size_bytes: int) -> str:
+    """A number of bytes, in the unit that people read it in.
+
+    >>> amount(999), amount(1_500), amount(1 << 20), amount(24_000_000_000)
+    ('999 B', '1.5 kB', '1.0 MB', '24.0 GB')
+    """
+    for unit, unit_bytes in _UNITS_BYTES:
+        if size_bytes >= unit_bytes:
+            return f"{size_bytes / unit_bytes:.1f} {unit}"
+    return f"{size_bytes} B"
 
 
 def milliseconds(seconds: float | None) -> str:

@@ -1,7 +1,8 @@
 """Streams of sync rounds on a libp2p host: one stream a round, a frame a message.
 
 What a peer can make this end hold is bounded: streams that are served, for one peer and in all, and bytes of a message.
-A stream over a bound is reset. How long a round takes, and how many of them there are, is for those who run it.
+A stream over a bound is reset. How long a message or a round takes, and how many rounds there are, is for those who run
+them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from prime_dht.errors import PrimeDHTError, QueryError, RemoteProtocolError
 from prime_dht.ids import PeerId, short
 from prime_dht.net.network import SyncHandler
 from prime_dht.net.offenders import Offenders, Standing
-from prime_dht.net.streams import FrameBudget, FrameStream, StreamLostError
+from prime_dht.net.streams import FrameBudget, FrameStream
 from prime_dht.sync.limits import MAX_MESSAGE_BYTES
 from prime_dht.wire.frames import MAX_FRAME_BYTES
 
@@ -37,16 +38,18 @@ class MessageStream:
 
     def __init__(self, stream: INetStream) -> None:
         self.peer = PeerId(stream.muxed_conn.peer_id.to_bytes())
-        self._frames = FrameStream(stream, budget=FrameBudget(MAX_FRAME_BYTES), max_frame_bytes=MAX_MESSAGE_BYTES)
+        self._frames = FrameStream(
+            stream,
+            budget=FrameBudget(MAX_FRAME_BYTES),
+            frame_timeout_s=math.inf,
+            max_frame_bytes=MAX_MESSAGE_BYTES,
+        )
 
     async def send(self, message: bytes) -> None:
         await self._frames.write_frame(message)
 
     async def receive(self) -> bytes | None:
-        try:
-            message = await self._frames.read_frame(idle_timeout_s=math.inf)
-        except trio.TooSlowError as error:
-            raise StreamLostError("a message was begun, but not ended in time") from error
+        message = await self._frames.read_frame(idle_timeout_s=math.inf)
         if message is not None:
             self._frames.done_with(message)
         return message

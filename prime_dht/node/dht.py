@@ -16,8 +16,10 @@ from prime_dht.config import DhtConfig
 from prime_dht.entries.validators import Validator
 from prime_dht.net.host import guard_host
 from prime_dht.net.overlay import Overlay
+from prime_dht.node.arguments import PeerLike, peer_id_of
 from prime_dht.node.clock import Clock
 from prime_dht.node.core import Node
+from prime_dht.node.results import Holding
 from prime_dht.storage.base import StorageBackend
 
 logger = logging.getLogger(__name__)
@@ -71,6 +73,15 @@ class PrimeDHT(Node, Service, IPeerRouting, IContentRouting):  # type: ignore[mi
         )
         self._host = host
         self._begun = trio.Event()
+
+    async def holding_of(self, peer_id: PeerLike) -> Holding:
+        """How much of what it is to store a peer holds, as it says itself; of this node, see :meth:`health`.
+
+        Raises:
+            QueryError: the peer cannot be reached or does not sync, or has not read its store yet.
+        """
+        await self._check_running()
+        return await self._syncing.holding_of(peer_id_of(peer_id))
 
     async def run(self) -> None:
         """The service's main loop, for ``background_trio_service``."""

@@ -14,31 +14,38 @@ was declined for which there is no room among those that are remembered.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from operator import or_
+from operator import sub
 
-from prime_dht.ids import KAD_KEY_BITS, KadKey, Key, PeerId, kad_key
+import numpy as np
+
+from prime_dht.ids import KAD_KEY_BITS, Key, PeerId, kad_key
 from prime_dht.kad.replicas import choose_replicas, syncs
 from prime_dht.node.neighbourhood import Neighbourhood
 from prime_dht.partition.arcs import ArcSet
 from prime_dht.partition.location import sector_of
 from prime_dht.storage.capacity import location_of
-from prime_dht.sync.actions import Outcome
+from prime_dht.sync.actions import Ending, Outcome
 from prime_dht.sync.declined import Declined, DeclinedOp
+from prime_dht.sync.messages import Refusal
 
-PARTNERS_NOTED = 64
+PARTNERS_NOTED = 1000
 """Partners of which the last round is kept in mind; those of an arc are some ten."""
+
+_TOP_BITS = 64
+"""Of kad keys, those that are compared to tell who is nearer."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Partner:
-    """What the last round with a peer told: in which sectors they were equal, and which it holds."""
+    """What the last round with a peer told: in which sectors they were equal, which it holds, which it may store."""
 
     equal: ArcSet
     held: ArcSet
+    arc: ArcSet
 
 
 class HeldSectors:
@@ -101,31 +108,77 @@ class HeldSectors:
         if len(self.declined) < before:
             self._overflown = self._sectors(())
 
+    @property
+    def missing(self) -> ArcSet:
+        """Those that it is to hold and does not, yet."""
+        return self.arc - self.held
+
+    def arc_of(self, partner: PeerId) -> ArcSet | None:
+        """What a peer stores at most, as it said last: that, or none of the arc that this node had then."""
+        noted = self._partners.get(partner)
+        return None if noted is None else noted.arc
+
+    def prospects(self) -> Mapping[PeerId, int]:
+        """In how many of the missing sectors a round with each peer may show what is needed, where that is not none.
+
+        That is where the peer is known to hold a sector, or, where nobody is, where it is one of those nearest with
+        which this node was not equal yet.
+        """
+        missing = self.missing - self._overflown
+        held = {peer: missing & said for peer, said in self._held_by_others().items()}
+        prospects = Counter({peer: len(sectors) for peer, sectors in held.items() if sectors})
+        open_sectors = list(reduce(sub, held.values(), missing))
+        for sector, near in zip(open_sectors, self._nearest_to(open_sectors), strict=True):
+            prospects.update(peer for peer in near if not self._has_told(peer, sector))
+        return prospects
+
     def round_ended(self, partner: PeerId, outcome: Outcome) -> None:
-        """Take in what a round has shown."""
-        if outcome.equal is None or outcome.left is None or outcome.partner_held is None:
+        """Take in what a round has shown, if it was more than a dry run with somebody who can be a replica."""
+        contact = self._neighbourhood.table.get(partner)
+        if outcome.ending is Ending.COMPARED or contact is None or not contact.syncs:
             return
-        self._partners[partner] = _Partner(outcome.equal, outcome.partner_held)
-        self._partners.move_to_end(partner)
+        nothing = self._sectors(())
+        if outcome.equal is not None and outcome.left is not None and outcome.partner_held is not None:
+            self._note(partner, _Partner(outcome.equal, outcome.partner_held, outcome.partner_arc or nothing))
+            self._held = (self._held - outcome.left) | ((outcome.equal & outcome.partner_held) - self._overflown)
+        elif outcome.refusal is not None and outcome.refusal.reason is Refusal.NO_COMMON_ARC:
+            self._note(partner, _Partner(nothing, nothing, ArcSet.full(sector_bits=self._sector_bits) - self.arc))
+        else:
+            return
+        held_by_nobody = list(reduce(sub, self._held_by_others().values(), self.missing - self._overflown))
+        self._held |= self._sectors(
+            sector
+            for sector, near in zip(held_by_nobody, self._nearest_to(held_by_nobody), strict=True)
+            if all(self._has_told(peer, sector) for peer in near)
+        )
+
+    def _note(self, peer: PeerId, told: _Partner) -> None:
+        self._partners[peer] = told
+        self._partners.move_to_end(peer)
         if len(self._partners) > PARTNERS_NOTED:
             self._partners.popitem(last=False)
-        equal = (outcome.equal & self.arc) - self._overflown
-        self._held = (self._held - outcome.left) | (equal & outcome.partner_held)
-        by_nobody = equal - self._held - self._held_by_others()
-        self._held |= self._sectors(filter(self._is_equal_with_all_near, by_nobody))
 
-    def _held_by_others(self) -> ArcSet:
-        """What the partners that are still there said they hold."""
+    def _held_by_others(self) -> dict[PeerId, ArcSet]:
+        """What each of the partners that are still there said it holds."""
         table = self._neighbourhood.table
-        said = [partner.held for peer, partner in self._partners.items() if table.get(peer) is not None]
-        return reduce(or_, said, self._sectors(()))
+        return {peer: partner.held for peer, partner in self._partners.items() if table.get(peer) is not None}
 
-    def _is_equal_with_all_near(self, sector: int) -> bool:
-        """Whether this node was equal in a sector with each of the servers nearest to it."""
-        middle = KadKey((2 * sector + 1) << (KAD_KEY_BITS - self._sector_bits - 1))
-        nearest = self._neighbourhood.table.find_closest(middle, self._replication, where=syncs)
-        partners = (self._partners.get(contact.peer) for contact in nearest)
-        return all(partner is not None and sector in partner.equal for partner in partners)
+    def _has_told(self, peer: PeerId, sector: int) -> bool:
+        """Whether this node was equal with a peer in a sector, or knows that the peer does not store it."""
+        noted = self._partners.get(peer)
+        return noted is not None and (sector in noted.equal or sector not in noted.arc)
+
+    def _nearest_to(self, sectors: Sequence[int]) -> list[list[PeerId]]:
+        """Of each sector the ``r`` servers nearest to its middle, in any order."""
+        if not sectors:
+            return []
+        servers = [contact for contact in self._neighbourhood.table if contact.syncs]
+        if len(servers) <= self._replication:
+            return [[contact.peer for contact in servers]] * len(sectors)
+        tops = np.array([contact.kad_key >> (KAD_KEY_BITS - _TOP_BITS) for contact in servers], np.uint64)
+        middles = np.array([(2 * sector + 1) << (_TOP_BITS - self._sector_bits - 1) for sector in sectors], np.uint64)
+        places = np.argpartition(middles[:, np.newaxis] ^ tops, self._replication - 1, axis=1)[:, : self._replication]
+        return [[servers[place].peer for place in row] for row in places.tolist()]
 
     def _sectors(self, sectors: Iterable[int]) -> ArcSet:
         return ArcSet.of_sectors(sectors, sector_bits=self._sector_bits)

@@ -1,4 +1,4 @@
-"""What a node does by itself, time and again: join, refresh, check, expire, keep, republish, remember peers.
+"""What a node does by itself, time and again: join, refresh, check, expire, hand on, republish, remember peers.
 
 Each task waits with jitter drawn from the node's ``rng``, so that nodes that started together do not act together. A
 task that fails says so in one line and goes on at its next turn.
@@ -22,6 +22,7 @@ from prime_dht.net.addresses import address_text, host_in
 from prime_dht.net.network import Network
 from prime_dht.node.clock import Clock
 from prime_dht.node.feed import Feed
+from prime_dht.node.handing_on import HandingOn
 from prime_dht.node.lookups import REFRESH_DEPTH, Explorer, raw_target
 from prime_dht.node.neighbourhood import JOIN_K, Neighbourhood
 from prime_dht.node.records import Records
@@ -36,6 +37,10 @@ logger = logging.getLogger(__name__)
 
 EXPIRE_EVERY_S = 60.0
 CHECK_EVERY_S = 60.0
+NEAREST_SILENT_S = 300.0
+"""When one of the k nearest has not been heard from for so long, it is asked whether it is there."""
+
+HAND_ON_EVERY_S = 60.0
 REMEMBER_EVERY_S = 300.0
 REJOIN_FIRST_S = 1.0
 REJOIN_AT_MOST_S = 60.0
@@ -74,6 +79,7 @@ class Maintenance:
         explorer: Explorer,
         records: Records,
         replica: Replica,
+        handing_on: HandingOn,
         storage: StorageBackend,
         config: DhtConfig,
         clock: Clock,
@@ -86,6 +92,7 @@ class Maintenance:
         self._explorer = explorer
         self._records = records
         self._replica = replica
+        self._handing_on = handing_on
         self._storage = storage
         self._config = config
         self._clock = clock
@@ -106,6 +113,7 @@ class Maintenance:
             nursery.start_soon(self._every, EXPIRE_EVERY_S, self._replica.expire)
             nursery.start_soon(self._every, CHECK_EVERY_S, self.check)
             nursery.start_soon(self._every, self._config.refresh_interval, self._meet_again_and_refresh)
+            nursery.start_soon(self._every, HAND_ON_EVERY_S, self._handing_on.hand_on_strays)
             nursery.start_soon(self._every, REMEMBER_EVERY_S, self.remember_peers)
             nursery.start_soon(self._every, self._config.record_republish_s, self._records.republish)
             nursery.start_soon(self._stay_joined)
@@ -212,15 +220,26 @@ class Maintenance:
         await self.refresh()
 
     async def check(self) -> None:
-        """Probe the peers that have not been heard from for long; tell the store what this node is responsible for."""
+        """Probe the peers that have not been heard from for long; tell the store what this node is responsible for.
+
+        Of the nearest it matters sooner: as long as one that died counts, this node's arc is too small.
+        """
         self._storage.capacity.responsible = self._neighbourhood.target_arc().arc
         for contact in self._neighbourhood.table.checks_due(self._clock.monotonic_s()):
             self._neighbourhood.probe(contact.peer)
+        for contact in self._neighbourhood.table.find_closest(self._neighbourhood.local):
+            if self._is_silent(contact.peer):
+                self._neighbourhood.probe(contact.peer)
         if reason := self._interruption():
             logger.info("%s: asking all peers whether they are there", reason)
             for contact in self._neighbourhood.table:
                 self._neighbourhood.probe(contact.peer)
         self._probe_who_moved()
+
+    def _is_silent(self, peer: PeerId) -> bool:
+        acquaintance = self._neighbourhood.acquaintances.get(peer)
+        silent_us = 0 if acquaintance is None else self._clock.now_us() - acquaintance.last_seen_us
+        return silent_us > NEAREST_SILENT_S * US_PER_S
 
     def _interruption(self) -> str:
         """What happened since the last check after which peers may have lost this node, or it them; mostly nothing."""
@@ -315,6 +334,8 @@ class Maintenance:
         await trio.sleep(SETTLE_AFTER_S * (1 + 0.2 * self._rng.random()))
         for contact in self._neighbourhood.table.find_closest(self._neighbourhood.local, SETTLE_WITH):
             self._neighbourhood.probe(contact.peer)
+        await trio.sleep(SETTLE_AFTER_S)  # for them to answer, and to name others
+        self._neighbourhood.settled()
 
     async def _every(self, interval_s: float, chore: Callable[[], Awaitable[object]]) -> None:
         while True:

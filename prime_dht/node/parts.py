@@ -17,6 +17,7 @@ from prime_dht.net.network import Network, NetworkFactory
 from prime_dht.node.cache import ReadCache
 from prime_dht.node.clock import Clock
 from prime_dht.node.feed import Feed
+from prime_dht.node.handing_on import HandingOn
 from prime_dht.node.held import HeldSectors
 from prime_dht.node.lookups import Explorer
 from prime_dht.node.maintenance import Maintenance
@@ -29,7 +30,6 @@ from prime_dht.node.server import Server
 from prime_dht.node.status import Status
 from prime_dht.node.syncing import Syncing
 from prime_dht.node.writer import Writer
-from prime_dht.partition.parameters import PARAMETERS
 from prime_dht.storage.base import StorageBackend
 from prime_dht.storage.capacity import Capacity
 
@@ -70,9 +70,11 @@ def assemble(
         rng: for jitter and refresh targets; with one, the node does the same every time, and its salts can be foreseen.
     """
     allowed = config.allow_publishers
+    parameters = config.partition
     rules = AdmissionRules(
         network_id=config.network_id,
         limits=config.limits,
+        unit_us=parameters.unit_us,
         policy=PublisherPolicy(allowed=None if allowed is None else frozenset(map(peer_from_text, allowed))),
     )
     network = join(lambda peer, request: server.handle(peer, request))
@@ -81,18 +83,21 @@ def assemble(
     known = Neighbourhood(network, config, clock, feed, is_server=config.mode is Mode.SERVER)
     storage.capacity = Capacity(limits=config.limits, local=known.local)
     explorer = Explorer(known, config, clock, feed)
-    replica = Replica(storage, PARAMETERS, clock, feed)
-    held = HeldSectors(known, sector_bits=PARAMETERS.sector_bits, replication=config.replication_factor)
+    replica = Replica(storage, parameters, clock, feed)
+    held = HeldSectors(known, sector_bits=parameters.sector_bits, replication=config.replication_factor)
     server = Server(network, known, storage, replica, held, registry, cache, rules, config, clock, feed)
     writer = Writer(private_key, network, known, explorer, server, storage, config, clock)
     reader = Reader(network, known, explorer, server, writer, cache, rules, config, clock)
     records = Records(network, known, explorer, server, storage, registry, config, clock)
+    replication = config.replication_factor
+    handing_on = HandingOn(network.local, held, replica, storage, known, explorer, clock, feed, replication=replication)
     maintenance = Maintenance(
         network,
         known,
         explorer,
         records,
         replica,
+        handing_on,
         storage,
         config,
         clock,
@@ -103,9 +108,9 @@ def assemble(
     # Salts must not be foreseeable; in a simulation, where they are, sync draws from a source of its own.
     salts = SystemRandom() if rng is None else Random(network.local)  # noqa: S311
     rounds = Rounds(network, replica, held, server, storage, rules, clock, salts)
-    syncing = Syncing(rounds, held, replica, known, clock, feed, salts, config.replication_factor)
+    syncing = Syncing(rounds, held, replica, known, clock, feed, salts, replication)
     network.serve_sync(syncing.accept)
-    status = Status(network, known, server, storage, cache, config, clock, feed)
+    status = Status(network, known, server, held, storage, cache, config, clock, feed)
     return Parts(
         clock=clock,
         network=network,

@@ -168,6 +168,24 @@ class HeldArc:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Holding:
+    """How much of what it is to store a server holds: has all of, as far as its replicas can tell.
+
+    Attributes:
+        sectors: of its target arc.
+        held: those of them that it holds. Who knows no other server holds them all.
+    """
+
+    sectors: int
+    held: int
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is missing."""
+        return self.held == self.sectors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
     """How a node is doing.
 
@@ -177,6 +195,7 @@ class Health:
         keys, entries, bytes: what it stores.
         bucket_sizes: contacts per bucket, farthest first, up to the deepest that holds one.
         target_arc: what it is to store; ``None`` for a client.
+        holding: how much of that it holds; ``None`` for a client. A swarm has settled when each of its servers has.
         warnings: what a person should look at, one line each; none means healthy.
     """
 
@@ -189,6 +208,7 @@ class Health:
     bytes: int
     bucket_sizes: tuple[int, ...]
     target_arc: HeldArc | None
+    holding: Holding | None
     warnings: tuple[str, ...]
 
     @property

@@ -1,12 +1,16 @@
 """One round of sync at a time: what the state machine of :mod:`prime_dht.sync.round` asks for, done.
 
 A round talks over a stream, reads this node's store and, entry by entry, judges what comes as a put would be judged
-(:mod:`prime_dht.entries.admission`): newest wins, and what is refused is refused for its own reason. Every message has
-a deadline, so a peer that falls silent holds up its own round and nothing else.
+(:mod:`prime_dht.entries.admission`): newest wins, and what is refused is refused for its own reason.
+
+**Deadlines.** A peer that falls silent, or crawls, holds up its own round and nothing else, and that not for long: each
+message has a deadline, and so have all waits of a round together, which the more it has moved the more it may take.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
 from typing import assert_never
@@ -55,18 +59,56 @@ from prime_dht.sync.round import Participant, Round
 from prime_dht.wire.frames import encode_varint
 from prime_dht.wire.sync import SyncCodec
 
+OPENING_TIMEOUT_S = 10.0
+"""For the message that begins a round, of a kilobyte, to come once there is a stream."""
+
 STAGE_TIMEOUT_S = 30.0
 """For one message to be sent, or to come."""
+
+WAIT_S = 60.0
+"""For all messages of a round together, before it has moved anything."""
+
+LEAST_BYTES_PER_S = 16 << 10
+"""For each second more that the waits of a round take, this much has to have gone over its stream."""
+
+MAX_WAIT_S = 600.0
+"""For all messages of a round together, whatever it has moved. What is left then is for the next."""
 
 
 @dataclass(slots=True)
 class Traffic:
-    """What went over a round's stream, in messages and bytes, frames included."""
+    """What went over a round's stream, in messages and bytes, frames included, and how long the peer was waited for.
+
+    >>> Traffic().patience_s, Traffic(waited_s=50.0).patience_s, Traffic(waited_s=50.0, bytes_sent=1 << 20).patience_s
+    (30.0, 10.0, 30.0)
+    """
 
     messages_sent: int = 0
     messages_received: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
+    waited_s: float = 0.0
+
+    @property
+    def patience_s(self) -> float:
+        """How long the next wait may take."""
+        moved_bytes = self.bytes_sent + self.bytes_received
+        most_s = min(WAIT_S + moved_bytes / LEAST_BYTES_PER_S, MAX_WAIT_S)
+        return min(STAGE_TIMEOUT_S, max(0.0, most_s - self.waited_s))
+
+    @contextmanager
+    def wait(self) -> Iterator[None]:
+        """A wait for the peer.
+
+        Raises:
+            trio.TooSlowError: it took too long.
+        """
+        began_at_s = trio.current_time()
+        try:
+            with trio.fail_after(self.patience_s):
+                yield
+        finally:
+            self.waited_s += trio.current_time() - began_at_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +141,9 @@ class Rounds:
         rng: Random,
     ) -> None:
         self._peers = peers
-        self._network = Network(network_id=rules.network_id, parameters=replica.parameters)
+        self._network = Network(
+            network_id=rules.network_id, parameters=replica.parameters, max_ttl_us=rules.limits.max_ttl_us
+        )
         self._codec = SyncCodec(self._network)
         self._replica = replica
         self._held = held
@@ -115,12 +159,19 @@ class Rounds:
         return self._peers.local
 
     async def initiate(
-        self, peer: PeerId, *, nonce: int, partner_arc: ArcSet | None = None, dry_run: bool = False
+        self,
+        peer: PeerId,
+        *,
+        nonce: int,
+        arc: ArcSet | None = None,
+        partner_arc: ArcSet | None = None,
+        dry_run: bool = False,
     ) -> SyncReport:
         """Begin a round with a peer.
 
         Args:
             nonce: decides which of two rounds goes on that cross; below 2**32.
+            arc: what it is about, instead of all that this node is to store.
             partner_arc: as the peer said it last.
             dry_run: only compare.
 
@@ -131,7 +182,8 @@ class Rounds:
             with self._replica.view(self._held.declined) as view:
                 if view is None:
                     raise QueryError("this node is still reading its store")
-                node = Participant(network=self._network, arc=self._held.arc, held=self._held.held, view=view)
+                arc = arc or self._held.arc
+                node = Participant(network=self._network, arc=arc, held=self._held.held & arc, view=view)
                 started = Round.initiate(node, nonce=nonce, rng=self._rng, partner_arc=partner_arc, dry_run=dry_run)
                 return await self._carry_out(started, conversation, Traffic())
 
@@ -139,14 +191,14 @@ class Rounds:
         """What a peer says that begins a round.
 
         Raises:
-            QueryError: it says nothing, or goes away.
-            RemoteProtocolError: it says something else.
+            QueryError: it goes away.
+            RemoteProtocolError: it says something else, or nothing.
         """
         try:
-            with trio.fail_after(STAGE_TIMEOUT_S):
+            with trio.fail_after(OPENING_TIMEOUT_S):
                 body = await conversation.receive()
         except trio.TooSlowError as error:
-            raise QueryError("the peer opened a stream and said nothing") from error
+            raise RemoteProtocolError("the peer opened a stream and did not begin a round") from error
         if body is None:
             raise QueryError("the peer went away before its opening")
         traffic.messages_received += 1
@@ -168,6 +220,10 @@ class Rounds:
                 raise QueryError("this node is still reading its store")
             node = Participant(network=self._network, arc=self._held.arc, held=self._held.held, view=view)
             return await self._carry_out(Round.accept(node, opening, rng=self._rng), conversation, traffic)
+
+    def charge(self, peer: PeerId) -> None:
+        """A peer broke the rules of rounds."""
+        self._peers.charge(peer)
 
     async def refuse(self, reason: Refusal, conversation: Conversation) -> None:
         """Take no part in a round that a peer began.
@@ -192,6 +248,7 @@ class Rounds:
                     event = await self._fetch_ops(query)
                 case FindOps(ids):
                     found = await self._storage.find_ops(ids)
+                    await self._replica.caught_up()  # or the view does not know what the reading has seen
                     event = OpsFound(frozenset(op_id[:ID_BYTES] for op_id in found))
                 case FetchEntries(ids):
                     event = await self._fetch_entries(ids)
@@ -215,9 +272,11 @@ class Rounds:
     async def _send(self, message: Message, conversation: Conversation, traffic: Traffic) -> Event:
         body = self._codec.encode(message)
         try:
-            with trio.fail_after(STAGE_TIMEOUT_S):
+            with traffic.wait():
                 await conversation.send(body)
-        except (QueryError, trio.TooSlowError):
+        except trio.TooSlowError:
+            return TimedOut()
+        except QueryError:
             return Closed()
         traffic.messages_sent += 1
         traffic.bytes_sent += _framed_bytes(body)
@@ -225,7 +284,7 @@ class Rounds:
 
     async def _receive(self, conversation: Conversation, traffic: Traffic) -> Event:
         try:
-            with trio.fail_after(STAGE_TIMEOUT_S):
+            with traffic.wait():
                 body = await conversation.receive()
             if body is None:
                 return Closed()
@@ -247,6 +306,7 @@ class Rounds:
         ops = await self._storage.ops(
             locations=query.locations, created_us=query.created_us, after=after, limit=query.limit
         )
+        await self._replica.caught_up()
         return OpsFetched(tuple((op.created_at_us, op.op_id) for op in ops))
 
     async def _fetch_entries(self, ids: tuple[bytes, ...]) -> EntriesFetched:

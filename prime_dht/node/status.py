@@ -11,8 +11,9 @@ from prime_dht.net.network import Network
 from prime_dht.node.cache import ReadCache
 from prime_dht.node.clock import Clock
 from prime_dht.node.feed import Feed
+from prime_dht.node.held import HeldSectors
 from prime_dht.node.neighbourhood import Neighbourhood
-from prime_dht.node.results import Health, HeldArc, PeerStatus, Stats
+from prime_dht.node.results import Health, HeldArc, Holding, PeerStatus, Stats
 from prime_dht.node.server import Server
 from prime_dht.storage.base import StorageBackend
 from prime_dht.wire.kad import Ping
@@ -26,6 +27,7 @@ class Status:
         network: Network,
         neighbourhood: Neighbourhood,
         server: Server,
+        held: HeldSectors,
         storage: StorageBackend,
         cache: ReadCache,
         config: DhtConfig,
@@ -35,6 +37,7 @@ class Status:
         self._network = network
         self._neighbourhood = neighbourhood
         self._server = server
+        self._held = held
         self._storage = storage
         self._cache = cache
         self._config = config
@@ -64,6 +67,7 @@ class Status:
             bytes=stored.bytes,
             bucket_sizes=tuple(sizes[: deepest + 1]),
             target_arc=HeldArc.of(arc) if is_server else None,
+            holding=Holding(sectors=len(self._held.arc), held=len(self._held.held)) if is_server else None,
             warnings=tuple(self._warnings()),
         )
 

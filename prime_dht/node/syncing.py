@@ -4,20 +4,21 @@ When, with whom and how often is for :mod:`prime_dht.sync.schedule` to say. Here
 are the peers that sync within this node's arc, and the nearest beyond, as there may be too few.
 
 **Pace.** A round every two minutes keeps replicas equal that hear of nearly every put anyway. While there are sectors
-that this node should hold and does not, because it joined or its arc grew, the next one begins within seconds.
+that this node should hold and does not, because it joined or its arc grew, one follows the other at once, each with the
+partner that may settle the most of them; and ever later once nobody is known that may settle any.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
+from collections.abc import Mapping
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 import trio
 
 from prime_dht.entries.lifetime import retire_before_us
-from prime_dht.errors import PrimeDHTError
+from prime_dht.errors import PrimeDHTError, QueryError
 from prime_dht.events import SyncFinished
 from prime_dht.ids import US_PER_S, PeerId, short
 from prime_dht.kad.replicas import syncs
@@ -27,10 +28,13 @@ from prime_dht.node.feed import Feed
 from prime_dht.node.held import HeldSectors
 from prime_dht.node.neighbourhood import Neighbourhood
 from prime_dht.node.replica import Replica
+from prime_dht.node.results import Holding
 from prime_dht.node.rounds import Rounds, SyncReport, Traffic
 from prime_dht.partition.arcs import ArcSet
-from prime_dht.sync.actions import Ending, Outcome
-from prime_dht.sync.messages import Foreign, Refusal
+from prime_dht.partition.location import sector_of
+from prime_dht.storage.capacity import location_of
+from prime_dht.sync.actions import Ending, Misconduct, Outcome
+from prime_dht.sync.messages import MISMATCHES, Open, Refusal
 from prime_dht.sync.schedule import Candidate, Pace, Result, Schedule
 
 if TYPE_CHECKING:
@@ -38,19 +42,24 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-EAGER_INTERVAL_S = 2.0
-EAGER_GROWTH = 1.25
-"""The factor by which the interval of a node that has yet to catch up becomes longer with each round."""
+EAGER_PAUSE_S = 0.25
+"""Between rounds while they settle missing sectors."""
 
-MAX_EAGER_INTERVAL_S = 120.0
+FRUITLESS_PAUSE_S = 2.0
+MAX_PAUSE_S = 120.0
+"""After a round, or a turn without one, that settled nothing; doubled each time."""
+
+JITTER = 1.0
+"""Of a pause, at most, by which it is longer."""
+
 LOOK_EVERY_S = 5.0
 """How often a node that holds its arc looks whether it still does: it may have met others, or its arc has grown."""
 
-JITTER = 0.2
-"""Of an interval, at most, by which a wait is longer."""
+LOOK_FIRST_S = 0.5
+"""How long after the first others have come it begins: by then it has met more, and its arc is no longer everything."""
 
-ARCS_NOTED = 1000
-"""Partners whose arcs are remembered."""
+FOREIGN_NOTED = 1000
+"""Peers that cannot sync with this node, of which it was told."""
 
 
 class Syncing:
@@ -80,7 +89,7 @@ class Syncing:
         self._feed = feed
         self._rng = rng
         self._replication = replication
-        self._arcs: OrderedDict[PeerId, ArcSet] = OrderedDict()
+        self._foreign: set[PeerId] = set()
         self._schedule: Schedule | None = None
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -89,40 +98,50 @@ class Syncing:
         task_status.started()
         if not self._neighbourhood.is_server:
             return
-        eager_s, arc = EAGER_INTERVAL_S, self._held.arc
+        pause_s, arc = EAGER_PAUSE_S, self._held.arc
         while True:
+            if self._neighbourhood.is_alone() or not self._neighbourhood.has_looked_around:
+                with trio.move_on_after(LOOK_EVERY_S):
+                    await self._neighbourhood.arrival.wait()
+                await trio.sleep(LOOK_FIRST_S)
+                continue
             wait_s = max(schedule.due_us - self._now_us(), 0) / US_PER_S
-            if not self._held.arc - self._held.held:
-                eager_s = EAGER_INTERVAL_S
+            if not self._held.missing:
+                pause_s = EAGER_PAUSE_S
                 if wait_s > LOOK_EVERY_S:
                     await trio.sleep(LOOK_EVERY_S)
                     continue
             else:
-                wait_s = min(wait_s, eager_s * (1 + JITTER * self._rng.random()))
+                has_grown, arc = bool(self._held.arc - arc), self._held.arc
+                pause_s = EAGER_PAUSE_S if has_grown else pause_s
+                wait_s = min(wait_s, pause_s * (1 + JITTER * self._rng.random()))
             await trio.sleep(wait_s)
-            # Ever less often, should nobody be able to tell what is missing; and anew when the arc has grown.
-            has_grown = bool(self._held.arc - arc)
-            eager_s = EAGER_INTERVAL_S if has_grown else min(EAGER_GROWTH * eager_s, MAX_EAGER_INTERVAL_S)
-            arc = self._held.arc
             self._held.retire(retire_before_us(self._clock.now_us(), self._replica.parameters.unit_us))
-            await self._begin_one(schedule)
+            if await self._begin_one(schedule):
+                pause_s = EAGER_PAUSE_S
+            else:  # ever less often, should nobody be able to tell what is missing
+                pause_s = min(max(2 * pause_s, FRUITLESS_PAUSE_S), MAX_PAUSE_S)
 
-    async def _begin_one(self, schedule: Schedule) -> None:
-        """Carry out a round with the partner whose turn it is, if there is one."""
+    async def _begin_one(self, schedule: Schedule) -> bool:
+        """Carry out a round with the partner whose turn it is, if there is one; whether it told what was missing."""
         schedule.due_us = min(schedule.due_us, self._now_us())
         nonce = self._rng.getrandbits(32)
-        partners = () if self._replica.partition is None else self._partners()
+        prospects = self._held.prospects()
+        partners = () if self._replica.partition is None else self._partners(prospects)
         peer = schedule.initiate(partners, arc=self._held.arc, nonce=nonce, now_us=self._now_us(), rng=self._rng)
         if peer is None:
-            return
+            return False
         result = Result.FAILED
         try:
             report = await self._round(peer, nonce, dry_run=False)
             result = _result_of(report.outcome)
+            self._note_mismatch(report, who="it")
         except PrimeDHTError as error:
             logger.debug("no round with peer %s: %s", short(peer), error)
+            self._neighbourhood.probe(peer)  # if it is gone, others have to take its place
         finally:
             schedule.end(peer, is_ours=True, result=result, now_us=self._now_us())
+        return result is Result.DONE and prospects.get(peer, 0) > 0
 
     async def sync_with(self, peer: PeerId, *, dry_run: bool = False) -> SyncReport:
         """One round with a peer, now, whatever the schedule says.
@@ -136,6 +155,21 @@ class Syncing:
         await self._replica.wait_until_ready()
         return await self._round(peer, self._rng.getrandbits(32), dry_run=dry_run)
 
+    async def holding_of(self, peer: PeerId) -> Holding:
+        """How much of its arc a peer holds, as it says when a round begins: a dry one, about its own sector alone.
+
+        Raises:
+            QueryError: it cannot be reached, or takes part in no round now.
+        """
+        bits = self._replica.parameters.sector_bits
+        own = ArcSet.of_sectors([sector_of(location_of(peer), sector_bits=bits)], sector_bits=bits)
+        await self._replica.wait_until_ready()
+        report = await self._rounds.initiate(peer, nonce=self._rng.getrandbits(32), arc=own, dry_run=True)
+        outcome = report.outcome
+        if outcome.partner_arc is None or outcome.partner_held is None:
+            raise QueryError(f"peer {short(peer)} does not say what it holds: {outcome}")
+        return Holding(sectors=len(outcome.partner_arc), held=len(outcome.partner_held & outcome.partner_arc))
+
     async def accept(self, conversation: Conversation) -> None:
         """Take part in a round that a peer begins, or refuse.
 
@@ -145,11 +179,11 @@ class Syncing:
         """
         peer, traffic, schedule = conversation.peer, Traffic(), self._scheduled()
         opening = await self._rounds.read_opening(conversation, traffic)
-        if isinstance(opening, Foreign):
-            await self._rounds.accept(opening, conversation, traffic)
-            return
-        accepted = schedule.accept(peer, nonce=opening.nonce, now_us=self._now_us())
+        nonce = opening.nonce if isinstance(opening, Open) else 0
+        accepted = schedule.accept(peer, nonce=nonce, now_us=self._now_us())
         if isinstance(accepted, Refusal):
+            if accepted is Refusal.TOO_OFTEN:  # an honest peer stops when it is told so
+                self._rounds.charge(peer)
             await self._rounds.refuse(accepted, conversation)
             return
         result = Result.FAILED
@@ -158,20 +192,17 @@ class Syncing:
             result = _result_of(report.outcome)
         finally:
             schedule.end(peer, is_ours=False, result=result, now_us=self._now_us())
+        self._note_mismatch(report, who="this node")
         self._ended(report, is_begun_here=False)
 
     async def _round(self, peer: PeerId, nonce: int, *, dry_run: bool) -> SyncReport:
-        report = await self._rounds.initiate(peer, nonce=nonce, partner_arc=self._arcs.get(peer), dry_run=dry_run)
+        report = await self._rounds.initiate(peer, nonce=nonce, partner_arc=self._held.arc_of(peer), dry_run=dry_run)
         self._ended(report, is_begun_here=True)
         return report
 
     def _ended(self, report: SyncReport, *, is_begun_here: bool) -> None:
         outcome = report.outcome
-        if outcome.partner_arc is not None:
-            self._arcs[report.peer] = outcome.partner_arc
-            self._arcs.move_to_end(report.peer)
-            if len(self._arcs) > ARCS_NOTED:
-                self._arcs.popitem(last=False)
+        self._neighbourhood.heard_from(report.peer)
         self._held.round_ended(report.peer, outcome)
         self._feed.publish(
             SyncFinished(
@@ -187,17 +218,27 @@ class Syncing:
             )
         )
 
-    def _partners(self) -> list[Candidate]:
-        """Those with whom this node can have something in common.
+    def _note_mismatch(self, report: SyncReport, *, who: str) -> None:
+        """Tell whoever runs this node of a peer of another network, once, and what ``who`` refused has."""
+        peer, refusal = report.peer, report.outcome.refusal
+        if refusal is None or refusal.reason not in MISMATCHES:
+            return
+        if peer not in self._foreign and len(self._foreign) < FOREIGN_NOTED:
+            self._foreign.add(peer)
+            logger.warning("no sync with peer %s, %s: %s has %s", short(peer), refusal.reason.value, who, refusal.text)
 
-        Whose arc is not known is taken to overlap: one of them may be the only one that has what is missing here.
+    def _partners(self, prospects: Mapping[PeerId, int]) -> list[Candidate]:
+        """Those with whom this node can have something in common, or which may show it what it is to hold.
+
+        Arcs are prefixes, so of two that overlap one is within the other. Who lies within our arc overlaps with it,
+        then; and where ours is within a peer's, we lie within that, and the peer knows.
         """
-        table, arc = self._neighbourhood.table, self._neighbourhood.target_arc().arc
+        table, ours = self._neighbourhood.table, self._held.arc
         nearest = table.find_closest(self._neighbourhood.local, 2 * self._replication, where=syncs)
-        within = (contact for contact in table if contact.syncs and arc.covers(contact.kad_key))
-        ours = self._held.arc
-        peers = dict.fromkeys(contact.peer for contact in (*nearest, *within))
-        return [Candidate(peer=peer, arc=self._arcs.get(peer, ours)) for peer in peers]
+        within = [contact.peer for contact in table if contact.syncs and ours.covers(location_of(contact.peer))]
+        arcs = {peer: self._held.arc_of(peer) for peer in (*(contact.peer for contact in nearest), *prospects)}
+        arcs |= dict.fromkeys(within, ours)
+        return [Candidate(peer=peer, arc=told, gain=prospects.get(peer, 0)) for peer, told in arcs.items()]
 
     def _scheduled(self) -> Schedule:
         """The schedule, which begins when this node does."""
@@ -209,6 +250,24 @@ class Syncing:
         return int(self._clock.monotonic_s() * US_PER_S)
 
 
+_RESULT_OF_REFUSAL = {
+    **dict.fromkeys(MISMATCHES, Result.FOREIGN),
+    Refusal.CROSSED: Result.DONE,
+    Refusal.NO_COMMON_ARC: Result.DONE,
+    Refusal.BUSY: Result.PUT_OFF,
+    Refusal.NOT_READY: Result.PUT_OFF,
+}
+"""Of the rest the peer failed."""
+
+
 def _result_of(outcome: Outcome) -> Result:
-    is_crossed = outcome.refusal is not None and outcome.refusal.reason is Refusal.CROSSED
-    return Result.FAILED if outcome.ending in (Ending.FAILED, Ending.REFUSED) and not is_crossed else Result.DONE
+    match outcome.ending:
+        case Ending.REFUSED:
+            assert outcome.refusal is not None
+            return _RESULT_OF_REFUSAL.get(outcome.refusal.reason, Result.FAILED)
+        case Ending.FAILED:
+            return Result.FAILED if outcome.misconduct in (None, Misconduct.SILENT) else Result.MISCONDUCT
+        case Ending.EQUAL | Ending.PARTIAL | Ending.COMPARED:
+            return Result.DONE
+        case never:
+            assert_never(never)

@@ -32,9 +32,6 @@ from prime_dht.partition.sketch import MAX_SYMBOLS, SYMBOL_BYTES
 FIRST_SYMBOLS = 32
 """What a round opens with."""
 
-MAX_FLIGHTS = 5
-"""After so many questions in a round the rest is left for the next."""
-
 _GROUP_DIFFERENCES = 56
 """A group of so many differences needs 83 of the 128 symbols kept; the guess may be wrong by half."""
 

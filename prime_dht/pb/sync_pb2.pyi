@@ -98,12 +98,15 @@ class Network(_message.Message):
     UNIT_US_FIELD_NUMBER: _builtins.int
     FACTOR_FIELD_NUMBER: _builtins.int
     SECTOR_BITS_FIELD_NUMBER: _builtins.int
+    MAX_TTL_US_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     network_id: _builtins.str
     """at most 64 bytes"""
     unit_us: _builtins.int
     factor: _builtins.int
     sector_bits: _builtins.int
+    max_ttl_us: _builtins.int
+    """how long entries live at most"""
     def __init__(
         self,
         *,
@@ -112,10 +115,11 @@ class Network(_message.Message):
         unit_us: _builtins.int = ...,
         factor: _builtins.int = ...,
         sector_bits: _builtins.int = ...,
+        max_ttl_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["factor", b"factor", "network_id", b"network_id", "sector_bits", b"sector_bits", "unit_us", b"unit_us", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["factor", b"factor", "max_ttl_us", b"max_ttl_us", "network_id", b"network_id", "sector_bits", b"sector_bits", "unit_us", b"unit_us", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -675,7 +679,7 @@ class Verdict(_message.Message):
     only_follower: _builtins.int
     @_builtins.property
     def left(self) -> Global___Arcs:
-        """not compared to the end; absent: none"""
+        """not compared to the end, or with an entry too large to send; absent: none"""
 
     def __init__(
         self,

@@ -11,7 +11,8 @@ and chance are arguments.
 ``messages``    what the two sides say
 ``actions``     what a round asks of whoever runs it, and how it ends
 ``round``       the round: opening, refusal, acceptance; then one side leads, one follows
-``lead``        finding the difference
+``lead``        leading: questions, entries and wants, turn by turn
+``finding``     finding the difference
 ``tasks``       what a leader has under way
 ``follow``      answering
 ``exchange``    entries on their way, in either role

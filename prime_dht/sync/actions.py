@@ -6,7 +6,8 @@ that is the result:
 ==========================  ==========================================  ======================
 action                      what to do                                  event
 ==========================  ==========================================  ======================
-:class:`Send`               send a message                              None, :class:`Closed`
+:class:`Send`               send a message                              None, :class:`TimedOut`,
+                                                                        :class:`Closed`
 :class:`Receive`            wait for the peer's next message            a message,
                                                                         :class:`TimedOut`,
                                                                         :class:`Closed`,
@@ -125,6 +126,7 @@ class Outcome:
         declined: how many were refused for good, by reason.
         postponed: how many could not be taken yet, by reason.
         refusal: why, and in which words, one side did not take part.
+        misconduct: what the partner was charged with.
     """
 
     ending: Ending
@@ -142,6 +144,7 @@ class Outcome:
     declined: Mapping[str, int] = field(default_factory=dict)
     postponed: Mapping[str, int] = field(default_factory=dict)
     refusal: Refuse | None = None
+    misconduct: Misconduct | None = None
 
     @property
     def left(self) -> ArcSet | None:
@@ -169,7 +172,7 @@ Action = Send | Receive | FetchOps | FindOps | FetchEntries | StoreEntries | Cha
 
 @dataclass(frozen=True, slots=True)
 class TimedOut:
-    """The peer said nothing until the deadline."""
+    """The peer said nothing, or took nothing, until the deadline."""
 
 
 @dataclass(frozen=True, slots=True)

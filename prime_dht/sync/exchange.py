@@ -85,8 +85,11 @@ class Tally:
 
 
 def send(message: Message) -> Steps[None]:
-    if isinstance((yield Send(message)), Closed):
-        raise Gone("the peer went away")
+    match (yield Send(message)):
+        case TimedOut():
+            raise Misbehaved(Misconduct.SILENT, "the peer reads nothing")
+        case Closed():
+            raise Gone("the peer went away")
 
 
 def receive() -> Steps[Message]:
@@ -146,6 +149,7 @@ class Exchange:
     Attributes:
         tally: what has been done so far.
         unsettled: sectors in which some entry could not be taken yet.
+        withheld: sectors of entries too large to be sent.
         outgoing: ids of ops that are to be sent.
     """
 
@@ -153,7 +157,7 @@ class Exchange:
         self.view = view
         self.common = common
         self.tally = Tally()
-        self.unsettled = ArcSet.empty(sector_bits=common.sector_bits)
+        self.unsettled = self.withheld = ArcSet.empty(sector_bits=common.sector_bits)
         self.outgoing: deque[bytes] = deque()
         self._ready: deque[Entry] = deque()
         self._mean_bytes = float(_TYPICAL_BYTES)
@@ -180,22 +184,28 @@ class Exchange:
         self.tally.sent += len(chosen)
         return tuple(chosen)
 
-    def take(self, entries: Sequence[Entry | Undecodable]) -> Steps[None]:
-        """Store what the peer sent.
+    def checked(self, entries: Sequence[Entry | Undecodable]) -> tuple[Entry, ...]:
+        """What the peer sent, if there is nothing among it that should not be.
 
         Raises:
-            Misbehaved: there is something among them that should not be; then none is stored. Or, of some that were
-                stored, the store says that no honest node would have passed them on.
+            Misbehaved: there is.
         """
-        checked = tuple(self._check(entry) for entry in entries)
-        if not checked:
+        return tuple(self._check(entry) for entry in entries)
+
+    def store(self, entries: tuple[Entry, ...]) -> Steps[None]:
+        """Store what was checked.
+
+        Raises:
+            Misbehaved: of some that were stored, the store says that no honest node would have passed them on.
+        """
+        if not entries:
             return
-        event = yield StoreEntries(checked)
-        if not isinstance(event, EntriesStored) or len(event.fates) != len(checked):
+        event = yield StoreEntries(entries)
+        if not isinstance(event, EntriesStored) or len(event.fates) != len(entries):
             raise LocalProtocolError("there is one fate for each entry that is to be stored")
         tally, blamed = self.tally, ""
-        tally.received += len(checked)
-        for entry, judged in zip(checked, event.fates, strict=True):
+        tally.received += len(entries)
+        for entry, judged in zip(entries, event.fates, strict=True):
             match judged.fate:
                 case Fate.STORED:
                     tally.stored += 1
@@ -214,6 +224,18 @@ class Exchange:
                     assert_never(never)
         if blamed:
             raise Misbehaved(Misconduct.BAD_ENTRIES, blamed)
+
+    def send_and_store(self, message: Message, entries: tuple[Entry, ...]) -> Steps[None]:
+        """Send a message, and store what came before it while the other side makes its next one ready.
+
+        What came is stored too if the message cannot be sent.
+        """
+        try:
+            yield from send(message)
+        except (Gone, Misbehaved):
+            yield from self.store(entries)
+            raise
+        yield from self.store(entries)
 
     def sector_ids(self, sector: int) -> Steps[list[bytes] | None]:
         """All op ids of a sector, as the view has them; None if there are too many to hold."""
@@ -251,7 +273,7 @@ class Exchange:
             if entry.size_bytes <= MAX_ENTRY_BYTES:
                 self._ready.append(entry)
             else:
-                self.unsettled |= self._sector_of(entry)
+                self.withheld |= self._sector_of(entry)
         if event.entries:
             total = sum(entry.size_bytes + ENTRY_FRAMING_BYTES for entry in event.entries)
             self._mean_bytes = (self._mean_bytes + total / len(event.entries)) / 2

@@ -1,7 +1,7 @@
 """The side that follows: it answers questions, stores what it is sent, and sends what is wanted of it.
 
 Between turns it remembers nothing but what it still has to send. Every question tells all that is needed to answer it,
-and what answering may cost is bounded turn by turn.
+and what answering may cost is bounded, in a turn and in the round.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from prime_dht.sync.exchange import (
     cut_id,
     fetch_ops,
     receive_turn,
-    send,
 )
 from prime_dht.sync.limits import (
     IDS_PER_ANSWER,
     MAX_ANSWER_BYTES,
     MAX_MADE,
     MAX_QUESTIONS,
+    MAX_READINGS,
     MAX_TURNS,
     MAX_WANTED,
     OPS_PER_FETCH,
@@ -82,8 +82,9 @@ def follow(exchange: Exchange, turn: Turn, *, dry_run: bool) -> Steps[Verdict]:
         if len(turn.questions) > MAX_QUESTIONS or len(exchange.outgoing) + len(turn.wants) > MAX_WANTED:
             raise Misbehaved(Misconduct.OVERSIZE, "too many questions, or too much wanted at once")
         owes = bool(turn.questions or turn.wants or exchange.has_more)
-        yield from exchange.take(turn.entries)
+        arrived = exchange.checked(turn.entries)
         if turn.verdict and not owes:
+            yield from exchange.store(arrived)
             return turn.verdict
         wants = [op_id for op_id in turn.wants if op_id not in exchange.view.declined_wants]
         exchange.outgoing.extend(wants)
@@ -92,7 +93,7 @@ def follow(exchange: Exchange, turn: Turn, *, dry_run: bool) -> Steps[Verdict]:
         entries = yield from exchange.gather(TURN_BYTES - used_bytes, is_alone=not answers)
         declined = len(turn.wants) - len(wants)
         reply = Turn(answers=tuple(answers), entries=entries, more=exchange.has_more, declined=declined)
-        yield from send(reply)
+        yield from exchange.send_and_store(reply, arrived)
         if turn.verdict and not reply.more:
             return turn.verdict
         turn = yield from receive_turn()
@@ -103,7 +104,8 @@ class _Follower:
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self._view = exchange.view
-        self._left = 0
+        self._left = 0  # ops that may still be read, in this turn
+        self._left_in_round = MAX_MADE + MAX_READINGS * exchange.view.op_count(exchange.common)
 
     def answer(self, questions: tuple[Question, ...]) -> Steps[list[Answer]]:
         """Answers to the first questions, as many as fit into a turn."""
@@ -113,6 +115,8 @@ class _Follower:
         answers: list[Answer] = []
         used_bytes = 0
         for question in questions:
+            if self._left_in_round < 0:
+                raise Misbehaved(Misconduct.ENDLESS, "a leader that asks for the same again and again")
             if answers and (used_bytes + _foreseen_bytes(question) > TURN_BYTES or self._left <= 0):
                 break
             answer = yield from self._answer(question)
@@ -137,7 +141,7 @@ class _Follower:
         told: list[bytes] = []
         is_made = bool(question.code.salt) or question.stop > self._view.symbols.m
         if is_made:
-            self._left -= self._view.op_count(question.arcs)
+            self._spend(self._view.op_count(question.arcs))
         for part in question.split():
             sketch = yield from self._exchange.sketch(part, question.stop, question.code)
             if sketch is None:
@@ -157,10 +161,15 @@ class _Follower:
             upto = page[-1] if len(page) == OPS_PER_FETCH else None
             if upto is None:
                 break
-        self._left -= len(stored)
+        self._spend(len(stored))
         versions = self._view.page(stored, locations, question.created_us, after, upto)
         cursor = None if upto is None else IdCursor(upto[0], cut_id(upto[1]))
         return IdsTold(tuple(cut_id(op_id) for _, op_id in versions), cursor)
+
+    def _spend(self, ops: int) -> None:
+        """Note that ops are read."""
+        self._left -= ops
+        self._left_in_round -= ops
 
     def _check(self, question: Question) -> None:
         """Check that a question can be asked here, and that the answer is not too large."""

@@ -16,7 +16,11 @@ MAX_ENTRY_BYTES = MAX_MESSAGE_BYTES - (64 << 10)
 """A larger entry, envelope and value, is never sent: it stays a difference."""
 
 MAX_TURNS = 4096
-"""Turns of one side in a round: some 3 GiB of entries, which a joiner may well need, but not for ever."""
+"""Turns of one side in a round."""
+
+MAX_LEADING_TURNS = MAX_TURNS // 2
+"""After so many a leader leaves the rest for the next round; a joiner may then have 1.5 GiB. What it wants may still
+come, which takes fewer turns than that."""
 
 MAX_QUESTIONS = 512
 """Questions in one turn."""
@@ -42,10 +46,14 @@ MAX_SECTOR_OPS = 1 << 17
 MAX_MADE = 1 << 18
 """Ops that are read in all to answer one turn's questions."""
 
-MAX_PENDING_IDS = 1 << 17
+MAX_READINGS = 8
+"""How often in a round, on average, each op may be read for answers. An honest leader has symbols of a sector made four
+times at most, a salted code included, and asks for its ids once."""
+
+MAX_PENDING_IDS = 1 << 15
 """Ids found to differ that wait to be sent or wanted; while there are more, no questions are asked."""
 
-MAX_CHANGES = 1 << 16
+MAX_CHANGES = 1 << 14
 """Ops that come or go at this node during a round and are remembered. If there are more, nobody is called a liar."""
 
 MAX_FLIGHTS = 12

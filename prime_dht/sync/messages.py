@@ -20,6 +20,7 @@ from itertools import pairwise
 from prime_dht.entries.codec import Undecodable
 from prime_dht.entries.entry import Entry
 from prime_dht.errors import ValidationError
+from prime_dht.ids import US_PER_S
 from prime_dht.partition.arcs import ArcSet
 from prime_dht.partition.cells import Cell
 from prime_dht.partition.combined import HASH_BYTES, Combined
@@ -28,6 +29,7 @@ from prime_dht.partition.sketch import SYMBOL_BYTES, Sketch
 from prime_dht.partition.slices import Layout
 from prime_dht.partition.snapshot import MinimalSnapshot
 from prime_dht.partition.symbols import PLAIN, Code
+from prime_dht.quantities import duration_text
 
 PROTOCOL_VERSION = 1
 
@@ -55,11 +57,13 @@ class Network:
     Attributes:
         network_id: that of the entries.
         parameters: those of the partition.
+        max_ttl_us: how long entries live at most: what one takes for an op, another must not refuse for its length.
         version: of this protocol.
     """
 
     network_id: str
     parameters: PartitionParameters
+    max_ttl_us: int
     version: int = PROTOCOL_VERSION
 
 
@@ -123,6 +127,7 @@ class Foreign:
     unit_us: int
     factor: int
     sector_bits: int
+    max_ttl_us: int
 
 
 class Refusal(Enum):
@@ -132,16 +137,20 @@ class Refusal(Enum):
     TOO_OFTEN = "too many rounds in a short time"
     CROSSED = "our round to you goes on instead"
     NETWORK = "another network"
-    PARAMETERS = "other unit, factor or sector bits"
+    PARAMETERS = "other network parameters"
     VERSION = "another version of the protocol"
     NO_COMMON_ARC = "no sector in common"
     CLOCKS = "the clocks are too far apart"
     NOT_READY = "not ready"
 
 
+MISMATCHES = frozenset({Refusal.NETWORK, Refusal.PARAMETERS, Refusal.VERSION})
+"""What two nodes differ in for as long as nobody configures one of them otherwise."""
+
+
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """The responder does not take part; for a mismatch, ``text`` says what differs."""
+    """The responder does not take part; for a mismatch, ``text`` says what it has, and what the initiator has."""
 
     reason: Refusal
     text: str = ""
@@ -278,7 +287,7 @@ class Verdict:
 
     Attributes:
         only_leader, only_follower: how many ops only one of them had.
-        left: sectors that were not compared to the end.
+        left: sectors that were not compared to the end, or have an entry that is too large to be sent.
     """
 
     only_leader: int
@@ -316,17 +325,32 @@ Message = Open | Refuse | Turn
 
 
 def mismatch(ours: Network, theirs: Foreign) -> Refuse:
-    """Why two nodes cannot take part in a round, and in what they differ."""
+    """Why two nodes cannot take part in a round: all that this one has and they have not.
+
+    >>> ours = Network(network_id="main", parameters=PartitionParameters(), max_ttl_us=86_400_000_000)
+    >>> theirs = Foreign(
+    ...     version=1, network_id="main", unit_us=60_000_000, factor=9, sector_bits=12, max_ttl_us=86_400_000_000
+    ... )
+    >>> mismatch(ours, theirs).text
+    'unit 15m, not 1m; sector_bits 9, not 12'
+    """
     if theirs.version != ours.version:
-        return Refuse(Refusal.VERSION, f"here {ours.version}, there {theirs.version}")
+        return Refuse(Refusal.VERSION, f"version {ours.version}, not {theirs.version}")
     if theirs.network_id != ours.network_id:
-        return Refuse(Refusal.NETWORK, f"here {ours.network_id!r}, there {theirs.network_id!r}")
+        return Refuse(Refusal.NETWORK, f"network {ours.network_id!r}, not {theirs.network_id!r}")
     here = ours.parameters
-    return Refuse(
-        Refusal.PARAMETERS,
-        f"here {here.unit_us} µs, factor {here.factor}, {here.sector_bits} sector bits, "
-        f"there {theirs.unit_us} µs, factor {theirs.factor}, {theirs.sector_bits} sector bits",
-    )
+    pairs = {
+        "unit": (_duration(here.unit_us), _duration(theirs.unit_us)),
+        "factor": (str(here.factor), str(theirs.factor)),
+        "sector_bits": (str(here.sector_bits), str(theirs.sector_bits)),
+        "max_ttl": (_duration(ours.max_ttl_us), _duration(theirs.max_ttl_us)),
+    }
+    differing = (f"{name} {ours}, not {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs)
+    return Refuse(Refusal.PARAMETERS, "; ".join(differing))
+
+
+def _duration(time_us: int) -> str:
+    return duration_text(time_us / US_PER_S)
 
 
 def check_question(question: Question, sector_bits: int) -> None:

@@ -176,9 +176,9 @@ def _guarded(steps: Steps[Outcome], state: _State) -> Steps[Outcome]:
         return (yield from steps)
     except Misbehaved as error:
         yield Charge(error.misconduct, str(error))
+        return _outcome(state, Ending.FAILED, misconduct=error.misconduct)
     except Gone:
-        pass
-    return _outcome(state, Ending.FAILED)
+        return _outcome(state, Ending.FAILED)
 
 
 def _refuse(refusal: Refuse) -> Steps[Outcome]:
@@ -282,14 +282,14 @@ def _concluded(state: _State, verdict: Verdict, *, dry_run: bool) -> Outcome:
     if not state.led:
         exchange.tally.only_ours, exchange.tally.only_theirs = verdict.only_follower, verdict.only_leader
     differs = bool(exchange.tally.only_ours or exchange.tally.only_theirs)
-    exchange.unsettled |= verdict.left & exchange.common
+    exchange.unsettled |= (verdict.left & exchange.common) | exchange.withheld
     if dry_run:
         exchange.unsettled = exchange.common if differs else exchange.unsettled
         return _outcome(state, Ending.COMPARED)
     return _outcome(state, Ending.PARTIAL if exchange.unsettled else Ending.EQUAL)
 
 
-def _outcome(state: _State, ending: Ending) -> Outcome:
+def _outcome(state: _State, ending: Ending, *, misconduct: Misconduct | None = None) -> Outcome:
     exchange = state.exchange
     tally = exchange.tally if exchange is not None else Tally()
     is_compared = ending is not Ending.FAILED and exchange is not None
@@ -308,4 +308,5 @@ def _outcome(state: _State, ending: Ending) -> Outcome:
         superseded=tally.superseded,
         declined=dict(tally.declined),
         postponed=dict(tally.postponed),
+        misconduct=misconduct,
     )

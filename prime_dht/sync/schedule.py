@@ -2,10 +2,12 @@
 
 - *One at a time.* A node initiates one round after another, ``interval_us`` apart and up to ``jitter_us`` more, so that
   nodes which started together do not stay together.
-- *Partner.* Of the peers that can be reached: first those whose arc is known to overlap ours, then those of unknown
-  arc, then the rest, whose arcs may have grown. Among equals the one never synced with, or least recently.
-- *Backoff.* A peer that failed is left alone for a while, twice as long each time; one that misbehaved, much longer,
-  and meanwhile it may not begin a round either.
+- *Partner.* Of the peers that can be reached the one who may settle the most sectors that we do not hold. Where nobody
+  may: first those whose arc is known to overlap ours, then those of unknown arc, then the rest, whose arcs may have
+  grown. Among equals the one never synced with, or least recently.
+- *Backoff.* A peer that failed is left alone for a while, twice as long each time; one of another network, for as long
+  as that gets. One that misbehaved is left alone much longer, and meanwhile it may not begin a round either.
+  One that put us off is left alone for a moment.
 - *Busy.* Only so many rounds that others began go on at a time, and of one peer not more than a *burst*: 16 in any 10
   minutes.
 - *Crossing.* If two nodes begin a round with each other at once, one of the two goes on (:func:`survives`).
@@ -37,6 +39,7 @@ class Pace:
         max_accepted: rounds that others began, at a time; 0: any number.
         burst, burst_us: of one peer so many are accepted in any interval of this length.
         round_us: a round that takes longer has expired.
+        put_off_us: for how long a peer is left alone that was busy or not ready.
         backoff_us, max_backoff_us: for how long a peer is left alone that failed once; and at most.
         misconduct_backoff_us: for how long one that misbehaved is, at least.
     """
@@ -47,6 +50,7 @@ class Pace:
     burst: int = 16
     burst_us: int = 600 * US_PER_S
     round_us: int = 600 * US_PER_S
+    put_off_us: int = 5 * US_PER_S
     backoff_us: int = 60 * US_PER_S
     max_backoff_us: int = 3600 * US_PER_S
     misconduct_backoff_us: int = 1800 * US_PER_S
@@ -54,10 +58,17 @@ class Pace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A peer that may be synced with, its arc as far as known, and whether there is an address to reach it."""
+    """A peer that may be synced with.
+
+    Attributes:
+        arc: its arc, as far as known.
+        gain: in how many sectors that we do not hold a round with it may help.
+        is_reachable: whether there is an address to reach it.
+    """
 
     peer: PeerId
     arc: ArcSet | None = None
+    gain: int = 0
     is_reachable: bool = True
 
 
@@ -65,7 +76,11 @@ class Result(Enum):
     """How a round went, as far as the schedule cares."""
 
     DONE = "done"
+    PUT_OFF = "put off"
     FAILED = "failed"
+    FOREIGN = "foreign"
+    """It is of another network, or of one with other parameters."""
+
     MISCONDUCT = "misconduct"
 
 
@@ -184,10 +199,15 @@ class Schedule:
         if result is Result.DONE:
             memory.synced_us, memory.failures, memory.alone_until_us, memory.misbehaved = now_us, 0, 0, False
             return
+        if result is Result.PUT_OFF:
+            memory.alone_until_us = max(memory.alone_until_us, now_us + pace.put_off_us)
+            return
         memory.failures += 1
         memory.misbehaved = result is Result.MISCONDUCT
         wait_us = min(pace.max_backoff_us, pace.backoff_us << min(memory.failures - 1, 32))
-        if result is Result.MISCONDUCT:
+        if result is Result.FOREIGN:
+            wait_us = pace.max_backoff_us
+        elif result is Result.MISCONDUCT:
             wait_us = max(wait_us, pace.misconduct_backoff_us)
         memory.alone_until_us = now_us + wait_us
 
@@ -197,10 +217,10 @@ class Schedule:
         is_active = any(active.peer == candidate.peer for active in self.active)
         return candidate.is_reachable and not is_alone and not is_active and candidate.peer != self._us
 
-    def _rank(self, candidate: Candidate, arc: ArcSet) -> tuple[int, int]:
+    def _rank(self, candidate: Candidate, arc: ArcSet) -> tuple[int, int, int]:
         overlap = 1 if candidate.arc is None else 0 if candidate.arc & arc else 2
         memory = self._memories.get(candidate.peer)
-        return overlap, -1 if memory is None or memory.synced_us is None else memory.synced_us
+        return -candidate.gain, overlap, -1 if memory is None or memory.synced_us is None else memory.synced_us
 
     def _memory(self, peer: PeerId) -> _Memory:
         """What is remembered of a peer; of too many, those of whom nothing was heard for longest are forgotten."""

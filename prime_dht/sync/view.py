@@ -32,8 +32,8 @@ from prime_dht.sync.messages import WANT_BYTES, Digest, cut, cut_top
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """An op that came or went."""
+class Gone:
+    """An op that went."""
 
     op_id: bytes
     location: int
@@ -54,8 +54,8 @@ class View:
         self.symbols = symbols
         self.declined = {op.op_id[:ID_BYTES]: op for op in declined}
         self.declined_wants = frozenset(op_id[:WANT_BYTES] for op_id in self.declined)
-        self._came: dict[bytes, Change] = {}
-        self._gone: dict[bytes, Change] = {}
+        self._came: set[bytes] = set()
+        self._gone: dict[bytes, Gone] = {}
         self._is_exact = True
 
     @classmethod
@@ -82,13 +82,19 @@ class View:
         """How many ops there are in some sectors."""
         return _op_count(minimal_snapshot(self.cells, arcs))
 
-    def inserted(self, op_id: bytes, location: int) -> None:
+    def inserted(self, op_id: bytes) -> None:
         """The node has an op that it had not when the round began."""
-        self._note(op_id, location, self._came, self._gone)
+        cut_id = op_id[:ID_BYTES]
+        if self._gone.pop(cut_id, None) is None and self._has_room():
+            self._came.add(cut_id)
 
     def removed(self, op_id: bytes, location: int) -> None:
         """The node has an op no more."""
-        self._note(op_id, location, self._gone, self._came)
+        cut_id = op_id[:ID_BYTES]
+        if cut_id in self._came:
+            self._came.remove(cut_id)
+        elif self._has_room():
+            self._gone[cut_id] = Gone(op_id, location)
 
     def was_here(self, cut_id: bytes, *, is_here: bool) -> bool:
         """Whether an op, by the first 16 bytes of its id, was in the view, given whether the store has it now."""
@@ -157,14 +163,10 @@ class View:
             Cell(sector, start): cut(combined) for start in told for sector, combined in cells.slice_cells(start, arcs)
         }
 
-    def _note(self, op_id: bytes, location: int, to: dict[bytes, Change], undone: dict[bytes, Change]) -> None:
-        cut_id = op_id[:ID_BYTES]
-        if undone.pop(cut_id, None) is not None:
-            return
-        if len(to) >= MAX_CHANGES:
-            self._is_exact = False
-            return
-        to[cut_id] = Change(op_id, location)
+    def _has_room(self) -> bool:
+        """Whether one more change can be remembered."""
+        self._is_exact = self._is_exact and len(self._came) + len(self._gone) < MAX_CHANGES
+        return self._is_exact
 
 
 def ids_array(ids: Sequence[bytes]) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:

@@ -59,7 +59,7 @@ from prime_dht.wire.sync import SyncCodec
 NOW_US = 1_800_000_001_000_000
 YEAR_US = 365 * 86_400 * 1_000_000
 DAY_US = 86_400 * 1_000_000
-NETWORK = Network(network_id="main", parameters=PARAMETERS)
+NETWORK = Network(network_id="main", parameters=PARAMETERS, max_ttl_us=YEAR_US)
 CIRCLE = ArcSet.full(sector_bits=PARAMETERS.sector_bits)
 
 
@@ -169,7 +169,7 @@ class Party:
         self.by_want.setdefault(entry.op_id[:WANT_BYTES], {})[entry.op_id] = entry
         self.partition.insert(entry.op_id, location_of(entry), entry.header.created_at_us)
         if self.view is not None:
-            self.view.inserted(entry.op_id, location_of(entry))
+            self.view.inserted(entry.op_id)
         return Judged(Fate.STORED)
 
     def remove(self, entry: Entry) -> None:

@@ -95,6 +95,14 @@ class SyncCodec:
         self._network = network
         self._parameters = network.parameters
         self._sector_bits = network.parameters.sector_bits
+        self._ours = Foreign(  # as others see it
+            version=network.version,
+            network_id=network.network_id,
+            unit_us=network.parameters.unit_us,
+            factor=network.parameters.factor,
+            sector_bits=network.parameters.sector_bits,
+            max_ttl_us=network.max_ttl_us,
+        )
 
     def encode(self, message: Message) -> bytes:
         """A message's bytes, without a frame."""
@@ -149,6 +157,7 @@ class SyncCodec:
                 unit_us=parameters.unit_us,
                 factor=parameters.factor,
                 sector_bits=parameters.sector_bits,
+                max_ttl_us=message.network.max_ttl_us,
             ),
             arc=_write_arcs(message.arc),
             digest=_write_digest(message.digest, message.arc),
@@ -165,21 +174,18 @@ class SyncCodec:
 
     def _read_open(self, wire: pb.Open) -> Open | Foreign:
         told = wire.network
-        theirs = (told.version, told.network_id, told.unit_us, told.factor, told.sector_bits)
         if len(told.network_id.encode()) > MAX_NETWORK_ID_BYTES:
             raise ValidationError(f"a network id has at most {MAX_NETWORK_ID_BYTES} bytes")
-        ours = (
-            self._network.version,
-            self._network.network_id,
-            self._parameters.unit_us,
-            self._parameters.factor,
-            self._parameters.sector_bits,
+        theirs = Foreign(
+            version=told.version,
+            network_id=told.network_id,
+            unit_us=told.unit_us,
+            factor=told.factor,
+            sector_bits=told.sector_bits,
+            max_ttl_us=told.max_ttl_us,
         )
-        if theirs != ours:
-            version, network_id, unit_us, factor, sector_bits = theirs
-            return Foreign(
-                version=version, network_id=network_id, unit_us=unit_us, factor=factor, sector_bits=sector_bits
-            )
+        if theirs != self._ours:
+            return theirs
         arc = self._read_arcs(wire.arc)
         return Open(
             network=self._network,

@@ -25,6 +25,12 @@ def partition_results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     return run_suites(tmp_path_factory, "minimal snapshot, full arc", "partition")
 
 
+@pytest.fixture(scope="module")
+def sync_results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What is measured of rounds."""
+    return run_suites(tmp_path_factory, "A sync round", "sync")
+
+
 def run_suites(tmp_path_factory: pytest.TempPathFactory, shown: str, *suites: str) -> dict[str, Any]:
     """What ``python -m tests.bench`` writes of some suites, once it has shown it."""
     path = tmp_path_factory.mktemp("bench") / "results" / "bench.json"
@@ -83,6 +89,19 @@ def test_a_difference_takes_at_most_twice_as_many_symbols_as_ids(partition_resul
     rows = partition_results["tables"]["sketches_symbols"]["rows"]
     assert [row["differences"] for row in rows] == [1, 2, 5, 10, 20, 50, 100]
     assert all(1 <= row["per_difference_p50"] <= 2 for row in rows)
+
+
+def test_rounds_are_measured_beside_the_drill_down_and_keep_within_their_aims(sync_results: dict[str, Any]) -> None:
+    rows = sync_results["tables"]["sync_bytes"]["rows"]
+    assert {row["where"] for row in rows} == {"scattered", "clustered", "recent"}
+    assert all(row["p95_bytes"] <= row["aim_bytes"] and row["within_aim"] == "1/1" for row in rows)
+
+
+def test_a_store_is_moved_from_one_process_to_another(sync_results: dict[str, Any]) -> None:
+    (row,) = sync_results["tables"]["sync_transfer"]["rows"]
+    assert row["n"] == 500
+    assert row["per_s"] > 0
+    assert 0 < row["verify_us"] < row["receiver_cpu_us"]
 
 
 def requests_per_value(results: dict[str, Any], operation: str, in_flight: int) -> float:

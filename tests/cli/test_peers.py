@@ -65,11 +65,21 @@ def test_a_swarm_with_a_server_for_each_replica_is_healthy(
 ) -> None:
     ended = here("health", "--peer", three_nodes[0])
     assert (ended.status, ended.err) == (0, "")
-    peers, answers, buckets, verdict = ended.out.decode().splitlines()
+    peers, settled, answers, buckets, verdict = ended.out.decode().splitlines()
     assert peers == "peers     3 known, 3 answered, 3 can be replicas"
+    assert settled.endswith(" of 3 replicas hold all that they are to store")
     assert answers.endswith(" ms, the median")
     assert buckets.startswith("buckets   ")
     assert verdict == "healthy"
+
+
+def test_health_tells_when_every_replica_holds_what_it_is_to_store(
+    here: Callable[..., Ended], three_nodes: tuple[str, ...]
+) -> None:
+    health: dict[str, object] = {}
+    while not health.get("settled"):
+        health = json.loads(here("health", "--peer", three_nodes[0], "--json").out)
+    assert health["held"] == {peer_of(address): [512, 512] for address in three_nodes}
 
 
 def test_one_server_alone_is_too_few_and_the_status_is_1(here: Callable[..., Ended]) -> None:

@@ -72,6 +72,20 @@ def test_json_has_each_slice_with_the_ops_in_its_sectors(data_dir: Path, capfd: 
     assert drawn["slices"][-1]["start_us"] <= NOW_US < drawn["slices"][-1]["stop_us"]
 
 
+def test_it_is_divided_as_the_network_of_the_configuration_is(
+    data_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configured = tmp_path / "node.toml"
+    configured.write_text('[dht]\nunit_s = "1h"\nfactor = 5\nsector_bits = 6\n')
+    assert main(["store", "picture", "--data-dir", str(data_dir), "--config", str(configured)]) == 0
+    out = capfd.readouterr().out
+    assert out.startswith("2 ops in 1 of 64 sectors")
+    assert "tail  1 op, 2027-01-15 08:00 to 2027-01-15 09:00" in out
+    monkeypatch.setenv("PRIME_DHT_DHT_SECTOR_BITS", "7")
+    assert main(["store", "picture", "--data-dir", str(data_dir)]) == 0
+    assert capfd.readouterr().out.startswith("2 ops in 1 of 128 sectors")
+
+
 def test_a_file_that_cannot_be_written_is_one_line(data_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     target = data_dir / "missing" / "graph.svg"
     assert main(["store", "picture", "--data-dir", str(data_dir), "--graph", str(target)]) == 2

@@ -1,4 +1,4 @@
-"""put and get through a running node, in processes of their own, as in two terminals."""
+"""put and get through a running node: in processes of their own, as in two terminals, where that may matter."""
 
 from __future__ import annotations
 
@@ -30,6 +30,14 @@ def through(address: str) -> dict[str, str]:
     return {"PRIME_DHT_PEER": address}
 
 
+@pytest.fixture
+def joined(here: Here, through: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Here:
+    """As ``here``, for that somebody."""
+    for name, value in through.items():
+        monkeypatch.setenv(name, value)
+    return here
+
+
 def assert_complains(ended: Ended, *parts: str) -> None:
     """It failed with one line on standard error that has these parts, and wrote nothing to standard output."""
     assert ended.status == 2
@@ -48,14 +56,14 @@ def test_a_value_put_in_one_terminal_is_got_in_another(address: str) -> None:
     assert got == Ended(0, b"hello, swarm", "")
 
 
-def test_a_put_that_fewer_replicas_took_than_asked_warns_and_succeeds(through: dict[str, str]) -> None:
-    put = prime_dht("put", "lonely", "value", env=through)
+def test_a_put_that_fewer_replicas_took_than_asked_warns_and_succeeds(joined: Here) -> None:
+    put = joined("put", "lonely", "value")
     assert put.status == 0
     assert put.err == "prime-dht: warning: stored by 1 of 3 replicas\n"
 
 
-def test_what_nobody_put_is_not_found(through: dict[str, str]) -> None:
-    assert prime_dht("get", "nobody", env=through) == Ended(1, b"", "prime-dht: not found: nobody\n")
+def test_what_nobody_put_is_not_found(joined: Here) -> None:
+    assert joined("get", "nobody") == Ended(1, b"", "prime-dht: not found: nobody\n")
 
 
 @pytest.mark.parametrize(
@@ -89,18 +97,18 @@ def test_for_programs_a_put_is_its_receipt_and_a_get_all_that_is_known(
     assert target.read_bytes() == b"value"
 
 
-def test_files_go_in_and_out(tmp_path: Path, through: dict[str, str]) -> None:
+def test_files_go_in_and_out(tmp_path: Path, joined: Here) -> None:
     source, target = tmp_path / "in", tmp_path / "out"
     source.write_bytes(b"\x00weights")
-    assert prime_dht("put", "file", "--file", str(source), env=through).status == 0
-    assert prime_dht("get", "file", "--out", str(target), env=through) == Ended(0, b"", "")
+    assert joined("put", "file", "--file", str(source)).status == 0
+    assert joined("get", "file", "--out", str(target)) == Ended(0, b"", "")
     assert target.read_bytes() == b"\x00weights"
 
 
-def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, through: dict[str, str]) -> None:
-    prime_dht("put", "out", "value", env=through)
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, joined: Here) -> None:
+    joined("put", "out", "value")
     target = str(tmp_path / "no" / "such" / "directory")
-    assert_complains(prime_dht("get", "out", "--out", target, env=through), target, "No such file or directory")
+    assert_complains(joined("get", "out", "--out", target), target, "No such file or directory")
 
 
 @pytest.mark.parametrize("how", ["argument", "stdin", "file"])
@@ -111,10 +119,10 @@ def test_one_byte_over_64_kib_is_refused_with_the_limit(how: str, tmp_path: Path
     assert_complains(prime_dht("put", "large", *arguments, stdin=value, env=through), "65,536 bytes")
 
 
-def test_subkeys_are_values_of_their_own(through: dict[str, str]) -> None:
-    prime_dht("put", "parts", "one", "--subkey", "1", env=through)
-    assert prime_dht("get", "parts", "--subkey", "1", env=through).out == b"one"
-    assert prime_dht("get", "parts", "--subkey", "2", env=through).status == 1
+def test_subkeys_are_values_of_their_own(joined: Here) -> None:
+    joined("put", "parts", "one", "--subkey", "1")
+    assert joined("get", "parts", "--subkey", "1").out == b"one"
+    assert joined("get", "parts", "--subkey", "2").status == 1
 
 
 def test_an_identity_is_kept_in_a_data_directory(tmp_path: Path, through: dict[str, str]) -> None:
@@ -125,9 +133,9 @@ def test_an_identity_is_kept_in_a_data_directory(tmp_path: Path, through: dict[s
     assert f"by {peer_id}" in prime_dht("get", "signed", "-v", env=through).err
 
 
-def test_a_ttl_has_units(through: dict[str, str]) -> None:
-    assert prime_dht("put", "brief", "value", "--ttl", "1.5h", env=through).status == 0
-    endless = prime_dht("put", "endless", "value", "--ttl", "9999d", env=through)
+def test_a_ttl_has_units(joined: Here) -> None:
+    assert joined("put", "brief", "value", "--ttl", "1.5h").status == 0
+    endless = joined("put", "endless", "value", "--ttl", "9999d")
     assert_complains(endless, "a ttl of 9999d exceeds this network's max_ttl of 30d")
 
 

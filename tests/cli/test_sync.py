@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from prime_dht.testing.processes import Ended, running_node
 
 Here = Callable[..., Ended]
@@ -45,3 +47,19 @@ def test_a_node_of_another_network_is_not_synced_with(here: Here) -> None:
         ended = here("sync", address)
     assert (ended.status, ended.out) == (2, b"")
     assert "of another network" in ended.err
+
+
+def test_a_node_with_other_network_parameters_refuses_in_one_line(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configured = tmp_path / "node.toml"
+    configured.write_text('[dht]\nunit_s = "5m"\nsector_bits = 12\nlimits.max_ttl_s = "7d"\n')
+    with running_node("--config", str(configured)) as (_, address):
+        ended = here("sync", address)
+        assert (ended.status, ended.err) == (1, "")
+        said = ended.out.decode()
+        assert said.startswith("refused(other network parameters): ")
+        assert said.endswith(" has unit 5m, not 15m; sector_bits 12, not 9; max_ttl 7d, not 30d\n")
+        assert json.loads(here("sync", address, "--json").out)["refusal"] == "other network parameters"
+        monkeypatch.setenv("PRIME_DHT_CONFIG", str(configured))
+        assert synced(here("sync", address, "--json"))["sectors"] == 4096

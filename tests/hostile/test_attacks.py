@@ -132,6 +132,43 @@ ATTACKS = {
         "hostile/test_connections.py::test_a_session_gives_out_what_was_sealed_in_its_order_and_ends_at_the_first_byte_that_was_not",
         "net/hardening/test_inbound.py::test_ours_outlives_garbage_on_a_fresh_connection",
     ),
+    "breaks a round: wrong stage, wrong order, garbage, oversize, entries nobody asked for, forgeries": (
+        "the round ends at once, nothing of that message is stored, the peer is charged and left alone half an hour",
+        "hostile/test_rounds.py::test_who_begins_a_round_and_breaks_it_is_charged_and_changes_nothing",
+        "hostile/test_rounds.py::test_who_is_asked_for_a_round_and_breaks_it_is_charged_and_changes_nothing",
+        "hostile/test_rounds.py::test_who_misbehaved_in_a_round_begins_none_for_half_an_hour_and_is_asked_for_none",
+        "hostile/test_rounds_on_sockets.py::test_what_is_no_turn_ends_the_round_at_once_and_changes_nothing",
+        "sync/test_hostile.py::test_a_question_that_cannot_be_asked_is_charged",
+    ),
+    "falls silent in a round, at any stage": (
+        "30 s later the round is over and the peer charged; others go on meanwhile",
+        "hostile/test_rounds.py::test_at_whatever_stage_a_peer_falls_silent_the_round_ends_and_others_go_on_meanwhile",
+        "hostile/test_rounds_on_sockets.py::test_at_whatever_stage_a_peer_falls_silent_the_round_ends",
+        "hostile/test_rounds.py::test_peers_that_fill_all_places_and_fall_silent_hold_up_no_round_that_the_node_begins",
+    ),
+    "endless rounds: asks for ever, answers noise for ever, crawls byte by byte or message by message": (
+        "a message has 30 s, all waits of a round a minute and a second more for each 16 KiB, ten minutes at most",
+        "hostile/test_rounds.py::test_a_round_of_legal_messages_that_comes_to_no_end_is_ended_while_others_go_on",
+        "hostile/test_rounds_on_sockets.py::test_a_turn_that_comes_byte_by_byte_is_given_up_and_changes_nothing",
+        "hostile/test_rounds_on_sockets.py::test_an_opening_that_comes_byte_by_byte_is_given_up_and_its_sender_charged",
+        "sync/test_hostile.py::test_answers_without_truth_come_to_an_end_and_change_nothing",
+    ),
+    "tells in a round of ids that it does not have": (
+        "the sectors stay open, and nothing else changes",
+        "hostile/test_rounds.py::test_ids_of_what_it_does_not_have_leave_the_sectors_open_and_change_nothing",
+        "sync/test_hostile.py::test_symbols_of_a_set_that_cannot_be_are_a_lie",
+    ),
+    "begins a thousand rounds, or opens streams for rounds and begins none": (
+        "16 in ten minutes are run; 4 streams of a peer are waited for, 10 s each; then the peer is left alone",
+        "hostile/test_rounds.py::test_of_a_thousand_rounds_of_one_peer_sixteen_are_run_and_it_is_left_alone",
+        "hostile/test_rounds.py::test_whoever_opens_a_stream_and_begins_no_round_is_charged_soon",
+        "hostile/test_rounds_on_sockets.py::test_of_many_half_open_streams_of_a_peer_a_few_are_waited_for",
+        "hostile/test_rounds_on_sockets.py::test_half_open_streams_of_many_peers_hold_up_rounds_for_ten_seconds_at_most",
+    ),
+    "two nodes begin a round with each other at once": (
+        "exactly one of the two goes on, and both have what either had",
+        "hostile/test_rounds.py::test_of_two_rounds_that_cross_exactly_one_goes_on_and_both_have_what_either_had",
+    ),
     "a put that reaches none": (
         "raises, and says why",
         "swarm/test_many.py::test_when_nobody_takes_anything_it_is_an_error",

@@ -11,6 +11,7 @@ from prime_dht.partition.location import sector_of
 from prime_dht.storage.capacity import location_of
 from prime_dht.sync.actions import Ending, Outcome
 from prime_dht.sync.declined import DeclinedOp
+from prime_dht.sync.messages import Refusal, Refuse
 from prime_dht.testing.serving import Serving
 
 BITS = 9
@@ -23,9 +24,12 @@ def sectors(numbers: Iterable[int]) -> ArcSet:
     return ArcSet.of_sectors(numbers, sector_bits=BITS)
 
 
-def outcome(*, equal: ArcSet = ALL, common: ArcSet = ALL, held: ArcSet = NONE) -> Outcome:
+def outcome(*, equal: ArcSet = ALL, common: ArcSet = ALL, arc: ArcSet = ALL, held: ArcSet = NONE) -> Outcome:
     ending = Ending.EQUAL if equal == common else Ending.PARTIAL
-    return Outcome(ending=ending, common=common, equal=equal, partner_arc=ALL, partner_held=held)
+    return Outcome(ending=ending, common=common, equal=equal, partner_arc=arc, partner_held=held)
+
+
+APART = Outcome(ending=Ending.REFUSED, refusal=Refuse(Refusal.NO_COMMON_ARC))
 
 
 def met(count: int) -> tuple[HeldSectors, list[PeerId]]:
@@ -58,6 +62,58 @@ async def test_to_be_equal_with_one_that_does_not_hold_a_sector_shows_nothing_wh
     assert held.held == NONE
     held.round_ended(other, outcome())
     assert held.held == ALL  # among them they have all that there is
+
+
+async def test_one_near_that_does_not_store_a_sector_need_not_be_equal_in_it() -> None:
+    held, (one, other) = met(2)
+    low, high = sectors(range(256)), sectors(range(256, 512))
+    held.round_ended(one, outcome())
+    held.round_ended(other, outcome(equal=low, common=low, arc=low))
+    assert held.held == ALL
+    held, (one, other) = met(2)
+    held.round_ended(one, outcome(equal=high, common=high, arc=high))
+    held.round_ended(other, outcome(equal=low, common=low, arc=low))
+    assert held.held == ALL
+
+
+async def test_one_that_has_no_sector_in_common_has_none_of_these_but_may_have_what_the_arc_grows_by() -> None:
+    held, (one, other) = met(2)
+    held.round_ended(one, outcome())
+    held.round_ended(other, APART)
+    assert held.arc_of(other) == NONE
+    assert held.held == ALL
+    serving = Serving()
+    peers = serving.meet(40)
+    held = HeldSectors(serving.neighbourhood, sector_bits=BITS, replication=3)
+    arc = held.arc
+    assert len(arc) < len(ALL)
+    held.round_ended(peers[0], APART)
+    assert held.arc_of(peers[0]) == ALL - arc
+
+
+async def test_the_prospects_are_those_who_hold_what_is_missing_or_were_never_asked_where_nobody_does() -> None:
+    held, (one, other) = met(2)
+    assert held.prospects() == {one: 512, other: 512}
+    held.round_ended(one, outcome())
+    assert held.prospects() == {other: 512}
+    held.round_ended(one, outcome(equal=ALL - sectors(range(5)), held=sectors(range(100))))
+    assert held.missing == ALL - sectors(range(5, 100))
+    assert held.prospects() == {one: 5, other: 412}
+    held.round_ended(other, outcome(held=ALL))
+    assert held.prospects() == {}
+
+
+async def test_dry_rounds_and_strangers_show_nothing_and_take_nothing_away() -> None:
+    held, (peer,) = met(1)
+    held.round_ended(peer, outcome(held=ALL))
+    assert held.held == ALL
+    compared = Outcome(ending=Ending.COMPARED, common=ALL, equal=NONE, partner_arc=ALL, partner_held=NONE)
+    held.round_ended(peer, compared)
+    held.round_ended(PeerId(b"a stranger"), outcome(equal=NONE))
+    assert held.held == ALL
+    held, _ = met(1)
+    held.round_ended(PeerId(b"a stranger"), outcome(held=ALL))
+    assert held.held == NONE
 
 
 async def test_where_one_is_known_to_hold_a_sector_only_such_a_one_can_show_it() -> None:

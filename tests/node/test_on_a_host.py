@@ -9,7 +9,16 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 import trio
 from libp2p import new_host
-from libp2p.abc import IContentRouting, IHost, INetStream, IPeerRouting
+from libp2p.abc import (
+    IContentRouting,
+    IHost,
+    IMuxedConn,
+    INetConn,
+    INetStream,
+    INetwork,
+    INotifee,
+    IPeerRouting,
+)
 from libp2p.crypto.x25519 import create_new_key_pair
 from libp2p.custom_types import TProtocol
 from libp2p.host.routed_host import RoutedHost
@@ -17,8 +26,10 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport
+from libp2p.stream_muxer.yamux.yamux import Yamux
 from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
+from trio.testing import MockClock
 
 from prime_dht import ConfigError, DhtConfig, LocalProtocolError, Mode, PrimeDHT, QueryError, ValidationError
 from prime_dht.net.host import HostSettings, open_host
@@ -31,16 +42,41 @@ CONTENT = b"\x12\x20" + b"content".ljust(32, b".")
 QUIET = DhtConfig(rpc_timeout_s=5.0)
 
 
+class Met(INotifee):
+    """The connections that a host has had. Of those that end at the other side first, py-libp2p leaves sockets open."""
+
+    def __init__(self) -> None:
+        self.connections: list[IMuxedConn] = []
+
+    async def connected(self, network: INetwork, conn: INetConn) -> None:
+        self.connections.append(conn.muxed_conn)
+
+    async def disconnected(self, network: INetwork, conn: INetConn) -> None: ...
+
+    async def opened_stream(self, network: INetwork, stream: INetStream) -> None: ...
+
+    async def closed_stream(self, network: INetwork, stream: INetStream) -> None: ...
+
+    async def listen(self, network: INetwork, multiaddr: Multiaddr) -> None: ...
+
+    async def listen_close(self, network: INetwork, multiaddr: Multiaddr) -> None: ...
+
+
 @asynccontextmanager
 async def open_foreign_host(router: IPeerRouting | None = None) -> AsyncIterator[IHost]:
     """A host as anybody would make one with py-libp2p alone."""
     pair = new_identity()
     noise = Transport(pair, noise_privkey=create_new_key_pair().private_key)
     host = new_host(key_pair=pair, sec_opt={NOISE: noise}, listen_addrs=[LOOPBACK], disc_opt=router)
+    met = Met()
+    host.get_network().register_notifee(met)
     async with host.run([LOOPBACK]):
         yield host
-        for peer in host.get_connected_peers():  # py-libp2p does not close their sockets by itself
+        for peer in host.get_connected_peers():
             await host.disconnect(peer)
+    for connection in met.connections:
+        assert isinstance(connection, Yamux)
+        await connection.secured_conn.close()
 
 
 @asynccontextmanager
@@ -65,7 +101,7 @@ async def open_swarm(size: int) -> AsyncIterator[list[PrimeDHT]]:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 20])
-async def test_real_nodes_read_what_any_of_them_put(size: int) -> None:
+async def test_real_nodes_read_what_any_of_them_put(size: int, patient_clock: MockClock) -> None:
     async with open_swarm(size) as nodes:
         receipt = await nodes[-1].put("k", b"value" * 1000)
         assert len(receipt.stored_by) == min(3, size)
@@ -82,7 +118,7 @@ async def test_real_nodes_read_what_any_of_them_put(size: int) -> None:
         assert [one and one.value for one in found_many.values()] == [b"%d" % number for number in range(50)]
 
 
-async def test_real_nodes_go_on_when_others_vanish() -> None:
+async def test_real_nodes_go_on_when_others_vanish(patient_clock: MockClock) -> None:
     async with open_swarm(2) as (first, second):
         async with open_joined(first.addresses()), open_joined(first.addresses()) as fourth:
             assert len((await fourth.put("k", b"value")).stored_by) == 3
@@ -92,7 +128,7 @@ async def test_real_nodes_go_on_when_others_vanish() -> None:
         assert (await second.put("l", b"value")).acknowledged
 
 
-async def test_on_a_foreign_host_it_runs_beside_other_protocols() -> None:
+async def test_on_a_foreign_host_it_runs_beside_other_protocols(patient_clock: MockClock) -> None:
     async def echo(stream: INetStream) -> None:
         await stream.write(await stream.read(100))
         await stream.close()
@@ -123,7 +159,7 @@ async def test_what_cannot_be_guarded_on_a_foreign_host_is_logged_and_on_ours_th
         assert any("py-libp2p's own Noise" in record.message for record in caplog.records)
 
 
-async def test_it_stands_in_for_py_libp2ps_routing_interfaces() -> None:
+async def test_it_stands_in_for_py_libp2ps_routing_interfaces(patient_clock: MockClock) -> None:
     async with open_swarm(3) as (one, other, third):
         assert isinstance(one, IPeerRouting)
         assert isinstance(one, IContentRouting)
@@ -136,7 +172,7 @@ async def test_it_stands_in_for_py_libp2ps_routing_interfaces() -> None:
         assert provider.peer_id == ID(other.peer_id)
 
 
-async def test_a_routed_host_dials_a_peer_of_which_only_the_dht_knows_the_address() -> None:
+async def test_a_routed_host_dials_a_peer_of_which_only_the_dht_knows_the_address(patient_clock: MockClock) -> None:
     class Router(IPeerRouting):
         """A routed host needs its router before it is there, and PrimeDHT its host."""
 
@@ -160,7 +196,7 @@ async def test_a_routed_host_dials_a_peer_of_which_only_the_dht_knows_the_addres
         assert late.get_id() in host.get_connected_peers()
 
 
-async def test_it_runs_under_background_trio_service() -> None:
+async def test_it_runs_under_background_trio_service(patient_clock: MockClock) -> None:
     async with (
         open_swarm(1) as (first,),
         open_host(HostSettings(key_pair=new_identity(), listen=(LOOPBACK,))) as host,
@@ -174,7 +210,7 @@ async def test_it_runs_under_background_trio_service() -> None:
         assert "/prime/kad/1.0.0" not in host.get_mux().get_protocols()
 
 
-async def test_two_with_different_prefixes_share_a_host_and_nothing_else() -> None:
+async def test_two_with_different_prefixes_share_a_host_and_nothing_else(patient_clock: MockClock) -> None:
     async with (
         open_host(HostSettings(key_pair=new_identity(), listen=(LOOPBACK,))) as host,
         PrimeDHT(host) as ours,
@@ -193,7 +229,7 @@ async def test_two_with_different_prefixes_share_a_host_and_nothing_else() -> No
             await stranger.add_peer(ours.addresses()[0])
 
 
-async def test_a_host_that_listens_nowhere_makes_a_client() -> None:
+async def test_a_host_that_listens_nowhere_makes_a_client(patient_clock: MockClock) -> None:
     async with (
         open_swarm(2) as nodes,
         open_host(HostSettings(key_pair=new_identity())) as host,
@@ -263,7 +299,9 @@ async def test_a_bad_configuration_raises_one_config_error() -> None:
                 await dht.get("k", quorum=9)
 
 
-async def test_cancelled_in_the_middle_of_everything_it_closes_in_time_and_leaks_no_task() -> None:
+async def test_cancelled_in_the_middle_of_everything_it_closes_in_time_and_leaks_no_task(
+    patient_clock: MockClock,
+) -> None:
     async def work(node: PrimeDHT) -> None:
         while True:
             await node.put("k", b"value")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import assert_never
@@ -20,7 +20,7 @@ from prime_dht.errors import StorageError
 from prime_dht.ids import US_PER_S, Key, OpId
 from prime_dht.kad.keyspace import Prefix
 from prime_dht.node.feed import Feed
-from prime_dht.node.replica import LOAD_AGAIN_S, Replica
+from prime_dht.node.replica import LOAD_AGAIN_S, LOOK_EVERY_S, MAX_UNITS_AHEAD, OPS_IN_BATCH, Replica
 from prime_dht.partition.arcs import ArcSet
 from prime_dht.partition.parameters import PartitionParameters
 from prime_dht.partition.partition import Partition
@@ -184,6 +184,68 @@ async def put(replica: Replica, entries: Sequence[Entry], now_us: int) -> None:
     await replica.put_entries(entries, now_us=now_us)
 
 
+@pytest.mark.parametrize("count", [OPS_IN_BATCH - 1, OPS_IN_BATCH, 5 * OPS_IN_BATCH])
+async def test_many_entries_that_come_or_go_at_once_are_counted_as_if_they_came_one_by_one(
+    autojump_clock: MockClock, count: int
+) -> None:
+    clock, storage = VirtualClock(), MemoryBackend()
+    replica = Replica(storage, PARAMETERS, clock, Feed())
+    entries = [
+        make_entry(
+            key=Key(b"/prime/%d" % number),
+            created_at_us=EPOCH_US - number * HOUR_US,
+            expires_at_us=EPOCH_US + HOUR_US,
+        )
+        for number in range(2 * count)
+    ]
+    op_ids = [entry.op_id for entry in entries]
+    async with background_nursery() as nursery:
+        await nursery.start(replica.run)
+        await wait_all_tasks_blocked()
+        with replica.view() as view:
+            assert view is not None
+            await replica.put_entries(entries, now_us=clock.now_us())
+            assert_equal(replica.partition, await rebuilt(storage, clock.now_us()))
+            await replica.remove_ops(op_ids[:count])
+            assert_equal(replica.partition, await rebuilt(storage, clock.now_us()))
+            assert not any(view.was_here(op_id[:16], is_here=True) for op_id in op_ids[count:])
+
+
+class HeldUpBackend(MemoryBackend):
+    """A store that does what it is asked for, and then takes its time to say so."""
+
+    is_immediate = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_return = trio.Event()
+
+    async def put_entries(self, entries: Sequence[Entry], *, now_us: int) -> list[PutResult]:
+        results = await super().put_entries(entries, now_us=now_us)
+        await self.may_return.wait()
+        return results
+
+
+async def test_what_a_reader_may_have_seen_is_known_to_views_once_the_replica_has_caught_up(
+    autojump_clock: MockClock,
+) -> None:
+    clock, storage = VirtualClock(), HeldUpBackend()
+    replica = Replica(storage, PARAMETERS, clock, Feed())
+    (cut_id,) = (entry.op_id[:16] for entry in ENTRIES[2:3])
+    async with background_nursery() as nursery:
+        await nursery.start(replica.run)
+        await wait_all_tasks_blocked()
+        with replica.view() as view:
+            assert view is not None
+            nursery.start_soon(put, replica, ENTRIES[2:3], clock.now_us())
+            await wait_all_tasks_blocked()
+            assert len(await storage.find_ops([cut_id])) == 1
+            assert view.was_here(cut_id, is_here=True)  # so it seems
+            storage.may_return.set()
+            await replica.caught_up()
+            assert not view.was_here(cut_id, is_here=True)
+
+
 async def test_it_is_ready_once_it_has_read_all_ops(autojump_clock: MockClock) -> None:
     clock = VirtualClock()
     storage = LateBackend(Random(1))
@@ -260,6 +322,53 @@ async def test_a_clock_that_is_set_back_by_more_than_a_unit_sets_the_layout_back
         await replica.put_entries(ENTRIES, now_us=clock.now_us())
         assert replica.partition is ahead
         await trio.sleep(120)
+        assert_equal(replica.partition, await rebuilt(storage, clock.now_us()))
+
+
+def dated(hours: Iterable[int]) -> list[Entry]:
+    """Entries put at these hours before the swarm's time began, that live for a month."""
+    times_us = [EPOCH_US - hour * HOUR_US for hour in hours]
+    return [
+        make_entry(key=Key(b"/prime/at %d" % at_us), created_at_us=at_us, expires_at_us=at_us + 720 * HOUR_US)
+        for at_us in times_us
+    ]
+
+
+async def test_while_the_clock_is_behind_what_is_stored_it_waits_for_it_to_be_set_and_says_so(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = VirtualClock()
+    storage = MemoryBackend()
+    await storage.put_entries(dated(range(MAX_UNITS_AHEAD + 1)), now_us=EPOCH_US)
+    replica = Replica(storage, PARAMETERS, clock, Feed())
+    clock.set_by_us = -EPOCH_US
+    async with background_nursery() as nursery:
+        await nursery.start(replica.run)
+        await trio.sleep(3 * LOOK_EVERY_S)
+        assert replica.partition is None
+        assert "the clock says 1970-01-01T00:00:00+00:00, and most of the entries stored are dated later" in caplog.text
+        late = dated([MAX_UNITS_AHEAD + 1])
+        await replica.put_entries(late, now_us=clock.now_us())
+        clock.set_by_us = 0
+        await trio.sleep(2 * LOOK_EVERY_S)
+        assert_equal(replica.partition, await rebuilt(storage, clock.now_us()))
+        clock.set_by_us = -EPOCH_US  # as a battery fails while it runs
+        await trio.sleep(3 * LOOK_EVERY_S)
+        assert replica.partition is None
+
+
+@pytest.mark.parametrize("hours", [range(MAX_UNITS_AHEAD), [*range(-200, 0), *range(1, 300)]])
+async def test_a_few_ops_ahead_of_the_clock_or_fewer_than_behind_it_are_no_reason_to_wait(
+    hours: Sequence[int], autojump_clock: MockClock
+) -> None:
+    clock = VirtualClock()
+    storage = MemoryBackend()
+    await storage.put_entries(dated(hours), now_us=EPOCH_US)
+    replica = Replica(storage, PARAMETERS, clock, Feed())
+    clock.set_by_us = -EPOCH_US if isinstance(hours, range) else 0
+    async with background_nursery() as nursery:
+        await nursery.start(replica.run)
+        await wait_all_tasks_blocked()
         assert_equal(replica.partition, await rebuilt(storage, clock.now_us()))
 
 

@@ -13,7 +13,6 @@ from prime_dht.config import DhtConfig, Mode
 from prime_dht.errors import LocalProtocolError, QueryError, ValidationError
 from prime_dht.events import PeerJoined, PeerLeft
 from prime_dht.ids import PeerId, kad_key
-from prime_dht.net.identity import new_identity, peer_id_of
 from prime_dht.node import strangers
 from prime_dht.node.core import Node
 from prime_dht.node.neighbourhood import PROBE_AGAIN_S
@@ -162,7 +161,7 @@ async def start_stranger(swarm: Swarm, *, hangs: bool, nursery: trio.Nursery) ->
             await trio.sleep_forever()
         return Reply()
 
-    network = swarm.world.network(peer_id_of(new_identity()), answer)
+    network = swarm.world.network(swarm.machine().peer, answer)
     await nursery.start(network.run)
     network.mount(as_server=True)
     return network

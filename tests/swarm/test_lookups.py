@@ -11,7 +11,6 @@ from trio.testing import MockClock
 from prime_dht.errors import ValidationError
 from prime_dht.ids import kad_key
 from prime_dht.kad.lookup import Outcome
-from prime_dht.net.identity import new_identity, peer_id_of
 from prime_dht.testing.swarm import Swarm, open_swarm
 
 
@@ -92,7 +91,7 @@ async def test_a_client_is_found_by_whoever_asks_a_node_that_knows_it(autojump_c
 
 async def test_a_peer_that_nobody_knows_is_not_found(autojump_clock: MockClock) -> None:
     async with open_swarm(seed=1, size=5) as swarm:
-        stranger = peer_id_of(new_identity())
+        stranger = swarm.machine().peer
         assert await swarm.nodes[0].find_peer(stranger) is None
         own = await swarm.nodes[0].find_peer(swarm.nodes[0].peer_id)
         assert own is not None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from trio.testing import MockClock
 
-from prime_dht.config import DhtConfig
+from prime_dht.config import DhtConfig, Mode
 from prime_dht.entries.limits import Limits
 from prime_dht.errors import QueryError
-from prime_dht.ids import wire_key
+from prime_dht.ids import short, wire_key
 from prime_dht.testing.swarm import open_swarm
 
 KEYS = [f"key {number}" for number in range(512)]
@@ -86,6 +88,24 @@ async def test_when_nobody_takes_anything_it_is_an_error(autojump_clock: MockClo
             await client.put_many(dict.fromkeys(KEYS, b""))
         with pytest.raises(QueryError):
             await client.get_many(KEYS)
+
+
+async def test_when_nobody_takes_an_entry_the_error_counts_who_refused_and_who_failed(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_swarm(seed=1, size=3, config=DhtConfig(limits=Limits(max_inline_bytes=100))) as swarm:
+        client = await swarm.start(swarm.machine(listens=False), via=swarm.nodes, config=DhtConfig(mode=Mode.CLIENT))
+        await client.bootstrap()
+        refusing = {short(node.peer_id) for node in swarm.nodes[:2]}
+        silent = swarm.nodes[2].peer_id
+        swarm.world.silence(silent)
+        with pytest.raises(QueryError) as caught:
+            await client.put("k", bytes(101))
+        refused, failed = r"2 refused \((\w+): over limit: .*\)", r"1 failed \((\w+): .*\)"
+        said = re.fullmatch(f"no replica took the entry: {refused}, {failed}", str(caught.value))
+        assert said is not None, caught.value
+        assert said[1] in refusing
+        assert said[2] == short(silent)
 
 
 async def test_nothing_is_put_and_got_without_a_request(autojump_clock: MockClock) -> None:

@@ -10,7 +10,6 @@ from trio.testing import MockClock
 
 from prime_dht.config import DhtConfig
 from prime_dht.ids import PeerId, kad_key
-from prime_dht.net.identity import new_identity, peer_id_of
 from prime_dht.node import strangers
 from prime_dht.node.core import Node
 from prime_dht.node.maintenance import SETTLE_AFTER_S
@@ -178,7 +177,7 @@ async def test_of_the_neighbours_that_a_liar_names_a_bounded_number_is_dialled(a
             )
 
         async def start() -> MemoryNetwork:
-            network = swarm.world.network(peer_id_of(new_identity()), lie)
+            network = swarm.world.network(swarm.machine().peer, lie)
             await nursery.start(network.run)
             network.mount(as_server=True)
             return network

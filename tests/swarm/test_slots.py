@@ -17,7 +17,7 @@ from prime_dht.entries.limits import Limits
 from prime_dht.entries.signing import sign_entry
 from prime_dht.errors import QueryError, ValidationError
 from prime_dht.ids import US_PER_S, Key, PeerId, TimestampUs
-from prime_dht.net.identity import new_identity, peer_id_of
+from prime_dht.net.identity import peer_id_of
 from prime_dht.node.core import Node
 from prime_dht.storage.paging import encode_cursor
 from prime_dht.testing.swarm import EPOCH_US, open_swarm
@@ -148,7 +148,7 @@ def signed(pair: KeyPair, created_at_us: int, end_us: int) -> Entry:
 
 async def test_a_replica_whose_pages_never_end_is_not_believed(autojump_clock: MockClock) -> None:
     """Whoever followed its cursors would go round for ever."""
-    pair = new_identity()
+    pair = create_new_key_pair(bytes(32))
     liar = peer_id_of(pair)
     entry = signed(pair, EPOCH_US, EPOCH_US + 86_400 * US_PER_S)
 

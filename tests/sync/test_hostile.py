@@ -23,6 +23,7 @@ from prime_dht.partition.sketch import MAX_SYMBOLS, SYMBOL_BYTES, Sketch
 from prime_dht.partition.slices import layout_at
 from prime_dht.partition.symbols import Code
 from prime_dht.sync.actions import (
+    Charge,
     Closed,
     Ending,
     EntriesStored,
@@ -37,7 +38,7 @@ from prime_dht.sync.actions import (
     TimedOut,
     Unreadable,
 )
-from prime_dht.sync.limits import MAX_QUESTIONS, MAX_TURNS, MAX_WANTED
+from prime_dht.sync.limits import MAX_MADE, MAX_QUESTIONS, MAX_READINGS, MAX_TURNS, MAX_WANTED
 from prime_dht.sync.messages import (
     Acceptance,
     Answer,
@@ -135,6 +136,17 @@ def test_a_leader_charges_silence() -> None:
     differing.put(some(400))
     side = accepting(opening(differing), [TimedOut()], party)
     assert charged(side, Misconduct.SILENT)
+
+
+def test_a_peer_that_reads_nothing_is_charged() -> None:
+    begun = Round.initiate(Party(BASE).node(), nonce=1, rng=Random(2))
+    assert isinstance(begun.step(None), Send)
+    charge = begun.step(TimedOut())
+    assert isinstance(charge, Charge)
+    assert charge.misconduct is Misconduct.SILENT
+    finish = begun.step(None)
+    assert isinstance(finish, Finish)
+    assert (finish.outcome.ending, finish.outcome.misconduct) == (Ending.FAILED, Misconduct.SILENT)
 
 
 def test_a_stream_that_closes_ends_the_round_without_a_charge() -> None:
@@ -317,6 +329,15 @@ def test_a_leader_that_asks_for_ever_is_charged() -> None:
     asking = Turn(questions=(AskChecksums(ONE_SECTOR),))
     side = initiating([replace(FIRST, questions=asking.questions), *[asking] * MAX_TURNS])
     assert charged(side, Misconduct.ENDLESS)
+
+
+def test_a_leader_that_has_the_same_ops_read_again_and_again_is_charged() -> None:
+    asking = Turn(questions=(AskIds(first=0, last=511, created_us=range(NOW_US)),))
+    turns = (MAX_MADE + MAX_READINGS * len(BASE.ids)) // len(BASE.ids)
+    honest = initiating([replace(FIRST, questions=asking.questions), *[asking] * (turns - 1)])
+    assert honest.outcome is None
+    endless = initiating([replace(FIRST, questions=asking.questions), *[asking] * (turns + 1)])
+    assert charged(endless, Misconduct.ENDLESS)
 
 
 # Answers.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -11,15 +12,15 @@ from hypothesis import strategies as st
 from prime_dht.entries.entry import Entry
 from prime_dht.errors import LocalProtocolError
 from prime_dht.partition.arcs import ArcSet
-from prime_dht.partition.parameters import PARAMETERS
+from prime_dht.partition.parameters import PARAMETERS, PartitionParameters
 from prime_dht.sync.actions import Ending, Fate, Finish, Judged, Outcome, Send
-from prime_dht.sync.limits import MAX_MESSAGE_BYTES
 from prime_dht.sync.messages import Message, Network, Open, Refusal, Refuse, Turn
 from prime_dht.sync.round import Round
 from prime_dht.testing.storage_samples import make_entry
 from prime_dht.testing.sync_pair import (
     CIRCLE,
     DAY_US,
+    NETWORK,
     NOW_US,
     YEAR_US,
     Base,
@@ -218,12 +219,19 @@ def test_held_grows_over_equal_sectors_that_the_partner_held() -> None:  # 47
 @pytest.mark.parametrize(
     ("network", "refusal", "text"),
     [
-        (Network(network_id="test", parameters=PARAMETERS), Refusal.NETWORK, "here 'main', there 'test'"),
-        (Network(network_id="main", parameters=PARAMETERS, version=2), Refusal.VERSION, "here 1, there 2"),
+        (replace(NETWORK, network_id="test"), Refusal.NETWORK, "network 'main', not 'test'"),
+        (replace(NETWORK, version=2), Refusal.VERSION, "version 1, not 2"),
+        (replace(NETWORK, max_ttl_us=86_400_000_000), Refusal.PARAMETERS, "max_ttl 365d, not 1d"),
+        (
+            replace(NETWORK, parameters=PartitionParameters(unit_us=60_000_000, factor=8, sector_bits=12)),
+            Refusal.PARAMETERS,
+            "unit 15m, not 1m; factor 9, not 8; sector_bits 9, not 12",
+        ),
     ],
 )
 def test_another_network_is_refused_with_what_differs(network: Network, refusal: Refusal, text: str) -> None:
-    stranger = Party(network=network)
+    sector_bits = network.parameters.sector_bits
+    stranger = Party(Base(0, network=network), network=network, arc=ArcSet.full(sector_bits=sector_bits))
     stranger.put(entries(1))
     here = Party()
     ran = run_round(stranger, here)
@@ -369,18 +377,6 @@ def test_one_in_sixteen_rounds_has_a_probe_which_equal_nodes_pass() -> None:
         assert isinstance(opening, Open)
         probes += opening.probe is not None
     assert 1 <= probes <= 9
-
-
-def test_large_entries_go_in_messages_within_the_limit_and_one_too_large_stays_behind() -> None:
-    one, other = Party(), Party()
-    large = [unsigned_entry(b"%d" % n, NOW_US - n, value=bytes(60_000 + n)) for n in range(60)]
-    too_large = unsigned_entry(b"too large", NOW_US, value=bytes(MAX_MESSAGE_BYTES))
-    one.put([*large, too_large])
-    ran = run_round(one, other)
-    assert all(sent.frame_bytes <= MAX_MESSAGE_BYTES for sent in ran.sent)
-    assert other.op_ids == {entry.op_id for entry in large}
-    assert too_large.op_id in one.op_ids
-    assert ran.outcomes[0].ending is Ending.PARTIAL
 
 
 def test_a_digest_whose_symbols_agree_and_whose_tops_do_not_is_settled_by_cells_and_ids() -> None:

@@ -89,6 +89,22 @@ def test_an_overlapping_arc_comes_before_an_unknown_one_and_that_before_the_rest
         made.end(chosen, is_ours=True, result=Result.DONE, now_us=number * LATER_US)
 
 
+def test_who_may_settle_the_most_missing_sectors_comes_before_all_others() -> None:
+    made = schedule()
+    sync(made, A, LATER_US)
+    few, many = Candidate(peer=B, arc=CIRCLE, gain=3), Candidate(peer=A, gain=40)
+    assert begin(made, [few, many, Candidate(peer=C, arc=CIRCLE)], 2 * LATER_US) == A
+
+
+def test_who_put_us_off_is_left_alone_for_a_moment_and_that_is_no_failure() -> None:
+    made = schedule(Pace(interval_us=1, jitter_us=0))
+    for now_us in (10, 10 + PACE.put_off_us):
+        sync(made, A, now_us, Result.PUT_OFF)
+        assert begin(made, all_of(A), now_us + PACE.put_off_us - 1) is None
+    sync(made, A, 10 + 2 * PACE.put_off_us, Result.FAILED)
+    assert _is_free(made, 10 + 2 * PACE.put_off_us + PACE.backoff_us)
+
+
 def test_peers_without_an_address_or_that_failed_lately_are_skipped() -> None:  # 46, 51
     made = schedule()
     sync(made, A, LATER_US, Result.FAILED)
@@ -123,6 +139,14 @@ def _is_free(made: Schedule, now_us: int) -> bool:
     made.active.clear()
     made.due_us = due_us
     return True
+
+
+def test_a_peer_of_another_network_is_left_alone_for_longest_and_may_come_back_when_it_is_configured() -> None:
+    made = schedule(Pace(interval_us=1, jitter_us=0))
+    sync(made, A, 10, Result.FOREIGN)
+    assert begin(made, all_of(A), 9 + PACE.max_backoff_us) is None
+    assert _is_free(made, 10 + PACE.max_backoff_us)
+    assert made.accept(A, nonce=1, now_us=20) == Accepted()
 
 
 def test_misconduct_is_backed_off_much_longer_on_both_sides() -> None:

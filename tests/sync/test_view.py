@@ -56,7 +56,7 @@ def test_declined_ops_count_as_if_they_were_here() -> None:
 
 def test_what_the_store_has_now_is_brought_back_to_the_moment_of_the_view() -> None:
     _, view = view_of(3)
-    view.inserted(op_id(7), LOCATION)
+    view.inserted(op_id(7))
     view.removed(op_id(0), LOCATION)
     assert view.was_here(op_id(0)[:16], is_here=False)
     assert view.was_here(op_id(1)[:16], is_here=True)
@@ -67,10 +67,10 @@ def test_what_the_store_has_now_is_brought_back_to_the_moment_of_the_view() -> N
 
 def test_what_came_and_went_again_was_never_there_and_the_reverse() -> None:
     _, view = view_of(1)
-    view.inserted(op_id(7), LOCATION)
+    view.inserted(op_id(7))
     view.removed(op_id(7), LOCATION)
     view.removed(op_id(0), LOCATION)
-    view.inserted(op_id(0), LOCATION)
+    view.inserted(op_id(0))
     assert not view.was_here(op_id(7)[:16], is_here=False)
     assert view.was_here(op_id(0)[:16], is_here=True)
 
@@ -78,9 +78,9 @@ def test_what_came_and_went_again_was_never_there_and_the_reverse() -> None:
 def test_a_view_that_changed_too_much_says_it_is_not_exact() -> None:
     _, view = view_of(1)
     for number in range(limits.MAX_CHANGES):
-        view.inserted(op_id(number), LOCATION)
+        view.inserted(op_id(number))
     assert view.is_exact
-    view.inserted(op_id(limits.MAX_CHANGES), LOCATION)
+    view.inserted(op_id(limits.MAX_CHANGES))
     assert not view.is_exact
 
 
@@ -89,7 +89,7 @@ def test_a_page_has_the_declined_ops_of_its_interval_and_not_what_came() -> None
     for number in (10, 20):
         declined.add(DeclinedOp(op_id=op_id(number), location=LOCATION, created_at_us=number, retain_until_us=NOW_US))
     _, view = view_of(0, declined)
-    view.inserted(op_id(12), LOCATION)
+    view.inserted(op_id(12))
     stored = [(5, op_id(5)), (12, op_id(12)), (15, op_id(15))]
     arc = sector_locations(5, sector_bits=9)
     page = view.page(stored, arc, range(100), (5, op_id(5)), (15, op_id(15)))
@@ -122,7 +122,7 @@ def test_ids_are_told_page_by_page_however_many_a_sector_has(monkeypatch: pytest
     """A cell larger than a message neither stays for ever nor keeps others from being compared."""
     for module in ("follow", "tasks"):
         monkeypatch.setattr(f"prime_dht.sync.{module}.IDS_PER_ANSWER", 40)
-    for module in ("follow", "lead", "exchange"):
+    for module in ("follow", "finding", "exchange"):
         monkeypatch.setattr(f"prime_dht.sync.{module}.OPS_PER_FETCH", 16)
     one, other = Party(), Party()
     created = Random(1)

@@ -6,6 +6,8 @@ and its value. A message is the field 1, 2 or 3 of the outer one: tags 0a, 12, 1
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -48,7 +50,7 @@ from prime_dht.testing.storage_samples import make_entry
 from prime_dht.wire.sync import MAX_CELLS, MAX_IDS, SyncCodec
 
 PARAMETERS = PartitionParameters(unit_us=10, factor=3, sector_bits=5)
-NETWORK = Network(network_id="n", parameters=PARAMETERS)
+NETWORK = Network(network_id="n", parameters=PARAMETERS, max_ttl_us=6)
 CODEC = SyncCodec(NETWORK)
 CIRCLE = ArcSet.full(sector_bits=5)
 NOTHING = ArcSet.empty(sector_bits=5)
@@ -71,16 +73,16 @@ DIGEST_HEX = "11" + "0b00000000000000" + "1a20" + "01" * 8 + "02" * 8 + "03" * 8
 DIGEST_HEX += "2ac005" + SYMBOLS.data.hex()
 assert len(bytes.fromhex(DIGEST_HEX)) == 752  # f0 05 as a varint
 
-NETWORK_HEX = "0801" + "12016e" + "180a" + "2003" + "2805"
+NETWORK_HEX = "0801" + "12016e" + "180a" + "2003" + "2805" + "3006"
 OPEN = Open(network=NETWORK, arc=CIRCLE, held=CIRCLE, digest=DIGEST, nonce=7)
-# network of 11 bytes, arc empty because it is everything, digest, nonce as 4 bytes
-OPEN_HEX = "0a0b" + NETWORK_HEX + "1200" + "22f005" + DIGEST_HEX + "2d07000000"
+# network of 13 bytes, arc empty because it is everything, digest, nonce as 4 bytes
+OPEN_HEX = "0a0d" + NETWORK_HEX + "1200" + "22f005" + DIGEST_HEX + "2d07000000"
 
 ENTRY = make_entry(b"v", created_at_us=100, expires_at_us=1_000_000_000)
 ENVELOPE_HEX = ENTRY.envelope.hex()
 
 MESSAGES: list[tuple[Message, str]] = [
-    (OPEN, "0a8706" + OPEN_HEX),
+    (OPEN, "0a8906" + OPEN_HEX),
     # held, of HALF: 16 sectors not in it, then 16 in it
     (
         Open(
@@ -92,8 +94,8 @@ MESSAGES: list[tuple[Message, str]] = [
             dry_run=True,
             probe=Probe(sector=3, sketch=Sketch(bytes(22), Code(SALT))),
         ),
-        "0abd06"
-        + "0a0b"
+        "0abf06"
+        + "0a0d"
         + NETWORK_HEX
         + "1200"
         + "1a040a021010"
@@ -183,10 +185,11 @@ def test_one_undecodable_entry_does_not_hide_the_others() -> None:
 @pytest.mark.parametrize(
     "theirs",
     [
-        Network(network_id="m", parameters=PARAMETERS),
-        Network(network_id="n", parameters=PARAMETERS, version=2),
-        Network(network_id="n", parameters=PartitionParameters(unit_us=10, factor=4, sector_bits=5)),
-        Network(network_id="n", parameters=PartitionParameters(unit_us=10, factor=3, sector_bits=6)),
+        replace(NETWORK, network_id="m"),
+        replace(NETWORK, version=2),
+        replace(NETWORK, parameters=PartitionParameters(unit_us=10, factor=4, sector_bits=5)),
+        replace(NETWORK, parameters=PartitionParameters(unit_us=10, factor=3, sector_bits=6)),
+        replace(NETWORK, max_ttl_us=7),
     ],
 )
 def test_of_another_networks_opening_only_that_is_read(theirs: Network) -> None:
@@ -195,6 +198,7 @@ def test_of_another_networks_opening_only_that_is_read(theirs: Network) -> None:
     wire.open.network.network_id = theirs.network_id
     wire.open.network.factor = theirs.parameters.factor
     wire.open.network.sector_bits = theirs.parameters.sector_bits
+    wire.open.network.max_ttl_us = theirs.max_ttl_us
     wire.open.digest.symbols = b"means something else there"
     assert CODEC.decode(wire.SerializeToString()) == Foreign(
         version=theirs.version,
@@ -202,6 +206,7 @@ def test_of_another_networks_opening_only_that_is_read(theirs: Network) -> None:
         unit_us=10,
         factor=theirs.parameters.factor,
         sector_bits=theirs.parameters.sector_bits,
+        max_ttl_us=theirs.max_ttl_us,
     )
 
 
@@ -209,7 +214,7 @@ def test_of_another_networks_opening_only_that_is_read(theirs: Network) -> None:
 @given(st.integers(0, (1 << 512) - 1), st.booleans())
 def test_any_set_of_sectors_travels_in_66_bytes_at_most(bits: int, is_sparse: bool) -> None:
     arcs = ArcSet(bits & bits >> 7 & bits >> 40 if is_sparse else bits, 9)
-    codec = SyncCodec(Network(network_id="n", parameters=PartitionParameters()))
+    codec = SyncCodec(Network(network_id="n", parameters=PartitionParameters(), max_ttl_us=6))
     question = AskChecksums(arcs or ArcSet.full(sector_bits=9))
     body = codec.encode(Turn(questions=(question,)))
     assert len(body) <= 66 + 8

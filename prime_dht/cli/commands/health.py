@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -12,10 +14,13 @@ import click
 from prime_dht.cli import options
 from prime_dht.cli.ending import Status
 from prime_dht.cli.render import milliseconds
+from prime_dht.errors import QueryError, RemoteProtocolError
 from prime_dht.ids import PeerId, peer_text
 
 if TYPE_CHECKING:
     from prime_dht.cli.client import Session
+    from prime_dht.node.dht import PrimeDHT
+    from prime_dht.node.results import Holding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +30,7 @@ class View:
     Attributes:
         peers: servers in its routing table.
         replicas: those of them that can be replicas of values.
+        holdings: how much those hold of what they are to store that said so.
         silent: those that did not answer a ping.
         round_trip_s: the median over those that did; ``None`` if none did.
         bucket_sizes: peers per bucket, farthest first.
@@ -33,6 +39,7 @@ class View:
 
     peers: int
     replicas: int
+    holdings: Mapping[PeerId, Holding]
     silent: tuple[PeerId, ...]
     round_trip_s: float | None
     bucket_sizes: tuple[int, ...]
@@ -43,13 +50,21 @@ class View:
         """What a person should look at, one line each; none means healthy.
 
         >>> silent = (PeerId(bytes.fromhex("0001aa")),)
-        >>> View(peers=2, replicas=2, silent=silent, round_trip_s=0.1, bucket_sizes=(2,), node_warnings=()).warnings
+        >>> view = View(
+        ...     peers=2, replicas=2, holdings={}, silent=silent, round_trip_s=0.1, bucket_sizes=(2,), node_warnings=()
+        ... )
+        >>> view.warnings
         ('1 of 2 peers did not answer: 18M',)
         """
         if not self.silent:
             return self.node_warnings
         names = ", ".join(map(peer_text, self.silent))
         return (*self.node_warnings, f"{len(self.silent)} of {self.peers} peers did not answer: {names}")
+
+    @property
+    def settled(self) -> int:
+        """How many of the replicas hold all that they are to store; when all do, the swarm has settled."""
+        return sum(holding.is_settled for holding in self.holdings.values())
 
 
 @click.command("health")
@@ -78,10 +93,12 @@ async def _look(session: Session) -> View:
     async with session.joined() as dht:
         peers = dht.peers()
         answered = await round_trips_s(dht, [known.peer for known in peers])
+        holdings = await _holdings(dht, [known.peer for known in peers if known.replicates and known.peer in answered])
         health = await dht.health()
     return View(
         peers=len(peers),
         replicas=sum(known.replicates for known in peers),
+        holdings=holdings,
         silent=tuple(known.peer for known in peers if known.peer not in answered),
         round_trip_s=median(answered.values()) if answered else None,
         bucket_sizes=health.bucket_sizes,
@@ -89,10 +106,31 @@ async def _look(session: Session) -> View:
     )
 
 
+async def _holdings(dht: PrimeDHT, peers: Iterable[PeerId]) -> dict[PeerId, Holding]:
+    """How much each peer holds; those that do not say are left out."""
+    import trio
+
+    from prime_dht.cli.pinging import PATIENCE_S, PINGS_AT_ONCE
+
+    holdings: dict[PeerId, Holding] = {}
+    places = trio.CapacityLimiter(PINGS_AT_ONCE)
+
+    async def ask(peer: PeerId) -> None:
+        async with places:
+            with trio.move_on_after(PATIENCE_S), suppress(QueryError, RemoteProtocolError):
+                holdings[peer] = await dht.holding_of(peer)
+
+    async with trio.open_nursery() as nursery:
+        for peer in peers:
+            nursery.start_soon(ask, peer)
+    return holdings
+
+
 def _as_text(view: View) -> str:
     buckets = " ".join(map(str, view.bucket_sizes))
     lines = [
         f"peers     {view.peers} known, {view.peers - len(view.silent)} answered, {view.replicas} can be replicas",
+        f"settled   {view.settled} of {view.replicas} replicas hold all that they are to store",
         f"answers   {milliseconds(view.round_trip_s)} ms, the median",
         f"buckets   {buckets}, farthest first",
     ]
@@ -105,6 +143,8 @@ def _as_json(view: View) -> dict[str, object]:
         "healthy": not view.warnings,
         "peers": view.peers,
         "replicas": view.replicas,
+        "settled": view.settled == view.replicas,
+        "held": {peer_text(peer): [holding.held, holding.sectors] for peer, holding in view.holdings.items()},
         "silent": [peer_text(peer) for peer in view.silent],
         "round_trip_s": view.round_trip_s,
         "bucket_sizes": view.bucket_sizes,

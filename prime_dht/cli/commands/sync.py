@@ -26,7 +26,8 @@ def command(session: Session, address: str, dry_run: bool) -> int:
 
     That is what nodes do among themselves all the time, once. It says in how many sectors of the keyspace both store
     entries, how many entries only one of them had, what was moved, and what the comparison took on the wire. Without
-    --data-dir this side is an empty store, which is gone afterwards. Exits with 1 if something is left to do.
+    --data-dir this side is an empty store, which is gone afterwards. A node of another network, or with another unit,
+    factor, number of sectors or longest life of entries, refuses and says why. Exits with 1 if something is left to do.
 
     \b
     Examples:
@@ -58,8 +59,9 @@ def _show(session: Session, report: SyncReport) -> None:
         f"received {traffic.bytes_received} bytes, messages: {traffic.messages_received}",
     ]
     lines += [f"  not taken: {count} ({visible(reason)})" for reason, count in reasons.items()]
-    if outcome.refusal is not None and outcome.refusal.text:
-        lines.append(f"  {visible(outcome.refusal.text)}")
+    if outcome.refusal is not None:
+        detail = f" has {visible(outcome.refusal.text)}" if outcome.refusal.text else ""
+        lines = [f"{outcome}: {brief(report.peer)}{detail}"]
     session.show(
         {
             "peer": peer_text(report.peer),
@@ -74,6 +76,7 @@ def _show(session: Session, report: SyncReport) -> None:
             "declined": dict(outcome.declined),
             "postponed": dict(outcome.postponed),
             "refusal": None if outcome.refusal is None else outcome.refusal.reason.value,
+            "refusal_detail": None if outcome.refusal is None else outcome.refusal.text,
             "bytes_sent": traffic.bytes_sent,
             "bytes_received": traffic.bytes_received,
             "messages_sent": traffic.messages_sent,

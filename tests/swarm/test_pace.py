@@ -1,0 +1,83 @@
+"""How many rounds of sync it takes until each node holds all that it is to store; in virtual time, so it is exact."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from prime_dht.background import background_nursery
+from prime_dht.config import DhtConfig
+from prime_dht.events import SyncFinished
+from prime_dht.node.feed import Subscription
+from prime_dht.testing.swarm import Swarm, open_swarm
+
+FOUND_EACH_OTHER_S = 1.0
+TTL_S = 3600.0
+
+
+async def has_settled(swarm: Swarm) -> bool:
+    holdings = [(await node.health()).holding for node in swarm.nodes]
+    return all(holding is not None and holding.is_settled for holding in holdings)
+
+
+async def settle(swarm: Swarm, *, within_s: float) -> None:
+    for _ in range(round(10 * within_s)):
+        if await has_settled(swarm):
+            return
+        await trio.sleep(0.1)
+    raise AssertionError(f"not settled after {within_s:g} s")
+
+
+def subscribe(stack: ExitStack, swarm: Swarm) -> list[Subscription]:
+    return [stack.enter_context(node.subscribe()) for node in swarm.nodes]
+
+
+async def rounds_begun(subscriptions: list[Subscription]) -> list[int]:
+    """How many rounds each node began, until its subscription ended."""
+    told = [[event async for event in events] for events in subscriptions]
+    return [sum(isinstance(event, SyncFinished) and event.begun_here for event in events) for events in told]
+
+
+@pytest.mark.parametrize(("size", "within_s", "rounds_each"), [(16, 5.0, 3.0), (40, 8.0, 4.0)])
+async def test_nodes_that_all_start_at_once_settle_in_seconds_with_a_few_rounds_each(
+    size: int, within_s: float, rounds_each: float, autojump_clock: MockClock
+) -> None:
+    async with background_nursery() as nursery:
+        swarm = Swarm(nursery, seed=1, round_trip_s=0.05, config=DhtConfig())
+        first = await swarm.start()
+        with ExitStack() as stack:
+            for _ in range(size - 1):
+                await swarm.start(via=[first])
+            subscriptions = subscribe(stack, swarm)
+            await trio.sleep(FOUND_EACH_OTHER_S)
+            assert not await has_settled(swarm)
+            await settle(swarm, within_s=within_s)
+        assert sum(await rounds_begun(subscriptions)) <= rounds_each * size
+
+
+async def test_one_that_joins_a_swarm_with_data_holds_its_arc_after_a_round_or_two(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=16) as swarm:
+        for number in range(100):
+            await swarm.nodes[number % 16].put(f"key {number}", b"value", ttl=TTL_S)
+        await settle(swarm, within_s=60)
+        with ExitStack() as stack:
+            joiner = await swarm.join()
+            subscriptions = subscribe(stack, swarm)
+            await settle(swarm, within_s=3.0)
+        assert sum(await rounds_begun(subscriptions)) <= 2
+        health = await joiner.health()
+        assert health.holding is not None
+        assert health.holding.sectors < 512
+        assert health.entries < 100, "it did not fetch what is not its own"
+
+
+async def test_a_swarm_that_has_settled_has_a_round_per_node_every_two_minutes(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=12) as swarm:
+        await trio.sleep(300)
+        with ExitStack() as stack:
+            subscriptions = subscribe(stack, swarm)
+            await trio.sleep(1300)
+        assert set(await rounds_begun(subscriptions)) <= {9, 10, 11}

@@ -1,0 +1,143 @@
+"""How entries are moved in a round: in which order, how many, and what is left for the next."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from prime_dht.entries.entry import Entry
+from prime_dht.partition.arcs import ArcSet
+from prime_dht.sync.actions import Closed, Ending, Event, Finish, Misconduct, Receive, Send
+from prime_dht.sync.limits import MAX_MESSAGE_BYTES
+from prime_dht.sync.messages import Acceptance, Open, Turn, Verdict
+from prime_dht.sync.round import Round
+from prime_dht.testing.sync_pair import CIRCLE, DAY_US, NOW_US, Party, Side, location_of, run_round, unsigned_entry
+
+ACCEPTED = Acceptance(arc=CIRCLE, held=CIRCLE)
+DONE = Verdict(only_leader=0, only_follower=0, left=ArcSet.empty(sector_bits=9))
+
+
+def entries(count: int, *, seed: int = 0) -> list[Entry]:
+    return [unsigned_entry(b"%d/%d" % (seed, number), NOW_US - DAY_US - number) for number in range(count)]
+
+
+def steps(begun: Round, party: Party, heard: list[Turn], *, gone_at: int | None = None) -> list[str]:
+    """What a round does that is told just this, from the first message it waits for on.
+
+    Args:
+        gone_at: the number of the message, from 0, that does not reach the peer any more.
+    """
+    taken: list[str] = []
+    event: Event = None
+    while True:
+        action = begun.step(event)
+        taken.append(type(action).__name__)
+        match action:
+            case Send():
+                event = Closed() if taken.count("Send") - 1 == gone_at else None
+            case Receive():
+                event = heard.pop(0)
+            case Finish():
+                return taken[taken.index("Receive") :]
+            case _:
+                event = party.carry_out(action)
+
+
+def opening(party: Party) -> Open:
+    action = Round.initiate(party.node(), nonce=1, rng=Random(2)).step(None)
+    assert isinstance(action, Send)
+    assert isinstance(action.message, Open)
+    return action.message
+
+
+def test_a_follower_replies_before_it_stores_so_that_the_leader_can_go_on() -> None:
+    some, party = entries(4), Party()
+    said = [Turn(acceptance=ACCEPTED, entries=tuple(some[:2])), Turn(entries=tuple(some[2:]), verdict=DONE)]
+    taken = steps(Round.initiate(party.node(), nonce=1, rng=Random(2)), party, said)
+    assert taken == ["Receive", "Send", "StoreEntries", "Receive", "StoreEntries", "Finish"]
+    assert len(party.op_ids) == 4
+
+
+def test_a_leader_sends_its_next_turn_before_it_stores_so_that_the_follower_can_go_on() -> None:
+    some, other, party = entries(4), Party(), Party()
+    other.put(some)
+    said = [Turn(entries=tuple(some[:2]), more=True), Turn(entries=tuple(some[2:]))]
+    taken = steps(Round.accept(party.node(), opening(other), rng=Random(2)), party, said)
+    assert taken == ["Receive", "Send", "StoreEntries", "Receive", "StoreEntries", "Finish"]
+    assert len(party.op_ids) == 4
+
+
+def test_what_came_is_stored_even_if_the_peer_is_gone_by_then() -> None:
+    party = Party()
+    said = [Turn(acceptance=ACCEPTED, entries=tuple(entries(2)))]
+    taken = steps(Round.initiate(party.node(), nonce=1, rng=Random(2)), party, said, gone_at=1)
+    assert taken == ["Receive", "Send", "StoreEntries", "Finish"]
+    assert len(party.op_ids) == 2
+
+
+def test_of_a_turn_with_something_wrong_nothing_is_stored_though_its_entries_come_first() -> None:
+    some, other, party = entries(4), Party(), Party()
+    other.put(some)
+    side = Side(party, Round.accept(party.node(), opening(other), rng=Random(2)))
+    side.run()
+    side.inbox.append(Turn(entries=tuple(some), wants=(bytes(8),)))
+    side.run()
+    assert side.charges == [Misconduct.OUT_OF_TURN]
+    assert not party.op_ids
+
+
+@pytest.mark.parametrize("joiner_begins", [True, False])
+def test_a_round_too_long_leaves_the_rest_for_the_next_and_charges_nobody(
+    monkeypatch: pytest.MonkeyPatch, joiner_begins: bool
+) -> None:
+    for module in ("lead", "follow"):
+        monkeypatch.setattr(f"prime_dht.sync.{module}.TURN_BYTES", 2000)
+    monkeypatch.setattr("prime_dht.sync.lead.MAX_LEADING_TURNS", 10)
+    monkeypatch.setattr("prime_dht.sync.lead.MAX_WANTED", 20)
+    joiner, replica = Party(), Party()
+    replica.put(entries(300))
+    endings: list[Ending] = []
+    while not endings or endings[-1] is not Ending.EQUAL:
+        before = len(joiner.op_ids)
+        ran = run_round(*((joiner, replica) if joiner_begins else (replica, joiner)))
+        assert ran.initiator.charges == ran.responder.charges == []
+        assert ran.outcomes[0].ending is ran.outcomes[1].ending
+        endings.append(ran.outcomes[0].ending)
+        if endings[-1] is not Ending.EQUAL:
+            assert ran.outcomes[0].ending is Ending.PARTIAL
+            assert not ran.outcomes[0].equal
+            assert before < len(joiner.op_ids) < 300
+    assert len(endings) > 1
+    assert joiner.op_ids == replica.op_ids
+
+
+@pytest.mark.parametrize("owner_begins", [True, False])
+def test_an_entry_too_large_for_a_message_is_left_and_both_sides_know_its_sector(owner_begins: bool) -> None:
+    owner, other = Party(), Party()
+    large = [unsigned_entry(b"%d" % n, NOW_US - n, value=bytes(60_000 + n)) for n in range(60)]
+    too_large = unsigned_entry(b"too large", NOW_US, value=bytes(MAX_MESSAGE_BYTES))
+    owner.put([*large, too_large])
+    ran = run_round(*((owner, other) if owner_begins else (other, owner)))
+    assert all(sent.frame_bytes <= MAX_MESSAGE_BYTES for sent in ran.sent)
+    assert other.op_ids == {entry.op_id for entry in large}
+    assert too_large.op_id in owner.op_ids
+    for outcome in ran.outcomes:
+        assert outcome.ending is Ending.PARTIAL
+        assert outcome.left is not None
+        assert outcome.left.covers(location_of(too_large))
+
+
+@pytest.mark.parametrize("owner_begins", [True, False])
+def test_rings_that_are_equal_between_two_that_differ_are_not_sent(owner_begins: bool) -> None:
+    owner, other = Party(), Party()
+    old, middle, new = (
+        [unsigned_entry(b"%d/%d" % (hours, n), NOW_US - hours * 3_600_000_000 - n) for n in range(count)]
+        for hours, count in ((40, 300), (10, 3000), (1, 300))
+    )
+    owner.put([*old, *middle, *new])
+    other.put(middle)
+    ran = run_round(*((owner, other) if owner_begins else (other, owner)))
+    assert owner.op_ids == other.op_ids
+    assert sum(outcome.entries_sent for outcome in ran.outcomes) == 600
+    assert sum(outcome.only_ours for outcome in ran.outcomes) == 600
