@@ -7,7 +7,7 @@ PROTOS := $(wildcard protos/*.proto)
 PROTOC  = $(BIN)/python -m grpc_tools.protoc -Iprime_dht/pb=protos --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test simulate check bench bench-peers protos clean
+.PHONY: help setup demo run test simulate chaos check bench bench-peers protos clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,12 +27,18 @@ demo: $(STAMP)  ## Train a model, store it in five node processes, kill two, rea
 run: $(STAMP)  ## Run a node in the foreground, data in ./data; ARGS="--peer ..." for more options
 	@exec $(BIN)/prime-dht run --data-dir ./data $(ARGS)
 
-test: $(STAMP)  ## Run the tests
-	@$(BIN)/python -m pytest
+# Tests start some two hundred processes, each of which would compile the package anew where no bytecode is written.
+test: export PYTHONDONTWRITEBYTECODE :=
+test: $(STAMP)  ## Run the tests, on all cores up to four
+	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 simulate: $(STAMP)  ## Simulate swarms under faults: SEEDS=100 of them from FIRST=0 on, JOBS=2 at a time; LOGS=<folder>
 	@$(BIN)/python -m tests.simulation --first $(or $(FIRST),0) --seeds $(or $(SEEDS),100) --jobs $(or $(JOBS),2) \
 	$(if $(LOGS),--logs $(LOGS))
+
+chaos: export PYTHONDONTWRITEBYTECODE :=
+chaos: $(STAMP)  ## Try node processes with kills and cuts on a bad network: MINUTES=10 NODES=20; SEED=<a number>
+	@$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),10) --nodes $(or $(NODES),20) $(if $(SEED),--seed $(SEED))
 
 check: $(STAMP)  ## Lint, format, types, layers, and whether generated code is up to date
 	$(BIN)/ruff check .

@@ -41,6 +41,7 @@ from prime_dht.errors import ConfigError
 from prime_dht.ids import PeerId
 from prime_dht.net.allow_list import connect_only_with
 from prime_dht.net.hardening.auto_connector import is_auto_connecting, silence_auto_connector
+from prime_dht.net.hardening.dead_paths import guard_paths
 from prime_dht.net.hardening.identify import answer_identify, guard_identify, identify_on_demand
 from prime_dht.net.hardening.inbound import guard_inbound
 from prime_dht.net.hardening.limits import HostLimits, apply_limits, connection_config
@@ -207,6 +208,7 @@ def _guard(host: BasicHost, swarm: Swarm, limits: HostLimits, *, finish_streams:
     guard_streams(swarm, limits, finish_streams=finish_streams)
     guard_new_streams(swarm, limits.max_outbound_streams_per_peer)
     guard_inbound(swarm, limits)
+    guard_paths(swarm)
     guard_negotiation(host, swarm)
     guard_identify(host)
     _guarded.add(host)

@@ -32,5 +32,6 @@ A9    after 1,000 peers the peerstore evicts the host's own key                 
 A10   two nodes share a port without noticing; a failed listen goes unreported     :mod:`.listening`
 A11   listeners stay open when a host with a live connection stops                 ``net/host.py``
 A12   inbound IPv6 connections pass the connection gate unseen                     :mod:`.inbound`
+A13   a connection whose path has died stays open for a quarter of an hour         :mod:`.dead_paths`
 ====  ==========================================================================  ==============================
 """
