@@ -82,7 +82,7 @@ def open_database(path: Path, *, synchronous: Synchronous) -> OpenDatabase:
             aside, it is not a store, or of a newer version.
     """
     with translation(path), contextlib.ExitStack() as resources:
-        _lock(path, resources)
+        lock(path, resources)
         if not path.exists():
             _create(path)
         if path.stat().st_size == 0:
@@ -107,7 +107,7 @@ def open_for_inspection(path: Path, resources: contextlib.ExitStack) -> sqlite3.
     """
     if not path.exists():
         raise StorageError(f"{path}: there is no store")
-    _lock(path, resources)
+    lock(path, resources)
     connection = _connect(path, resources)
     connection.execute("PRAGMA query_only = ON")
     if path.stat().st_size == 0:
@@ -170,7 +170,12 @@ def _primary_code(error: sqlite3.Error) -> int:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
-def _lock(path: Path, resources: contextlib.ExitStack) -> None:
+def lock(path: Path, resources: contextlib.ExitStack) -> None:
+    """Let no other process open ``path`` until the resources are closed, or this process ends.
+
+    Raises:
+        StorageError: another process has it open.
+    """
     descriptor = os.open(_beside(path, ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
     resources.callback(os.close, descriptor)
     try:

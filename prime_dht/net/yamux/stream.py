@@ -203,7 +203,7 @@ class FastYamuxStream(IMuxedStream):
         self._send_piece(data)
         return True
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes | memoryview) -> None:
         """Send ``data``, waiting for credit and for the connection as often as that is needed.
 
         Raises:

@@ -1,0 +1,190 @@
+"""Answering Bitswap 1.2.0, so that an IPFS node that is connected to this one can fetch a CID from it.
+
+Source: https://specs.ipfs.tech/bitswap-protocol/. A peer opens a stream and sends what it *wants*: blocks, or whether
+they are here. It is answered on one stream that this node opens to it, block by block. Several streams of a peer add to
+one list of wants, which they can also change and cancel.
+
+Deliberate differences: this node asks nobody by Bitswap. It answers from what it has now and forgets a want that it
+cannot fulfil, where the specification has it wait; peers repeat their wants. It answers in the order in which it was
+asked, whatever the priority.
+
+What a peer can do to this end is bounded: wants that are kept, streams that are read, bytes of a message, one block in
+hand, seconds for it to take an answer; and peers that are answered at a time. What is wanted beyond is not here.
+
+py-libp2p's own Bitswap is not used. In version 0.8.1 it refuses to add blocks over 512 KiB, answers only on the stream
+on which it was asked, where go-bitswap and Helia do not listen, answers the question whether it has a block with the
+block, loads all blocks of a wantlist before it sends the first, and stores whatever block anybody sends it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+
+import trio
+from libp2p.abc import INetStream
+
+from prime_dht.blobs.cid import Cid
+from prime_dht.errors import PrimeDHTError, QueryError, RemoteProtocolError, ValidationError
+from prime_dht.ids import PeerId, short
+from prime_dht.net.block_server import BlockSource
+from prime_dht.net.offenders import Offenders, Standing
+from prime_dht.net.streams import FrameBudget, FrameStream
+from prime_dht.wire.bitswap import MAX_WANTLIST_BYTES, Want, Wantlist, decode_wantlist, encode_block, encode_presences
+
+PROTOCOL = "/ipfs/bitswap/1.2.0"
+
+MAX_WANTS = 1024
+"""Wants of one peer that are kept; what it wants beyond is not here."""
+
+STREAMS_OF_PEER = 8
+"""Streams of one peer that are read at a time; go-bitswap and Helia keep one."""
+
+MAX_PEERS = 32
+"""Peers that are answered at a time, with one block and the message that holds it in hand each."""
+
+IDLE_TIMEOUT_S = 60.0
+ANSWER_TIMEOUT_S = 60.0
+"""Seconds for opening a stream to a peer, and for it to take one block."""
+
+logger = logging.getLogger(__name__)
+
+
+class _Peer:
+    """What a peer wants and was not answered yet, by CID, in the order in which it was asked."""
+
+    def __init__(self) -> None:
+        self.streams = 0
+        self.wants: dict[bytes, Want] = {}
+        self.is_being_answered = False
+
+
+class BitswapServer:
+    """Serves the blocks of a store.
+
+    Args:
+        open_stream: negotiates a stream of :data:`PROTOCOL` with a peer; raises :class:`QueryError`.
+        offenders: who is not answered.
+
+    Attributes:
+        blocks_sent: since the start.
+    """
+
+    def __init__(
+        self, store: BlockSource, open_stream: Callable[[PeerId], Awaitable[INetStream]], offenders: Offenders
+    ) -> None:
+        self._store = store
+        self._open_stream = open_stream
+        self._offenders = offenders
+        self._peers: dict[PeerId, _Peer] = {}
+        self._serving: set[trio.CancelScope] = set()
+        self.blocks_sent = 0
+
+    async def serve(self, stream: INetStream) -> None:
+        """A stream handler for :data:`PROTOCOL`."""
+        peer = PeerId(stream.muxed_conn.peer_id.to_bytes())
+        frames = FrameStream(stream, budget=FrameBudget(MAX_WANTLIST_BYTES), max_frame_bytes=MAX_WANTLIST_BYTES)
+        is_tolerated = self._offenders.standing(peer, now_s=trio.current_time()) is Standing.TOLERATED
+        if not is_tolerated or (peer not in self._peers and len(self._peers) == MAX_PEERS):
+            await frames.reset()
+            return
+        state = self._peers.setdefault(peer, _Peer())
+        if state.streams == STREAMS_OF_PEER:
+            await frames.reset()
+            return
+        clean = False
+        state.streams += 1
+        scope = trio.CancelScope()
+        self._serving.add(scope)
+        try:
+            with scope:
+                async with trio.open_nursery() as nursery:
+                    await self._read(frames, peer, state, nursery)
+                clean = True
+        except* RemoteProtocolError as group:
+            self._offenders.charge(peer, now_s=trio.current_time())
+            logger.debug("peer %s broke Bitswap: %s", short(peer), group.exceptions[0])
+        except* (QueryError, trio.TooSlowError) as group:
+            logger.debug("Bitswap with peer %s broke off: %s", short(peer), group.exceptions[0])
+        except* PrimeDHTError as group:
+            logger.warning("blocks for peer %s could not be sent: %s", short(peer), group.exceptions[0])
+        finally:
+            self._serving.discard(scope)
+            state.streams -= 1
+            if not state.streams:
+                del self._peers[peer]
+            await (frames.close() if clean else frames.reset())
+
+    def stop(self) -> None:
+        """Reset every stream that is being served."""
+        for scope in self._serving:
+            scope.cancel()
+
+    async def _read(self, frames: FrameStream, peer: PeerId, state: _Peer, nursery: trio.Nursery) -> None:
+        """Note what the peer wants until it ends the stream, and see that it is answered."""
+        while (body := await frames.read_frame(idle_timeout_s=IDLE_TIMEOUT_S)) is not None:
+            wantlist = decode_wantlist(body)
+            frames.done_with(body)
+            _update(state.wants, wantlist)
+            if state.wants and not state.is_being_answered:
+                state.is_being_answered = True
+                nursery.start_soon(self._answer, peer, state)
+
+    async def _answer(self, peer: PeerId, state: _Peer) -> None:
+        """Answer all that the peer wants, on a stream to it."""
+        clean = False
+        frames: FrameStream | None = None
+        try:
+            with trio.fail_after(ANSWER_TIMEOUT_S):
+                frames = FrameStream(await self._open_stream(peer), budget=FrameBudget(0))
+            while state.wants:
+                body = await self._next_answer(state)
+                if body is not None:
+                    with trio.fail_after(ANSWER_TIMEOUT_S):
+                        await frames.write_frame(body)
+            clean = True
+        finally:
+            state.is_being_answered = False
+            if frames is not None:
+                await (frames.close() if clean else frames.reset())
+
+    async def _next_answer(self, state: _Peer) -> bytes | None:
+        """Take all wants of presence, or else the first want of a block; returns what is to be sent, if anything."""
+        presences = [want for want in state.wants.values() if want.presence_only]
+        taken = presences or [next(iter(state.wants.values()))]
+        for want in taken:
+            del state.wants[want.cid]
+        return await (self._presences(presences) if presences else self._block(taken[0]))
+
+    async def _presences(self, wants: Sequence[Want]) -> bytes | None:
+        cids = {want.cid: _readable(want.cid) for want in wants}
+        here = await self._store.present(cid for cid in cids.values() if cid is not None)
+        told = {want.cid: cids[want.cid] in here for want in wants if want.tell_absence or cids[want.cid] in here}
+        return encode_presences(told) if told else None
+
+    async def _block(self, want: Want) -> bytes | None:
+        cid = _readable(want.cid)
+        if cid is not None:
+            (data,) = await self._store.read([cid])
+            if data is not None:
+                self.blocks_sent += 1
+                return encode_block(cid, data)
+        return encode_presences({want.cid: False}) if want.tell_absence else None
+
+
+def _update(wants: dict[bytes, Want], wantlist: Wantlist) -> None:
+    if wantlist.is_full:
+        wants.clear()
+    for want in wantlist.wants:
+        if want.is_cancelled:
+            wants.pop(want.cid, None)
+        elif want.cid in wants or len(wants) < MAX_WANTS:
+            wants[want.cid] = want
+
+
+def _readable(raw: bytes) -> Cid | None:
+    """The CID, if it is one that a block of ours may have."""
+    try:
+        return Cid.from_bytes(raw)
+    except ValidationError:
+        return None

@@ -1,0 +1,483 @@
+"""The block store: the blocks a node has, why it keeps them, and what it may forget.
+
+- A *block* is kept by the SHA-256 of its bytes, its digest, once, however many roots use it.
+- A *root* is the top of a blob's DAG, or a single block. Whoever brings blocks says for which root, and the root *uses*
+  them from then on. It is *partial* until the caller says that it is complete; a fetch that was broken off goes on by
+  :meth:`BlockStore.adopt`, which tells what is there. A *draft* is a root whose CID is not known yet.
+- A *claim* is why a root is kept: an *owner*, a publisher's peer id or nothing for this node's own user, and a *label*,
+  such as the op id of the entry that refers to the root. An owner is charged the declared size of each root it claims,
+  whoever else claims it and whatever they share, so :meth:`BlockStore.owner_bytes` can be held against a limit before
+  anything is fetched.
+- *Garbage* is what no claimed root and no draft uses. What is being written belongs to one of them, so collecting needs
+  no grace.
+
+What is promised:
+
+- **Whole or not at all.** A call that fails or is cancelled has done all of its work or none. A full disk is a
+  :class:`StorageError`, a full store a :class:`NoRoomError`, and what was there stays as it was.
+- **The death of the process** loses nothing that was added.
+- **A loss of power** loses nothing of a root that was said to be complete before. Blocks are brought to the disk many
+  at a time. Those that were not, about :data:`UNSYNCED_BYTES` at most, are checked by their digests when the store is
+  opened next.
+- **After either** the files and the index are made to agree when the store is opened next: files that the index does
+  not know are removed, and blocks whose files are missing or damaged are forgotten. That reads the names of all files,
+  two seconds for a million; a store that was closed opens at once.
+- **A damaged block is never taken for a whole one** where verification is asked for. It is forgotten when that finds
+  it, as is one whose file is gone, and the roots that use it are partial again.
+- **Bounded.** The bytes of all blocks stay within ``max_bytes``; nothing is evicted to make room.
+
+Nobody's bytes are checked by :meth:`BlockStore.add`: a block is verified where it enters the node, once.
+
+The index is :mod:`prime_dht.storage.blocks_index`, the bytes are :mod:`prime_dht.storage.blocks_files`. Changes take
+turns on a worker thread; reads of bytes do not wait for them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+from trio.abc import AsyncResource
+
+from prime_dht.blobs.cid import Cid
+from prime_dht.errors import StorageError
+from prime_dht.storage.blocks_files import SHARDS, BlockFiles, Data, DiskFiles, MemoryFiles
+from prime_dht.storage.blocks_index import BlockIndex, RootRow
+from prime_dht.storage.sqlite_file import lock, translation
+
+T = TypeVar("T")
+
+UNSYNCED_BYTES = 256 << 20
+"""Bytes of blocks that may not be safe from a loss of power; beyond, whoever adds waits for the disk."""
+
+SYNC_FROM_BYTES = 64 << 20
+"""From here on they are brought to the disk, while others may go on adding."""
+
+READERS = 4
+"""Threads that read blocks at the same time."""
+
+INDEX_FILE = "index.sqlite3"
+
+
+class NoRoomError(StorageError):
+    """The store has no room for more blocks.
+
+    Attributes:
+        wanted_bytes: what was to be added.
+        room_bytes: what could be.
+    """
+
+    def __init__(self, wanted_bytes: int, room_bytes: int, max_bytes: int) -> None:
+        super().__init__(
+            f"no room for {wanted_bytes} bytes of blocks: of {max_bytes} bytes, {max(0, room_bytes)} are free"
+        )
+        self.wanted_bytes = wanted_bytes
+        self.room_bytes = room_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """Why a root is kept.
+
+    Attributes:
+        owner: the publisher on whose account it is, as peer id bytes; empty for this node's own user.
+        label: what tells the owner's claims on a root apart, such as the op id of an entry; opaque.
+    """
+
+    root: Cid
+    owner: bytes = b""
+    label: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A root whose CID is not known yet; :meth:`BlockStore.draft` makes one."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RootStatus:
+    """How much of a root is there.
+
+    Attributes:
+        size_bytes: of all its blocks, as declared by whoever claimed it first or settled it.
+        present_blocks, present_bytes: of what it uses and is there; of a partial root other blocks may be there too,
+            until they are adopted.
+        is_complete: all that it uses is there.
+    """
+
+    root: Cid
+    size_bytes: int
+    present_blocks: int
+    present_bytes: int
+    is_complete: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collected:
+    """What one call of :meth:`BlockStore.collect` removed, and whether there may be more."""
+
+    blocks: int
+    bytes: int
+    is_all: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockStats:
+    """What the store holds, garbage included, and what it may."""
+
+    blocks: int
+    bytes: int
+    max_bytes: int
+
+
+class BlockStore(AsyncResource):
+    """See the module. :meth:`open` and :meth:`in_memory` make one; every method may raise :class:`StorageError`."""
+
+    def __init__(
+        self,
+        index: BlockIndex,
+        files: BlockFiles,
+        *,
+        place: Path,
+        max_bytes: int,
+    ) -> None:
+        self._index = index
+        self._files = files
+        self._place = place  # for messages
+        self.max_bytes = max_bytes
+        self._resources = contextlib.ExitStack()
+        self._changes = trio.CapacityLimiter(1)
+        self._readers = trio.CapacityLimiter(READERS)
+        self._syncing = trio.Lock()
+        self._unsynced_bytes = 0
+        self._has_leftovers = False
+        self._is_open = True
+        with index.transaction():
+            self._blocks, self._bytes = index.taken()
+
+    @classmethod
+    async def open(cls, directory: Path, *, max_bytes: int) -> BlockStore:
+        """Open the store in a directory, or make one there.
+
+        Raises:
+            StorageError: another process has it open, it cannot be written, is damaged, or of another version.
+        """
+
+        def open_it() -> BlockStore:
+            with translation(directory), contextlib.ExitStack() as resources:
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                lock(directory / INDEX_FILE, resources)
+                files = DiskFiles(directory)
+                index = BlockIndex(str(directory / INDEX_FILE))
+                resources.callback(index.close)
+                _recover(index, files)
+                store = cls(index, files, place=directory, max_bytes=max_bytes)
+                store._resources = resources.pop_all()
+                return store
+
+        return await trio.to_thread.run_sync(open_it)
+
+    @classmethod
+    def in_memory(cls, *, max_bytes: int) -> BlockStore:
+        """A store that ends with its process, for a node without a data directory."""
+        index = BlockIndex(":memory:")
+        store = cls(index, MemoryFiles(), place=Path("blocks in memory"), max_bytes=max_bytes)
+        store._resources.callback(index.close)
+        return store
+
+    # Roots and claims
+
+    async def claim(self, claim: Claim, *, size_bytes: int) -> RootStatus:
+        """Keep a root, whether anything of it is there or not. The same claim again changes nothing.
+
+        Args:
+            size_bytes: of all its blocks; counts only if nobody has claimed the root before.
+
+        Raises:
+            NoRoomError: that is more than the store could take beside what other partial roots still lack.
+        """
+        cid = bytes(claim.root)
+
+        def change() -> RootStatus:
+            if self._index.root(cid) is None:
+                room_bytes = self.max_bytes - self._bytes - self._index.lacking_bytes()
+                if size_bytes > room_bytes:
+                    raise NoRoomError(size_bytes, room_bytes, self.max_bytes)
+            self._index.claim(cid, claim.owner, claim.label, size_bytes)
+            return _status(self._claimed(claim.root))
+
+        return await self._change(change)
+
+    async def release(self, claim: Claim) -> None:
+        """Take a claim back. A root without claims is gone, and what it alone used is garbage."""
+        await self._change(lambda: self._index.release(bytes(claim.root), claim.owner, claim.label))
+
+    async def claims(self, root: Cid) -> list[Claim]:
+        """Why a root is kept, in the order of owners and labels; nothing if it is not."""
+        rows = await self._change(lambda: self._index.claims(bytes(root)))
+        return [Claim(root=root, owner=owner, label=label) for owner, label in rows]
+
+    async def status(self, root: Cid) -> RootStatus | None:
+        """How much of a root is there; ``None`` if nobody claims it."""
+        row = await self._change(lambda: self._index.root(bytes(root)))
+        return None if row is None else _status(row)
+
+    async def roots(self, *, after: Cid | None = None, limit: int = 1000) -> list[RootStatus]:
+        """The next ``limit`` roots, in the order of their bytes, starting behind ``after``."""
+        rows = await self._change(lambda: self._index.roots(bytes(after) if after else b"", limit))
+        return [_status(row) for row in rows]
+
+    async def owner_bytes(self, owner: bytes) -> int:
+        """The declared sizes of all roots that an owner claims, together."""
+        return await self._change(lambda: self._index.owner_bytes(owner))
+
+    async def complete(self, root: Cid) -> None:
+        """All blocks of a root are there; when this returns, a loss of power takes none of them.
+
+        Raises:
+            StorageError: nobody claims the root.
+        """
+        await self.sync()
+        await self._change(lambda: self._index.complete(self._claimed(root).id), is_synced=True)
+
+    @asynccontextmanager
+    async def draft(self) -> AsyncIterator[Draft]:
+        """A root whose CID comes out at the end. If it is not settled by then, its blocks are garbage."""
+        draft = Draft(await self._change(self._index.draft))
+        try:
+            yield draft
+        finally:
+            if self._is_open:  # else whoever opens the store next does it
+                with trio.CancelScope(shield=True):
+                    await self._change(lambda: self._index.drop_draft(draft.id))
+
+    async def settle(self, draft: Draft, claim: Claim, *, size_bytes: int) -> None:
+        """A draft is the complete root ``claim.root``, and claimed. Takes the place of such a root, if there is one.
+
+        When this returns, a loss of power takes none of its blocks.
+        """
+        cid = bytes(claim.root)
+
+        def change() -> None:
+            self._index.settle(draft.id, cid, size_bytes)
+            self._index.claim(cid, claim.owner, claim.label, size_bytes)
+
+        await self.sync()
+        await self._change(change, is_synced=True)
+
+    # Blocks
+
+    async def add(self, root: Cid | Draft, blocks: Sequence[tuple[Cid, Data]]) -> None:
+        """Store verified blocks, which a root uses from now on. Those that are there already are not written again.
+
+        They survive the death of the process when this returns.
+
+        Raises:
+            NoRoomError: there is no room for all of them; none is stored.
+            StorageError: the disk is full, or fails, or nobody claims the root; none is stored.
+        """
+        wanted = {cid.digest: data for cid, data in blocks}
+
+        def add() -> None:
+            new: dict[bytes, Data] = {}
+            try:
+                with self._index.transaction():
+                    root_id = self._root_id(root)
+                    present = self._index.present(list(wanted))
+                    new |= {digest: data for digest, data in wanted.items() if digest not in present}
+                    self._check_room(_size_of(new.values()))
+                    self._index.add((digest, len(data)) for digest, data in new.items())
+                    self._index.use(root_id, wanted)
+                    for digest, data in new.items():
+                        self._files.write(digest, data)
+            except BaseException:  # whatever it is, what this call wrote goes
+                self._remove(new)
+                raise
+            self._count(len(new), _size_of(new.values()))
+            self._unsynced_bytes += _size_of(new.values())
+
+        await self._in_thread(add)
+        if self._unsynced_bytes >= UNSYNCED_BYTES or (
+            self._unsynced_bytes >= SYNC_FROM_BYTES and not self._syncing.locked()
+        ):
+            await self.sync()
+
+    async def adopt(self, root: Cid | Draft, cids: Iterable[Cid]) -> set[Cid]:
+        """Let a root use what is there of these blocks; returns which they are. The others have to be brought."""
+        asked = list(cids)
+
+        def change() -> set[bytes]:
+            root_id = self._root_id(root)
+            present = self._index.present([cid.digest for cid in asked])
+            self._index.use(root_id, present)
+            return present
+
+        present = await self._change(change)
+        return {cid for cid in asked if cid.digest in present}
+
+    async def present(self, cids: Iterable[Cid]) -> set[Cid]:
+        """Which of these blocks are there."""
+        asked = list(cids)
+        present = await self._change(lambda: self._index.present([cid.digest for cid in asked]))
+        return {cid for cid in asked if cid.digest in present}
+
+    async def read(self, cids: Sequence[Cid], *, verify: bool = False) -> list[bytes | None]:
+        """The bytes of blocks, in order; ``None`` for those that are not there.
+
+        All of them are in memory at a time, so ask for a few.
+
+        Args:
+            verify: check each against its digest. One that is damaged is forgotten, and is not there.
+        """
+
+        def read() -> list[bytes | None]:
+            return [_read(self._files, cid.digest, verify=verify) for cid in cids]
+
+        found = await self._in_thread(read, limiter=self._readers)
+        missing = [cid.digest for cid, data in zip(cids, found, strict=True) if data is None]
+        if missing:
+            await self._change(lambda: self._forget_missing(missing, verify=verify))
+        return found
+
+    async def collect(self, *, limit: int = 1000) -> Collected:
+        """Remove garbage: up to ``limit`` blocks, so that other calls need not wait for long. Call again for more."""
+
+        def collect() -> Collected:
+            with self._index.transaction():
+                ended = self._index.drop_uses(limit)
+                doomed = self._index.doom(limit)
+            size = sum(size for _, size in doomed)
+            self._count(-len(doomed), -size)
+            self._remove(digest for digest, _ in doomed)
+            return Collected(blocks=len(doomed), bytes=size, is_all=ended < limit and len(doomed) < limit)
+
+        return await self._in_thread(collect)
+
+    async def sync(self) -> None:
+        """Bring what was added so far to the disk, so that a loss of power takes none of it."""
+        async with self._syncing:
+            digests, size = await self._change(lambda: (self._index.unsynced(), self._unsynced_bytes))
+            await self._in_thread(lambda: self._files.sync(digests), limiter=self._readers)
+            await self._change(lambda: self._index.synced(digests), is_synced=True)
+            self._unsynced_bytes -= size
+
+    async def stats(self) -> BlockStats:
+        await trio.lowlevel.checkpoint()
+        return BlockStats(blocks=self._blocks, bytes=self._bytes, max_bytes=self.max_bytes)
+
+    async def aclose(self) -> None:
+        """Bring all to the disk and close. Idempotent; later calls to other methods raise ``StorageError``."""
+        if not self._is_open:
+            await trio.lowlevel.checkpoint()
+            return
+        with trio.CancelScope(shield=True):
+            try:
+                await self.sync()
+                if not self._has_leftovers:
+                    await self._change(self._index.end, is_synced=True)
+            finally:
+                self._is_open = False
+                async with self._changes:
+                    self._resources.close()
+
+    # On worker threads
+
+    def _forget_missing(self, digests: Sequence[bytes], *, verify: bool) -> None:
+        """Forget those that still cannot be read: in the meantime they may have come."""
+        present = self._index.present(digests)
+        gone = [digest for digest in present if _read(self._files, digest, verify=verify) is None]
+        sizes = self._index.forget(gone)
+        self._count(-len(sizes), -sum(sizes))
+        self._remove(gone)
+
+    def _remove(self, digests: Iterable[bytes]) -> None:
+        """Remove files. Those for which that fails are removed when the store is opened next, as after a crash."""
+        try:
+            for digest in digests:
+                self._files.remove(digest)
+        except OSError:
+            self._has_leftovers = True
+            raise
+
+    def _check_room(self, wanted_bytes: int) -> None:
+        room_bytes = self.max_bytes - self._bytes
+        if wanted_bytes > room_bytes:
+            raise NoRoomError(wanted_bytes, room_bytes, self.max_bytes)
+
+    def _root_id(self, root: Cid | Draft) -> int:
+        return root.id if isinstance(root, Draft) else self._claimed(root).id
+
+    def _claimed(self, root: Cid) -> RootRow:
+        row = self._index.root(bytes(root))
+        if row is None:
+            raise StorageError(f"nobody claims the root {root}")
+        return row
+
+    def _count(self, blocks: int, size: int) -> None:
+        self._blocks += blocks
+        self._bytes += size
+
+    async def _change(self, work: Callable[[], T], *, is_synced: bool = False) -> T:
+        """Do ``work`` in a transaction of the index."""
+
+        def transact() -> T:
+            with self._index.transaction(is_synced=is_synced):
+                return work()
+
+        return await self._in_thread(transact)
+
+    async def _in_thread(self, work: Callable[[], T], *, limiter: trio.CapacityLimiter | None = None) -> T:
+        if not self._is_open:
+            raise StorageError(f"{self._place}: the store is closed")
+
+        def translated() -> T:
+            with translation(self._place):
+                return work()
+
+        return await trio.to_thread.run_sync(translated, limiter=limiter or self._changes)
+
+
+def _recover(index: BlockIndex, files: DiskFiles) -> None:
+    """Note that the store is open, and make files and index agree, if its last process did not close it."""
+    with index.transaction(is_synced=True):
+        if index.begin():
+            return
+        index.drop_draft()
+        files.drop_incoming()
+        gone = [digest for digest in index.unsynced() if _read(files, digest, verify=True) is None]
+        for first in range(SHARDS):
+            known, found = index.digests(first), files.digests(first)
+            gone += known - found
+            for digest in found - known:
+                files.remove(digest)
+        for digest in gone:
+            files.remove(digest)
+        index.forget(list(set(gone)))
+
+
+def _read(files: BlockFiles, digest: bytes, *, verify: bool) -> bytes | None:
+    """The bytes of a block; with ``verify``, none that are not its own."""
+    data = files.read(digest)
+    return data if data is None or not verify or hashlib.sha256(data).digest() == digest else None
+
+
+def _size_of(blocks: Iterable[Data]) -> int:
+    return sum(map(len, blocks))
+
+
+def _status(row: RootRow) -> RootStatus:
+    return RootStatus(
+        root=Cid.from_bytes(row.cid),
+        size_bytes=row.size_bytes,
+        present_blocks=row.present_blocks,
+        present_bytes=row.present_bytes,
+        is_complete=row.is_complete,
+    )

@@ -1,0 +1,131 @@
+"""Where the bytes of blocks lie: a directory of files, or memory. Everything here blocks.
+
+On disk a block is a file named by its digest, in one of 256 *shards* named by the digest's first byte, so a million
+blocks make 4,000 files a directory. A block is written under ``incoming/`` and then renamed, so a file in a shard is
+whole, unless power was lost before it was synced.
+
+Each error of the file system is an :class:`OSError` here; the store translates it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Protocol
+
+from prime_dht.blobs.cid import DIGEST_BYTES
+
+SHARDS = 256
+
+_DIGEST = re.compile(f"[0-9a-f]{{{2 * DIGEST_BYTES}}}")
+
+Data = bytes | bytearray | memoryview
+"""A block's bytes."""
+
+
+class BlockFiles(Protocol):
+    """Bytes by digest. One thread at a time changes them, while any number read and sync."""
+
+    def write(self, digest: bytes, data: Data) -> None:
+        """Take the bytes of a block. Nobody reads a part of them."""
+        ...
+
+    def read(self, digest: bytes) -> bytes | None:
+        """The bytes of a block; ``None`` if there are none."""
+        ...
+
+    def remove(self, digest: bytes) -> None:
+        """Forget the bytes of a block. If there are none, nothing happens."""
+        ...
+
+    def sync(self, digests: Collection[bytes]) -> None:
+        """Have blocks survive a loss of power, those that are still there."""
+        ...
+
+
+class DiskFiles:
+    """:class:`BlockFiles` in a directory, which is made if it is not there."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._incoming = directory / "incoming"
+        self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for first in range(SHARDS):
+            self._shard(first).mkdir(mode=0o700, exist_ok=True)
+
+    def write(self, digest: bytes, data: Data) -> None:
+        incoming = self._incoming / digest.hex()
+        try:
+            with incoming.open("wb") as file:
+                file.write(data)
+            incoming.rename(self._path(digest))
+        except OSError:
+            incoming.unlink(missing_ok=True)
+            raise
+
+    def read(self, digest: bytes) -> bytes | None:
+        try:
+            return self._path(digest).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def remove(self, digest: bytes) -> None:
+        self._path(digest).unlink(missing_ok=True)
+
+    def sync(self, digests: Collection[bytes]) -> None:
+        paths = [self._path(digest) for digest in digests]
+        for path in paths:
+            _sync(path)
+        for shard in {path.parent for path in paths}:  # the names, after what they name
+            _sync(shard)
+
+    def drop_incoming(self) -> None:
+        """Remove what was never written to its end."""
+        for digest in _digests(self._incoming):
+            (self._incoming / digest.hex()).unlink()
+
+    def digests(self, first: int) -> set[bytes]:
+        """Those of all blocks in the shard of a first byte."""
+        return set(_digests(self._shard(first)))
+
+    def _shard(self, first: int) -> Path:
+        return self._directory / f"{first:02x}"
+
+    def _path(self, digest: bytes) -> Path:
+        return self._shard(digest[0]) / digest.hex()
+
+
+class MemoryFiles:
+    """:class:`BlockFiles` that end with their process."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[bytes, bytes] = {}
+
+    def write(self, digest: bytes, data: Data) -> None:
+        self._blocks[digest] = bytes(data)
+
+    def read(self, digest: bytes) -> bytes | None:
+        return self._blocks.get(digest)
+
+    def remove(self, digest: bytes) -> None:
+        self._blocks.pop(digest, None)
+
+    def sync(self, digests: Collection[bytes]) -> None: ...
+
+
+def _digests(directory: Path) -> list[bytes]:
+    """What the files in a directory are named by; those named otherwise are not ours."""
+    return [bytes.fromhex(name) for name in os.listdir(directory) if _DIGEST.fullmatch(name)]
+
+
+def _sync(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:  # it was garbage, and collected meanwhile
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
