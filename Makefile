@@ -7,7 +7,7 @@ PROTOS := $(wildcard protos/*.proto)
 PROTOC  = $(BIN)/python -m grpc_tools.protoc -Iprime_dht/pb=protos --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test simulate chaos check bench bench-peers protos clean
+.PHONY: help setup demo run test simulate chaos check bench bench-peers unixfs-fixture bitswap-interop protos clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -55,6 +55,14 @@ bench: $(STAMP)  ## Measure: tables here, JSON in ./bench
 
 bench-peers: $(STAMP)  ## Measure the same on kademlia, OpenDHT and hivemind, in ./.venv-peers (up to 6 GB)
 	@$(BIN)/python -m tests.bench.peers
+
+unixfs-fixture:  ## Make the table of CIDs that ipfs-unixfs-importer gives anew; needs node and npm
+	cd tests/interop/unixfs && npm install --no-package-lock --no-audit --no-fund --silent && \
+	node make_fixture.mjs > fixture.tmp && mv fixture.tmp unixfs_v1_2025.json
+
+bitswap-interop: $(STAMP)  ## Let Helia, from npm, fetch blocks from a node; needs node and npm
+	@cd tests/interop/bitswap && npm install --no-package-lock --no-audit --no-fund --ignore-scripts --silent
+	@$(BIN)/python tests/interop/bitswap/check.py
 
 protos: $(STAMP)  ## Generate prime_dht/pb from protos/
 	$(PROTOC) --python_out=. --mypy_out=quiet:. $(PROTOS)

@@ -80,6 +80,8 @@ async def open_swarm(size: int, config: DhtConfig, *, directory: Path | None = N
         node_bytes = (resident_bytes() - first_bytes) / (size - 1)
         # What nodes do once after joining is not to be counted with the operations.
         await trio.sleep(1.5 * SETTLE_AFTER_S)
+        with trio.fail_after(JOIN_TIMEOUT_S):
+            await _settle(nodes)
         # As ``prime-dht run`` does once it is up: the garbage collector passes over what is there by now.
         gc.collect()
         gc.freeze()
@@ -111,6 +113,13 @@ async def _meet(nodes: list[PrimeDHT]) -> None:
             for node in missing:
                 nursery.start_soon(node.bootstrap)
         await trio.sleep(0.02)  # for the probes that they cause
+
+
+async def _settle(nodes: list[PrimeDHT]) -> None:
+    """Wait until each has synced with enough others to hold its arc."""
+    for node in nodes:
+        while not ((holding := (await node.health()).holding) and holding.is_settled):
+            await trio.sleep(0.02)
 
 
 async def _open_node(
