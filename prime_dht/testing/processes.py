@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 240.0
 """Generous: it only has to end tests that would hang."""
 
 PRIME_DHT = (str(Path(sys.executable).with_name("prime-dht")),)

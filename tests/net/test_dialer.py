@@ -12,6 +12,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from libp2p.abc import IHost
+from libp2p.crypto.ed25519 import create_new_key_pair
 from multiaddr import Multiaddr
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -32,8 +33,8 @@ from prime_dht.net.hardening.parts import parts_of
 from prime_dht.net.host import HostSettings, listen_addresses, open_host
 from prime_dht.net.identity import new_identity, peer_id_of
 
-PEER = peer_id_of(new_identity())
-OTHER = peer_id_of(new_identity())
+PEER = peer_id_of(create_new_key_pair(b"\x01" * 32))
+OTHER = peer_id_of(create_new_key_pair(b"\x02" * 32))
 REFUSED = Multiaddr("/ip4/127.0.0.1/tcp/1").to_bytes()
 
 
@@ -215,13 +216,6 @@ async def silent() -> AsyncIterator[bytes]:
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with listener:
         yield binary(f"/ip4/127.0.0.1/tcp/{listener.socket.getsockname()[1]}")
-
-
-@pytest.fixture
-def patient_clock(mock_clock: MockClock) -> MockClock:
-    """A clock that jumps to the next deadline when nothing has happened, not even on a socket, for a little while."""
-    mock_clock.autojump_threshold = 0.05
-    return mock_clock
 
 
 def id_of(opened: IHost) -> PeerId:

@@ -12,7 +12,6 @@ from libp2p import new_host
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.host.basic_host import BasicHost
 from multiaddr import Multiaddr
-from trio.testing import MockClock
 
 from prime_dht.net.hardening.parts import parts_of
 from prime_dht.net.host import HostSettings, open_host
@@ -53,13 +52,6 @@ def stock() -> OpenHost:
 def ours() -> OpenHost:
     """Opens a guarded host; takes the fields of HostSettings. Unlike by default it identifies all, as a stock one."""
     return _ours
-
-
-@pytest.fixture
-def patient_clock(mock_clock: MockClock) -> MockClock:
-    """A clock that jumps to the next deadline when nothing has happened, not even on a socket, for a little while."""
-    mock_clock.autojump_threshold = 0.05
-    return mock_clock
 
 
 @pytest.fixture
