@@ -129,6 +129,15 @@ class DhtConfig:
     provider_ttl_s: float = 48 * 3600.0
     """Seconds that a provider record lives."""
 
+    blob_wait_s: float = 600.0
+    """Seconds that a put of a blob waits for replicas to have fetched it, unless it says otherwise; 0 does not wait."""
+
+    blobs_in_flight_bytes: int = 64 << 20
+    """Upper bound on the bytes of blocks that are under way at a time, over all fetches; from 16 MiB on."""
+
+    max_value_bytes: int = 64 << 20
+    """A blob beyond this is not returned by a get as bytes: it goes to a file, or comes piece by piece."""
+
     allow_publishers: frozenset[str] | None = None
     """Peer ids (base58) whose entries this node takes; ``None`` means everybody's."""
 
@@ -160,7 +169,8 @@ class DhtConfig:
             "record_republish_s",
             "provider_ttl_s",
         )
-        _at_least(self, 0, "cache_ttl_s", "cache_bytes")
+        _at_least(self, 0, "cache_ttl_s", "cache_bytes", "blob_wait_s", "max_value_bytes")
+        _at_least(self, 16 << 20, "blobs_in_flight_bytes")
         if not 1 <= self.unit_s <= _MAX_UNIT_S:
             raise ConfigError(f"unit_s must be in 1 ..= {_MAX_UNIT_S:,}, not {self.unit_s}")
         _ = self.partition  # which checks its numbers
@@ -208,6 +218,11 @@ class DhtConfig:
         return f"{self._prefix}/sync/1.0.0"
 
     @property
+    def blocks_protocol(self) -> str:
+        """The id of the protocol by which nodes get the blocks of blobs from each other."""
+        return f"{self._prefix}/blocks/1.0.0"
+
+    @property
     def _prefix(self) -> str:
         if self.protocol_prefix is not None:
             return self.protocol_prefix
@@ -250,6 +265,12 @@ class NodeConfig:
     synchronous: Literal["FULL", "NORMAL"] = "FULL"
     """SQLite's setting. FULL: an acknowledged put survives power loss. NORMAL: only the death of the process."""
 
+    blocks_dir: Path | None = None
+    """Where the blocks of blobs are kept; by default ``blocks`` in the data directory, or in memory without one."""
+
+    max_blocks_bytes: int = 64 << 30
+    """Upper bound on the bytes of blocks that are kept; in memory 256 MiB, if that is less."""
+
     redis_url: str | None = None
     """A Redis server, ``redis://host:port``, that keeps the entries instead of a file; needs the extra ``redis``."""
 
@@ -267,7 +288,7 @@ class NodeConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "max_connections")
-        _at_least(self, 0, "low_water_connections")
+        _at_least(self, 0, "low_water_connections", "max_blocks_bytes")
         _multiaddrs("listen", self.listen)
         _multiaddrs("announce", self.announce)
         if self.synchronous not in ("FULL", "NORMAL"):

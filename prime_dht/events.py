@@ -104,6 +104,23 @@ class LookupProgress:
     failure: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlobFetched:
+    """A fetch of a blob that this node has to keep came to its end.
+
+    Attributes:
+        cid: of its root, as text.
+        key: of the newest entry that refers to it.
+        failure: why it did not come, and will be tried again; empty if it did.
+    """
+
+    cid: str
+    key: Key
+    size_bytes: int
+    elapsed_s: float
+    failure: str
+
+
 Event = (
     PeerJoined
     | PeerLeft
@@ -113,4 +130,5 @@ Event = (
     | EntriesHandedOn
     | SyncFinished
     | LookupProgress
+    | BlobFetched
 )

@@ -16,6 +16,9 @@ from prime_dht.entries.envelope import MAX_ENVELOPE_BYTES
 from prime_dht.errors import ConfigError, ValidationError
 from prime_dht.ids import US_PER_S
 
+MAX_ENTRY_BYTES = (1 << 20) - (64 << 10)
+"""Of an entry, envelope and value, that travels: a message between replicas is of 1 MiB, and has more in it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Occupancy:
@@ -33,7 +36,7 @@ class Limits:
     """Upper bounds, all inclusive.
 
     Raises:
-        ConfigError: a limit is not a positive number, or the format does not allow it.
+        ConfigError: a limit is not a positive number, or more than the format allows, or than can travel.
     """
 
     max_key_bytes: int = 1024
@@ -43,7 +46,8 @@ class Limits:
     """Of a subkey."""
 
     max_inline_bytes: int = 64 << 10
-    """Of a value that travels beside its header, compressed if it is; larger ones are blobs."""
+    """Of a value that travels beside its header, compressed if it is; larger ones are blobs. With a header of
+    ``max_envelope_bytes`` it takes 960 KiB at most."""
 
     max_envelope_bytes: int = 8 << 10
     """Of the signed header: key, subkey, metadata, capability and some 300 bytes more; below the format's 64 KiB."""
@@ -81,6 +85,12 @@ class Limits:
     max_publisher_bytes: int = 4 << 30
     """Of one publisher's envelopes and values."""
 
+    max_blob_bytes: int = 32 << 30
+    """Of a blob that an entry refers to."""
+
+    max_publisher_blob_bytes: int = 32 << 30
+    """Of all blobs that one publisher's entries refer to, in this node's block store: half of what that takes."""
+
     max_records: int = 100_000
     """Plain records in the store."""
 
@@ -106,6 +116,12 @@ class Limits:
                 raise ConfigError(f"{field.name} must be a positive number, not {limit}")
         if self.max_envelope_bytes > MAX_ENVELOPE_BYTES:
             raise ConfigError(f"max_envelope_bytes cannot exceed the format's {MAX_ENVELOPE_BYTES}")
+        if self.max_inline_bytes + self.max_envelope_bytes > MAX_ENTRY_BYTES:
+            most = MAX_ENTRY_BYTES - self.max_envelope_bytes
+            raise ConfigError(
+                f"max_inline_bytes cannot exceed {most:,} beside max_envelope_bytes, not {self.max_inline_bytes:,}: "
+                "a larger entry would reach no replica"
+            )
 
     @property
     def max_ttl_us(self) -> int:
@@ -135,7 +151,9 @@ class Limits:
         match header.content:
             case Inline(_, size):
                 _within("inline value", size, self.max_inline_bytes, "bytes")
-            case BlobRef() | Tombstone():
+            case BlobRef(_, size):
+                _within("blob", size, self.max_blob_bytes, "bytes")
+            case Tombstone():
                 pass
             case _:
                 assert_never(header.content)
@@ -152,6 +170,14 @@ class Limits:
         _within("the store", occupancy.store_bytes + size, self.max_store_bytes, "bytes")
         _within("the publisher", occupancy.publisher_entries + 1, self.max_publisher_entries, "entries")
         _within("the publisher", occupancy.publisher_bytes + size, self.max_publisher_bytes, "bytes")
+
+    def check_blobs(self, publisher_blob_bytes: int) -> None:
+        """Check whether one publisher's blobs may have so many bytes.
+
+        Raises:
+            ValidationError: they may not.
+        """
+        _within("the publisher", publisher_blob_bytes, self.max_publisher_blob_bytes, "bytes of blobs")
 
     def check_records(self, count: int, size_bytes: int) -> None:
         """Check whether a store may hold so many plain records, of so many bytes.

@@ -26,8 +26,9 @@ from prime_dht.net.block_channel import BlockChannel
 from prime_dht.net.offenders import Offenders, Standing
 from prime_dht.wire.blocks import MAX_UNANSWERED, Answer, Ask, Cancel
 
-SERVED_OF_PEER = 4
-"""Streams of one peer that are served at a time; an honest one needs one."""
+SERVED_OF_PEER = 8
+"""Streams of one peer that are served at a time; an honest one needs one for each blob that it fetches, and a few to
+ask whether this node holds what it put."""
 
 SERVED_IN_ALL = 32
 """With two blocks of 1 MiB, or 2 MiB at most, in hand each."""

@@ -5,15 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from prime_dht.blobs.cid import Cid
 from prime_dht.errors import QueryError, RemoteProtocolError
 from prime_dht.ids import PeerId
+from prime_dht.net.block_server import BlockSource
+from prime_dht.net.block_streams import Outcome
 from prime_dht.wire.kad import Reply, Request
 
 if TYPE_CHECKING:
@@ -52,6 +55,19 @@ class Conversation(Protocol):
             RemoteProtocolError: what comes is no message, or too long.
         """
         ...
+
+
+class BlockAsking(Protocol):
+    """Blocks from one peer: :class:`prime_dht.net.block_streams.BlockStream`, which says what the methods do."""
+
+    @property
+    def unanswered(self) -> int: ...
+
+    async def ask(self, cids: Sequence[Cid], *, presence_only: bool = False) -> None: ...
+
+    async def cancel(self, cids: Iterable[Cid]) -> None: ...
+
+    async def receive(self) -> Outcome: ...
 
 
 SyncHandler = Callable[[Conversation], Awaitable[None]]
@@ -121,6 +137,25 @@ class Network(Protocol):
 
         Raises:
             QueryError: it cannot be reached within ``timeout_s``, or does not sync.
+        """
+        ...
+
+    def serve_blocks(self, held: BlockSource, blocks: BlockSource) -> None:
+        """Hand out blocks from :meth:`mount` on; a client too: who stores its entries fetches their blobs from it.
+
+        Args:
+            held: to nodes of ours, which ask for the presence of blobs that are kept.
+            blocks: by Bitswap, which asks for that of blocks.
+        """
+        ...
+
+    def ask_blocks(self, peer: PeerId, *, timeout_s: float) -> AbstractAsyncContextManager[BlockAsking]:
+        """A stream for blocks from a peer, dialled if need be.
+
+        A :class:`RemoteProtocolError` that leaves the block is the peer's offence, and counted.
+
+        Raises:
+            QueryError: it cannot be reached within ``timeout_s``, or has no blocks.
         """
         ...
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import trio
 from libp2p.abc import IHost, INetStream
-from libp2p.custom_types import TProtocol
+from libp2p.custom_types import StreamHandlerFn, TProtocol
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStoreError
@@ -23,6 +23,10 @@ from prime_dht.config import DhtConfig
 from prime_dht.errors import QueryError, RemoteProtocolError
 from prime_dht.ids import PeerId, peer_from_text, short
 from prime_dht.net.addresses import credible, credible_reply
+from prime_dht.net.bitswap import PROTOCOL as BITSWAP
+from prime_dht.net.bitswap import BitswapServer
+from prime_dht.net.block_server import BlockServer, BlockSource
+from prime_dht.net.block_streams import BlockStream, BlockStreams
 from prime_dht.net.dialer import AddressBook, Dialer
 from prime_dht.net.host import listen_addresses
 from prime_dht.net.network import Counters, Handler, OnOutcome, SyncHandler
@@ -70,6 +74,9 @@ class Overlay:
         self._handler = handler
         self.server = RpcServer(handler if allowed is None else self._answer_allowed, offenders=self._offenders)
         self._sync = SyncStreams(self._open_sync_stream, self._offenders)
+        self._block_streams = BlockStreams(self._open_block_stream, self._offenders)
+        self._block_server: BlockServer | None = None
+        self._bitswap: BitswapServer | None = None
         self._mounted: list[TProtocol] = []
         self._own: tuple[bytes, ...] = ()
         self._own_until_s = -1.0
@@ -81,14 +88,18 @@ class Overlay:
         await self._client.run(task_status=task_status)
 
     def mount(self, *, as_server: bool) -> None:
-        """Answer requests on the host, in server mode; a client offers no protocol, so nobody asks it."""
-        if not as_server:
-            return
-        handlers = {self._config.kad_protocol: self.server.serve_classical}
-        if self._sync.handler is not None:
-            handlers[self._config.sync_protocol] = self._serve_sync
-        if self._config.pipelining:
-            handlers[self._config.rpc_protocol] = self.server.serve_pipelined
+        """Answer requests on the host, in server mode. A client offers blocks alone: nobody asks it anything else."""
+        handlers: dict[str, StreamHandlerFn] = {}
+        if self._block_server is not None:
+            handlers[self._config.blocks_protocol] = self._serve_blocks
+        if as_server:
+            handlers[self._config.kad_protocol] = self.server.serve_classical
+            if self._sync.handler is not None:
+                handlers[self._config.sync_protocol] = self._serve_sync
+            if self._config.pipelining:
+                handlers[self._config.rpc_protocol] = self.server.serve_pipelined
+            if self._bitswap is not None and not self._offers(BITSWAP):
+                handlers[BITSWAP] = self._serve_bitswap
         for protocol, handler in handlers.items():
             self._host.set_stream_handler(TProtocol(protocol), handler)
             self._mounted.append(TProtocol(protocol))
@@ -100,6 +111,9 @@ class Overlay:
         self._mounted.clear()
         self.server.stop()
         self._sync.stop()
+        if self._block_server is not None and self._bitswap is not None:
+            self._block_server.stop()
+            self._bitswap.stop()
 
     def own_addresses(self) -> tuple[bytes, ...]:
         now_s = trio.current_time()
@@ -143,6 +157,18 @@ class Overlay:
 
     def converse(self, peer: PeerId, *, timeout_s: float) -> AbstractAsyncContextManager[MessageStream]:
         return self._sync.open(peer, timeout_s=timeout_s)
+
+    def serve_blocks(self, held: BlockSource, blocks: BlockSource) -> None:
+        self._block_server = BlockServer(held, self._offenders)
+        self._bitswap = BitswapServer(blocks, self._open_bitswap_stream, self._offenders)
+
+    @property
+    def blocks_sent(self) -> int:
+        """Blocks that were sent to nodes of ours."""
+        return 0 if self._block_server is None else self._block_server.blocks_sent
+
+    def ask_blocks(self, peer: PeerId, *, timeout_s: float) -> AbstractAsyncContextManager[BlockStream]:
+        return self._block_streams.open(peer, timeout_s=timeout_s)
 
     def charge(self, peer: PeerId) -> None:
         self._offenders.charge(peer, now_s=trio.current_time())
@@ -216,6 +242,27 @@ class Overlay:
     async def _open_sync_stream(self, peer: PeerId) -> INetStream:
         self._check_dealt_with(peer)
         return await self._open_stream(peer, [self._config.sync_protocol])
+
+    async def _serve_blocks(self, stream: INetStream) -> None:
+        assert self._block_server is not None
+        peer = PeerId(stream.muxed_conn.peer_id.to_bytes())
+        await (self._block_server.serve(stream) if self._is_allowed(peer) else stream.reset())
+
+    async def _serve_bitswap(self, stream: INetStream) -> None:
+        assert self._bitswap is not None
+        peer = PeerId(stream.muxed_conn.peer_id.to_bytes())
+        await (self._bitswap.serve(stream) if self._is_allowed(peer) else stream.reset())
+
+    async def _open_bitswap_stream(self, peer: PeerId) -> INetStream:
+        return await self._open_stream(peer, [BITSWAP])
+
+    def _offers(self, protocol: str) -> bool:
+        """Whether somebody else serves a protocol on this host."""
+        return TProtocol(protocol) in self._host.get_mux().handlers
+
+    async def _open_block_stream(self, peer: PeerId) -> INetStream:
+        self._check_dealt_with(peer)
+        return await self._open_stream(peer, [self._config.blocks_protocol])
 
     def _answer_allowed(self, peer: PeerId, request: Request) -> Reply | Awaitable[Reply]:
         self._check_allowed(peer)

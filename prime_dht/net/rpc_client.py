@@ -166,18 +166,25 @@ class RpcClient:
         self, peer: PeerId, request: Request, message: bytes, deadline_s: float, then: OnOutcome
     ) -> None:
         try:
-            reply = await self._call(peer, request, message, deadline_s - trio.current_time())
+            reply = await self._call(peer, request, message, deadline_s - trio.current_time(), is_repeated=True)
         except (QueryError, RemoteProtocolError) as error:
             then(error)
+        except trio.Cancelled:
+            then(QueryError("this node is closing"))
+            raise
         else:
             then(reply)
 
-    async def _call(self, peer: PeerId, request: Request, message: bytes, timeout_s: float) -> Reply:
+    async def _call(
+        self, peer: PeerId, request: Request, message: bytes, timeout_s: float, *, is_repeated: bool = False
+    ) -> Reply:
         started_s = trio.current_time()
         try:
             try:
                 return await self._attempt(peer, request, message, started_s + timeout_s)
             except _StaleStreamError:
+                if is_repeated:
+                    raise
                 return await self._attempt(peer, request, message, started_s + timeout_s)
         except trio.TooSlowError as error:
             state = self._peers.get(peer)

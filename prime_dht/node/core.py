@@ -1,167 +1,52 @@
-"""A node, on any network: what it offers its owner, and its life. :class:`prime_dht.PrimeDHT` is one on a libp2p host.
+"""A node, on any network: what it offers its owner. :class:`prime_dht.PrimeDHT` is one on a libp2p host.
 
-The work is done by the parts beside this module; here arguments become theirs, and their life becomes one ``async
-with``. While that block runs, the node answers requests, keeps its routing table true and does its chores. All it knows
-of the world comes in through its constructor: a network, a clock and a source of chance, so that whole swarms run in
-virtual time (:mod:`prime_dht.testing.swarm`).
+The work is done by the parts beside this module; here arguments become theirs. For its life see
+:mod:`prime_dht.node.life`.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
-from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from functools import partial
-from random import Random
-from types import TracebackType
-from typing import ClassVar, Self
+from pathlib import Path
 
-import trio
-from libp2p.crypto.keys import PrivateKey
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from multiaddr import Multiaddr
 
-from prime_dht.background import background_nursery
-from prime_dht.config import DhtConfig, Mode
 from prime_dht.entries.entry import NO_METADATA
-from prime_dht.entries.validators import Validator, ValidatorRegistry
-from prime_dht.errors import LocalProtocolError, StorageError, ValidationError
+from prime_dht.errors import ValidationError
 from prime_dht.ids import Key, PeerId, peer_text
 from prime_dht.kad.lookup import LookupResult
 from prime_dht.net.addresses import address_text
 from prime_dht.net.dialer import split_peer_address
-from prime_dht.net.network import NetworkFactory
 from prime_dht.node.arguments import PeerLike, bytes_of, entry_key, peer_id_of, peer_info, publishers_of
-from prime_dht.node.clock import Clock, SystemClock
+from prime_dht.node.blobs.fetch import OnProgress
+from prime_dht.node.blobs.putting import Source
 from prime_dht.node.feed import Subscription
-from prime_dht.node.keeper import Keeper
+from prime_dht.node.life import NodeLife, not_running
 from prime_dht.node.multihashes import multihash_of
-from prime_dht.node.parts import assemble
 from prime_dht.node.provision import Provision
 from prime_dht.node.results import Found, FoundPage, Health, PeerStatus, Provider, PutReceipt, RecordReceipt, Stats
 from prime_dht.node.rounds import SyncReport
 from prime_dht.node.writer import Statement
-from prime_dht.storage.base import Expired, StorageBackend
-from prime_dht.storage.memory import MemoryBackend
-
-logger = logging.getLogger(__name__)
-
-LAST_CHORES_S = 2.0
-"""For what a node writes down when it stops."""
+from prime_dht.storage.base import Expired
 
 
-class Node:
-    """A DHT node. Use it as ``async with``; it runs once.
+class Node(NodeLife):
+    """A DHT node. Use it as ``async with``; it runs once. Its parameters: :class:`~prime_dht.node.life.NodeLife`.
 
-    Args:
-        join: makes its network.
-        private_key: Ed25519; signs its entries.
-        config: how to behave.
-        storage: where entries go; memory by default. The caller closes what it brings.
-        bootstrap_peers: multiaddrs, each ending in ``/p2p/<peer id>``, of nodes to join through.
-        validators: of namespaces other than ``/prime/``, by name; ``pk`` is there already.
-        clock: the time.
-        rng: for jitter and refresh targets.
-
-    Raises:
-        ConfigError: a validator is given for ``/prime/``.
-        ValidationError: a bootstrap peer's multiaddr is malformed.
+    Attributes:
+        blobs: what it offers for values of any size (:class:`~prime_dht.node.blobs.blobs.Blobs`).
     """
-
-    syncs: ClassVar[bool] = True  # whether it keeps replicas equal by itself, beyond what puts and reads do
-
-    def __init__(
-        self,
-        join: NetworkFactory,
-        private_key: PrivateKey,
-        config: DhtConfig | None = None,
-        *,
-        storage: StorageBackend | None = None,
-        bootstrap_peers: Iterable[str | Multiaddr] = (),
-        validators: Mapping[str, Validator] | None = None,
-        clock: Clock | None = None,
-        rng: Random | None = None,
-    ) -> None:
-        config = self.config = config or DhtConfig()
-        self._bootstrap_peers = [split_peer_address(str(address)) for address in bootstrap_peers]
-        parts = assemble(
-            join,
-            private_key,
-            config,
-            storage or MemoryBackend(),
-            ValidatorRegistry(validators),
-            clock or SystemClock(),
-            rng,
-            [peer for peer, _ in self._bootstrap_peers],
-        )
-        self._network = parts.network
-        self._neighbourhood = parts.known
-        self._feed = parts.feed
-        self._cache = parts.cache
-        self._explorer = parts.explorer
-        self._replica = parts.replica
-        self._writer = parts.writer
-        self._reader = parts.reader
-        self._records = parts.records
-        self._keeper = Keeper(parts.writer, parts.clock)
-        self._maintenance = parts.maintenance
-        self._syncing = parts.syncing
-        self._status = parts.status
-        self._has_started = False
-        self._life: AsyncExitStack | None = None
-        self._nursery: trio.Nursery | None = None
-
-    # Life
-
-    async def __aenter__(self) -> Self:
-        stack = AsyncExitStack()
-        await stack.enter_async_context(self._running())
-        self._life = stack
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
-        assert self._life is not None
-        return await self._life.__aexit__(exc_type, exc, traceback)
-
-    @asynccontextmanager
-    async def _running(self) -> AsyncIterator[None]:
-        if self._has_started:
-            raise LocalProtocolError("a node runs once, and this one was started before")
-        self._has_started = True
-        network, known = self._network, self._neighbourhood
-        if self.config.mode is Mode.AUTO:
-            known.is_server = bool(network.own_addresses())
-        async with background_nursery() as nursery:
-            for part in (network, known, self._replica, self._reader, self._records, self._keeper):
-                await nursery.start(part.run)
-            for peer, address in self._bootstrap_peers:
-                network.learn_addresses(peer, (address,), source="bootstrap")
-            network.mount(as_server=known.is_server)
-            await nursery.start(self._maintenance.run)
-            await nursery.start(self._syncing.run)
-            self._nursery = nursery
-            try:
-                yield
-            finally:
-                self._nursery = None
-                network.unmount()
-                self._feed.close()
-                with trio.move_on_after(LAST_CHORES_S) as scope:
-                    scope.shield = True
-                    try:
-                        await self._maintenance.remember_peers()
-                    except StorageError as error:
-                        logger.warning("peers could not be remembered: %s", error)
 
     # Entries
 
     async def put(
         self,
         key: bytes | str,
-        value: bytes,
+        value: Source,
         *,
         subkey: bytes = b"",
         ttl: float | None = None,
@@ -171,12 +56,15 @@ class Node:
         content_type: str = "",
         keep: bool = False,
         capability: bytes = b"",
+        chunker: str | None = None,
+        wait_s: float | None = None,
+        progress: OnProgress | None = None,
     ) -> PutReceipt:
         """Store a value under a key, in this node's own slot there.
 
         Args:
             key: an application's key; ``k`` becomes ``/prime/k``. At most 1 KiB.
-            value: at most 64 KiB.
+            value: bytes, a file, or a reader of bytes, of any size. Over 64 KiB it becomes a blob.
             subkey: names one of several slots that this node has under the key; at most 256 bytes.
             ttl: seconds that the value lives; the configuration's by default. Or
             expires_at: when it ends, in seconds since the Unix epoch.
@@ -186,15 +74,19 @@ class Node:
             keep: sign and put it again before it expires, for as long as this node runs, or until it next puts or
                 deletes anything in the same slot, even if that fails.
             capability: for group keys, what :func:`prime_dht.entries.capability.grant` gave this node.
+            chunker, wait_s, progress: of a blob, as in :meth:`~prime_dht.node.blobs.blobs.Blobs.add`.
 
         Raises:
             ValidationError: the key, value or times break a rule or a limit.
+            StorageError: the file cannot be read, or there is no room for the blob's blocks.
             QueryError: no replica took it.
         """
+        limit = self.config.limits.max_inline_bytes
+        is_inline = isinstance(value, bytes | bytearray | memoryview) and len(value) <= limit
         statement = Statement(
             key=self._key(key),
             subkey=bytes_of("a subkey", subkey),
-            value=bytes_of("a value", value),
+            value=bytes_of("a value", value) if is_inline else None,
             ttl_s=ttl,
             expires_at_s=expires_at,
             content_type=content_type,
@@ -203,7 +95,13 @@ class Node:
         )
         if keep:
             self._keeper.check_room(statement)
-        receipt = await self._put(statement, replication)
+        if is_inline:
+            receipt = await self._put(statement, replication)
+        else:
+            async with self._rewriting(statement):
+                statement, receipt = await self.blobs.put(
+                    statement, value, replication=replication, chunker=chunker, wait_s=wait_s, progress=progress
+                )
         if keep:
             self._keeper.keep(statement, replication, receipt)
         return receipt
@@ -217,6 +115,9 @@ class Node:
         trusted: Collection[PeerLike] | None = None,
         quorum: int | None = None,
         latest: bool = False,
+        to: Path | None = None,
+        fetch: bool = True,
+        progress: OnProgress | None = None,
     ) -> Found | None:
         """The newest live value under a key and subkey, or ``None`` if there is none.
 
@@ -225,19 +126,25 @@ class Node:
             trusted: only these peers'.
             quorum: replicas whose answers are joined, 1 ..= r; the configuration's ``read_quorum`` by default.
             latest: ask the replicas even if a recent answer is remembered here.
+            to: a file to write the value to, of any size; see :meth:`~prime_dht.node.blobs.blobs.Blobs.fetch`.
+            fetch: whether to fetch the blob if the value is one, or only to say which (:attr:`Found.blob`).
+            progress: of fetching a blob; must not block.
 
         Raises:
             QueryError: nobody could be asked.
             ValidationError: both ``publisher`` and ``trusted`` are given, or the key is empty.
+            BlobError: the value is a blob that nobody has, or of more than ``max_value_bytes`` without ``to``.
+            StorageError: the file cannot be written.
         """
         await self._check_running()
-        return await self._reader.get(
+        found = await self._reader.get(
             self._key(key),
             bytes_of("a subkey", subkey),
             publishers_of(publisher, trusted),
             wanted_quorum=quorum,
             latest=latest,
         )
+        return await self.blobs.resolve(found, to=to, progress=progress) if found and fetch else found
 
     async def get_all(
         self,
@@ -248,7 +155,7 @@ class Node:
         limit: int | None = None,
         cursor: bytes | None = None,
     ) -> FoundPage:
-        """Every publisher's live value under a key, in the order of (publisher, subkey), in pages.
+        """Every publisher's live value under a key, in the order of (publisher, subkey), in pages; blobs unfetched.
 
         Args:
             subkeys: only these; any by default.
@@ -347,7 +254,7 @@ class Node:
             ValidationError: it is neither a CID nor a multihash.
         """
         if self._nursery is None:
-            raise _not_running()
+            raise not_running()
         provision = Provision()
         self._nursery.start_soon(partial(provision.carry_out, self._records, multihash_of(cid), announce=announce))
         return provision
@@ -475,20 +382,17 @@ class Node:
     # Within
 
     async def _put(self, statement: Statement, replication: int | None) -> PutReceipt:
+        async with self._rewriting(statement):
+            return await self._writer.put(statement, replication=replication)
+
+    @asynccontextmanager
+    async def _rewriting(self, statement: Statement) -> AsyncIterator[None]:
         await self._check_running()
         self._keeper.let_go(statement.key, statement.subkey)
         try:
-            return await self._writer.put(statement, replication=replication)
+            yield
         finally:  # what was remembered may be older now, also if the put failed half-way
             self._cache.drop(statement.key)
 
-    async def _check_running(self) -> None:
-        if self._nursery is None:
-            raise _not_running()
-
     def _key(self, key: bytes | str) -> Key:
         return entry_key(key, self.config.limits.max_key_bytes)
-
-
-def _not_running() -> LocalProtocolError:
-    return LocalProtocolError("this node is not running: use it as `async with`")

@@ -21,6 +21,7 @@ from prime_dht.node.clock import Clock
 from prime_dht.node.core import Node
 from prime_dht.node.results import Holding
 from prime_dht.storage.base import StorageBackend
+from prime_dht.storage.blocks import BlockStore
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class PrimeDHT(Node, Service, IPeerRouting, IContentRouting):  # type: ignore[mi
         host: running; this node neither starts nor stops it.
         config: how to behave.
         storage: where entries go; memory by default. The caller closes what it brings.
+        blocks: where the blocks of blobs go; likewise.
         bootstrap_peers: multiaddrs, each ending in ``/p2p/<peer id>``, of nodes to join through.
         validators: of namespaces other than ``/prime/``, by name; ``pk`` is there already.
         clock: the time.
@@ -55,6 +57,7 @@ class PrimeDHT(Node, Service, IPeerRouting, IContentRouting):  # type: ignore[mi
         config: DhtConfig | None = None,
         *,
         storage: StorageBackend | None = None,
+        blocks: BlockStore | None = None,
         bootstrap_peers: Iterable[str | Multiaddr] = (),
         validators: Mapping[str, Validator] | None = None,
         clock: Clock | None = None,
@@ -66,6 +69,7 @@ class PrimeDHT(Node, Service, IPeerRouting, IContentRouting):  # type: ignore[mi
             host.get_private_key(),
             config,
             storage=storage,
+            blocks=blocks,
             bootstrap_peers=bootstrap_peers,
             validators=validators,
             clock=clock,

@@ -2,6 +2,9 @@
 
 Only a server that knows others does it, and only once its partition is loaded, which says where there are strays
 without a look at the store. What is acknowledged is dropped only if it lies outside the arc still: arcs grow at once.
+
+With an entry this node drops the blob that the entry refers to. So such an entry is acknowledged only by replicas that
+hold the blob.
 """
 
 from __future__ import annotations
@@ -15,7 +18,10 @@ from prime_dht.entries.codec import encode_entry_set
 from prime_dht.entries.entry import Entry, Version
 from prime_dht.errors import QueryError, RemoteProtocolError
 from prime_dht.events import EntriesHandedOn
-from prime_dht.ids import Key, PeerId, kad_key
+from prime_dht.ids import Key, OpId, PeerId, kad_key
+from prime_dht.net.network import Network
+from prime_dht.node.blobs.claims import root_of
+from prime_dht.node.blobs.holding import held_by
 from prime_dht.node.clock import Clock
 from prime_dht.node.feed import Feed
 from prime_dht.node.held import HeldSectors
@@ -33,20 +39,17 @@ PAUSE_S = 0.25
 
 ALL_TIMES_US = range(1 << 63)
 
-ACKNOWLEDGEMENTS = frozenset({StatusCode.STORED, StatusCode.SUPERSEDED})
-
 
 class HandingOn:
     """See the module.
 
     Args:
-        local: this node.
         replication: r.
     """
 
     def __init__(
         self,
-        local: PeerId,
+        network: Network,
         held: HeldSectors,
         replica: Replica,
         storage: StorageBackend,
@@ -57,7 +60,7 @@ class HandingOn:
         *,
         replication: int,
     ) -> None:
-        self._local = local
+        self._network = network
         self._held = held
         self._replica = replica
         self._storage = storage
@@ -81,7 +84,7 @@ class HandingOn:
         regions = list(stray_regions(partition.cells.counts().ops.sum(axis=0).tolist(), self._held.arc))
         if not regions:
             return
-        under_way = Pass(self._local, self._replication)
+        under_way = Pass(self._network.local, self._replication)
         dropped = 0
         for region in regions:
             after: Version | None = None
@@ -120,7 +123,7 @@ class HandingOn:
         under_way.answered(gift, await self._acknowledged(gift.peer, gift.entries))
 
     async def _acknowledged(self, peer: PeerId, entries: Sequence[Entry]) -> list[bool]:
-        """Of each entry whether a replica has it durably, or something newer in its slot."""
+        """Of each entry whether a replica has it durably, its blob included, or something newer in its slot."""
         records = tuple(Record(entry.header.key, encode_entry_set((entry,))) for entry in entries)
         nothing = [False] * len(entries)
         try:
@@ -130,4 +133,17 @@ class HandingOn:
             return nothing
         if not reply.replicates or len(reply.statuses) != len(entries):
             return nothing
-        return [status.code in ACKNOWLEDGEMENTS for status in reply.statuses]
+        lacking = await self._lacking(peer, entries)
+        return [
+            status.code is StatusCode.SUPERSEDED or (status.code is StatusCode.STORED and entry.op_id not in lacking)
+            for entry, status in zip(entries, reply.statuses, strict=True)
+        ]
+
+    async def _lacking(self, peer: PeerId, entries: Sequence[Entry]) -> set[OpId]:
+        """The entries that refer to a blob which a replica does not hold."""
+        now_us = self._clock.now_us()
+        roots = {
+            entry.op_id: root for entry in entries if (root := root_of(entry)) is not None and entry.is_live(now_us)
+        }
+        held = await held_by(self._network, peer, set(roots.values())) if roots else set()
+        return {op_id for op_id, root in roots.items() if root not in held}

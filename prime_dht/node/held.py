@@ -8,8 +8,9 @@ the full sense: one that held the sector itself. Where nobody does, as in a swar
 equal with each of the ``r`` other servers nearest to the sector that are known: among them they have what there is.
 
 With no other server known a node holds its arc provisionally: nobody else could have anything. That ends when it meets
-one. A sector is no longer held when it leaves the arc, when a round ended that could not settle it, or when an op of it
-was declined for which there is no room among those that are remembered.
+one, and does not begin before it has joined: until then it merely has not met those that there are. A sector is no
+longer held when it leaves the arc, when a round ended that could not settle it, or when an op of it was declined for
+which there is no room among those that are remembered.
 """
 
 from __future__ import annotations
@@ -41,11 +42,16 @@ _TOP_BITS = 64
 
 @dataclass(frozen=True, slots=True)
 class _Partner:
-    """What the last round with a peer told: in which sectors they were equal, which it holds, which it may store."""
+    """What the last round with a peer told: in which sectors they were equal, which it holds, which it may store.
+
+    Attributes:
+        vain: those that it did not settle, though nothing new came of it either: to try again at once would not help.
+    """
 
     equal: ArcSet
     held: ArcSet
     arc: ArcSet
+    vain: ArcSet
 
 
 class HeldSectors:
@@ -79,7 +85,7 @@ class HeldSectors:
     def held(self) -> ArcSet:
         """Those of them that it holds, provisionally or not."""
         arc = self.arc
-        return arc if self._neighbourhood.is_alone() else self._held
+        return arc if self._is_first() else self._held
 
     def holds(self, key: Key) -> bool:
         """Whether this node's finding nothing under a key means that there is nothing.
@@ -87,13 +93,17 @@ class HeldSectors:
         It does if it holds the sector and is, as far as it knows, one of the ``r`` closest: what was just put is at
         these, while others within whose arc it lies hear of it by sync.
         """
-        if self._neighbourhood.is_alone():
+        if self._is_first():
             return True
         if sector_of(location_of(key), sector_bits=self._sector_bits) not in self._held:
             return False
         own, target = self._neighbourhood.own_contact(), kad_key(key)
         nearest = self._neighbourhood.table.find_closest(target, self._replication, where=syncs)
         return own in choose_replicas(target, nearest, self._replication, own=own)
+
+    def _is_first(self) -> bool:
+        """Whether there is nobody else, as far as a node can know that has looked."""
+        return self._neighbourhood.has_looked_around and self._neighbourhood.is_alone()
 
     def decline(self, op: DeclinedOp) -> None:
         """Remember an op that was refused for good."""
@@ -122,14 +132,16 @@ class HeldSectors:
         """In how many of the missing sectors a round with each peer may show what is needed, where that is not none.
 
         That is where the peer is known to hold a sector, or, where nobody is, where it is one of those nearest with
-        which this node was not equal yet.
+        which this node was not equal yet; but not where the last round with it was in vain. (This node's store may be
+        full, or what it lacks be dated ahead of its clock.)
         """
         missing = self.missing - self._overflown
         held = {peer: missing & said for peer, said in self._held_by_others().items()}
-        prospects = Counter({peer: len(sectors) for peer, sectors in held.items() if sectors})
+        promised = {peer: sectors - self._partners[peer].vain for peer, sectors in held.items()}
+        prospects = Counter({peer: len(sectors) for peer, sectors in promised.items() if sectors})
         open_sectors = list(reduce(sub, held.values(), missing))
         for sector, near in zip(open_sectors, self._nearest_to(open_sectors), strict=True):
-            prospects.update(peer for peer in near if not self._has_told(peer, sector))
+            prospects.update(peer for peer in near if not self._has_told(peer, sector, or_tried=True))
         return prospects
 
     def round_ended(self, partner: PeerId, outcome: Outcome) -> None:
@@ -139,10 +151,12 @@ class HeldSectors:
             return
         nothing = self._sectors(())
         if outcome.equal is not None and outcome.left is not None and outcome.partner_held is not None:
-            self._note(partner, _Partner(outcome.equal, outcome.partner_held, outcome.partner_arc or nothing))
+            vain = nothing if outcome.stored else outcome.left
+            self._note(partner, _Partner(outcome.equal, outcome.partner_held, outcome.partner_arc or nothing, vain))
             self._held = (self._held - outcome.left) | ((outcome.equal & outcome.partner_held) - self._overflown)
         elif outcome.refusal is not None and outcome.refusal.reason is Refusal.NO_COMMON_ARC:
-            self._note(partner, _Partner(nothing, nothing, ArcSet.full(sector_bits=self._sector_bits) - self.arc))
+            elsewhere = ArcSet.full(sector_bits=self._sector_bits) - self.arc
+            self._note(partner, _Partner(nothing, nothing, elsewhere, nothing))
         else:
             return
         held_by_nobody = list(reduce(sub, self._held_by_others().values(), self.missing - self._overflown))
@@ -163,16 +177,22 @@ class HeldSectors:
         table = self._neighbourhood.table
         return {peer: partner.held for peer, partner in self._partners.items() if table.get(peer) is not None}
 
-    def _has_told(self, peer: PeerId, sector: int) -> bool:
-        """Whether this node was equal with a peer in a sector, or knows that the peer does not store it."""
+    def _has_told(self, peer: PeerId, sector: int, *, or_tried: bool = False) -> bool:
+        """Whether this node was equal with a peer in a sector, or knows that the peer does not store it.
+
+        Args:
+            or_tried: or whether the last round with it was in vain there.
+        """
         noted = self._partners.get(peer)
-        return noted is not None and (sector in noted.equal or sector not in noted.arc)
+        if noted is None:
+            return False
+        return sector in noted.equal or sector not in noted.arc or (or_tried and sector in noted.vain)
 
     def _nearest_to(self, sectors: Sequence[int]) -> list[list[PeerId]]:
         """Of each sector the ``r`` servers nearest to its middle, in any order."""
         if not sectors:
             return []
-        servers = [contact for contact in self._neighbourhood.table if contact.syncs]
+        servers = list(self._neighbourhood.equals())
         if len(servers) <= self._replication:
             return [[contact.peer for contact in servers]] * len(sectors)
         tops = np.array([contact.kad_key >> (KAD_KEY_BITS - _TOP_BITS) for contact in servers], np.uint64)

@@ -236,27 +236,31 @@ class Explorer:
             else:
                 answered(contact, asked_at_s, reply)
 
-        async with trio.open_nursery() as nursery:
-            while True:
-                now_s = self._clock.monotonic_s()
-                for action in lookup.next(now_s):
-                    match action:
-                        case Query(contact):
-                            # Most go over a stream that is open: a task for each would cost as much as the request.
-                            if not self._neighbourhood.post(contact, request, partial(answered, contact, now_s)):
-                                nursery.start_soon(query, contact, now_s)
-                        case WaitUntil(at_s):
-                            left_s = at_s - self._clock.monotonic_s()
-                            with trio.CancelScope(deadline=trio.current_time() + left_s):
-                                await woken.wait()
-                            woken = trio.Event()
-                        case Finished(result):
-                            is_over = True
-                            nursery.cancel_scope.cancel()
-                            self._conclude(result)
-                            return result
-                        case _:
-                            assert_never(action)
+        try:
+            async with trio.open_nursery() as nursery:
+                while True:
+                    now_s = self._clock.monotonic_s()
+                    for action in lookup.next(now_s):
+                        match action:
+                            case Query(contact):
+                                # Most go over a stream that is open: a task for each would cost as much as the request.
+                                if not self._neighbourhood.post(contact, request, partial(answered, contact, now_s)):
+                                    nursery.start_soon(query, contact, now_s)
+                            case WaitUntil(at_s):
+                                left_s = at_s - self._clock.monotonic_s()
+                                with trio.CancelScope(deadline=trio.current_time() + left_s):
+                                    await woken.wait()
+                                woken = trio.Event()
+                            case Finished(result):
+                                is_over = True
+                                if nursery.child_tasks:
+                                    nursery.cancel_scope.cancel()
+                                self._conclude(result)
+                                return result
+                            case _:
+                                assert_never(action)
+        finally:
+            is_over = True  # if it was cancelled as well: what was posted is answered all the same
 
     def _publish(self, lookup: Lookup, peer: PeerId, elapsed_s: float) -> None:
         hop = lookup.hop(peer)

@@ -336,6 +336,10 @@ class Maintenance:
             self._neighbourhood.probe(contact.peer)
         await trio.sleep(SETTLE_AFTER_S)  # for them to answer, and to name others
         self._neighbourhood.settled()
+        try:
+            await self.remember_peers()  # it may die before the chore's first turn
+        except StorageError as error:
+            logger.warning("peers could not be remembered: %s; again within %g s", error, REMEMBER_EVERY_S)
 
     async def _every(self, interval_s: float, chore: Callable[[], Awaitable[object]]) -> None:
         while True:

@@ -11,11 +11,14 @@ Who answers a probe names its neighbours. Those of them that are this node's nei
 probed in turn: so when the members of two swarms meet, their neighbourhoods become one in a few steps, and no lookup is
 needed. How many are probed on others' word is bounded too (``NAMED_AT_MOST``).
 
-A peer that was probed is left alone for ``PROBE_AGAIN_S``, whatever came of it; how many probes are in flight, and how
+A peer that was probed is left alone for ``PROBE_AGAIN_S``, whatever came of it. But a server that did not answer, and
+sends a request then, is back from somewhere: it is probed once more at once. How many probes are in flight, and how
 many wait, is bounded, so strangers can neither make this node flood others nor fill its memory.
 
 Whether a peer keeps entry sets, so that it can be a replica of ``/prime/`` keys, is said in every reply of ours
-(``replicates``); peers that do not know the extension never say it.
+(``replicates``); peers that do not know the extension never say it. A replica whose network parameters are others, as a
+round of sync has shown, stores what is put to it but cannot stay equal with this node: for what this node is to store,
+and holds, it does not count.
 """
 
 from __future__ import annotations
@@ -23,8 +26,8 @@ from __future__ import annotations
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import TYPE_CHECKING, TypeVar
 
@@ -86,6 +89,19 @@ PEERS_NOTED = 20_000
 """Peers of which something is kept outside of the routing table; of more, what was noted first is forgotten."""
 
 
+@dataclass(slots=True)
+class _Probe:
+    """The last probe of a peer.
+
+    Attributes:
+        is_second: the one before was within ``PROBE_AGAIN_S``.
+    """
+
+    at_s: float
+    is_second: bool
+    has_failed: bool = False
+
+
 class Neighbourhood:
     """Whom this node knows.
 
@@ -121,7 +137,8 @@ class Neighbourhood:
         self._named_until_s = -math.inf
         self._contacts: OrderedDict[tuple[PeerId, tuple[bytes, ...]], Contact] = OrderedDict()
         self._replicating: OrderedDict[PeerId, None] = OrderedDict()
-        self._probed_at_s: OrderedDict[PeerId, float] = OrderedDict()
+        self._foreign: OrderedDict[PeerId, None] = OrderedDict()
+        self._probed: OrderedDict[PeerId, _Probe] = OrderedDict()
         self._failed_at_s: OrderedDict[PeerId, float] = OrderedDict()
         self._to_probe, self._probes = trio.open_memory_channel[PeerId](PROBES_WAITING)
 
@@ -183,7 +200,7 @@ class Neighbourhood:
         Who knows nobody is to store everything. So a node that joins would pull all that its swarm has, were its arc to
         shrink as slowly as that of one that has served its arc: until it has settled, the arc is what is observed.
         """
-        observed = target_arc(self.local, self.table, self._config.replication_factor)
+        observed = target_arc(self.local, self.equals(), self._config.replication_factor)
         if self._has_settled:
             self._arc.update(observed, self._clock.monotonic_s())
         else:
@@ -195,9 +212,25 @@ class Neighbourhood:
         self.target_arc()
         self._has_settled = True
 
+    def equals(self) -> Iterator[Contact]:
+        """The servers known that keep entry sets equal with this node's, where both store them."""
+        return (contact for contact in self.table if contact.syncs and contact.peer not in self._foreign)
+
     def is_alone(self) -> bool:
-        """Whether no other server is known; such a node holds its arc provisionally."""
-        return not any(contact.syncs for contact in self.table)
+        """Whether no such server is known; such a node holds its arc provisionally."""
+        return next(self.equals(), None) is None
+
+    def has_met_anybody(self) -> bool:
+        """Whether this node knows a server, or has looked for one and is the first."""
+        return self.has_looked_around or len(self.table) > 0
+
+    def compared(self, peer: PeerId, *, is_foreign: bool) -> None:
+        """A round with a peer has shown whether its network parameters are others than this node's."""
+        if is_foreign:
+            self._foreign[peer] = None
+            _forget_beyond_bound(self._foreign)
+        else:
+            self._foreign.pop(peer, None)
 
     # What peers prove
 
@@ -288,7 +321,7 @@ class Neighbourhood:
         self.acquaintances.heard(peer, self._clock.now_us())
         if self.table.get(peer) is not None:
             return
-        if self._probed_lately(peer):
+        if self._probed_lately(peer) and not self._is_back(peer):
             return
         self.strangers[peer] = None
         self.strangers.move_to_end(peer)
@@ -311,9 +344,9 @@ class Neighbourhood:
             self._to_probe.send_nowait(peer)
         except trio.WouldBlock:
             return
-        self._probed_at_s[peer] = self._clock.monotonic_s()
-        self._probed_at_s.move_to_end(peer)
-        _forget_beyond_bound(self._probed_at_s)
+        self._probed[peer] = _Probe(self._clock.monotonic_s(), is_second=self._probed_lately(peer))
+        self._probed.move_to_end(peer)
+        _forget_beyond_bound(self._probed)
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Carry out probes until cancelled."""
@@ -328,6 +361,8 @@ class Neighbourhood:
                 await self.meet(peer)
             except (QueryError, RemoteProtocolError) as error:
                 self.strangers.pop(peer, None)
+                if peer in self._probed:
+                    self._probed[peer].has_failed = True
                 logger.debug("peer %s does not serve Kademlia: %s", short(peer), error)
 
     async def introduce(self, peer: PeerId) -> None:
@@ -403,8 +438,13 @@ class Neighbourhood:
         return failed_at_s is not None and self._clock.monotonic_s() < failed_at_s + BELIEVE_AGAIN_S
 
     def _probed_lately(self, peer: PeerId) -> bool:
-        probed_at_s = self._probed_at_s.get(peer)
-        return probed_at_s is not None and self._clock.monotonic_s() < probed_at_s + PROBE_AGAIN_S
+        probe = self._probed.get(peer)
+        return probe is not None and self._clock.monotonic_s() < probe.at_s + PROBE_AGAIN_S
+
+    def _is_back(self, peer: PeerId) -> bool:
+        """Whether a peer that is heard from is a server that did not answer its last probe, the first in a while."""
+        probe = self._probed[peer]
+        return probe.has_failed and not probe.is_second and peer in self._replicating
 
     def _joined(self, contact: Contact) -> None:
         logger.debug("peer %s joined the routing table (%d there now)", short(contact.peer), len(self.table))

@@ -17,12 +17,15 @@ from prime_dht.net.host import HostSettings, listen_addresses, open_host
 from prime_dht.net.identity import load_or_create_identity, new_identity, peer_id_of
 from prime_dht.net.mdns import open_mdns
 from prime_dht.node.dht import PrimeDHT
+from prime_dht.node.life import MAX_BLOCKS_BYTES_IN_MEMORY
 from prime_dht.storage.base import StorageBackend
+from prime_dht.storage.blocks import BlockStore
 from prime_dht.storage.memory import MemoryBackend
 from prime_dht.storage.sqlite import SQLiteBackend
 
 IDENTITY_FILE = "identity.key"
 STORE_FILE = "store.sqlite"
+BLOCKS_DIRECTORY = "blocks"
 
 
 @asynccontextmanager
@@ -65,6 +68,7 @@ async def open_node(
             )
         else:
             storage = await stack.enter_async_context(MemoryBackend())
+        blocks = await stack.enter_async_context(await _open_blocks(config))
         host = await stack.enter_async_context(
             open_host(
                 HostSettings(
@@ -78,7 +82,9 @@ async def open_node(
                 )
             )
         )
-        dht = PrimeDHT(host, config.dht, storage=storage, bootstrap_peers=config.peers, validators=validators)
+        dht = PrimeDHT(
+            host, config.dht, storage=storage, blocks=blocks, bootstrap_peers=config.peers, validators=validators
+        )
         await stack.enter_async_context(dht)
         if config.mdns:
             await stack.enter_async_context(
@@ -90,6 +96,15 @@ async def open_node(
                 )
             )
         yield dht
+
+
+async def _open_blocks(config: NodeConfig) -> BlockStore:
+    directory = config.blocks_dir
+    if directory is None and config.data_dir is not None:
+        directory = config.data_dir / BLOCKS_DIRECTORY
+    if directory is None:
+        return BlockStore.in_memory(max_bytes=min(config.max_blocks_bytes, MAX_BLOCKS_BYTES_IN_MEMORY))
+    return await BlockStore.open(directory, max_bytes=config.max_blocks_bytes)
 
 
 def _announced(host: IHost, mode: Mode) -> tuple[bytes, ...]:

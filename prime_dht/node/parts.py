@@ -14,6 +14,11 @@ from prime_dht.entries.admission import AdmissionRules
 from prime_dht.entries.validators import ValidatorRegistry
 from prime_dht.ids import PeerId, peer_from_text
 from prime_dht.net.network import Network, NetworkFactory
+from prime_dht.node.blobs.blobs import Blobs
+from prime_dht.node.blobs.claims import BlobClaims
+from prime_dht.node.blobs.fetch import Fetcher
+from prime_dht.node.blobs.keeping import HeldBlocks, Keeping
+from prime_dht.node.blobs.putting import BlobWriter
 from prime_dht.node.cache import ReadCache
 from prime_dht.node.clock import Clock
 from prime_dht.node.feed import Feed
@@ -31,6 +36,7 @@ from prime_dht.node.status import Status
 from prime_dht.node.syncing import Syncing
 from prime_dht.node.writer import Writer
 from prime_dht.storage.base import StorageBackend
+from prime_dht.storage.blocks import BlockStore
 from prime_dht.storage.capacity import Capacity
 
 
@@ -48,6 +54,8 @@ class Parts:
     writer: Writer
     reader: Reader
     records: Records
+    blobs: Blobs
+    keeping: Keeping
     maintenance: Maintenance
     syncing: Syncing
     status: Status
@@ -58,6 +66,7 @@ def assemble(
     private_key: PrivateKey,
     config: DhtConfig,
     storage: StorageBackend,
+    blocks: BlockStore,
     registry: ValidatorRegistry,
     clock: Clock,
     rng: Random | None,
@@ -83,14 +92,22 @@ def assemble(
     known = Neighbourhood(network, config, clock, feed, is_server=config.mode is Mode.SERVER)
     storage.capacity = Capacity(limits=config.limits, local=known.local)
     explorer = Explorer(known, config, clock, feed)
-    replica = Replica(storage, parameters, clock, feed)
+    claims = BlobClaims(blocks, storage, config.limits, clock)
+    replica = Replica(storage, parameters, clock, feed, blobs=claims)
     held = HeldSectors(known, sector_bits=parameters.sector_bits, replication=config.replication_factor)
     server = Server(network, known, storage, replica, held, registry, cache, rules, config, clock, feed)
     writer = Writer(private_key, network, known, explorer, server, storage, config, clock)
     reader = Reader(network, known, explorer, server, writer, cache, rules, config, clock)
     records = Records(network, known, explorer, server, storage, registry, config, clock)
     replication = config.replication_factor
-    handing_on = HandingOn(network.local, held, replica, storage, known, explorer, clock, feed, replication=replication)
+    rng_or_own = rng or Random()  # noqa: S311 (jitter, not secrets)
+    fetcher = Fetcher(network, records, blocks, in_flight_bytes=config.blobs_in_flight_bytes)
+    keeping = Keeping(blocks, claims, fetcher, records, explorer, known, feed, rng_or_own, replication=replication)
+    held_blocks = HeldBlocks(blocks)
+    network.serve_blocks(held_blocks, blocks)
+    blob_writer = BlobWriter(network, blocks, held_blocks, claims, config.limits)
+    blobs = Blobs(blocks, storage, fetcher, keeping, blob_writer, writer, config, clock)
+    handing_on = HandingOn(network, held, replica, storage, known, explorer, clock, feed, replication=replication)
     maintenance = Maintenance(
         network,
         known,
@@ -102,7 +119,7 @@ def assemble(
         config,
         clock,
         feed,
-        rng or Random(),  # noqa: S311 (jitter, not secrets)
+        rng_or_own,
         [peer for peer in bootstrap_peers if peer != network.local],
     )
     # Salts must not be foreseeable; in a simulation, where they are, sync draws from a source of its own.
@@ -122,6 +139,8 @@ def assemble(
         writer=writer,
         reader=reader,
         records=records,
+        blobs=blobs,
+        keeping=keeping,
         maintenance=maintenance,
         syncing=syncing,
         status=status,

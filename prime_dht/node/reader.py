@@ -273,7 +273,7 @@ class Reader:
         for key, said in answers.items():
             chosen = selection.choose(said.joined(), self._clock.now_us())
             nearest = self._nearest_replicas(key, (server for server in servers[key] if server.peer in said.by_peer))
-            if chosen or not said.leaves_in_doubt(nearest):
+            if chosen or (self._neighbourhood.has_met_anybody() and not said.leaves_in_doubt(nearest)):
                 found[key] = Found.of(chosen[0], answered=len(said.counted)) if chosen else None
                 self._repair_soon(key, said)
         if keys and not found:
@@ -306,6 +306,8 @@ class Reader:
             raise QueryError("no server is known to ask: this node has found no peers")
         if answers.missing:
             await self._ask_others(key, query, answers, nearest)
+        if answers.found_nothing and not self._neighbourhood.has_met_anybody():
+            raise QueryError("this node has not joined yet: nobody could be asked")
         self._repair_soon(key, answers)
         return answers
 

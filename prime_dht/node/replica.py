@@ -40,6 +40,7 @@ from prime_dht.entries.lifetime import is_op, retire_before_us
 from prime_dht.errors import StorageError
 from prime_dht.events import EntriesExpired
 from prime_dht.ids import US_PER_S, OpId
+from prime_dht.node.blobs.claims import BlobClaims, refers_to_blob
 from prime_dht.node.clock import Clock
 from prime_dht.node.feed import Feed
 from prime_dht.partition.parameters import PartitionParameters
@@ -84,12 +85,22 @@ class Replica:
 
     Args:
         storage: from here on nobody else changes its entries.
+        blobs: keeps what entries refer to, if anybody does.
         parameters: of the partition.
     """
 
-    def __init__(self, storage: StorageBackend, parameters: PartitionParameters, clock: Clock, feed: Feed) -> None:
+    def __init__(
+        self,
+        storage: StorageBackend,
+        parameters: PartitionParameters,
+        clock: Clock,
+        feed: Feed,
+        *,
+        blobs: BlobClaims | None = None,
+    ) -> None:
         self.parameters = parameters
         self._storage = storage
+        self._blobs = blobs
         self._clock = clock
         self._feed = feed
         self._partition: Partition | None = None
@@ -133,8 +144,25 @@ class Replica:
 
     # What changes ops
 
-    async def put_entries(self, entries: Sequence[Entry], *, now_us: int) -> list[PutResult]:
-        """As :meth:`~prime_dht.storage.base.StorageBackend.put_entries`. A put that has begun is not cancelled."""
+    async def put_entries(self, entries: Sequence[Entry], *, now_us: int, is_by_sync: bool = False) -> list[PutResult]:
+        """As :meth:`~prime_dht.storage.base.StorageBackend.put_entries`. A put that has begun is not cancelled.
+
+        An entry is refused whose blob this node cannot keep, unless sync brought it.
+        """
+        if self._blobs is None or not any(map(refers_to_blob, entries)):
+            return await self._put(entries, now_us)
+        unkept = await self._blobs.claim(entries, is_by_put=not is_by_sync)
+        refused = {} if is_by_sync else unkept
+        taken = [entry for entry in entries if entry.op_id not in refused]
+        results = await self._put(taken, now_us)
+        await self._blobs.unclaim(_not_there(taken, results))
+        rest = iter(results)
+        return [
+            PutResult(PutOutcome.REFUSED, reason=refused[entry.op_id]) if entry.op_id in refused else next(rest)
+            for entry in entries
+        ]
+
+    async def _put(self, entries: Sequence[Entry], now_us: int) -> list[PutResult]:
         return await self._change(
             [entry.op_id for entry in entries],
             lambda: self._storage.put_entries(entries, now_us=now_us),
@@ -147,7 +175,7 @@ class Replica:
         return self._storage.is_immediate and self._held_up is None
 
     def put_entries_now(self, entries: Sequence[Entry], *, now_us: int) -> list[PutResult]:
-        """As :meth:`put_entries`, without waiting, while the replica is immediate."""
+        """As :meth:`put_entries`, without waiting, while the replica is immediate; not of entries with blobs."""
         results = self._storage.put_entries_now(entries, now_us=now_us)
         self._settle((), _changes(entries, results))
         return results
@@ -364,6 +392,16 @@ def _changes(entries: Sequence[Entry], results: Sequence[PutResult]) -> Iterator
             yield from _left((result.displaced,))
         if result.outcome is PutOutcome.INSERTED and is_op(entry):
             yield Op(entry.op_id, location_of(entry.header.key), entry.header.created_at_us), 1
+
+
+def _not_there(entries: Sequence[Entry], results: Sequence[PutResult]) -> Iterator[OpId]:
+    """What a put has not stored, or has taken out."""
+    for entry, result in zip(entries, results, strict=True):
+        if result.outcome in (PutOutcome.SUPERSEDED, PutOutcome.REFUSED):
+            yield entry.op_id
+        if result.displaced is not None:
+            yield result.displaced.op_id
+        yield from (gone.op_id for gone in result.evicted)
 
 
 def _left(gone: Iterable[Gone]) -> Iterator[_Change]:

@@ -23,6 +23,8 @@ class PutReceipt:
         wanted: r, the replicas that were asked for.
         needed: replicas that make it acknowledged: ⌊r/2⌋ + 1, at most the servers that are known.
         superseded: a newer entry stood in the slot at some replica, so a reader will not see this one.
+        blob: what the entry refers to, if its value is a blob.
+        held_by: of those that stored the entry, those that hold the blob, as far as the put waited for them.
     """
 
     key: Key
@@ -36,11 +38,13 @@ class PutReceipt:
     wanted: int
     needed: int
     superseded: bool = False
+    blob: BlobRef | None = None
+    held_by: tuple[PeerId, ...] = ()
 
     @property
     def acknowledged(self) -> bool:
-        """Whether enough replicas hold it durably for it to outlive any minority of them."""
-        return len(self.stored_by) >= self.needed
+        """Whether enough replicas hold it durably, blob included, for it to outlive any minority of them."""
+        return len(self.stored_by if self.blob is None else self.held_by) >= self.needed
 
     @property
     def warning(self) -> str | None:
@@ -49,6 +53,8 @@ class PutReceipt:
             return "a newer entry stands in this slot"
         if len(self.stored_by) < self.wanted:
             return f"stored by {len(self.stored_by)} of {self.wanted} replicas"
+        if not self.acknowledged:
+            return f"its blob is held by {len(self.held_by)} of {len(self.stored_by)} replicas so far"
         return None
 
 
@@ -57,7 +63,7 @@ class Found:
     """An entry that a get found.
 
     Attributes:
-        value: the bytes; empty if the entry refers to a blob.
+        value: the bytes; empty if they are a blob that was not fetched, or were written to a file.
         blob: what blob it refers to, if it does.
         publisher: who signed it.
         answered: replicas whose answers were joined; 0 when it came from this node's cache.

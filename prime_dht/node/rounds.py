@@ -5,6 +5,7 @@ A round talks over a stream, reads this node's store and, entry by entry, judges
 
 **Deadlines.** A peer that falls silent, or crawls, holds up its own round and nothing else, and that not for long: each
 message has a deadline, and so have all waits of a round together, which the more it has moved the more it may take.
+Who keeps to these is not to blame for a slow path: a round that lasts too long all the same ends, and the next goes on.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ from prime_dht.sync.actions import (
     Send,
     StoreEntries,
     TimedOut,
+    TimeUp,
     Unreadable,
 )
 from prime_dht.sync.declined import DeclinedOp
@@ -71,8 +73,8 @@ WAIT_S = 60.0
 LEAST_BYTES_PER_S = 16 << 10
 """For each second more that the waits of a round take, this much has to have gone over its stream."""
 
-MAX_WAIT_S = 600.0
-"""For all messages of a round together, whatever it has moved. What is left then is for the next."""
+MAX_ROUND_S = 600.0
+"""For a round, whatever it has moved; then it waits for no message any more. What is left is for the next."""
 
 
 @dataclass(slots=True)
@@ -93,7 +95,7 @@ class Traffic:
     def patience_s(self) -> float:
         """How long the next wait may take."""
         moved_bytes = self.bytes_sent + self.bytes_received
-        most_s = min(WAIT_S + moved_bytes / LEAST_BYTES_PER_S, MAX_WAIT_S)
+        most_s = WAIT_S + moved_bytes / LEAST_BYTES_PER_S
         return min(STAGE_TIMEOUT_S, max(0.0, most_s - self.waited_s))
 
     @contextmanager
@@ -209,15 +211,9 @@ class Rounds:
         return opening
 
     async def accept(self, opening: Open | Foreign, conversation: Conversation, traffic: Traffic) -> SyncReport:
-        """Take part in a round that a peer began.
-
-        Raises:
-            QueryError: this node has not read its store yet.
-        """
+        """Take part in a round that a peer began; the replica is ready."""
         with self._replica.view(self._held.declined) as view:
-            if view is None:
-                await self.refuse(Refusal.NOT_READY, conversation)
-                raise QueryError("this node is still reading its store")
+            assert view is not None
             node = Participant(network=self._network, arc=self._held.arc, held=self._held.held, view=view)
             return await self._carry_out(Round.accept(node, opening, rng=self._rng), conversation, traffic)
 
@@ -240,10 +236,10 @@ class Rounds:
         while True:
             action = carried.step(event)
             match action:
-                case Send(message):
-                    event = await self._send(message, conversation, traffic)
-                case Receive():
-                    event = await self._receive(conversation, traffic)
+                case Send() | Receive():
+                    event = TimeUp()
+                    with trio.move_on_at(began_at_s + MAX_ROUND_S):
+                        event = await self._talk(action, conversation, traffic)
                 case FetchOps(query):
                     event = await self._fetch_ops(query)
                 case FindOps(ids):
@@ -268,6 +264,11 @@ class Rounds:
                     assert_never(action)
 
     # Talking
+
+    async def _talk(self, action: Send | Receive, conversation: Conversation, traffic: Traffic) -> Event:
+        if isinstance(action, Send):
+            return await self._send(action.message, conversation, traffic)
+        return await self._receive(conversation, traffic)
 
     async def _send(self, message: Message, conversation: Conversation, traffic: Traffic) -> Event:
         body = self._codec.encode(message)
@@ -339,7 +340,7 @@ class Rounds:
                 case _:
                     assert_never(verdict)
         joined = [entry for _, entry in admitted]
-        results = await self._replica.put_entries(joined, now_us=now_us)
+        results = await self._replica.put_entries(joined, now_us=now_us, is_by_sync=True)
         self._server.publish(joined, results)
         for (place, _), result in zip(admitted, results, strict=True):
             fates[place] = _judged(result)

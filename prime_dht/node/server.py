@@ -8,7 +8,6 @@ which a registered validator checks and compares, as in go-libp2p.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
-from datetime import UTC, datetime
 from itertools import islice
 from typing import assert_never
 from weakref import WeakValueDictionary
@@ -27,6 +26,7 @@ from prime_dht.ids import PRIME_NAMESPACE, US_PER_S, Key, OpId, PeerId, Timestam
 from prime_dht.kad.replicas import choose_replicas, digest, syncs
 from prime_dht.net.addresses import credible, is_address_of
 from prime_dht.net.network import Network
+from prime_dht.node.blobs.claims import refers_to_blob
 from prime_dht.node.cache import ReadCache
 from prime_dht.node.clock import Clock
 from prime_dht.node.feed import Feed
@@ -62,6 +62,7 @@ from prime_dht.wire.kad import (
     SlotQuery,
     StatusCode,
 )
+from prime_dht.wire.times import rfc3339
 
 MAX_REPLY_VALUE_BYTES = 1 << 20
 """Bytes of entries in one reply; readers page on."""
@@ -329,7 +330,8 @@ class Server:
         record = self._record_of(key, page)
         # A reader that says what it wants, and finds it, needs nobody closer.
         closer = () if query is not None and record is not None else self._closer(key, asker)
-        return self._reply(record=record, closer=closer, held=self._holds(key), next_cursor=page.next_cursor)
+        is_absent = record is None and self._holds(key)
+        return self._reply(record=record, closer=closer, held=is_absent, next_cursor=page.next_cursor)
 
     async def _get_plain(self, key: Key, asker: PeerId) -> Reply:
         held = await self.get_plain(key)
@@ -351,7 +353,7 @@ class Server:
     def _record_of(self, key: Key, page: EntryPage) -> Record | None:
         if not page.entries:
             return None
-        return Record(key, encode_entry_set(page.entries), _rfc3339(self._clock.now_us()))
+        return Record(key, encode_entry_set(page.entries), rfc3339(self._clock.now_us()))
 
     def _put(self, request: PutValue, records: tuple[Record, ...], asker: PeerId) -> Reply | Awaitable[Reply]:
         if len(records) == 1 and self._namespace(records[0].key) != PRIME_NAMESPACE:
@@ -367,7 +369,8 @@ class Server:
             if any(isinstance(entry, Entry) and entry.header.key != record.key for entry in entries):
                 raise RemoteProtocolError("PUT_VALUE: an entry is of another key than its record")
             candidates += entries
-        if len(candidates) <= ENTRIES_AT_ONCE and self._replica.is_immediate:
+        has_blob = any(isinstance(candidate, Entry) and refers_to_blob(candidate) for candidate in candidates)
+        if len(candidates) <= ENTRIES_AT_ONCE and self._replica.is_immediate and not has_blob:
             return self._put_reply(request, records, asker, self._join_now(candidates, relayer=asker))
         return self._put_entries(request, records, asker, candidates)
 
@@ -476,18 +479,8 @@ def _entry_query(key: Key, query: SlotQuery) -> EntryQuery:
 
 def _echo(record: Record, received_at_us: int) -> Record:
     """What a PUT_VALUE is answered with: what was put, and nothing else that came with it."""
-    return Record(record.key, record.value, _rfc3339(received_at_us))
+    return Record(record.key, record.value, rfc3339(received_at_us))
 
 
 def _wire_record(record: PlainRecord) -> Record:
-    return Record(record.key, record.value, _rfc3339(record.received_at_us), record.publisher or b"")
-
-
-def _rfc3339(time_us: int) -> str:
-    """RFC 3339 in UTC with nanoseconds, as go-libp2p writes and reads it.
-
-    >>> _rfc3339(1_700_000_000_000_001)
-    '2023-11-14T22:13:20.000001000Z'
-    """
-    moment = datetime.fromtimestamp(time_us // US_PER_S, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{time_us % US_PER_S:06d}000Z"
+    return Record(record.key, record.value, rfc3339(record.received_at_us), record.publisher or b"")

@@ -100,7 +100,7 @@ class Syncing:
             return
         pause_s, arc = EAGER_PAUSE_S, self._held.arc
         while True:
-            if self._neighbourhood.is_alone() or not self._neighbourhood.has_looked_around:
+            if not any(map(syncs, self._neighbourhood.table)) or not self._neighbourhood.has_looked_around:
                 with trio.move_on_after(LOOK_EVERY_S):
                     await self._neighbourhood.arrival.wait()
                 await trio.sleep(LOOK_FIRST_S)
@@ -174,15 +174,16 @@ class Syncing:
         """Take part in a round that a peer begins, or refuse.
 
         Raises:
-            QueryError: the peer goes away, or this node has not read its store yet.
+            QueryError: the peer goes away.
             RemoteProtocolError: the peer does not begin with an opening.
         """
         peer, traffic, schedule = conversation.peer, Traffic(), self._scheduled()
         opening = await self._rounds.read_opening(conversation, traffic)
         nonce = opening.nonce if isinstance(opening, Open) else 0
-        accepted = schedule.accept(peer, nonce=nonce, now_us=self._now_us())
+        is_ready = self._replica.partition is not None
+        accepted = schedule.accept(peer, nonce=nonce, now_us=self._now_us()) if is_ready else Refusal.NOT_READY
         if isinstance(accepted, Refusal):
-            if accepted is Refusal.TOO_OFTEN:  # an honest peer stops when it is told so
+            if accepted is Refusal.TOO_OFTEN and schedule.is_pestered_by(peer, now_us=self._now_us()):
                 self._rounds.charge(peer)
             await self._rounds.refuse(accepted, conversation)
             return
@@ -203,6 +204,10 @@ class Syncing:
     def _ended(self, report: SyncReport, *, is_begun_here: bool) -> None:
         outcome = report.outcome
         self._neighbourhood.heard_from(report.peer)
+        if outcome.refusal is not None and outcome.refusal.reason in MISMATCHES:
+            self._neighbourhood.compared(report.peer, is_foreign=True)
+        elif outcome.equal is not None:
+            self._neighbourhood.compared(report.peer, is_foreign=False)
         self._held.round_ended(report.peer, outcome)
         self._feed.publish(
             SyncFinished(
@@ -265,8 +270,12 @@ def _result_of(outcome: Outcome) -> Result:
         case Ending.REFUSED:
             assert outcome.refusal is not None
             return _RESULT_OF_REFUSAL.get(outcome.refusal.reason, Result.FAILED)
+        case Ending.FAILED if outcome.misconduct not in (None, Misconduct.SILENT):
+            return Result.MISCONDUCT
         case Ending.FAILED:
-            return Result.FAILED if outcome.misconduct in (None, Misconduct.SILENT) else Result.MISCONDUCT
+            # What broke off while entries moved is to go on soon. Maybe the peer's time for a round was up.
+            has_moved = outcome.misconduct is None and (outcome.stored or outcome.entries_sent)
+            return Result.PUT_OFF if has_moved else Result.FAILED
         case Ending.EQUAL | Ending.PARTIAL | Ending.COMPARED:
             return Result.DONE
         case never:

@@ -29,7 +29,7 @@ from libp2p.crypto.keys import PrivateKey
 from prime_dht.config import DhtConfig
 from prime_dht.entries.capability import decode_capability
 from prime_dht.entries.codec import encode_entry_set, inline
-from prime_dht.entries.entry import NO_METADATA, Content, Entry, EntryHeader, Slot, Tombstone
+from prime_dht.entries.entry import NO_METADATA, BlobRef, Content, Entry, EntryHeader, Slot, Tombstone
 from prime_dht.entries.envelope import signature_of
 from prime_dht.entries.signing import sign_entry
 from prime_dht.entries.slot import EntryTimes, next_entry_times, tombstone_times
@@ -57,16 +57,29 @@ BATCHES_AT_ONCE = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statement:
-    """What a caller wants a slot to say. ``value`` ``None`` deletes."""
+    """What a caller wants a slot to say: a value, or the blob it refers to; neither deletes."""
 
     key: Key
     subkey: bytes = b""
     value: bytes | None
+    blob: BlobRef | None = None
     ttl_s: float | None = None
     expires_at_s: float | None = None
     content_type: str = ""
     metadata: Mapping[str, str] = field(default_factory=lambda: NO_METADATA)
     capability: bytes = b""
+
+    @property
+    def deletes(self) -> bool:
+        """Whether it says that there is nothing."""
+        return self.value is None and self.blob is None
+
+    @property
+    def content(self) -> Content:
+        """As an entry has it; of a value this takes the hash."""
+        if self.blob is not None:
+            return self.blob
+        return Tombstone() if self.value is None else inline(self.value)
 
 
 _Sized = TypeVar("_Sized", "Entry", "_Tally")
@@ -236,7 +249,7 @@ class Writer:
     def _times(self, statement: Statement, previous: OwnSlot | None) -> EntryTimes:
         now_us = self._clock.now_us()
         max_ttl_us = self._config.limits.max_ttl_us
-        if statement.value is None:
+        if statement.deletes:
             if statement.capability:  # what was written with it cannot outlive it
                 end_us = decode_capability(statement.capability).expires_at_us
                 max_ttl_us = max(1, min(max_ttl_us, end_us - now_us))
@@ -250,7 +263,6 @@ class Writer:
         return next_entry_times(now_us, previous, ttl_us=ttl_us, max_ttl_us=max_ttl_us)
 
     def _sign_one(self, statement: Statement, times: EntryTimes) -> Entry:
-        content: Content = Tombstone() if statement.value is None else inline(statement.value)
         header = EntryHeader(
             network_id=self._config.network_id,
             key=statement.key,
@@ -258,7 +270,7 @@ class Writer:
             created_at_us=times.created_at_us,
             expires_at_us=times.expires_at_us,
             retain_until_us=times.retain_until_us,
-            content=content,
+            content=statement.content,
             content_type=statement.content_type,
             metadata=statement.metadata,
             capability=statement.capability,

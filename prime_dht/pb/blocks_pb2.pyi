@@ -65,8 +65,9 @@ Global___Message: _TypeAlias = Message  # noqa: Y015
 
 @_typing.final
 class Ask(_message.Message):
-    """The sender wants these blocks, 1 to 256 of them, or to know which of them the receiver has. Acceptable replies, for
-    each: a BlockHeader (with presence_only: `have` instead), `not_have`, or `busy`. Of all the streams of a peer, a receiver
+    """The sender wants these blocks, 1 to 256 of them; or, with presence_only, to know which of them are roots of blobs that
+    the receiver keeps whole, so that a loss of power takes none of their blocks. Acceptable replies, for each: a
+    BlockHeader (with presence_only: `have` instead), `not_have`, or `busy`. Of all the streams of a peer, a receiver
     keeps 1,024 unanswered at a time; those beyond are `busy` at once.
     """
 
@@ -128,7 +129,7 @@ class Answer(_message.Message):
     BUSY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def have(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """the block is here; only where presence alone was asked for"""
+        """the blob is here, whole; only where presence alone was asked for"""
 
     @_builtins.property
     def not_have(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:

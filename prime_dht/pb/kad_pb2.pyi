@@ -282,7 +282,7 @@ class Message(_message.Message):
     """receiver that knows the same: the first 8 bytes of the SHA-256 of their ids, in byte order
 
     Replies.
-    this node holds the sector of the key: absence is meant
+    this node holds the sector of the key, and names nothing: absence is meant
     """
     next_cursor: _builtins.bytes
     """more entries follow; ask again with it"""

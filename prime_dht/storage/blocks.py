@@ -158,6 +158,7 @@ class BlockStore(AsyncResource):
         self._readers = trio.CapacityLimiter(READERS)
         self._syncing = trio.Lock()
         self._unsynced_bytes = 0
+        self._is_immediate = isinstance(files, MemoryFiles)  # then no work takes long enough for a thread
         self._has_leftovers = False
         self._is_open = True
         with index.transaction():
@@ -212,7 +213,7 @@ class BlockStore(AsyncResource):
                 if size_bytes > room_bytes:
                     raise NoRoomError(size_bytes, room_bytes, self.max_bytes)
             self._index.claim(cid, claim.owner, claim.label, size_bytes)
-            return _status(self._claimed(claim.root))
+            return status_of(self._claimed(claim.root))
 
         return await self._change(change)
 
@@ -228,25 +229,28 @@ class BlockStore(AsyncResource):
     async def status(self, root: Cid) -> RootStatus | None:
         """How much of a root is there; ``None`` if nobody claims it."""
         row = await self._change(lambda: self._index.root(bytes(root)))
-        return None if row is None else _status(row)
+        return None if row is None else status_of(row)
 
     async def roots(self, *, after: Cid | None = None, limit: int = 1000) -> list[RootStatus]:
         """The next ``limit`` roots, in the order of their bytes, starting behind ``after``."""
         rows = await self._change(lambda: self._index.roots(bytes(after) if after else b"", limit))
-        return [_status(row) for row in rows]
+        return [status_of(row) for row in rows]
 
     async def owner_bytes(self, owner: bytes) -> int:
         """The declared sizes of all roots that an owner claims, together."""
         return await self._change(lambda: self._index.owner_bytes(owner))
 
-    async def complete(self, root: Cid) -> None:
+    async def complete(self, root: Cid, *, size_bytes: int | None = None) -> None:
         """All blocks of a root are there; when this returns, a loss of power takes none of them.
+
+        Args:
+            size_bytes: what they turned out to have, if that was not known when the root was claimed.
 
         Raises:
             StorageError: nobody claims the root.
         """
         await self.sync()
-        await self._change(lambda: self._index.complete(self._claimed(root).id), is_synced=True)
+        await self._change(lambda: self._index.complete(self._claimed(root).id, size_bytes), is_synced=True)
 
     @asynccontextmanager
     async def draft(self) -> AsyncIterator[Draft]:
@@ -442,6 +446,9 @@ class BlockStore(AsyncResource):
             with translation(self._place):
                 return work()
 
+        if self._is_immediate:
+            await trio.lowlevel.checkpoint()
+            return translated()
         return await trio.to_thread.run_sync(translated, limiter=limiter or self._changes)
 
 
@@ -473,7 +480,8 @@ def _size_of(blocks: Iterable[Data]) -> int:
     return sum(map(len, blocks))
 
 
-def _status(row: RootRow) -> RootStatus:
+def status_of(row: RootRow) -> RootStatus:
+    """A root, from its row in the index."""
     return RootStatus(
         root=Cid.from_bytes(row.cid),
         size_bytes=row.size_bytes,

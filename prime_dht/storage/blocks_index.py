@@ -236,8 +236,11 @@ class BlockIndex:
         query = "SELECT total(max(size_bytes - present_bytes, 0)) FROM roots WHERE cid IS NOT NULL AND NOT is_complete"
         return self._number(query)
 
-    def complete(self, root: int) -> None:
-        self._connection.execute("UPDATE roots SET is_complete = 1 WHERE id = ?", (root,))
+    def complete(self, root: int, size_bytes: int | None) -> None:
+        """All that a root uses is there; it was declared to have so many bytes, unless they are told now."""
+        self._connection.execute(
+            "UPDATE roots SET is_complete = 1, size_bytes = coalesce(?, size_bytes) WHERE id = ?", (size_bytes, root)
+        )
 
     # Claims
 

@@ -7,9 +7,11 @@ that is the result:
 action                      what to do                                  event
 ==========================  ==========================================  ======================
 :class:`Send`               send a message                              None, :class:`TimedOut`,
+                                                                        :class:`TimeUp`,
                                                                         :class:`Closed`
 :class:`Receive`            wait for the peer's next message            a message,
                                                                         :class:`TimedOut`,
+                                                                        :class:`TimeUp`,
                                                                         :class:`Closed`,
                                                                         :class:`Unreadable`
 :class:`FetchOps`           read ops of an arc and a time from a store  :class:`OpsFetched`
@@ -97,7 +99,7 @@ class Ending(Enum):
     """All that the partner had in the common sectors is here, or was declined."""
 
     PARTIAL = "partial"
-    """Some sectors are left, or entries of theirs could not be taken yet."""
+    """Some sectors are left, or entries of theirs could not be taken yet, or the time was up."""
 
     COMPARED = "compared"
     """It was a dry run."""
@@ -176,6 +178,11 @@ class TimedOut:
 
 
 @dataclass(frozen=True, slots=True)
+class TimeUp:
+    """The round has lasted as long as one may, and it is not that the peer was silent."""
+
+
+@dataclass(frozen=True, slots=True)
 class Closed:
     """The stream is gone."""
 
@@ -237,4 +244,6 @@ class EntriesStored:
     fates: tuple[Judged, ...]
 
 
-Event = Message | TimedOut | Closed | Unreadable | OpsFetched | OpsFound | EntriesFetched | EntriesStored | None
+Event = (
+    Message | TimedOut | TimeUp | Closed | Unreadable | OpsFetched | OpsFound | EntriesFetched | EntriesStored | None
+)

@@ -15,7 +15,8 @@ from typing import TypeVar, assert_never
 from prime_dht.entries.codec import Undecodable
 from prime_dht.entries.entry import Entry
 from prime_dht.entries.lifetime import is_op
-from prime_dht.errors import LocalProtocolError, RemoteProtocolError
+from prime_dht.entries.limits import MAX_ENTRY_BYTES
+from prime_dht.errors import LocalProtocolError, PrimeDHTError, RemoteProtocolError
 from prime_dht.ids import kad_key
 from prime_dht.partition.arcs import ArcSet
 from prime_dht.partition.location import location_of_key, sector_locations, sector_of
@@ -40,9 +41,10 @@ from prime_dht.sync.actions import (
     Send,
     StoreEntries,
     TimedOut,
+    TimeUp,
     Unreadable,
 )
-from prime_dht.sync.limits import MAX_ENTRIES, MAX_ENTRY_BYTES, MAX_SECTOR_OPS, OPS_PER_FETCH
+from prime_dht.sync.limits import MAX_ENTRIES, MAX_POSTPONED_BYTES, MAX_SECTOR_OPS, OPS_PER_FETCH
 from prime_dht.sync.messages import Message, Open, Refuse, Turn
 from prime_dht.sync.view import View, ids_array
 
@@ -70,6 +72,10 @@ class Gone(RemoteProtocolError):
     """The peer closed the stream before the round was over."""
 
 
+class Unfinished(PrimeDHTError):
+    """The round ends here, and nobody is to blame: the rest is for another."""
+
+
 @dataclass(slots=True)
 class Tally:
     """What has been done so far; see :class:`~prime_dht.sync.actions.Outcome`."""
@@ -88,6 +94,8 @@ def send(message: Message) -> Steps[None]:
     match (yield Send(message)):
         case TimedOut():
             raise Misbehaved(Misconduct.SILENT, "the peer reads nothing")
+        case TimeUp():
+            raise Unfinished
         case Closed():
             raise Gone("the peer went away")
 
@@ -99,6 +107,8 @@ def receive() -> Steps[Message]:
             return message
         case TimedOut():
             raise Misbehaved(Misconduct.SILENT, "the peer fell silent")
+        case TimeUp():
+            raise Unfinished
         case Unreadable(text):
             raise Misbehaved(Misconduct.MALFORMED, text)
         case Closed():
@@ -161,6 +171,7 @@ class Exchange:
         self.outgoing: deque[bytes] = deque()
         self._ready: deque[Entry] = deque()
         self._mean_bytes = float(_TYPICAL_BYTES)
+        self._postponed_bytes = 0
 
     @property
     def has_more(self) -> bool:
@@ -197,6 +208,7 @@ class Exchange:
 
         Raises:
             Misbehaved: of some that were stored, the store says that no honest node would have passed them on.
+            Unfinished: too much could not be taken yet for it to be worth the rest.
         """
         if not entries:
             return
@@ -218,12 +230,15 @@ class Exchange:
                 case Fate.POSTPONED:
                     tally.postponed[judged.reason] += 1
                     self.unsettled |= self._sector_of(entry)
+                    self._postponed_bytes += entry.size_bytes
                 case Fate.BLAMED:
                     blamed = judged.reason
                 case never:
                     assert_never(never)
         if blamed:
             raise Misbehaved(Misconduct.BAD_ENTRIES, blamed)
+        if self._postponed_bytes > MAX_POSTPONED_BYTES:
+            raise Unfinished
 
     def send_and_store(self, message: Message, entries: tuple[Entry, ...]) -> Steps[None]:
         """Send a message, and store what came before it while the other side makes its next one ready.
@@ -232,7 +247,7 @@ class Exchange:
         """
         try:
             yield from send(message)
-        except (Gone, Misbehaved):
+        except (Gone, Misbehaved, Unfinished):
             yield from self.store(entries)
             raise
         yield from self.store(entries)

@@ -10,10 +10,8 @@ MAX_MESSAGE_BYTES = 1 << 20
 """A message on the wire, without its frame's length."""
 
 TURN_BYTES = 768 << 10
-"""What a side puts into one turn. A single entry or answer may go beyond it, and still fits into a message."""
-
-MAX_ENTRY_BYTES = MAX_MESSAGE_BYTES - (64 << 10)
-"""A larger entry, envelope and value, is never sent: it stays a difference."""
+"""What a side puts into one turn. A single entry or answer may go beyond it, and still fits into a message. An entry
+larger than :data:`~prime_dht.entries.limits.MAX_ENTRY_BYTES` is never sent: it stays a difference."""
 
 MAX_TURNS = 4096
 """Turns of one side in a round."""
@@ -58,6 +56,10 @@ MAX_CHANGES = 1 << 14
 
 MAX_FLIGHTS = 12
 """Turns with questions in which sketches are tried. What is undecoded then is settled by cells and ids."""
+
+MAX_POSTPONED_BYTES = 4 << 20
+"""Of entries that a side cannot take yet, because its store is full or they are dated ahead of its clock. Were all that
+a full store lacks sent to it in every round, the network would do nothing else."""
 
 MAX_NAMESAKES = 1024
 """Entries in a round that come because their ids begin like others that were wanted."""

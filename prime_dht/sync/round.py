@@ -21,7 +21,8 @@ Turn: the entries wanted
 For more, the responder asks on before it comes to its verdict (:mod:`prime_dht.sync.lead`).
 
 Whatever a peer sends that has no place in the round ends it: the peer is charged, and nothing of that message is
-stored. What was stored before it stays; it was verified.
+stored. What was stored before it stays; it was verified. A round that takes too long, or in which one side cannot take
+what it is sent, is broken off by that side without blame.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from prime_dht.sync.actions import (
     Outcome,
 )
 from prime_dht.sync.chance import Rng
-from prime_dht.sync.exchange import Exchange, Gone, Misbehaved, Steps, Tally, receive, send
+from prime_dht.sync.exchange import Exchange, Gone, Misbehaved, Steps, Tally, Unfinished, receive, send
 from prime_dht.sync.follow import follow
 from prime_dht.sync.lead import lead
 from prime_dht.sync.messages import (
@@ -177,6 +178,11 @@ def _guarded(steps: Steps[Outcome], state: _State) -> Steps[Outcome]:
     except Misbehaved as error:
         yield Charge(error.misconduct, str(error))
         return _outcome(state, Ending.FAILED, misconduct=error.misconduct)
+    except Unfinished:
+        if state.exchange is None:
+            return _outcome(state, Ending.FAILED)
+        state.exchange.unsettled = state.exchange.common
+        return _outcome(state, Ending.PARTIAL)
     except Gone:
         return _outcome(state, Ending.FAILED)
 

@@ -9,10 +9,10 @@
   as that gets. One that misbehaved is left alone much longer, and meanwhile it may not begin a round either.
   One that put us off is left alone for a moment.
 - *Busy.* Only so many rounds that others began go on at a time, and of one peer not more than a *burst*: 16 in any 10
-  minutes.
+  minutes. With one peer this node begins half as many, whatever they bring, so that it is never too much for that.
 - *Crossing.* If two nodes begin a round with each other at once, one of the two goes on (:func:`survives`).
 
-A round of which nothing is heard any more expires, each at its own time.
+A round of which nothing is heard any more expires, each at its own time, long after it should have ended.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Pace:
     Attributes:
         interval_us, jitter_us: from one round that this node initiates to the next; the jitter is drawn each time.
         max_accepted: rounds that others began, at a time; 0: any number.
-        burst, burst_us: of one peer so many are accepted in any interval of this length.
-        round_us: a round that takes longer has expired.
+        burst, burst_us: of one peer so many are accepted in any interval of this length, and half as many begun.
+        round_us: a round that takes longer has expired: longer than whoever carries rounds out lets any take.
         put_off_us: for how long a peer is left alone that was busy or not ready.
         backoff_us, max_backoff_us: for how long a peer is left alone that failed once; and at most.
         misconduct_backoff_us: for how long one that misbehaved is, at least.
@@ -49,7 +49,7 @@ class Pace:
     max_accepted: int = 10
     burst: int = 16
     burst_us: int = 600 * US_PER_S
-    round_us: int = 600 * US_PER_S
+    round_us: int = 1800 * US_PER_S
     put_off_us: int = 5 * US_PER_S
     backoff_us: int = 60 * US_PER_S
     max_backoff_us: int = 3600 * US_PER_S
@@ -115,6 +115,8 @@ class _Memory:
     alone_until_us: int = 0
     misbehaved: bool = False
     accepted_us: deque[int] = field(default_factory=deque)
+    refused_us: deque[int] = field(default_factory=deque)
+    begun_us: deque[int] = field(default_factory=deque)
 
 
 class Schedule:
@@ -152,6 +154,7 @@ class Schedule:
             return None
         peer = min(ready, key=lambda candidate: self._rank(candidate, arc)).peer
         self.active.append(Active(peer, nonce, now_us, is_ours=True))
+        self._memory(peer).begun_us.append(now_us)
         return peer
 
     def accept(self, peer: PeerId, *, nonce: int, now_us: int) -> Accepted | Refusal:
@@ -160,9 +163,8 @@ class Schedule:
         memory = self._memory(peer)
         if memory.misbehaved and now_us < memory.alone_until_us:
             return Refusal.TOO_OFTEN
-        while memory.accepted_us and memory.accepted_us[0] <= now_us - self._pace.burst_us:
-            memory.accepted_us.popleft()
-        if len(memory.accepted_us) >= self._pace.burst:
+        if self._lately(memory.accepted_us, now_us) >= self._pace.burst:
+            memory.refused_us.append(now_us)
             return Refusal.TOO_OFTEN
         ours = next((active for active in self.active if active.peer == peer and active.is_ours), None)
         if ours is not None and survives((ours.nonce, self._us), (nonce, peer)):
@@ -177,6 +179,17 @@ class Schedule:
         memory.accepted_us.append(now_us)
         self.active.append(Active(peer, nonce, now_us, is_ours=False))
         return Accepted(abandons_ours=ours is not None)
+
+    def is_pestered_by(self, peer: PeerId, *, now_us: int) -> bool:
+        """Whether a peer that was refused because it begins too many rounds goes on all the same, or misbehaved before.
+
+        Its owner may have begun them by hand, so it is not for a few.
+        """
+        memory = self._memory(peer)
+        if self._lately(memory.refused_us, now_us) > self._pace.burst:
+            memory.refused_us.popleft()
+            return True
+        return memory.misbehaved and now_us < memory.alone_until_us
 
     def end(self, peer: PeerId, *, is_ours: bool, result: Result, now_us: int) -> bool:
         """A round is over; returns whether there was such a one."""
@@ -213,9 +226,17 @@ class Schedule:
 
     def _is_ready(self, candidate: Candidate, now_us: int) -> bool:
         memory = self._memories.get(candidate.peer)
-        is_alone = memory is not None and now_us < memory.alone_until_us
+        is_alone = memory is not None and (
+            now_us < memory.alone_until_us or self._lately(memory.begun_us, now_us) >= self._pace.burst // 2
+        )
         is_active = any(active.peer == candidate.peer for active in self.active)
         return candidate.is_reachable and not is_alone and not is_active and candidate.peer != self._us
+
+    def _lately(self, times_us: deque[int], now_us: int) -> int:
+        """How many rounds there were within a burst's interval; times before that are forgotten."""
+        while times_us and times_us[0] <= now_us - self._pace.burst_us:
+            times_us.popleft()
+        return len(times_us)
 
     def _rank(self, candidate: Candidate, arc: ArcSet) -> tuple[int, int, int]:
         overlap = 1 if candidate.arc is None else 0 if candidate.arc & arc else 2

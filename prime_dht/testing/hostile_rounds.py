@@ -17,6 +17,7 @@ from prime_dht.entries.codec import inline
 from prime_dht.entries.entry import Entry, EntryHeader
 from prime_dht.entries.limits import Limits
 from prime_dht.entries.signing import sign_entry
+from prime_dht.errors import QueryError
 from prime_dht.ids import Key, TimestampUs
 from prime_dht.net.network import Conversation
 from prime_dht.partition.parameters import PARAMETERS
@@ -49,7 +50,7 @@ HOUR_US = 3_600_000_000
 _WRITER = create_new_key_pair(b"rogue publisher".ljust(32)).private_key
 
 
-def signed_entries(count: int, *, now_us: int, name: str = "") -> list[Entry]:
+def signed_entries(count: int, *, now_us: int, name: str = "", value: bytes = b"value") -> list[Entry]:
     """Ops of that many keys that any node admits."""
     return [
         sign_entry(
@@ -59,13 +60,22 @@ def signed_entries(count: int, *, now_us: int, name: str = "") -> list[Entry]:
                 created_at_us=TimestampUs(now_us),
                 expires_at_us=TimestampUs(now_us + HOUR_US),
                 retain_until_us=TimestampUs(now_us + HOUR_US),
-                content=inline(b"value"),
+                content=inline(value),
             ),
             _WRITER,
-            b"value",
+            value,
         )
         for number in range(count)
     ]
+
+
+async def drained(conversation: Conversation) -> None:
+    """Read, and say nothing, until the other ends the stream."""
+    try:
+        while await conversation.receive() is not None:
+            pass
+    except QueryError:
+        pass
 
 
 class Rogue:

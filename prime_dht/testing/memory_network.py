@@ -27,18 +27,22 @@ import math
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
 import trio
 from multiaddr import Multiaddr
 
+from prime_dht.background import background_nursery
 from prime_dht.errors import PrimeDHTError, QueryError, RemoteProtocolError
 from prime_dht.ids import PeerId, peer_text, short
 from prime_dht.net.addresses import credible_reply
+from prime_dht.net.block_server import BlockSource
 from prime_dht.net.dialer import AddressBook
 from prime_dht.net.network import Conversation, Counters, Handler, OnOutcome, SyncHandler
 from prime_dht.net.offenders import Offenders, Standing
+from prime_dht.testing.memory_blocks import BlockLie, MemoryBlockStream
 from prime_dht.testing.memory_streams import MemoryConversation, conversation_pair
 from prime_dht.wire.kad import Reply, Request, decode_reply, decode_request, encode_reply, encode_request
 
@@ -67,6 +71,8 @@ class World:
     Attributes:
         requests: requests that reached their node, by kind.
         request_bytes, reply_bytes: what they and their replies took on the wire.
+        blocks_sent, block_bytes_sent: by each node, when it was asked for blocks.
+        block_lies: what nodes send instead of the blocks that they have.
         witness: is told of every message, if there is one.
     """
 
@@ -87,6 +93,9 @@ class World:
         self.requests: Counter[str] = Counter()
         self.request_bytes = 0
         self.reply_bytes = 0
+        self.blocks_sent: Counter[PeerId] = Counter()
+        self.block_bytes_sent: Counter[PeerId] = Counter()
+        self.block_lies: dict[PeerId, BlockLie] = {}
 
     def network(self, local: PeerId, handler: Handler, *, listens: bool = True) -> MemoryNetwork:
         """The network of a new node, or of one that was stopped and starts again, at the address it had."""
@@ -143,6 +152,11 @@ class World:
         """A message has arrived."""
         if self.witness is not None:
             self.witness(sender, receiver, message)
+
+    def block_sent(self, peer: PeerId, size_bytes: int) -> None:
+        """A node has sent a block."""
+        self.blocks_sent[peer] += 1
+        self.block_bytes_sent[peer] += size_bytes
 
     def heard(self, peer: PeerId, request: bytes, answer: bytes) -> bytes | None:
         """What is heard of a node's answer to a request; ``None``: nothing, for ever."""
@@ -202,6 +216,8 @@ class MemoryNetwork:
         self._answered: Counter[str] = Counter()
         self._offenders = Offenders()
         self._sync_handler: SyncHandler | None = None
+        self._block_source: BlockSource | None = None
+        self._is_mounted = False
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         async with trio.open_nursery() as nursery:
@@ -218,9 +234,11 @@ class MemoryNetwork:
         return self._nursery is not None
 
     def mount(self, *, as_server: bool) -> None:
+        self._is_mounted = True
         self._serves = as_server
 
     def unmount(self) -> None:
+        self._is_mounted = False
         self._serves = False
 
     def own_addresses(self) -> tuple[bytes, ...]:
@@ -381,6 +399,39 @@ class MemoryNetwork:
             yield ours
         finally:
             ours.close()
+
+    # Blocks
+
+    def serve_blocks(self, held: BlockSource, blocks: BlockSource) -> None:  # noqa: ARG002 - nobody speaks Bitswap here
+        self._block_source = held
+
+    @asynccontextmanager
+    async def ask_blocks(self, peer: PeerId, *, timeout_s: float) -> AsyncIterator[MemoryBlockStream]:
+        if self._offenders.wait_s(peer, now_s=trio.current_time()) > 0:
+            raise QueryError(f"peer {short(peer)} kept breaking the protocol; it is left alone for a while")
+        try:
+            with trio.fail_after(timeout_s):
+                other = await self._connect(peer)
+                await self._travel(peer)
+        except trio.TooSlowError as error:
+            raise QueryError(f"peer {short(peer)} opens no stream within {timeout_s:g} s") from error
+        if other._block_source is None or not other._is_mounted:
+            raise QueryError(f"peer {short(peer)} serves no blocks")
+        stream = MemoryBlockStream(
+            peer,
+            other._block_source,
+            travel=partial(self._travel, peer),
+            is_open=lambda: self._links.get(peer) is other and other._is_mounted,
+            lie=self._world.block_lies.get(peer),
+            sent=partial(self._world.block_sent, peer),
+        )
+        try:
+            async with background_nursery() as nursery:
+                nursery.start_soon(stream.carry)
+                yield stream
+        except RemoteProtocolError:
+            self.charge(peer)
+            raise
 
     def charge(self, peer: PeerId) -> None:
         self._offenders.charge(peer, now_s=trio.current_time())

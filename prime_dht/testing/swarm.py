@@ -34,6 +34,7 @@ from prime_dht.net.identity import peer_id_of
 from prime_dht.node.core import Node
 from prime_dht.node.maintenance import SETTLE_AFTER_S
 from prime_dht.storage.base import StorageBackend
+from prime_dht.storage.blocks import BlockStore
 from prime_dht.storage.memory import MemoryBackend
 from prime_dht.testing.memory_network import MemoryNetwork, World
 
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
 
 EPOCH_US = 1_800_000_000_000_000
 """When a swarm's time begins: a tick of the partition, in January 2027."""
+
+BLOCKS_BYTES = 64 << 20
+"""Of blocks on a machine."""
 
 
 class VirtualClock:
@@ -68,6 +72,7 @@ class Machine:
     key_pair: KeyPair
     peer: PeerId
     disc: StorageBackend = field(default_factory=MemoryBackend)
+    blocks: BlockStore = field(default_factory=lambda: BlockStore.in_memory(max_bytes=BLOCKS_BYTES))
     clock: VirtualClock = field(default_factory=VirtualClock)
     listens: bool = True
     network: MemoryNetwork | None = None
@@ -172,6 +177,7 @@ class Swarm:
             machine.key_pair.private_key,
             config,
             storage=machine.disc,
+            blocks=machine.blocks,
             bootstrap_peers=[self.address_of(peer) for peer in via],
             validators=validators,
             clock=machine.clock,

@@ -47,6 +47,7 @@ from prime_dht.sync.actions import (
     Send,
     StoreEntries,
     TimedOut,
+    TimeUp,
     Unreadable,
 )
 from prime_dht.sync.declined import Declined, DeclinedOp
@@ -232,7 +233,7 @@ class Side:
     def __init__(self, party: Party, round_: Round | None = None) -> None:
         self.party = party
         self.round = round_
-        self.inbox: deque[Message | Foreign | TimedOut | Unreadable | Closed] = deque()
+        self.inbox: deque[Message | Foreign | TimedOut | TimeUp | Unreadable | Closed] = deque()
         self.outcome: Outcome | None = None
         self.charges: list[Misconduct] = []
         self._event: Event = None

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import trio
 
+from .blob_fetch import measure_blobs
 from .join import measure_join
 from .kad_dht import measure_kad_dht
 from .lookup_simulator import measure_lookups
@@ -40,6 +41,7 @@ SUITES: dict[str, Suite] = {
     "storage": measure_storage,
     "partition": measure_partition,
     "sync": measure_sync,
+    "blobs": measure_blobs,
     "lookups": measure_lookups,
 }
 

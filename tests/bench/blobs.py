@@ -1,7 +1,7 @@
 """Blocks between two processes, beside one raw stream between the same two, in turns.
 
 ``python -m tests.bench.blobs serve <MiB>`` holds the blocks, ``… ask <MiB> <rounds> <multiaddr>`` fetches them. Each is
-a process of its own, and tells the most memory that it ever had resident. :func:`measure_blobs` runs both.
+a process of its own, and tells the most memory that it ever had resident. :func:`measure_blocks` runs both.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ ADDED_AT_ONCE = 4
 STORED_AT_A_TIME = 2  # one goes on while another waits for the disk
 
 
-async def measure_blobs(*, quick: bool) -> list[Table]:
-    """The table of this suite."""
+async def measure_blocks(*, quick: bool) -> Table:
+    """The table of blocks."""
     mebibytes, rounds = (8, 1) if quick else (256, 3)
-    return [await trio.to_thread.run_sync(_measure, mebibytes, rounds)]
+    return await trio.to_thread.run_sync(_measure, mebibytes, rounds)
 
 
 def _measure(mebibytes: int, rounds: int) -> Table:
@@ -71,7 +71,7 @@ def _measure(mebibytes: int, rounds: int) -> Table:
         for what, each in rates.items()
     ]
     title = f"{mebibytes} MiB in blocks of 1 MiB, {rounds} rounds; peak {peak:.0f} MB asking, {server_peak:.0f} serving"
-    return Table(name="blobs", title=title, rows=rows)
+    return Table(name="blobs_blocks", title=title, rows=rows)
 
 
 async def _serve(mebibytes: int) -> None:
@@ -84,10 +84,10 @@ async def _serve(mebibytes: int) -> None:
             for block in _blocks(mebibytes):
                 await store.add(ROOT, [(Cid.of_raw(block), block)])
             host.set_stream_handler(BLOCKS, BlockServer(store, Offenders()).serve)
-            host.set_stream_handler(RAW, _send_raw)
+            host.set_stream_handler(RAW, send_raw)
             print(host.get_addrs()[0], flush=True)
             await trio.to_thread.run_sync(sys.stdin.read)
-    print(_peak_mb())
+    print(peak_mb())
 
 
 async def _ask(mebibytes: int, rounds: int, address: str) -> None:
@@ -98,7 +98,7 @@ async def _ask(mebibytes: int, rounds: int, address: str) -> None:
         await host.connect(server)
 
         async def raw() -> None:
-            await _receive_raw(host, server.peer_id, mebibytes)
+            await receive_raw(host, server.peer_id, mebibytes)
 
         async def blocks() -> None:
             await _fetch(host, server.peer_id, cids, None)
@@ -128,7 +128,7 @@ async def _ask(mebibytes: int, rounds: int, address: str) -> None:
                 await case()
                 rates.setdefault(what, []).append(mebibytes * MIB / 1e6 / (time.perf_counter() - began_s))
         await host.disconnect(server.peer_id)
-    print(json.dumps([rates, _peak_mb()]))
+    print(json.dumps([rates, peak_mb()]))
 
 
 async def _fetch(host: IHost, peer: ID, cids: list[Cid], store: BlockStore | None) -> None:
@@ -163,7 +163,7 @@ async def _fetch(host: IHost, peer: ID, cids: list[Cid], store: BlockStore | Non
     await stream.close()
 
 
-async def _send_raw(stream: INetStream) -> None:
+async def send_raw(stream: INetStream) -> None:
     mebibytes = int(await stream.read(READ_BYTES))
     chunk = bytes(MIB)
     for _ in range(mebibytes):
@@ -171,7 +171,7 @@ async def _send_raw(stream: INetStream) -> None:
     await stream.close()
 
 
-async def _receive_raw(host: IHost, peer: ID, mebibytes: int) -> None:
+async def receive_raw(host: IHost, peer: ID, mebibytes: int) -> None:
     stream = await host.new_stream(peer, [RAW])
     await stream.write(b"%d" % mebibytes)
     received = 0
@@ -188,7 +188,7 @@ def _blocks(mebibytes: int) -> Iterator[bytes]:
     return (rng.randbytes(MIB) for _ in range(mebibytes))
 
 
-def _peak_mb() -> float:
+def peak_mb() -> float:
     """The most that was ever resident. (Not ``ru_maxrss``, which a child begins with its parent's.)"""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024 / 1e6

@@ -118,8 +118,13 @@ async def _meet(nodes: list[PrimeDHT]) -> None:
 async def _settle(nodes: list[PrimeDHT]) -> None:
     """Wait until each has synced with enough others to hold its arc."""
     for node in nodes:
-        while not ((holding := (await node.health()).holding) and holding.is_settled):
+        while not await _holds_its_arc(node):  # noqa: ASYNC110 (it tells when asked)
             await trio.sleep(0.02)
+
+
+async def _holds_its_arc(node: PrimeDHT) -> bool:
+    holding = (await node.health()).holding
+    return holding is not None and holding.is_settled
 
 
 async def _open_node(

@@ -104,6 +104,28 @@ def test_a_store_is_moved_from_one_process_to_another(sync_results: dict[str, An
     assert 0 < row["verify_us"] < row["receiver_cpu_us"]
 
 
+@pytest.fixture(scope="module")
+def blob_results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What is measured of blobs."""
+    return run_suites(tmp_path_factory, "A blob of 8 MiB to a file", "blobs")
+
+
+def test_a_blob_is_fetched_beside_a_raw_stream_and_nothing_of_it_twice(blob_results: dict[str, Any]) -> None:
+    raw, one, three = blob_results["tables"]["blobs_fetch"]["rows"]
+    assert (raw["what"], raw["of_raw"]) == ("raw stream", 1.0)
+    assert one["fetched_MB"] == pytest.approx(8.389, abs=0.001)
+    assert three["fetched_MB"] >= 8.388, "at the end, a block may be asked of two"
+
+
+def test_a_checkpoint_that_differs_in_a_tensor_costs_that_tensor(blob_results: dict[str, Any]) -> None:
+    rows = blob_results["tables"]["blobs_checkpoints"]["rows"]
+    of_least = {(row["chunker"], row["second"]): row["of_least"] for row in rows}
+    by_tensor = [least for (chunker, _), least in of_least.items() if chunker == "safetensors-1"]
+    assert len(by_tensor) == 3
+    assert max(by_tensor) < 1.03
+    assert of_least["size-1048576", "one tensor inserted"] > 10
+
+
 def requests_per_value(results: dict[str, Any], operation: str, in_flight: int) -> float:
     (found,) = (
         row["rpcs"]

@@ -9,7 +9,7 @@ import pytest
 from prime_dht.entries.codec import inline
 from prime_dht.entries.entry import BlobRef, Content, Entry, EntryHeader, Tombstone
 from prime_dht.entries.envelope import MAX_ENVELOPE_BYTES
-from prime_dht.entries.limits import Limits, Occupancy
+from prime_dht.entries.limits import MAX_ENTRY_BYTES, Limits, Occupancy
 from prime_dht.errors import ConfigError, ValidationError
 from prime_dht.ids import Key, OpId, PeerId, TimestampUs
 
@@ -23,7 +23,9 @@ LIMITS = Limits(
     max_content_type_bytes=4,
     max_capability_bytes=7,
     max_ttl_s=60,
+    max_blob_bytes=1 << 30,
 )
+BLOB_LIMIT = "the limit is 1,073,741,824 bytes"
 ENTRY = Entry(
     header=EntryHeader(
         network_id="testnet",
@@ -59,6 +61,7 @@ def test_an_entry_at_every_limit_passes() -> None:
         (with_header(subkey=b"subs"), "subkey: 4 bytes; the limit is 3 bytes"),
         (with_header(content=inline(b"values")), "inline value: 6 bytes; the limit is 5 bytes"),
         (replace(ENTRY, envelope=bytes(101)), "signed header: 101 bytes; the limit is 100 bytes"),
+        (with_header(content=BlobRef(b"cid", 1 + (1 << 30), "")), f"blob: {1 + (1 << 30):,} bytes; {BLOB_LIMIT}"),
         (with_header(metadata={"a": "", "b": "", "c": ""}), "metadata: 3 items; the limit is 2 items"),
         (with_header(metadata={"é": "é", "a": "bc"}), "metadata: 7 bytes; the limit is 6 bytes"),
         (with_header(content_type="texté"), "content type: 6 bytes; the limit is 4 bytes"),
@@ -72,7 +75,7 @@ def test_one_more_is_refused_with_a_message_that_says_what_and_how_much(entry: E
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize("content", [Tombstone(), BlobRef(b"cid", 1 << 40, "")])
+@pytest.mark.parametrize("content", [Tombstone(), BlobRef(b"cid", 1 << 30, "")])
 def test_the_inline_limit_is_about_inline_values(content: Content) -> None:
     LIMITS.check(with_header(content=content))
 
@@ -97,6 +100,15 @@ def test_a_limit_cannot_exceed_the_format() -> None:
     Limits(max_envelope_bytes=MAX_ENVELOPE_BYTES)
     with pytest.raises(ConfigError, match="format"):
         Limits(max_envelope_bytes=MAX_ENVELOPE_BYTES + 1)
+
+
+def test_a_limit_cannot_exceed_what_travels_between_replicas() -> None:
+    most = MAX_ENTRY_BYTES - (8 << 10)
+    Limits(max_inline_bytes=most)
+    with pytest.raises(ConfigError, match=f"max_inline_bytes cannot exceed {most:,}"):
+        Limits(max_inline_bytes=most + 1)
+    with pytest.raises(ConfigError, match="max_inline_bytes"):
+        Limits(max_inline_bytes=most, max_envelope_bytes=(8 << 10) + 1)
 
 
 STORE = Limits(

@@ -28,13 +28,13 @@ from prime_dht.net.identity import peer_id_of
 from prime_dht.net.network import Conversation
 from prime_dht.node.core import Node
 from prime_dht.node.feed import Subscription
-from prime_dht.node.rounds import MAX_WAIT_S, OPENING_TIMEOUT_S, STAGE_TIMEOUT_S, WAIT_S
+from prime_dht.node.rounds import MAX_ROUND_S, OPENING_TIMEOUT_S, STAGE_TIMEOUT_S, WAIT_S
 from prime_dht.partition.arcs import ArcSet
 from prime_dht.sync.actions import Ending
 from prime_dht.sync.limits import MAX_MESSAGE_BYTES
 from prime_dht.sync.messages import Acceptance, AskChecksums, Message, Refusal, Refuse, Turn, Verdict
 from prime_dht.sync.schedule import Candidate, Pace
-from prime_dht.testing.hostile_rounds import Rogue, noise, signed_entries
+from prime_dht.testing.hostile_rounds import Rogue, drained, noise, signed_entries
 from prime_dht.testing.memory_network import MemoryNetwork
 from prime_dht.testing.swarm import Swarm, open_swarm
 from prime_dht.wire.kad import Reply, Request
@@ -115,15 +115,6 @@ class Scene:
     async def is_synced_with(self) -> bool:
         """Whether an honest round with the node goes as it should."""
         return (await self.honest.sync(self.node.peer_id)).outcome.ending is Ending.EQUAL
-
-
-async def drained(conversation: Conversation) -> None:
-    """Read, and say nothing, until the other ends the stream."""
-    try:
-        while await conversation.receive() is not None:
-            pass
-    except QueryError:
-        pass
 
 
 @asynccontextmanager
@@ -330,7 +321,7 @@ async def test_at_whatever_stage_a_peer_falls_silent_the_round_ends_and_others_g
 @pytest.mark.parametrize(
     ("behaviour", "is_begun_by_node", "most_s", "offences"),
     [
-        (ask_for_ever, True, MAX_WAIT_S, 1),
+        (ask_for_ever, True, MAX_ROUND_S, 1),
         (ask_now_and_then, True, WAIT_S + 2, 1),
         (promise_more, False, WAIT_S + 2, 1),
         (answer_noise, False, WAIT_S + 2, 0),  # an honest peer too may no longer have what it told of
@@ -352,6 +343,31 @@ async def test_a_round_of_legal_messages_that_comes_to_no_end_is_ended_while_oth
         assert await made.stored() == before
         assert not made.node._syncing._scheduled().active
         assert await made.is_synced_with()
+
+
+async def test_a_long_transfer_over_a_slow_path_is_broken_off_without_blame_and_the_next_round_goes_on(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prime_dht.node.rounds.MAX_ROUND_S", 100.0)
+    async with scene() as made:
+        rogue, network = await made.rogue()
+        rogue.party.put(signed_entries(90, now_us=made.now_us, name="large", value=bytes(48 << 10)))
+        world, pair = made.swarm.world, (made.node.peer_id, network.local)
+
+        async def take_part(conversation: Conversation) -> None:
+            world.slow(network.local, 14 / world.one_way_s(*pair))
+            await rogue.follow_suit(conversation)
+
+        network.serve_sync(take_part)
+        endings: list[str] = []
+        while endings[-1:] != ["equal"]:
+            before, began_at_s = len(await made.stored()), trio.current_time()
+            world.slow(network.local, 1)
+            endings.append(str((await made.node.sync(network.local)).outcome))
+            assert trio.current_time() - began_at_s < 101
+            assert len(await made.stored()) > before
+        assert set(endings) == {"partial(512)", "equal"}
+        assert made.offences == 0
 
 
 async def test_whoever_opens_a_stream_and_begins_no_round_is_charged_soon(autojump_clock: MockClock) -> None:

@@ -180,7 +180,8 @@ async def test_ten_thousand_malformed_frames_and_half_open_streams_leave_nothing
             await attack_at_once(WARM_UP)
             objects_before = len(gc.get_objects())
             await attack_at_once(ATTACKS - WARM_UP)
-            assert len(gc.get_objects()) - objects_before < 2_000
+            # What the honest peer puts and gets meanwhile takes up to 2,000; one left by each attack would be 9,000.
+            assert len(gc.get_objects()) - objects_before < 4_000
             assert attacked.served == ATTACKS // SERVE_EVERY
             assert attacked.overlay.server.offenders.offences == {intruder.peer: breaches}
             assert (await attacked.node.stats()).offences == breaches > ATTACKS * 3 // 4

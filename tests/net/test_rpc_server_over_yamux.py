@@ -10,9 +10,9 @@ from libp2p.network.stream.net_stream import NetStream
 from libp2p.peer.id import ID
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from prime_dht.errors import ValidationError
+from prime_dht.errors import PrimeDHTError, RemoteProtocolError, StorageError, ValidationError
 from prime_dht.ids import PeerId
-from prime_dht.net.rpc_server import RpcServer
+from prime_dht.net.rpc_server import CALLS_AT_ONCE, RpcServer
 from prime_dht.net.streams import FrameBudget, FrameStream, StreamLostError
 from prime_dht.net.yamux import FastYamux, FastYamuxStream
 from prime_dht.testing.memory_conn import memory_conns
@@ -26,6 +26,7 @@ class Connection:
 
     def __init__(self, server: RpcServer, nursery: trio.Nursery) -> None:
         dialer, listener = memory_conns()
+        self.listener = listener
         self._server = server
         self._nursery = nursery
         self._client_end, self._server_end = FastYamux(dialer, ID(SERVER)), FastYamux(listener, ID(CLIENT))
@@ -117,6 +118,115 @@ async def test_a_server_that_stops_answers_nothing_that_comes_in_the_same_moment
         assert frames.write_now(call(0, Ping()))
     await wait_all_tasks_blocked()
     assert asked == []
+
+
+# Answers that need no waiting.
+
+
+async def test_eight_calls_are_answered_in_a_row_and_then_others_get_a_turn(nursery: trio.Nursery) -> None:
+    """All that come at once; a call that is not answered by the task that reads it has one of its own."""
+    tasks: list[trio.lowlevel.Task] = []
+
+    def note(_peer: PeerId, _request: Request) -> Reply:
+        tasks.append(trio.lowlevel.current_task())
+        return Reply()
+
+    frames, _ = await Connection(RpcServer(note), nursery).open()
+    await wait_all_tasks_blocked()
+    for burst in range(2):
+        tasks.clear()
+        numbers = range(100 * burst, 100 * burst + 3 * CALLS_AT_ONCE)
+        for number in numbers:
+            assert frames.write_now(call(number, Ping()))
+        assert {decode_answer(await read(frames))[0] for _ in numbers} == set(numbers)
+        assert len(set(tasks[:CALLS_AT_ONCE])) == 1
+        assert len(set(tasks)) == 1 + 2 * CALLS_AT_ONCE
+
+
+async def test_an_answer_that_cannot_be_written_now_waits_and_is_not_made_twice(nursery: trio.Nursery) -> None:
+    asked = 0
+
+    def note(_peer: PeerId, _request: Request) -> Reply:
+        nonlocal asked
+        asked += 1
+        return Reply(replicates=True)
+
+    connection = Connection(RpcServer(note), nursery)
+    frames, _ = await connection.open()
+    await wait_all_tasks_blocked()
+    connection.listener.is_stalled = True
+    answers: list[int] = []
+
+    async def hear() -> None:
+        while True:
+            answers.append(decode_answer(await read(frames))[0])
+
+    nursery.start_soon(hear)
+    for number in range(3):
+        await frames.write_frame(call(number, Ping()))
+    await wait_all_tasks_blocked()
+    assert (asked, answers) == (3, [])
+    connection.listener.resume()
+    await wait_all_tasks_blocked()
+    assert (asked, sorted(answers)) == (3, [0, 1, 2])
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("error", "refusal"),
+    [(ValidationError("no room"), "no room"), (StorageError("the disk of this node is broken"), "this node failed")],
+)
+async def test_a_handler_that_raises_at_once_refuses_that_call_alone(
+    error: PrimeDHTError, refusal: str, nursery: trio.Nursery
+) -> None:
+    def refuse_one(_peer: PeerId, request: Request) -> Reply:
+        if isinstance(request, FindNode):
+            raise error
+        return Reply()
+
+    server = RpcServer(refuse_one)
+    frames, _ = await Connection(server, nursery).open()
+    for _ in range(MAX_CALLS_IN_FLIGHT + 1):  # each gives its place back
+        await frames.write_frame(call(0, FindNode(b"x")))
+        assert decode_answer(await read(frames)) == (0, Refusal(refusal))
+    await frames.write_frame(call(1, Ping()))
+    assert not isinstance(decode_answer(await read(frames))[1], Refusal)
+    assert not server.offenders.offences
+
+
+async def test_a_handler_that_finds_an_offence_at_once_ends_that_stream_alone(nursery: trio.Nursery) -> None:
+    def blame_one(_peer: PeerId, request: Request) -> Reply:
+        if isinstance(request, FindNode):
+            raise RemoteProtocolError("an entry with a bad signature")
+        return Reply()
+
+    server = RpcServer(blame_one)
+    connection = Connection(server, nursery)
+    (bad, served), (good, _) = await connection.open(), await connection.open()
+    await bad.write_frame(call(0, FindNode(b"x")))
+    with pytest.raises(StreamLostError):
+        await bad.read_frame(idle_timeout_s=math.inf)
+    assert served.is_closed
+    assert server.offenders.offences == {CLIENT: 1}
+    await good.write_frame(call(0, Ping()))
+    decode_answer(await read(good))
+
+
+async def test_a_server_that_stops_while_it_answers_at_once_answers_nothing_behind(nursery: trio.Nursery) -> None:
+    asked: list[Request] = []
+
+    def stop(_peer: PeerId, request: Request) -> Reply:
+        asked.append(request)
+        server.stop()
+        return Reply()
+
+    server = RpcServer(stop)
+    frames, _ = await Connection(server, nursery).open()
+    await wait_all_tasks_blocked()
+    for number in range(3):
+        assert frames.write_now(call(number, Ping()))
+    await wait_all_tasks_blocked()
+    assert len(asked) == 1
 
 
 async def test_a_stream_is_reset_120_s_after_the_last_call(nursery: trio.Nursery, autojump_clock: MockClock) -> None:

@@ -200,7 +200,8 @@ async def test_networks_that_are_given_each_other_s_addresses_do_not_mix_and_say
             await one.add_peer(other.addresses()[0])
         assert one.peers() == other.peers() == []
         assert (await one.put("k", b"value")).stored_by == (one.peer_id,)
-        assert await other.get("k") is None
+        with pytest.raises(QueryError, match="has not joined"):
+            await other.get("k")
 
 
 async def test_a_node_with_a_list_of_peers_has_to_do_with_no_other() -> None:

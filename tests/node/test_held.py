@@ -24,9 +24,11 @@ def sectors(numbers: Iterable[int]) -> ArcSet:
     return ArcSet.of_sectors(numbers, sector_bits=BITS)
 
 
-def outcome(*, equal: ArcSet = ALL, common: ArcSet = ALL, arc: ArcSet = ALL, held: ArcSet = NONE) -> Outcome:
+def outcome(
+    *, equal: ArcSet = ALL, common: ArcSet = ALL, arc: ArcSet = ALL, held: ArcSet = NONE, stored: int = 0
+) -> Outcome:
     ending = Ending.EQUAL if equal == common else Ending.PARTIAL
-    return Outcome(ending=ending, common=common, equal=equal, partner_arc=arc, partner_held=held)
+    return Outcome(ending=ending, common=common, equal=equal, partner_arc=arc, partner_held=held, stored=stored)
 
 
 APART = Outcome(ending=Ending.REFUSED, refusal=Refuse(Refusal.NO_COMMON_ARC))
@@ -35,6 +37,7 @@ APART = Outcome(ending=Ending.REFUSED, refusal=Refuse(Refusal.NO_COMMON_ARC))
 def met(count: int) -> tuple[HeldSectors, list[PeerId]]:
     """What a node holds that knows so many servers, fewer than would make its arc smaller than everything."""
     serving = Serving()
+    serving.neighbourhood.looked_up_itself(None)
     peers = serving.meet(count)
     held = HeldSectors(serving.neighbourhood, sector_bits=BITS, replication=3)
     assert held.arc == ALL
@@ -45,6 +48,12 @@ async def test_alone_it_holds_its_arc_provisionally() -> None:
     held, _ = met(0)
     assert held.held == ALL
     assert held.holds(KEY)
+
+
+async def test_before_it_has_joined_it_holds_nothing() -> None:
+    held = HeldSectors(Serving().neighbourhood, sector_bits=BITS, replication=3)
+    assert held.held == NONE
+    assert not held.holds(KEY)
 
 
 async def test_once_it_has_met_another_it_holds_nothing_until_a_round_has_shown_it() -> None:
@@ -96,11 +105,19 @@ async def test_the_prospects_are_those_who_hold_what_is_missing_or_were_never_as
     assert held.prospects() == {one: 512, other: 512}
     held.round_ended(one, outcome())
     assert held.prospects() == {other: 512}
-    held.round_ended(one, outcome(equal=ALL - sectors(range(5)), held=sectors(range(100))))
+    held.round_ended(one, outcome(equal=ALL - sectors(range(5)), held=sectors(range(100)), stored=1))
     assert held.missing == ALL - sectors(range(5, 100))
     assert held.prospects() == {one: 5, other: 412}
     held.round_ended(other, outcome(held=ALL))
     assert held.prospects() == {}
+
+
+async def test_where_a_round_was_in_vain_the_same_partner_is_no_prospect_until_another_round_brings_something() -> None:
+    held, (one, other) = met(2)
+    held.round_ended(one, outcome(equal=NONE, held=sectors(range(100))))
+    assert held.prospects() == {other: 412}
+    held.round_ended(one, outcome(equal=NONE, held=sectors(range(100)), stored=1))
+    assert held.prospects() == {one: 512, other: 412}
 
 
 async def test_dry_rounds_and_strangers_show_nothing_and_take_nothing_away() -> None:

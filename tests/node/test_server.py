@@ -297,7 +297,10 @@ async def test_a_reader_that_says_what_it_wants_and_finds_it_is_named_nobody_clo
 
 
 async def test_a_lone_server_says_that_it_holds_what_it_has_not() -> None:
-    reply = await Serving().handle(GetValue(KEY))
+    serving = Serving()
+    assert not (await serving.handle(GetValue(KEY))).held  # it may not have met the others yet
+    serving.neighbourhood.looked_up_itself(None)
+    reply = await serving.handle(GetValue(KEY))
     assert reply.record is None
     assert reply.held
 

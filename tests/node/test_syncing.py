@@ -98,6 +98,19 @@ async def test_a_peer_may_keep_only_so_many_rounds_waiting() -> None:
         assert await is_reset(streams[0])
 
 
+async def test_a_node_that_is_still_reading_its_store_says_so_and_holds_it_against_nobody() -> None:
+    async with open_node(CONFIG) as node, open_node(NodeConfig(listen=())) as client:
+        await client.add_peer(node.addresses()[0])
+        partition, node._replica._partition = node._replica.partition, None
+        for _ in range(20):
+            assert str((await client.sync(node.peer_id)).outcome) == "refused(not ready)"
+        node._replica._partition = partition
+        assert str((await client.sync(node.peer_id)).outcome) == "equal"
+        assert not node._network.counters().offences
+        (memory,) = node._syncing._scheduled()._memories.values()
+        assert (memory.failures, len(memory.accepted_us)) == (0, 1)
+
+
 async def test_a_client_does_not_take_part_in_rounds_but_can_begin_one() -> None:
     async with open_node(CONFIG) as node, open_node(NodeConfig(listen=())) as client:
         await node.put("k", b"value", ttl=TTL_S)

@@ -60,6 +60,22 @@ async def test_whoever_is_said_to_have_stored_an_entry_has_it(ledger: Ledger, co
     assert complaint.startswith("m2 is said to have stored")
 
 
+async def test_who_has_handed_an_entry_on_need_not_have_it_but_somebody_must(
+    ledger: Ledger, complaints: list[str]
+) -> None:
+    one, other = member(1), member(2)
+    for replica in (one, other):
+        await replica.disc.put_entries([ENTRY], now_us=NOW_US)
+    await other.disc.remove_ops([ENTRY.op_id])
+    ledger.acknowledged(ENTRY.slot, receipt_for(ENTRY, one, other), [one, other])
+    ledger.check_nothing_lost([one.disc, other.disc])
+    assert complaints == []
+    await one.disc.remove_ops([ENTRY.op_id])
+    ledger.check_nothing_lost([one.disc, other.disc])
+    (complaint,) = complaints
+    assert "is lost, though a replica lived" in complaint
+
+
 async def test_what_was_acknowledged_is_kept_or_superseded(ledger: Ledger, complaints: list[str]) -> None:
     one, other = member(1), member(2)
     for replica in (one, other):

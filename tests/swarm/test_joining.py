@@ -292,3 +292,23 @@ async def test_health_tells_of_peers_keys_buckets_and_the_arc(autojump_clock: Mo
         assert stats.entries_stored == 1
         assert stats.requests_answered["FindNode"] > 0
         assert stats.offences == 0
+
+
+async def test_a_node_that_has_not_joined_yet_takes_nothing_for_absent_nor_speaks_for_its_sectors(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_swarm(seed=1, size=3) as swarm:
+        await swarm.nodes[0].put("k", b"value")
+        late = swarm.machine()
+        swarm.world.partition((), [late.peer])
+        node = await swarm.start(late, via=[swarm.nodes[0]])
+        with pytest.raises(QueryError, match="not joined"):
+            await node.get("k")
+        with pytest.raises(QueryError):
+            await node.get_many(["k"])
+        assert not node._reader._server._holds(node._key("k"))
+        await node.put("own", b"value")
+        assert await node.get("own") is not None
+        swarm.world.heal()
+        await trio.sleep(120)
+        assert await node.get("k") is not None

@@ -56,6 +56,23 @@ async def test_who_differs_in_a_parameter_is_refused_with_it_told_of_once_and_le
     assert all(any(message in said for message in of_node) for of_node in possible)
 
 
+async def test_who_differs_counts_for_nothing_that_a_node_stores_or_holds(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=5) as swarm:
+        usual = swarm.nodes[0]
+        for _ in range(8):
+            await swarm.join(config=replace(USUAL, unit_s=300.0))
+        await trio.sleep(2 * HOUR_S)
+        holding = (await usual.health()).holding
+        assert holding is not None
+        assert holding.is_settled
+        equals = {contact.peer for contact in usual._neighbourhood.equals()}
+        assert {node.peer_id for node in swarm.nodes[1:5]} <= equals
+        wrong = next(node for node in swarm.nodes[5:] if node.peer_id not in equals)
+        repaired = await swarm.start(await swarm.stop(wrong), via=[usual])
+        await trio.sleep(60)
+        assert repaired.peer_id in {contact.peer for contact in usual._neighbourhood.equals()}
+
+
 async def test_nodes_that_agree_on_unusual_parameters_sync(autojump_clock: MockClock) -> None:
     tuned = DhtConfig(unit_s=60.0, factor=5, sector_bits=12, limits=Limits(max_ttl_s=86_400.0), ttl=3600.0)
     async with open_swarm(seed=1, size=1, config=tuned) as swarm:

@@ -10,6 +10,7 @@ from trio.testing import MockClock
 
 from prime_dht.background import background_nursery
 from prime_dht.config import DhtConfig
+from prime_dht.entries.limits import Limits
 from prime_dht.events import SyncFinished
 from prime_dht.node.feed import Subscription
 from prime_dht.testing.swarm import Swarm, open_swarm
@@ -72,6 +73,23 @@ async def test_one_that_joins_a_swarm_with_data_holds_its_arc_after_a_round_or_t
         assert health.holding is not None
         assert health.holding.sectors < 512
         assert health.entries < 100, "it did not fetch what is not its own"
+
+
+async def test_a_node_whose_store_is_full_keeps_to_the_pace_and_nobody_is_blamed(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=5) as swarm:
+        for number in range(60):
+            await swarm.nodes[number % 5].put(f"key {number}", b"value", ttl=6 * TTL_S)
+        await settle(swarm, within_s=60)
+        with ExitStack() as stack:
+            full = await swarm.join(config=DhtConfig(limits=Limits(max_store_entries=10)))
+            subscriptions = [stack.enter_context(full.subscribe())]
+            await trio.sleep(3600)
+        (begun,) = await rounds_begun(subscriptions)
+        assert 20 < begun < 80
+        health = await full.health()
+        assert health.holding is not None
+        assert not health.holding.is_settled
+        assert [node._network.counters().offences for node in swarm.nodes] == [0] * 6
 
 
 async def test_a_swarm_that_has_settled_has_a_round_per_node_every_two_minutes(autojump_clock: MockClock) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from itertools import permutations
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from prime_dht.ids import kad_key
+from prime_dht.ids import PeerId, kad_key
 from prime_dht.kad.keyspace import common_prefix_length
 from prime_dht.node import strangers
 from prime_dht.node.core import Node
-from prime_dht.node.neighbourhood import JOIN_K, PROBE_AGAIN_S
+from prime_dht.node.neighbourhood import JOIN_K, PROBE_AGAIN_S, PROBE_TIMEOUT_S
 from prime_dht.testing.swarm import Swarm, open_swarm
+from prime_dht.wire.kad import Reply, Request
 
 
 def is_far_and_in_no_need(node: Node, asker: Node) -> bool:
@@ -31,6 +33,37 @@ async def probes(swarm: Swarm, node: Node, asker: Node) -> int:
     await asker.add_peer(swarm.address_of(node))
     await trio.sleep(1)
     return swarm.network_of(node).sent.total() - before
+
+
+async def test_a_server_that_did_not_answer_is_probed_at_once_when_it_is_heard_from_but_once_a_minute(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_swarm(seed=1, size=4) as swarm:
+        node, lost = swarm.nodes[1:3]
+        known, network = node._neighbourhood, swarm.network_of(node)
+        call, called = network.call, Counter[PeerId]()
+
+        async def counted(peer: PeerId, request: Request, *, timeout_s: float) -> Reply:
+            called[peer] += 1
+            return await call(peer, request, timeout_s=timeout_s)
+
+        monkeypatch.setattr(network, "call", counted)
+        swarm.world.partition((), [lost.peer_id])
+        known.probe(lost.peer_id)
+        await trio.sleep(2 * PROBE_TIMEOUT_S)
+        assert known.table.get(lost.peer_id) is None
+        called.clear()
+        for _ in range(40):
+            known.heard_from(lost.peer_id)
+            await trio.sleep(1)
+        assert called[lost.peer_id] == 1
+        await trio.sleep(PROBE_AGAIN_S)
+        known.probe(lost.peer_id)
+        await trio.sleep(2 * PROBE_TIMEOUT_S)
+        swarm.world.heal()
+        known.heard_from(lost.peer_id)
+        await trio.sleep(1)
+        assert known.table.get(lost.peer_id) is not None
 
 
 async def test_a_far_peer_is_probed_only_where_servers_to_route_by_are_missing(

@@ -10,7 +10,7 @@ from prime_dht.errors import QueryError
 from prime_dht.ids import US_PER_S, PeerId
 from prime_dht.node import maintenance
 from prime_dht.node.core import Node
-from prime_dht.node.maintenance import REMEMBER_EVERY_S
+from prime_dht.node.maintenance import REMEMBER_EVERY_S, SETTLE_AFTER_S
 from prime_dht.testing.swarm import Swarm, open_swarm
 
 HOUR_S = 3600
@@ -40,6 +40,15 @@ async def test_a_machine_that_slept_for_hours_is_back_minutes_after_it_wakes(aut
             await trio.sleep(180)
             assert all_know_all(swarm)
             assert await node.get("k", latest=True) is not None
+
+
+async def test_a_node_that_dies_moments_after_it_joined_remembers_whom_it_met(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=6) as swarm:
+        node = await swarm.join()
+        await trio.sleep(4 * SETTLE_AFTER_S)
+        remembered = await swarm.machine_of(node).disc.peers(limit=100)
+        assert {one.peer for one in remembered} == known(node)
+        assert len(remembered) == 6
 
 
 async def test_who_wakes_asks_its_peers_so_that_those_who_missed_it_meet_it_again(autojump_clock: MockClock) -> None:

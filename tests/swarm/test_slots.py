@@ -302,7 +302,7 @@ async def test_values_keys_and_subkeys_over_their_limits_are_refused_before_anyt
         node = swarm.nodes[0]
         before = swarm.world.requests.copy()
         with pytest.raises(ValidationError, match="the limit is 65,536"):
-            await node.put("k", bytes((64 << 10) + 1))
+            await node.put_many({"k": bytes((64 << 10) + 1)})
         with pytest.raises(ValidationError, match=r"1,024|1024"):
             await node.put("k" * 1024, b"")
         with pytest.raises(ValidationError, match=r"1,024|1024"):

@@ -7,6 +7,7 @@ from random import Random
 import pytest
 
 from prime_dht.ids import US_PER_S, PeerId
+from prime_dht.node.rounds import MAX_ROUND_S
 from prime_dht.partition.arcs import ArcSet
 from prime_dht.sync.messages import Refusal
 from prime_dht.sync.schedule import (
@@ -204,6 +205,19 @@ def test_of_two_rounds_that_cross_exactly_one_goes_on(our_nonce: int, their_nonc
     assert survives((our_nonce, A), (their_nonce, B)) is not survives((their_nonce, B), (our_nonce, A))
 
 
+def test_who_is_refused_a_few_times_pesters_nobody_but_who_never_stops_does() -> None:
+    made = schedule()
+
+    def opens(now_us: int) -> bool:
+        """Whether it is too much."""
+        accepted = made.accept(A, nonce=1, now_us=now_us)
+        made.end(A, is_ours=False, result=Result.DONE, now_us=now_us)
+        return accepted is Refusal.TOO_OFTEN and made.is_pestered_by(A, now_us=now_us)
+
+    assert [opens(number) for number in range(3 * PACE.burst)] == [False] * 2 * PACE.burst + [True] * PACE.burst
+    assert not opens(PACE.burst_us + 3 * PACE.burst)
+
+
 def test_one_peer_has_one_accepted_round_at_a_time() -> None:
     made = schedule()
     assert made.accept(A, nonce=1, now_us=0) == Accepted()
@@ -234,6 +248,23 @@ def test_an_unanswered_round_does_not_stop_the_next_for_ever() -> None:  # 51
     made = schedule()
     assert begin(made, all_of(A, B), LATER_US) is not None
     assert begin(made, all_of(A, B), LATER_US + PACE.round_us) is not None
+
+
+def test_with_one_peer_it_begins_half_as_many_rounds_as_that_would_accept() -> None:
+    made = schedule()
+    for number in range(PACE.burst // 2):
+        made.due_us = 0
+        sync(made, A, LATER_US + number)
+    made.due_us = 0
+    assert begin(made, all_of(A), LATER_US + MINUTE_US) is None
+    made.due_us = 0
+    assert begin(made, all_of(A, B), LATER_US + MINUTE_US) == B
+    made.end(B, is_ours=True, result=Result.DONE, now_us=LATER_US + MINUTE_US)
+    sync(made, A, LATER_US + PACE.burst_us + MINUTE_US)
+
+
+def test_a_round_expires_long_after_its_time_is_up() -> None:
+    assert PACE.round_us >= 2 * MAX_ROUND_S * US_PER_S
 
 
 def test_strangers_cannot_fill_the_memory() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 
 import pytest
 
 from prime_dht.entries.entry import Entry
 from prime_dht.partition.arcs import ArcSet
-from prime_dht.sync.actions import Closed, Ending, Event, Finish, Misconduct, Receive, Send
+from prime_dht.sync.actions import Closed, Ending, Event, Fate, Finish, Judged, Misconduct, Receive, Send, TimeUp
 from prime_dht.sync.limits import MAX_MESSAGE_BYTES
 from prime_dht.sync.messages import Acceptance, Open, Turn, Verdict
 from prime_dht.sync.round import Round
@@ -22,13 +23,14 @@ def entries(count: int, *, seed: int = 0) -> list[Entry]:
     return [unsigned_entry(b"%d/%d" % (seed, number), NOW_US - DAY_US - number) for number in range(count)]
 
 
-def steps(begun: Round, party: Party, heard: list[Turn], *, gone_at: int | None = None) -> list[str]:
+def steps(begun: Round, party: Party, heard: Sequence[Turn | TimeUp], *, gone_at: int | None = None) -> list[str]:
     """What a round does that is told just this, from the first message it waits for on.
 
     Args:
         gone_at: the number of the message, from 0, that does not reach the peer any more.
     """
     taken: list[str] = []
+    coming = iter(heard)
     event: Event = None
     while True:
         action = begun.step(event)
@@ -37,7 +39,7 @@ def steps(begun: Round, party: Party, heard: list[Turn], *, gone_at: int | None 
             case Send():
                 event = Closed() if taken.count("Send") - 1 == gone_at else None
             case Receive():
-                event = heard.pop(0)
+                event = next(coming)
             case Finish():
                 return taken[taken.index("Receive") :]
             case _:
@@ -110,6 +112,45 @@ def test_a_round_too_long_leaves_the_rest_for_the_next_and_charges_nobody(
             assert before < len(joiner.op_ids) < 300
     assert len(endings) > 1
     assert joiner.op_ids == replica.op_ids
+
+
+def test_a_round_whose_time_is_up_keeps_what_came_and_charges_nobody() -> None:
+    some, other, party = entries(4), Party(), Party()
+    other.put(some)
+    begun = Round.accept(party.node(), opening(other), rng=Random(2))
+    taken = steps(begun, party, [Turn(entries=tuple(some[:2]), more=True), TimeUp()])
+    assert taken == ["Receive", "Send", "StoreEntries", "Receive", "Finish"]
+    assert len(party.op_ids) == 2
+
+
+@pytest.mark.parametrize(
+    ("heard", "outcome"), [([], "failed"), ([Turn(acceptance=ACCEPTED, entries=tuple(entries(2)))], "partial(512)")]
+)
+def test_a_round_whose_time_is_up_has_settled_no_sector_and_before_an_answer_it_has_failed(
+    heard: list[Turn], outcome: str
+) -> None:
+    party = Party()
+    side = Side(party, Round.initiate(party.node(), nonce=1, rng=Random(2)))
+    side.inbox.extend([*heard, TimeUp()])
+    side.run()
+    assert (str(side.outcome), len(party.op_ids), side.charges) == (outcome, len(heard) * 2, [])
+
+
+@pytest.mark.parametrize("owner_begins", [True, False])
+def test_a_side_that_can_take_nothing_is_not_sent_all_that_it_lacks(
+    monkeypatch: pytest.MonkeyPatch, owner_begins: bool
+) -> None:
+    for module in ("lead", "follow"):
+        monkeypatch.setattr(f"prime_dht.sync.{module}.TURN_BYTES", 2000)
+    monkeypatch.setattr("prime_dht.sync.exchange.MAX_POSTPONED_BYTES", 4000)
+    owner, full = Party(), Party(judge=lambda _: Judged(Fate.POSTPONED, "no room"))
+    owner.put(entries(300))
+    ran = run_round(*((owner, full) if owner_begins else (full, owner)))
+    of_owner, of_full = ran.outcomes if owner_begins else reversed(ran.outcomes)
+    assert (str(of_full), of_full.stored) == ("partial(512)", 0)
+    assert 4000 / 165 < of_full.postponed["no room"] < 6000 / 165
+    assert of_owner.ending is Ending.FAILED
+    assert ran.initiator.charges == ran.responder.charges == []
 
 
 @pytest.mark.parametrize("owner_begins", [True, False])

@@ -3,7 +3,7 @@
 It fails like a disc under a process that was killed: what it had said was stored is stored, and whatever the dying node
 still tries fails. And it knows the law that holds for each replica alone (:mod:`prime_dht.entries.join`): once an entry
 was taken, the slot never goes back to an older one that a reader could see, and the entry stays until it retires, or
-the node drops it on purpose.
+the node drops it on purpose: hands it on to the replicas, being none itself.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class Disc(MemoryBackend):
     Attributes:
         is_off: its machine is down.
         furthest_us: the latest time that it was ever told it is.
+        dropped: what the node dropped on purpose.
         complain: as given.
     """
 
@@ -34,6 +35,7 @@ class Disc(MemoryBackend):
         super().__init__()
         self.is_off = False
         self.furthest_us = 0
+        self.dropped: set[OpId] = set()
         self.complain = complain
         self._newest: dict[Slot, Entry] = {}
 
@@ -76,6 +78,7 @@ class Disc(MemoryBackend):
     async def remove_ops(self, op_ids: Sequence[OpId]) -> list[Gone]:
         dropped = [entry.slot for op_id in op_ids if (entry := self._entries.by_op_id.get(op_id)) is not None]
         gone = await super().remove_ops(op_ids)
+        self.dropped.update(op_ids)
         for slot in dropped:
             self._newest.pop(slot, None)
         return gone

@@ -4,7 +4,8 @@ An acknowledged entry is *kept* while some disc that counts holds it, or what su
 down count, those of liars, and those that were lost, do not. Where the last such disc is lost, no replica lived, and
 the entry is *excused*. So what the ledger demands at all times, with or without sync:
 
-- **Durable when acknowledged.** Whoever a receipt names as having stored an entry has it on its disc at that moment.
+- **Durable when acknowledged.** Whoever a receipt names as having stored an entry has it on its disc at that moment;
+  or had it, and has handed it on since: a put may reach others than the replicas, and take longer than that.
 - **Not lost.** An acknowledged entry that has not retired is kept or excused.
 - **Not superseded**, if the writer wrote nothing to the slot since: nobody else does. (Checked where puts are made.)
 - **Authentic.** What a reader finds was written, by that publisher, to that slot.
@@ -68,14 +69,16 @@ class Ledger:
     def acknowledged(self, slot: Slot, receipt: PutReceipt, replicas: Iterable[Member]) -> None:
         """A writer has a receipt; ``replicas`` are those it names that count and have the disc that they had then."""
         version = Version(receipt.created_at_us, receipt.op_id)
-        standing: Entry | None = None
+        stored: Entry | None = None
         for replica in replicas:
             standing = replica.disc.standing(slot)
-            if (standing is None or standing.version < version) and not _is_over(receipt.expires_at_us, replica.disc):
+            if standing is not None and standing.version >= version:
+                stored = standing
+            elif receipt.op_id not in replica.disc.dropped and not _is_over(receipt.expires_at_us, replica.disc):
                 self._complain(f"{replica} is said to have stored {receipt.op_id.hex()[:8]}, and has not")
                 return
-        if receipt.acknowledged and standing is not None:
-            self._acknowledged.append(Acknowledged(slot, version, standing.header.retain_until_us))
+        if receipt.acknowledged and stored is not None:
+            self._acknowledged.append(Acknowledged(slot, version, stored.header.retain_until_us))
 
     def disc_lost(self, discs: Iterable[Disc]) -> None:
         """A disc that counted is lost; these are left."""

@@ -1,0 +1,15 @@
+"""Blobs in a node: values of any size, on the replicas of the entries that refer to them.
+
+===============  =======================================================================
+``blobs``        what a node's owner can do with them
+``putting``      from a value to blocks, and until replicas hold them
+``fetch``        a fetch plan, carried out
+``destination``  where a fetch brings blocks: the block store,
+``file``         a file, or
+``window``       a reader that takes them in order
+``claims``       which blobs this node keeps for the entries that it stores
+``keeping``      fetching those, announcing them, letting go of them
+``holding``      asking others whether they hold one
+``progress``     how far a blob is
+===============  =======================================================================
+"""

@@ -1,0 +1,477 @@
+"""What a node offers its owner for blobs: ``dht.blobs``, and what ``put`` and ``get`` do with values that are blobs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Iterable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import trio
+
+from prime_dht.background import background_nursery
+from prime_dht.blobs.cid import Cid
+from prime_dht.config import DhtConfig
+from prime_dht.entries.entry import Entry
+from prime_dht.errors import BlobError, PrimeDHTError, StorageError, ValidationError
+from prime_dht.ids import US_PER_S, Key, PeerId, wire_key
+from prime_dht.node.blobs.claims import PIN
+from prime_dht.node.blobs.destination import StoreDestination
+from prime_dht.node.blobs.fetch import Fetcher, OnProgress
+from prime_dht.node.blobs.file import FileDestination
+from prime_dht.node.blobs.keeping import Keeping
+from prime_dht.node.blobs.putting import (
+    BlobWriter,
+    Source,
+    chained,
+    chunker_for,
+    media_type_of,
+    opened,
+    read_ahead,
+)
+from prime_dht.node.blobs.window import Window
+from prime_dht.node.clock import Clock
+from prime_dht.node.results import Found, PutReceipt
+from prime_dht.node.writer import Statement, Writer
+from prime_dht.storage.base import StorageBackend
+from prime_dht.storage.blocks import BlockStore, Claim, RootStatus
+from prime_dht.storage.blocks_survey import op_ids_of
+
+CidLike = Cid | bytes | str
+"""A CID as such, in its binary form of 36 bytes, or as text."""
+
+NAME = "name"
+"""The metadata of an entry under which the name of a file stands."""
+
+
+def cid_of(cid: CidLike) -> Cid:
+    """A CID.
+
+    Raises:
+        ValidationError: it is none that a blob could have.
+    """
+    if isinstance(cid, Cid):
+        return cid
+    return Cid.from_text(cid) if isinstance(cid, str) else Cid.from_bytes(bytes(cid))
+
+
+def blob_key(root: Cid) -> Key:
+    """The key of the entry that a bare ``add`` writes: ``/prime/blob/<cid>``."""
+    return wire_key(f"blob/{root}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """An entry for whose sake a blob is kept."""
+
+    key: Key
+    publisher: PeerId
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlobStatus:
+    """A blob that a node keeps, or is fetching to keep.
+
+    Attributes:
+        size_bytes: of its content.
+        present_bytes: of its blocks, those that are here.
+        is_complete: whether all of them are.
+        is_pinned: whether this node's user wants it kept.
+        references: the entries that refer to it, as far as this node stores them.
+    """
+
+    cid: Cid
+    size_bytes: int
+    present_bytes: int
+    is_complete: bool
+    is_pinned: bool
+    references: tuple[Reference, ...]
+
+    @classmethod
+    def of(cls, status: RootStatus, claims: Collection[Claim], entries: Iterable[Entry]) -> Self:
+        """What a block store says of it, and the entries that it is kept for."""
+        return cls(
+            cid=status.root,
+            size_bytes=status.size_bytes,
+            present_bytes=status.present_bytes,
+            is_complete=status.is_complete,
+            is_pinned=any(claim.label == PIN and not claim.owner for claim in claims),
+            references=tuple(
+                Reference(key=entry.header.key, publisher=entry.publisher, name=entry.header.metadata.get(NAME, ""))
+                for entry in entries
+            ),
+        )
+
+    @property
+    def name(self) -> str:
+        """The first name that an entry gives it; empty if none does."""
+        return next((reference.name for reference in self.references if reference.name), "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Freed:
+    """What a collection of garbage removed."""
+
+    blocks: int
+    bytes: int
+
+
+class Blobs:
+    """See the module."""
+
+    def __init__(
+        self,
+        blocks: BlockStore,
+        storage: StorageBackend,
+        fetcher: Fetcher,
+        keeping: Keeping,
+        blob_writer: BlobWriter,
+        writer: Writer,
+        config: DhtConfig,
+        clock: Clock,
+    ) -> None:
+        self._blocks = blocks
+        self._storage = storage
+        self._fetcher = fetcher
+        self._keeping = keeping
+        self._blob_writer = blob_writer
+        self._writer = writer
+        self._config = config
+        self._clock = clock
+
+    # Putting
+
+    async def add(
+        self,
+        source: Source,
+        *,
+        name: str = "",
+        content_type: str = "",
+        chunker: str | None = None,
+        ttl: float | None = None,
+        pin: bool = False,
+        wait_s: float | None = None,
+        progress: OnProgress | None = None,
+    ) -> PutReceipt:
+        """Store content of any size under its CID, ``receipt.blob.cid``, by an entry at ``/prime/blob/<cid>``.
+
+        Args:
+            source: bytes, a file, or a reader.
+            name: of the file; a path's own by default.
+            content_type: a media type; by default what the name says.
+            chunker: how it is cut, a name of ``CHUNKERS``; ``safetensors-1`` for ``*.safetensors`` by default, else
+                ``size-1048576``.
+            ttl: seconds that the entry lives; the configuration's by default.
+            pin: keep it here too, until :meth:`unpin`.
+            wait_s: how long to wait for replicas to hold it, 0 not at all; the configuration's by default.
+            progress: is told how far it is; must not block.
+
+        Raises:
+            ValidationError: it breaks a rule or a limit.
+            StorageError: the file cannot be read, or there is no room for the blocks.
+            QueryError: no replica took the entry.
+        """
+        async with opened(source) as pieces:
+            stored = await self._blob_writer.store(
+                pieces,
+                chunker_for(chunker, source),
+                until_us=self._ends_at_us(ttl, None),
+                size=await _size_of(source),
+                progress=progress,
+            )
+        if pin:
+            await self._blocks.claim(Claim(root=stored.root, label=PIN), size_bytes=stored.ref.size)
+        name = name or (source.name if isinstance(source, Path) else "")
+        statement = Statement(
+            key=blob_key(stored.root),
+            value=None,
+            blob=stored.ref,
+            ttl_s=ttl,
+            content_type=content_type or media_type_of(source),
+            metadata={NAME: name} if name else {},
+        )
+        receipt = await self._writer.put(statement)
+        receipt = await self._blob_writer.spread(stored, receipt, wait_s=self._wait_s(wait_s), progress=progress)
+        if pin:
+            await self._keeping.announce(stored.root)
+        return receipt
+
+    async def put(
+        self,
+        statement: Statement,
+        source: Source,
+        *,
+        replication: int | None,
+        chunker: str | None,
+        wait_s: float | None,
+        progress: OnProgress | None,
+    ) -> tuple[Statement, PutReceipt]:
+        """Put a value of any size: inline if it is small enough, else as a blob; returns what was put as well.
+
+        Args:
+            statement: all but the value.
+        """
+        limit = self._config.limits.max_inline_bytes
+        name = chunker_for(chunker, source)
+        if isinstance(source, Path):
+            metadata = {NAME: source.name, **statement.metadata}
+            content_type = statement.content_type or media_type_of(source)
+            statement = replace(statement, metadata=metadata, content_type=content_type)
+        async with opened(source) as pieces:
+            head, is_all = await read_ahead(pieces, limit)
+            if is_all:
+                statement = replace(statement, value=head)
+                return statement, await self._writer.put(statement, replication=replication)
+            async with aclosing(chained(head, pieces)) as all_pieces:
+                stored = await self._blob_writer.store(
+                    all_pieces,
+                    name,
+                    until_us=self._ends_at_us(statement.ttl_s, statement.expires_at_s),
+                    size=await _size_of(source),
+                    progress=progress,
+                )
+        statement = replace(statement, blob=stored.ref)
+        receipt = await self._writer.put(statement, replication=replication)
+        receipt = await self._blob_writer.spread(stored, receipt, wait_s=self._wait_s(wait_s), progress=progress)
+        return statement, receipt
+
+    # Getting
+
+    async def fetch(
+        self,
+        cid: CidLike,
+        *,
+        to: Path | None = None,
+        start: int = 0,
+        stop: int | None = None,
+        keep: bool = False,
+        progress: OnProgress | None = None,
+    ) -> bytes:
+        """The bytes [start, stop) of a blob, all of it by default.
+
+        Args:
+            to: a file to write instead; nothing is returned then. It is there only once it is whole. What an
+                interrupted fetch left beside it is not fetched again.
+            keep: keep it here, as :meth:`pin` does, and let others have it.
+            progress: is told how far it is; must not block.
+
+        Raises:
+            BlobError: nobody has it, or it has more than ``max_value_bytes`` and ``to`` was not given.
+            StorageError: the file, or the block store, cannot be written.
+            ValidationError: it is no CID.
+        """
+        root = cid_of(cid)
+        if keep:
+            await self.pin(root, progress=progress)
+        return await self._get(root, to=to, size=None, start=start, stop=stop, hints=None, progress=progress)
+
+    @asynccontextmanager
+    async def stream(
+        self, cid: CidLike, *, start: int = 0, stop: int | None = None, progress: OnProgress | None = None
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The bytes [start, stop) of a blob, piece by piece, in order. Nothing is stored.
+
+        ::
+
+            async with dht.blobs.stream(cid) as pieces:
+                async for piece in pieces:
+                    ...
+
+        Raises:
+            BlobError: nobody has the rest; raised from the loop.
+            ValidationError: it is no CID.
+        """
+        root = cid_of(cid)
+        async with self._streamed(root, None, start, stop, await self._hints(root), progress) as window:
+            yield window
+
+    async def resolve(self, found: Found, *, to: Path | None, progress: OnProgress | None) -> Found:
+        """What an entry says, its blob fetched; or, with ``to``, written to a file."""
+        if found.blob is None:
+            if to is None:
+                return found
+            await trio.to_thread.run_sync(_write_file, to, found.value)
+            return replace(found, value=b"")
+        try:
+            root = Cid.from_bytes(found.blob.cid)
+        except ValidationError as error:
+            raise BlobError(f"the value is a blob under a name that is no CID: {error}") from error
+        value = await self._get(
+            root,
+            to=to,
+            size=found.blob.size,
+            start=0,
+            stop=None,
+            hints=[found.publisher, *await self._keeping.replicas_of(found.key)],
+            progress=progress,
+        )
+        return replace(found, value=value)
+
+    # Keeping
+
+    async def pin(self, cid: CidLike, *, progress: OnProgress | None = None) -> None:
+        """Have a blob here, fetched if need be, until :meth:`unpin`; and be a provider of it.
+
+        Raises:
+            BlobError: nobody has it. It stays pinned, and what was fetched stays, so that a later call goes on.
+            StorageError: there is no room.
+        """
+        root = cid_of(cid)
+        await self._blocks.claim(Claim(root=root, label=PIN), size_bytes=0)
+        status = await self._blocks.status(root)
+        if status is None or not status.is_complete:
+            destination = StoreDestination(self._blocks, root)
+            await self._fetcher.fetch(destination, await self._hints(root), progress=progress)
+            await self._blocks.complete(root, size_bytes=destination.walk.size)
+        await self._keeping.announce(root)
+
+    async def unpin(self, cid: CidLike) -> bool:
+        """Keep a blob no longer, unless for the sake of an entry; whether it was pinned."""
+        claim = Claim(root=cid_of(cid), label=PIN)
+        if claim not in await self._blocks.claims(claim.root):
+            return False
+        await self._blocks.release(claim)
+        await self._keeping.let_go([claim.root])
+        return True
+
+    async def kept(self) -> list[BlobStatus]:
+        """The blobs that this node keeps, in the order of their CIDs."""
+        found: list[BlobStatus] = []
+        after: Cid | None = None
+        while roots := await self._blocks.roots(after=after):
+            for status in roots:
+                claims = await self._blocks.claims(status.root)
+                entries = await self._storage.get_ops(op_ids_of(claims), now_us=self._clock.now_us())
+                found.append(BlobStatus.of(status, claims, entries))
+            after = roots[-1].root
+        return found
+
+    async def gc(self) -> Freed:
+        """Forget blocks that nothing needs, now; the node does this by itself when it lets go of a blob."""
+        blocks, size_bytes = await self._keeping.collect()
+        return Freed(blocks=blocks, bytes=size_bytes)
+
+    # Within
+
+    async def _get(
+        self,
+        root: Cid,
+        *,
+        to: Path | None,
+        size: int | None,
+        start: int,
+        stop: int | None,
+        hints: Collection[PeerId] | None,
+        progress: OnProgress | None,
+    ) -> bytes:
+        if hints is None:
+            hints = await self._hints(root)
+        if to is None:
+            return await self._read(root, size, start, stop, hints, progress)
+        destination = FileDestination(to, root, size=size, start=start, stop=stop)
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(destination.aclose)
+            await destination.open()
+            await self._fetcher.fetch(destination, hints, progress=progress)
+            await destination.finish()
+        return b""
+
+    async def _read(
+        self,
+        root: Cid,
+        size: int | None,
+        start: int,
+        stop: int | None,
+        hints: Collection[PeerId],
+        progress: OnProgress | None,
+    ) -> bytes:
+        self._check_value(root, size, start, stop)
+        value = bytearray()
+        async with self._streamed(root, size, start, stop, hints, progress) as window:
+            async for piece in window:
+                self._check_value(root, window.walk.size, start, stop)
+                value += piece
+        return bytes(value)
+
+    def _check_value(self, root: Cid, size: int | None, start: int, stop: int | None) -> None:
+        if size is None:
+            return
+        wanted = max(min(size, size if stop is None else stop) - start, 0)
+        if wanted > self._config.max_value_bytes:
+            raise BlobError(
+                f"blob {root}: {wanted:,} bytes are more than a get returns ({self._config.max_value_bytes:,}, "
+                "max_value_bytes): give a path, or take them as a stream"
+            )
+
+    @asynccontextmanager
+    async def _streamed(
+        self,
+        root: Cid,
+        size: int | None,
+        start: int,
+        stop: int | None,
+        hints: Collection[PeerId],
+        progress: OnProgress | None,
+    ) -> AsyncIterator[_Streamed]:
+        window = _Streamed(root, size=size, start=start, stop=stop)
+
+        async def fetch() -> None:
+            try:
+                await self._fetcher.fetch(window, hints, progress=progress)
+            except PrimeDHTError as error:
+                window.failure = error
+            window.end()
+
+        async with background_nursery() as nursery:
+            nursery.start_soon(fetch)
+            yield window
+
+    async def _hints(self, root: Cid) -> list[PeerId]:
+        """Those that would hold a blob that was put by :meth:`add`."""
+        return await self._keeping.replicas_of(blob_key(root))
+
+    def _wait_s(self, wait_s: float | None) -> float:
+        return self._config.blob_wait_s if wait_s is None else wait_s
+
+    def _ends_at_us(self, ttl_s: float | None, expires_at_s: float | None) -> int:
+        """When an entry ends that is put now."""
+        if expires_at_s is not None:
+            return max(int(expires_at_s * US_PER_S), 0)
+        return self._clock.now_us() + int((self._config.ttl if ttl_s is None else ttl_s) * US_PER_S)
+
+
+class _Streamed(Window):
+    """A window that raises, once what came was read, why the rest did not."""
+
+    failure: PrimeDHTError | None = None
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await super().__anext__()
+        except StopAsyncIteration:
+            if self.failure is not None:
+                raise self.failure from None
+            raise
+
+
+async def _size_of(source: Source) -> int | None:
+    """How many bytes a source has, if that can be known."""
+    if isinstance(source, Path):
+        try:
+            return (await trio.Path(source).stat()).st_size
+        except OSError as error:
+            raise StorageError(f"{source}: {error.strerror}") from error
+    return len(source) if isinstance(source, bytes | bytearray | memoryview) else None
+
+
+def _write_file(path: Path, value: bytes) -> None:
+    """Write a small value, whole or not at all."""
+    incoming = path.with_name(f".{path.name}.partial")
+    try:
+        incoming.write_bytes(value)
+        incoming.rename(path)
+    except OSError as error:
+        incoming.unlink(missing_ok=True)
+        raise StorageError(f"{path}: {error.strerror}") from error

@@ -1,0 +1,366 @@
+"""Fetching a blob: what a :class:`~prime_dht.blobs.plan.FetchPlan` says, done over the network and the block store.
+
+The plan decides; here its actions become streams to providers, look-ups of providers, reads and writes, and what comes
+of them is reported to it. A block that this node's own store has is taken from there, whatever the destination. Each
+provider that is asked has one stream, for as long as the fetch lasts or until the plan drops it.
+
+**Bounds.** What may be under way is divided evenly among the fetches that may run at a time; those beyond wait.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Collection
+from typing import assert_never
+
+import trio
+
+from prime_dht.blobs.actions import (
+    Action,
+    Ask,
+    Cancel,
+    DropProvider,
+    Failed,
+    FindProviders,
+    Finished,
+    Look,
+    Refused,
+    Store,
+    WaitUntil,
+)
+from prime_dht.blobs.cid import BlockBytes, Cid
+from prime_dht.blobs.plan import FetchLimits, FetchPlan
+from prime_dht.errors import BlobError, PrimeDHTError, QueryError, RemoteProtocolError
+from prime_dht.ids import US_PER_S, PeerId, short
+from prime_dht.net.block_streams import BlockCame, HasBlock, LacksBlock, NotAnswered, Outcome
+from prime_dht.net.network import BlockAsking, Network
+from prime_dht.node.blobs.destination import Destination
+from prime_dht.node.blobs.progress import BlobProgress, Stage
+from prime_dht.node.records import Records
+from prime_dht.storage.blocks import BlockStore
+from prime_dht.wire.blocks import MAX_UNANSWERED
+
+FETCHES_AT_ONCE = 4
+"""Each may need a stream to the same provider, which serves a few of one peer."""
+
+OPENING_TIMEOUT_S = 10.0
+SEARCH_TIMEOUT_S = 30.0
+EARLY_SEARCH_S = 1.0
+"""A fetch that takes so long looks for more providers than it was told of."""
+
+PROVIDERS_SOUGHT = 20
+
+logger = logging.getLogger(__name__)
+
+OnProgress = Callable[[BlobProgress], None]
+"""Is told how far a blob is, often. It must not block."""
+
+
+class Fetcher:
+    """Fetches blobs, a few at a time.
+
+    Args:
+        in_flight_bytes: under way at a time, over all fetches.
+    """
+
+    def __init__(self, network: Network, records: Records, blocks: BlockStore, *, in_flight_bytes: int) -> None:
+        self._network = network
+        self._records = records
+        self._blocks = blocks
+        self._limits = FetchLimits(max_bytes=in_flight_bytes // FETCHES_AT_ONCE)
+        self._places = trio.CapacityLimiter(FETCHES_AT_ONCE)
+
+    async def fetch(
+        self, destination: Destination, hints: Collection[PeerId] = (), *, progress: OnProgress | None = None
+    ) -> None:
+        """Bring all blocks of the destination's walk to it.
+
+        Args:
+            hints: peers that may have them, besides the providers that a search finds.
+
+        Raises:
+            BlobError: nobody is left from whom the rest can be had, or the blob breaks a rule of DAGs. What was brought
+                stays, and another fetch goes on from there.
+            StorageError: the destination failed; likewise.
+        """
+        async with self._places:
+            fetch = _Fetch(self._network, self._records, self._blocks, destination, self._limits, progress)
+            await fetch.run([peer for peer in hints if peer != self._network.local])
+
+
+class _Line:
+    """What is to be said to one provider."""
+
+    def __init__(self, peer: PeerId) -> None:
+        self.peer = peer
+        self.scope = trio.CancelScope()
+        self._to_say: deque[Ask | Cancel] = deque()  # the plan bounds what is asked, and cancels only that
+        self._changed = trio.Event()
+
+    def say(self, action: Ask | Cancel) -> None:
+        self._to_say.append(action)
+        self._changed.set()
+
+    async def next(self) -> Ask | Cancel:
+        while not self._to_say:
+            self._changed = trio.Event()
+            await self._changed.wait()
+        return self._to_say.popleft()
+
+
+class _Fetch:
+    """One fetch, under way."""
+
+    def __init__(
+        self,
+        network: Network,
+        records: Records,
+        blocks: BlockStore,
+        destination: Destination,
+        limits: FetchLimits,
+        progress: OnProgress | None,
+    ) -> None:
+        self._network = network
+        self._records = records
+        self._blocks = blocks
+        self._destination = destination
+        self._plan = FetchPlan(destination.walk, now_us=_now_us(), limits=limits)
+        self._on_progress = progress
+        self._began_at_s = trio.current_time()
+        self._hints: Collection[PeerId] = ()
+        self._liars: set[PeerId] = set()
+        self._lines: dict[PeerId, _Line] = {}
+        self._changed = trio.Event()
+        self._failure: PrimeDHTError | None = None
+
+    async def run(self, hints: Collection[PeerId]) -> None:
+        self._hints = hints
+        self._tell_providers(hints)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._search_early)
+            end = await self._follow(nursery)
+            nursery.cancel_scope.cancel()
+        match end:
+            case Finished():
+                return
+            case Failed(reason) | Refused(reason):
+                raise BlobError(reason)
+            case PrimeDHTError():
+                raise end
+            case _:
+                assert_never(end)
+
+    async def _follow(self, nursery: trio.Nursery) -> Finished | Failed | Refused | PrimeDHTError:
+        """Do what the plan says, to its end or until something fails here."""
+        while True:
+            self._changed = trio.Event()
+            *actions, last = self._plan.next(_now_us())
+            for action in actions:
+                self._do(action, nursery)
+            self._report()
+            if self._failure is not None:
+                return self._failure
+            if not isinstance(last, WaitUntil):
+                assert isinstance(last, Finished | Failed | Refused)
+                return last
+            with trio.move_on_at(last.at_us / US_PER_S):
+                await self._changed.wait()
+
+    def _do(self, action: Action, nursery: trio.Nursery) -> None:
+        match action:
+            case Look(cids):
+                nursery.start_soon(self._look, cids, nursery)
+            case Ask(peer):
+                if peer not in self._lines:
+                    line = self._lines[peer] = _Line(peer)
+                    nursery.start_soon(self._talk, line)
+                self._lines[peer].say(action)
+            case Cancel(peer):
+                if peer in self._lines:
+                    self._lines[peer].say(action)
+            case Store(cid, data):
+                nursery.start_soon(self._store, cid, data)
+            case DropProvider(peer, reason, is_hostile):
+                logger.debug("blob %s: provider %s %s", self._plan.root, short(peer), reason)
+                if is_hostile:
+                    self._network.charge(peer)
+                if peer in self._lines:
+                    self._lines.pop(peer).scope.cancel()
+            case FindProviders():
+                nursery.start_soon(self._search)
+            case WaitUntil() | Finished() | Failed() | Refused():
+                raise AssertionError("the last of what a plan says, and no other")
+            case _:
+                assert_never(action)
+
+    def _wake(self) -> None:
+        self._changed.set()
+
+    def _fail(self, error: PrimeDHTError) -> None:
+        """The destination failed: there is no use in going on."""
+        self._failure = self._failure or error
+        self._wake()
+
+    def _report(self) -> None:
+        if self._on_progress is None:
+            return
+        progress = self._plan.progress
+        self._on_progress(
+            BlobProgress(
+                stage=Stage.FETCHING,
+                cid=self._plan.root,
+                size_bytes=progress.size_bytes,
+                done_bytes=progress.settled_bytes,
+                fetched_bytes=progress.fetched_bytes,
+                fetched_blocks=progress.fetched_blocks,
+                providers=len(self._lines),
+                elapsed_s=trio.current_time() - self._began_at_s,
+            )
+        )
+
+    # The destination, and the own store
+
+    async def _look(self, cids: tuple[Cid, ...], nursery: trio.Nursery) -> None:
+        try:
+            held = await self._destination.held(cids)
+            for cid, data in held.items():  # at once: what the destination is told meanwhile, it would miss
+                self._plan.on_present(cid, data, _now_us())
+            self._wake()
+            elsewhere = [cid for cid in cids if cid not in held]
+            at_hand = await self._blocks.present(elsewhere) if elsewhere else set()
+        except PrimeDHTError as error:
+            self._fail(error)
+            return
+        for cid in elsewhere:
+            if cid in at_hand:
+                nursery.start_soon(self._copy, cid)
+            else:
+                self._plan.on_absent(cid)
+        self._wake()
+
+    async def _copy(self, cid: Cid) -> None:
+        """Take a block from the own store."""
+        try:
+            (data,) = await self._blocks.read([cid], verify=True)
+            if data is None:
+                self._plan.on_absent(cid)
+            else:
+                await self._destination.take(cid, data)
+                self._plan.on_present(cid, data, _now_us())
+            self._wake()
+        except PrimeDHTError as error:
+            self._fail(error)
+
+    async def _store(self, cid: Cid, data: BlockBytes) -> None:
+        try:
+            await self._destination.take(cid, data)
+            self._plan.on_stored(cid, _now_us())
+            self._wake()
+        except PrimeDHTError as error:
+            self._fail(error)
+
+    # Providers
+
+    def _tell_providers(self, peers: Collection[PeerId]) -> None:
+        for peer in peers:
+            if peer != self._network.local and peer not in self._liars:
+                self._plan.on_provider(peer)
+
+    async def _search(self) -> None:
+        """Find providers; those hinted at may have the blob by now as well."""
+        self._tell_providers(self._hints)
+        await self._find_more()
+        self._plan.on_search_ended(_now_us())
+        self._wake()
+
+    async def _search_early(self) -> None:
+        """Do not wait for all that are known to fail, one of which may be silent; and more of them are quicker."""
+        await trio.sleep(EARLY_SEARCH_S)
+        await self._find_more()
+
+    async def _find_more(self) -> None:
+        try:
+            with trio.move_on_after(SEARCH_TIMEOUT_S):
+                found = await self._records.find_providers(self._plan.root.multihash, PROVIDERS_SOUGHT)
+                self._tell_providers([provider.peer for provider in found])
+                self._wake()
+        except QueryError as error:
+            logger.debug("blob %s: no search for providers: %s", self._plan.root, error)
+        except PrimeDHTError as error:
+            self._fail(error)
+
+    async def _talk(self, line: _Line) -> None:
+        """Ask a provider what the plan wants of it, until it is dropped or goes away."""
+        try:
+            with line.scope:
+                async with self._network.ask_blocks(line.peer, timeout_s=OPENING_TIMEOUT_S) as stream:
+                    await self._converse(line, stream)
+        except RemoteProtocolError as error:
+            self._liars.add(line.peer)
+            self._gone(line, str(error))
+        except QueryError as error:
+            self._gone(line, str(error))
+
+    async def _converse(self, line: _Line, stream: BlockAsking) -> None:
+        """Raises what ended it, alone and not in a group, so that the stream's owner sees whose fault it is."""
+        ended: list[QueryError | RemoteProtocolError] = []
+
+        async def speak() -> None:
+            try:
+                while True:
+                    await self._say(await line.next(), stream)
+            except QueryError as error:
+                ended.append(error)
+                nursery.cancel_scope.cancel()
+
+        async def listen() -> None:
+            try:
+                while True:
+                    self._heard(line.peer, await stream.receive())
+            except (QueryError, RemoteProtocolError) as error:
+                ended.append(error)
+                nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(speak)
+            nursery.start_soon(listen)
+        raise ended[0]
+
+    async def _say(self, action: Ask | Cancel, stream: BlockAsking) -> None:
+        match action:
+            case Cancel(_, cids):
+                await stream.cancel(cids)
+            case Ask(_, cids):
+                if stream.unanswered + len(cids) > MAX_UNANSWERED:
+                    raise QueryError("the peer leaves too much unanswered that was cancelled")
+                await stream.ask(cids)
+            case _:
+                assert_never(action)
+
+    def _heard(self, peer: PeerId, outcome: Outcome) -> None:
+        now_us = _now_us()
+        match outcome:
+            case BlockCame(cid, data):
+                self._plan.on_block(peer, cid, data, now_us)
+            case LacksBlock(cid):
+                self._plan.on_not_have(peer, [cid], now_us)
+            case NotAnswered(cid):
+                self._plan.on_busy(peer, [cid], now_us)
+            case HasBlock():
+                raise AssertionError("nobody was asked for presence")
+            case _:
+                assert_never(outcome)
+        self._wake()
+
+    def _gone(self, line: _Line, reason: str) -> None:
+        if self._lines.get(line.peer) is line:
+            del self._lines[line.peer]
+        self._plan.on_gone(line.peer, reason)
+        self._wake()
+
+
+def _now_us() -> int:
+    """Of trio's clock; rounded up, so that the moment that was waited for has come."""
+    return math.ceil(trio.current_time() * US_PER_S)

@@ -1,0 +1,225 @@
+"""A blob written to a file: each block to its place as it comes, and the whole under its name when all have come.
+
+Until then the content lies beside the file, in one of the same name that begins with a dot and ends in ``.partial``,
+and the nodes of its DAG, which are no content, in one that ends in ``.nodes``. They are what an interrupted fetch
+leaves behind, however it ended. The next one of the same blob to the same file goes on from there: it believes nothing,
+but reads each block where it would lie, and has it if its hash is right. Of a part of a blob, the leaves that it cuts
+through cannot be told so, and are fetched again.
+
+A block that is in the blob several times is written to all its places, and found again by one of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+
+from prime_dht.blobs.cid import CID_BYTES, BlockBytes, Cid, Codec
+from prime_dht.blobs.unixfs import MAX_BLOCK_BYTES
+from prime_dht.blobs.walk import Piece
+from prime_dht.errors import BlobError, StorageError, ValidationError
+from prime_dht.node.blobs.destination import ToldWalk
+
+T = TypeVar("T")
+
+MAX_REMEMBERED = 1 << 17
+"""Leaves whose places are remembered, in case they come again: of 128 GiB with the fixed chunker."""
+
+_RECORD = struct.Struct(f">{CID_BYTES}sI")
+"""Before each node: its CID and how many bytes it has."""
+
+
+class FileDestination:
+    """A :class:`~prime_dht.node.blobs.destination.Destination`. Close it, whether it was finished or not.
+
+    Args:
+        path: of the file.
+        start, stop: which bytes of the blob, [start, stop); ``None`` for to the end.
+    """
+
+    def __init__(
+        self, path: Path, root: Cid, *, size: int | None = None, start: int = 0, stop: int | None = None
+    ) -> None:
+        self.walk = ToldWalk(root, self._note, size=size, start=start, stop=stop)
+        part = "" if (start, stop) == (0, None) else f".{start}-{'' if stop is None else stop}"
+        self._path = path
+        self._partial = path.with_name(f".{path.name}.{str(root)[-8:]}{part}.partial")
+        self._nodes_path = self._partial.with_suffix(".nodes")
+        self._start = start
+        self._stop = stop
+        self._places: dict[Cid, list[Piece]] = {}  # of leaves that are under way
+        self._written: dict[Cid, Piece] = {}
+        self._nodes: dict[Cid, tuple[int, int]] = {}  # where in their file, and how many bytes
+        self._resources = contextlib.ExitStack()
+        self._content = self._node_file = -1
+        self._was_there = self._is_finished = False
+        self._lock = trio.Lock()
+
+    async def open(self) -> None:
+        """Make the files, or open those that were left.
+
+        Raises:
+            BlobError: somebody is writing them.
+            StorageError: they cannot be written.
+        """
+        await self._in_thread(self._open)
+
+    async def held(self, cids: Sequence[Cid]) -> dict[Cid, BlockBytes | None]:
+        async with self._lock:
+            found = await self._in_thread(lambda: dict(self._found(cids)))
+            # The walk goes on meanwhile, and may tell further places of them; at the end there are none.
+            while cids := [cid for cid in found if cid in self._places]:
+                places = {cid: self._places.pop(cid) for cid in cids}
+                await self._in_thread(lambda: self._write_found(places))  # noqa: B023 - it is done at once
+        return found
+
+    async def take(self, cid: Cid, data: BlockBytes) -> None:
+        async with self._lock:
+            if cid not in self._places:  # a node; or the root, if it is a leaf that came before the walk told it
+                await self._in_thread(lambda: self._add_node(cid, data))
+            while places := self._places.pop(cid, None):
+                await self._in_thread(lambda: self._write(places, data))
+                self._remember(cid, places[0])
+
+    async def finish(self) -> None:
+        """Everything was taken: give the file its name, in place of what had it before.
+
+        Raises:
+            StorageError: that failed; what was taken stays.
+        """
+        await self._in_thread(self._finish)
+
+    async def aclose(self) -> None:
+        """Close the files; what is not finished stays, unless there is nothing of it."""
+        with trio.CancelScope(shield=True):
+            await self._in_thread(self._close)
+
+    # On worker threads
+
+    def _open(self) -> None:
+        if self._path.is_dir():
+            raise StorageError(f"{self._path}: it is a directory")
+        with contextlib.ExitStack() as resources:
+            content = self._opened(self._partial, resources)
+            try:
+                fcntl.flock(content, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise BlobError(f"{self._path}: this blob is being fetched to it already") from error
+            self._node_file = self._opened(self._nodes_path, resources)
+            self._was_there = os.fstat(content).st_size > 0
+            self._read_nodes()
+            self._content, self._resources = content, resources.pop_all()
+
+    def _opened(self, path: Path, resources: contextlib.ExitStack) -> int:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        resources.callback(os.close, descriptor)
+        return descriptor
+
+    def _read_nodes(self) -> None:
+        """Note which nodes were left, up to the first that is not whole."""
+        end = 0
+        while len(head := os.pread(self._node_file, _RECORD.size, end)) == _RECORD.size:
+            raw, size = _RECORD.unpack(head)
+            try:
+                cid = Cid.from_bytes(raw)
+            except ValidationError:
+                break
+            if size > MAX_BLOCK_BYTES or not cid.verify(os.pread(self._node_file, size, end + _RECORD.size)):
+                break
+            self._nodes[cid] = (end + _RECORD.size, size)
+            end += _RECORD.size + size
+        os.ftruncate(self._node_file, end)
+
+    def _add_node(self, cid: Cid, data: BlockBytes) -> None:
+        end = os.fstat(self._node_file).st_size
+        _write_all(self._node_file, b"".join((_RECORD.pack(bytes(cid), len(data)), data)), end)
+        self._nodes[cid] = (end + _RECORD.size, len(data))
+
+    def _found(self, cids: Sequence[Cid]) -> Iterator[tuple[Cid, BlockBytes | None]]:
+        for cid in cids:
+            data = self._find(cid)
+            if data is not None:
+                yield cid, data if cid.codec is Codec.DAG_PB or cid == self.walk.root else None
+
+    def _write_found(self, places: Mapping[Cid, Sequence[Piece]]) -> None:
+        """Write blocks, of which each lies at one of its places, or at another, to all of them."""
+        for cid, pieces in places.items():
+            data = self._find(cid, pieces)
+            if data is None:
+                raise StorageError(f"{self._path}: somebody else changed {self._partial.name}")
+            self._write(pieces, data)
+            self._remember(cid, pieces[0])
+
+    def _find(self, cid: Cid, pieces: Sequence[Piece] = ()) -> BlockBytes | None:
+        """The bytes of a block, from wherever they may lie: as a node, at one of these pieces, or at another place."""
+        if cid in self._nodes:
+            at, size = self._nodes[cid]
+            data = os.pread(self._node_file, size, at)
+            return data if cid.verify(data) else None
+        places = [self._written[cid]] if cid in self._written else []
+        if self._was_there:
+            places += [*pieces, *self._places.get(cid, [])]
+        for place in places:
+            data = os.pread(self._content, place.size, max(place.start - self._start, 0))
+            if cid.verify(data):
+                return data
+        return None
+
+    def _write(self, places: Sequence[Piece], data: BlockBytes) -> None:
+        for place in places:
+            part = self.walk.part(place, data)
+            _write_all(self._content, part, max(place.start - self._start, 0))
+
+    def _finish(self) -> None:
+        assert self.walk.size is not None
+        stop = self.walk.size if self._stop is None else min(self._stop, self.walk.size)
+        os.ftruncate(self._content, max(stop - self._start, 0))
+        os.fsync(self._content)
+        self._partial.rename(self._path)
+        self._is_finished = True
+        self._nodes_path.unlink()
+        directory = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def _close(self) -> None:
+        is_empty = self._content >= 0 and not os.fstat(self._content).st_size and not self._nodes
+        if is_empty and not self._is_finished:
+            self._partial.unlink(missing_ok=True)
+            self._nodes_path.unlink(missing_ok=True)
+        self._resources.close()
+
+    # Within
+
+    def _note(self, piece: Piece) -> None:
+        self._places.setdefault(piece.cid, []).append(piece)
+
+    def _remember(self, cid: Cid, place: Piece) -> None:
+        self._written[cid] = place
+        if len(self._written) > MAX_REMEMBERED:
+            del self._written[next(iter(self._written))]
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        def translated() -> T:
+            try:
+                return work()
+            except OSError as error:
+                raise StorageError(f"{self._path}: {error.strerror}") from error
+
+        return await trio.to_thread.run_sync(translated)
+
+
+def _write_all(descriptor: int, data: BlockBytes, at: int) -> None:
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(descriptor, rest, at)
+        rest, at = rest[written:], at + written

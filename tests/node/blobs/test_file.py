@@ -1,0 +1,241 @@
+"""A blob written to a file: its places, its name, and what is left of an interrupted fetch."""
+
+from __future__ import annotations
+
+import resource
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from prime_dht.blobs.actions import Ask, Finished, Look, Store
+from prime_dht.blobs.cid import BlockBytes, Cid
+from prime_dht.blobs.plan import FetchPlan
+from prime_dht.blobs.walk import Piece
+from prime_dht.errors import BlobError, StorageError
+from prime_dht.ids import PeerId
+from prime_dht.node.blobs.file import FileDestination
+from prime_dht.testing.blob_fetch import blocks_of
+
+PEER = PeerId(b"\x00\x01p")
+CHUNKS = [bytes([number]) * (1000 + number) for number in range(7)]
+CONTENT = b"".join(CHUNKS)
+ROOT, BLOCKS = blocks_of(CHUNKS, links_per_node=3)
+
+
+def names_in(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+async def bring(
+    destination: FileDestination, blocks: Mapping[Cid, bytes] = BLOCKS, *, at_most: int | None = None
+) -> list[Cid]:
+    """Carry out a fetch from one provider, block by block; returns what it brought.
+
+    Args:
+        at_most: stop after so many blocks.
+    """
+    plan = FetchPlan(destination.walk, now_us=0)
+    plan.on_provider(PEER)
+    asked: deque[Cid] = deque()
+    brought: list[Cid] = []
+    while True:
+        *actions, last = plan.next(0)
+        for action in actions:
+            match action:
+                case Look(cids):
+                    held = await destination.held(cids)
+                    for cid in held:
+                        plan.on_present(cid, held[cid], 0)
+                    for cid in cids:
+                        if cid not in held:
+                            plan.on_absent(cid)
+                case Ask(_, cids):
+                    asked += cids
+                case Store(cid, data):
+                    await destination.take(cid, data)
+                    plan.on_stored(cid, 0)
+                    brought.append(cid)
+        if isinstance(last, Finished) or len(brought) == at_most:
+            return brought
+        if asked and not any(isinstance(action, Store) for action in actions):
+            cid = asked.popleft()
+            plan.on_block(PEER, cid, blocks[cid], 0)
+
+
+async def test_a_blob_is_there_under_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.write_bytes(b"before")
+    destination = FileDestination(path, ROOT)
+    await destination.open()
+    await bring(destination)
+    assert path.read_bytes() == b"before"
+    await destination.finish()
+    await destination.aclose()
+    assert path.read_bytes() == CONTENT
+    assert names_in(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("at_most", range(1, len(BLOCKS)))
+@pytest.mark.parametrize("size", [None, len(CONTENT)])
+async def test_what_an_interrupted_fetch_brought_is_not_brought_again(
+    at_most: int, size: int | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "out"
+    first = FileDestination(path, ROOT, size=size)
+    await first.open()
+    brought = await bring(first, at_most=at_most)
+    await first.aclose()
+    assert not path.exists()
+    second = FileDestination(path, ROOT, size=size)
+    await second.open()
+    brought += await bring(second)
+    await second.finish()
+    await second.aclose()
+    assert sorted(map(bytes, brought)) == sorted(map(bytes, BLOCKS))
+    assert path.read_bytes() == CONTENT
+
+
+async def test_what_was_changed_in_the_meantime_is_brought_again(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    first = FileDestination(path, ROOT)
+    await first.open()
+    await bring(first, at_most=8)
+    await first.aclose()
+    for name in names_in(tmp_path):
+        raw = bytearray((tmp_path / name).read_bytes())
+        raw[len(raw) // 2] ^= 1
+        (tmp_path / name).write_bytes(raw)
+    second = FileDestination(path, ROOT)
+    await second.open()
+    assert await bring(second)
+    await second.finish()
+    await second.aclose()
+    assert path.read_bytes() == CONTENT
+
+
+async def test_a_block_that_comes_many_times_is_brought_once(tmp_path: Path) -> None:
+    chunks = [b"again" * 100] * 40 + [b"other"] + [b"again" * 100] * 40
+    root, blocks = blocks_of(chunks, links_per_node=7)
+    path = tmp_path / "out"
+    destination = FileDestination(path, root)
+    await destination.open()
+    brought = await bring(destination, blocks)
+    await destination.finish()
+    await destination.aclose()
+    assert len(brought) == len(set(brought)) == len(blocks)
+    assert path.read_bytes() == b"".join(chunks)
+
+
+class WalkedMeanwhile(FileDestination):
+    """Of which the walk goes on while something is written for the first time."""
+
+    has_walked_on = False
+
+    def _write(self, places: Sequence[Piece], data: BlockBytes) -> None:
+        super()._write(places, data)
+        if not self.has_walked_on:
+            self.has_walked_on = True
+            while self.walk.next_leaf():
+                pass
+
+
+@pytest.mark.parametrize("is_found", [False, True])
+async def test_a_place_that_is_told_while_a_block_is_written_is_written_as_well(is_found: bool, tmp_path: Path) -> None:
+    chunks = [b"again", b"other", b"again"]
+    root, blocks = blocks_of(chunks, links_per_node=7)
+    path = tmp_path / "out"
+    if is_found:
+        before = FileDestination(path, root)
+        await before.open()
+        await bring(before, blocks, at_most=2)
+        await before.aclose()
+    destination = WalkedMeanwhile(path, root)
+    await destination.open()
+    destination.walk.give(root, blocks[root])
+    first = destination.walk.next_leaf()
+    assert first is not None
+    if is_found:
+        # Found where it lies; its other place is told while that is written.
+        assert await destination.held([first.cid]) == {first.cid: None}
+    else:
+        await destination.take(first.cid, blocks[first.cid])
+    other = Cid.of_raw(b"other")
+    await destination.take(other, blocks[other])
+    await destination.finish()
+    await destination.aclose()
+    assert path.read_bytes() == b"".join(chunks)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 1), (1500, 4500), (7000, None), (0, 100_000), (1000, 2001), (5, 5)])
+async def test_a_part_of_a_blob_is_what_the_file_has(start: int, stop: int | None, tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    destination = FileDestination(path, ROOT, start=start, stop=stop)
+    await destination.open()
+    await bring(destination)
+    await destination.finish()
+    await destination.aclose()
+    assert path.read_bytes() == CONTENT[start:stop]
+
+
+@pytest.mark.parametrize("chunk", [b"", b"a small one"])
+async def test_a_blob_of_one_block_whose_size_nobody_told_is_written(chunk: bytes, tmp_path: Path) -> None:
+    root, blocks = blocks_of([chunk], links_per_node=3)
+    path = tmp_path / "out"
+    destination = FileDestination(path, root)
+    await destination.open()
+    assert await bring(destination, blocks) == [root]
+    await destination.finish()
+    await destination.aclose()
+    assert path.read_bytes() == chunk
+
+
+async def test_a_file_is_fetched_to_by_one_at_a_time(tmp_path: Path) -> None:
+    one, other = (FileDestination(tmp_path / "out", ROOT) for _ in range(2))
+    await one.open()
+    with pytest.raises(BlobError, match="already"):
+        await other.open()
+    await other.aclose()
+    await one.aclose()
+
+
+async def test_a_fetch_that_brought_nothing_leaves_nothing(tmp_path: Path) -> None:
+    destination = FileDestination(tmp_path / "out", ROOT)
+    await destination.open()
+    await destination.aclose()
+    assert names_in(tmp_path) == []
+
+
+async def test_when_the_disk_is_full_what_came_stays_and_the_next_fetch_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    first = FileDestination(path, ROOT)
+    await first.open()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(CONTENT) // 2, hard))
+    try:
+        with pytest.raises(StorageError, match=str(path)):
+            await bring(first)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    await first.aclose()
+    assert not path.exists()
+    second = FileDestination(path, ROOT)
+    await second.open()
+    assert 0 < len(await bring(second)) < len(BLOCKS)
+    await second.finish()
+    await second.aclose()
+    assert path.read_bytes() == CONTENT
+
+
+async def test_a_directory_that_is_not_there_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "nowhere" / "out"
+    destination = FileDestination(path, ROOT)
+    with pytest.raises(StorageError, match=str(path)):
+        await destination.open()
+    await destination.aclose()
+
+
+async def test_a_directory_in_the_place_of_the_file_is_refused_before_anything_is_fetched(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="directory"):
+        await FileDestination(tmp_path, ROOT).open()

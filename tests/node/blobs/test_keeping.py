@@ -1,0 +1,34 @@
+"""What a node says that it holds."""
+
+from __future__ import annotations
+
+from prime_dht.blobs.cid import Cid
+from prime_dht.node.blobs.keeping import HeldBlocks
+from prime_dht.storage.blocks import BlockStore, Claim
+from prime_dht.testing.blob_fetch import blocks_of
+
+ROOT, BLOCKS = blocks_of([b"one", b"two"], links_per_node=3)
+LEAF, *_ = BLOCKS
+
+
+async def test_a_root_is_held_once_all_under_it_is_here_for_good_and_somebody_claims_it() -> None:
+    blocks = BlockStore.in_memory(max_bytes=1000)
+    held = HeldBlocks(blocks)
+    claim = Claim(root=ROOT)
+    assert await held.present([ROOT]) == set()
+    await blocks.claim(claim, size_bytes=6)
+    await blocks.add(ROOT, list(BLOCKS.items()))
+    assert await held.present([ROOT]) == set()
+    await blocks.complete(ROOT)
+    assert await held.present([ROOT, LEAF, Cid.of_raw(b"absent")]) == {ROOT}
+    await blocks.release(claim)
+    assert await held.present([ROOT]) == set()
+
+
+async def test_each_block_is_handed_out_and_counted_whether_its_root_is_held_or_not() -> None:
+    blocks = BlockStore.in_memory(max_bytes=1000)
+    held = HeldBlocks(blocks)
+    await blocks.claim(Claim(root=ROOT), size_bytes=6)
+    await blocks.add(ROOT, [(LEAF, BLOCKS[LEAF])])
+    assert await held.read([LEAF, ROOT]) == [b"one", None]
+    assert held.served_bytes == 3

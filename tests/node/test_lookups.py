@@ -1,0 +1,80 @@
+"""Lookups whose requests are posted: what is still answered when a lookup is over harms nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from prime_dht.errors import QueryError
+from prime_dht.kad.contact import Contact
+from prime_dht.net.network import OnOutcome
+from prime_dht.node.core import Node
+from prime_dht.testing.swarm import open_swarm
+from prime_dht.wire.kad import FindNode, Reply, Request
+
+
+def hold_posts(node: Node, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Contact, OnOutcome]]:
+    """From here on a node's posts are answered by whoever has this list."""
+    held: list[tuple[Contact, OnOutcome]] = []
+
+    def post(contact: Contact, _request: Request, then: OnOutcome) -> bool:
+        held.append((contact, then))
+        return True
+
+    monkeypatch.setattr(node._neighbourhood, "post", post)
+    return held
+
+
+async def test_a_reply_that_comes_when_its_lookup_was_cancelled_is_taken_by_nobody(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_swarm(seed=1, size=6) as swarm:
+        node = swarm.nodes[0]
+        held = hold_posts(node, monkeypatch)
+        taken: list[Contact] = []
+
+        async def rest() -> None:
+            raise AssertionError("it was waited for")
+
+        def take(contact: Contact, _reply: Reply) -> Awaitable[None]:
+            taken.append(contact)
+            return rest()
+
+        with trio.move_on_after(0.5):
+            await node._explorer.run(node._explorer.lookup(node._neighbourhood.local), FindNode(b"x"), take=take)
+        assert held
+        for _, then in held:
+            then(Reply(replicates=True))
+            then(QueryError("lost"))
+        assert taken == []
+
+
+async def test_a_reply_that_comes_when_its_lookup_has_ended_changes_nothing_of_the_result(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_swarm(seed=1, size=6) as swarm:
+        node = swarm.nodes[0]
+        held = hold_posts(node, monkeypatch)
+        taken: list[Contact] = []
+
+        async def answer_first() -> None:
+            await wait_all_tasks_blocked()
+            held[0][1](Reply(replicates=True))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer_first)
+            result = await node._explorer.run(
+                node._explorer.lookup(node._neighbourhood.local),
+                FindNode(b"x"),
+                take=lambda contact, _reply: taken.append(contact),
+                until=lambda: bool(taken),
+            )
+        answered = [contact.peer for contact in result.closest]
+        assert answered == [held[0][0].peer]
+        for _, then in held[1:]:
+            then(Reply(replicates=True))
+        assert [contact.peer for contact in taken] == answered
+        assert [contact.peer for contact in result.closest] == answered
