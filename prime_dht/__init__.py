@@ -1,11 +1,12 @@
 """prime_dht: a libp2p-native peer node that gives decentralised machine learning a serverless place for its data.
 
-    async with open_node(NodeConfig(peers=("/ip4/192.0.2.1/tcp/4001/p2p/12D3Koo…",))) as dht:
-        receipt = await dht.put("model:digits", weights)
-        found = await dht.get("model:digits")
+    with connect(["/ip4/192.0.2.1/tcp/4001/p2p/12D3Koo…"]) as dht:
+        receipt = dht.put("model:digits", weights)
+        found = dht.get("model:digits")
 
-:func:`open_node` runs a node of its own; :class:`PrimeDHT` mounts on a py-libp2p host that runs already. What either
-raises on purpose is a :class:`PrimeDHTError`.
+:func:`connect` is for ordinary code. In trio the same is ``async with open_node(NodeConfig(peers=(…,))) as dht:``, with
+``await`` before operations; and :class:`PrimeDHT` mounts on a py-libp2p host that runs already. What any of them raises
+on purpose is a :class:`PrimeDHTError`.
 
 The names below are imported when they are first used, so that a program that only looks at its arguments starts fast.
 """
@@ -16,6 +17,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from prime_dht.blocking import BlockingDHT, connect
     from prime_dht.config import DhtConfig, Mode, NodeConfig
     from prime_dht.entries.limits import Limits
     from prime_dht.errors import (
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BlobError",
+    "BlockingDHT",
     "ConfigError",
     "DhtConfig",
     "Found",
@@ -53,10 +56,12 @@ __all__ = [
     "Stats",
     "StorageError",
     "ValidationError",
+    "connect",
     "open_node",
 ]
 
 _MODULE_OF = {
+    **dict.fromkeys(("BlockingDHT", "connect"), "prime_dht.blocking"),
     **dict.fromkeys(("DhtConfig", "Mode", "NodeConfig"), "prime_dht.config"),
     **dict.fromkeys(("PrimeDHT", "open_node"), "prime_dht.node"),
     **dict.fromkeys((name for name in __all__ if name.endswith("Error")), "prime_dht.errors"),

@@ -46,6 +46,7 @@ def prime_dht(ctx: click.Context) -> None:
       prime-dht run --data-dir ./data            start a node; it prints its addresses
       prime-dht put greeting hello --peer ADDR   store a value through that node
       prime-dht get greeting --peer ADDR         read it back
+      prime-dht add weights.bin --peer ADDR      store a file of any size; it prints the CID, for cat
       prime-dht swarm 20                         twenty nodes on this machine, to try things with
       prime-dht config --defaults > node.toml    a file with every setting, for --config
       eval "$(prime-dht completion bash)"        the Tab key completes from now on

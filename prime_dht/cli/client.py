@@ -7,18 +7,44 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from prime_dht.cli.ending import show
 from prime_dht.errors import QueryError, RemoteProtocolError
 
 if TYPE_CHECKING:
+    import trio
+
     from prime_dht.config import NodeConfig
     from prime_dht.node.dht import PrimeDHT
 
 FIND_LOCALLY_S = 10.0
 """How long mDNS gets to find the first node, at most; half of the timeout if that is less."""
+
+
+class Patience:
+    """The deadline of a command. One that transfers a blob, however large, has that much time since something moved.
+
+    Attributes:
+        has_moved: whether there was any.
+    """
+
+    def __init__(self) -> None:
+        self.has_moved = False
+        self._waiting: trio.CancelScope | None = None
+
+    def begin(self, waiting: trio.CancelScope) -> None:
+        """The command has begun, and this is what ends it."""
+        self._waiting = waiting
+
+    def moved(self, timeout_s: float) -> None:
+        """Something has moved, and the next is to within so many seconds."""
+        import trio
+
+        assert self._waiting is not None
+        self.has_moved = True
+        self._waiting.deadline = trio.current_time() + timeout_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,22 +53,24 @@ class Session:
 
     Attributes:
         config: a client's: it listens nowhere, and each operation ends within ``timeout_s``.
-        timeout_s: for the whole command.
+        timeout_s: for the whole command; for one that transfers a blob, without anything that moves.
         as_json: whether results are printed for programs.
         verbose: how often ``-v`` was given.
+        patience: the deadline.
     """
 
     config: NodeConfig
     timeout_s: float
     as_json: bool
     verbose: int
+    patience: Patience = field(default_factory=Patience, compare=False)
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[PrimeDHT]:
         """A client that has joined nobody yet.
 
         Raises:
-            QueryError: the block was not done within ``timeout_s``.
+            QueryError: the block was not done within ``timeout_s``, or nothing has moved for so long.
         """
         import trio
 
@@ -50,12 +78,15 @@ class Session:
 
         knows_somebody = False
         with trio.move_on_after(self.timeout_s) as waiting:
+            self.patience.begin(waiting)
             # Without its peers: the node would wait for all of them, dead ones too, where the first is enough.
             async with open_node(replace(self.config, peers=())) as dht:
                 try:
                     yield dht
                 finally:
                     knows_somebody = bool(dht.peers())
+        if waiting.cancelled_caught and self.patience.has_moved:
+            raise QueryError(f"nothing has moved for {self.timeout_s:g} s (--timeout)")
         if waiting.cancelled_caught:
             silence = "" if knows_somebody else ", and no peer has answered"
             raise QueryError(f"not done within {self.timeout_s:g} s (--timeout){silence}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,8 @@ from enum import IntEnum
 
 from prime_dht.cli.render import visible
 from prime_dht.errors import ConfigError, PrimeDHTError
+
+STDOUT = 1
 
 
 class Status(IntEnum):
@@ -61,12 +64,28 @@ def emit(data: bytes) -> None:
     """
     try:
         # Not sys.stdout: what it could not write it would try again, and complain of, when Python exits.
-        with open(1, "wb", closefd=False) as stdout:
+        with open(STDOUT, "wb", closefd=False) as stdout:
             stdout.write(data)
     except BrokenPipeError:
         raise EndedBySignal(signal.SIGPIPE) from None
     except OSError as error:
         raise ConfigError(f"standard output: {error.strerror}") from error
+
+
+def emit_for_people(value: bytes) -> None:
+    """Write somebody's value to standard output: as it is, but to a terminal as lines of text.
+
+    Raises:
+        ConfigError: it goes to a terminal and is not only text; what else may be in it could do things to that.
+    """
+    if os.isatty(STDOUT):
+        text = value.decode(errors="surrogateescape")
+        if not all(char.isprintable() or char in "\n\t" for char in text):
+            raise ConfigError(
+                f"{len(value):,} bytes, and not only text: send them elsewhere, or write them to --out FILE"
+            )
+        value = value if value.endswith(b"\n") else value + b"\n"
+    emit(value)
 
 
 def show(item: Mapping[str, object], text: str, *, as_json: bool) -> None:

@@ -143,7 +143,8 @@ _timeout = click.option(
     default=30.0,
     metavar="DURATION",
     envvar="PRIME_DHT_TIMEOUT",
-    help="How long it may take altogether: seconds, or 2m. [default: 30; env: PRIME_DHT_TIMEOUT]",
+    help="How long it may take altogether, or, once a blob moves, stand still: seconds, or 2m. "
+    "[default: 30; env: PRIME_DHT_TIMEOUT]",
 )
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print results as JSON, each on one line.")
@@ -172,6 +173,14 @@ _redis = click.option(
 
 _client = click.option(
     "--client", is_flag=True, help="Only ask: nobody else relies on this node. [env: PRIME_DHT_DHT_MODE=client]"
+)
+
+ttl = click.option(
+    "--ttl",
+    "ttl_s",
+    type=Duration(),
+    metavar="DURATION",
+    help="How long the value lives: seconds, or 30m, 12h, 7d. [default: 1d]",
 )
 
 subkey = click.option(
@@ -218,6 +227,7 @@ def asking(body: _Body) -> _Body:
             announce=(),
             redis_url=None,
             data_dir=data_dir,
+            blocks_dir=None,
             dht=replace(config.dht, mode=Mode.CLIENT, operation_timeout_s=timeout_s),
         )
         session = Session(config=config, timeout_s=timeout_s, as_json=as_json, verbose=verbose)
@@ -268,6 +278,20 @@ def configuring(body: _Body) -> _Body:
         return body(settings=settings, **others)
 
     return _with(command, _listen, _peers, _data_dir, _redis, _mdns, _client, _network, _config_file)
+
+
+def keeping(body: _Body) -> _Body:
+    """Give a command that looks after the blobs in a data directory its options.
+
+    It gets ``config``, a :class:`NodeConfig` that says where they are, and ``as_json``.
+    """
+
+    @wraps(body)
+    def command(*, data_dir: Path | None, config_file: Path | None, verbose: int, **others: Any) -> int | None:
+        log_to_stderr(logging.WARNING, verbose=verbose)
+        return body(config=_settings(config_file, data_dir=data_dir).config, **others)
+
+    return _with(command, _data_dir, _config_file, as_json, verbose)
 
 
 def identifying(body: _Body) -> _Body:

@@ -1,4 +1,4 @@
-"""The arguments of commands that ask for, or about, a peer."""
+"""The arguments of commands that ask for, or about, a peer or a blob."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from prime_dht.blobs.cid import Cid
 from prime_dht.errors import ValidationError
 from prime_dht.ids import PeerId, peer_from_text, wire_key
 
@@ -48,6 +49,20 @@ class PeerOrAddress(click.ParamType[Target]):
             from prime_dht.net.dialer import split_peer_address
 
             return Target(split_peer_address(value)[0], value)
+        except ValidationError as error:
+            self.fail(str(error), param, ctx)
+
+
+class CidText(click.ParamType[Cid]):
+    """The CID of a blob."""
+
+    name = "cid"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Cid:
+        if isinstance(value, Cid):
+            return value
+        try:
+            return Cid.from_text(value)
         except ValidationError as error:
             self.fail(str(error), param, ctx)
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import select
+import termios
+import tty
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr
 
 import pytest
 
@@ -50,3 +54,28 @@ def here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return Ended(status, written.out.encode(), written.err)
 
     return run
+
+
+@pytest.fixture
+def open_terminal() -> Callable[[], AbstractContextManager[Callable[[], list[str]]]]:
+    """Makes standard error a terminal of 70 columns; what is drawn there since the last time, in order, can be asked.
+
+    Each drawing takes the place of the one before.
+    """
+
+    @contextmanager
+    def open_it() -> Iterator[Callable[[], list[str]]]:
+        ours, theirs = os.openpty()
+        tty.setraw(theirs)
+        termios.tcsetwinsize(theirs, (24, 70))
+
+        def shown() -> list[str]:
+            written = b""
+            while select.select([ours], [], [], 0)[0]:
+                written += os.read(ours, 1 << 16)
+            return written.decode().split("\r")[1:]
+
+        with open(theirs, "w") as stderr, open(ours, "rb"), redirect_stderr(stderr):
+            yield shown
+
+    return open_it

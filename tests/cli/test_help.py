@@ -35,7 +35,8 @@ def test_each_command_has_a_summary_a_help_for_each_option_and_an_example(path: 
 
 def test_every_command_that_a_person_needs_is_there() -> None:
     needed = (
-        "run put get get-all delete lookup ping peers id provide providers health swarm config completion group store"
+        "run put get get-all delete add cat pin unpin blobs gc lookup ping peers id provide providers health swarm "
+        "config completion group store"
     )
     assert {f"prime-dht {name}" for name in needed.split()} <= set(ALL)
     assert {f"prime-dht group {name}" for name in ("create", "invite", "show")} <= set(ALL)

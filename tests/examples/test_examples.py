@@ -48,7 +48,20 @@ def test_a_host_with_a_protocol_of_its_own_serves_that_and_the_dht() -> None:
     assert "Traceback" not in ended.err
 
 
-@pytest.mark.parametrize("name", ["run_node.py", "put_get.py", "demo.py"])
+def test_share_file_fetches_what_another_adds_and_shows_how_far_it_is(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 10_000
+    added, fetched = tmp_path / "added", tmp_path / "fetched"
+    added.write_bytes(content)
+    with running(*example("share_file.py"), "add", str(added), "--listen", LOOPBACK) as node:
+        address, cid = node.line().split()
+        ended = run(*example("share_file.py"), "fetch", address, cid, str(fetched))
+        assert (ended.status, ended.out) == (0, f"{fetched}: 2,560,000 bytes\n".encode()), ended.err
+        assert "2,560,000 of 2,560,000 bytes, " in ended.err
+        assert fetched.read_bytes() == content
+        assert node.stop(signal.SIGINT).status == 0
+
+
+@pytest.mark.parametrize("name", ["run_node.py", "put_get.py", "share_file.py", "demo.py"])
 def test_each_says_how_it_is_used(name: str) -> None:
     ended = run(*example(name), "--help")
     assert (ended.status, ended.err) == (0, "")

@@ -11,6 +11,7 @@ from prime_dht.testing.processes import PRIME_DHT, run, running
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text()
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 ADDRESS = re.compile(r"/ip4/[\d.]+/tcp/\d+/p2p/12D3Koo[\w.]+")
 
 
@@ -24,7 +25,7 @@ def without_times(text: str) -> str:
 
 
 def test_the_quick_start_prints_what_it_says(tmp_path: Path) -> None:
-    first, second = (block for block in blocks("console") if "prime-dht" in block)
+    first, second, _ = (block for block in blocks("console") if "prime-dht" in block)
     command, shown = first.splitlines()
     assert command.startswith("$ prime-dht run ")
     with running(PRIME_DHT[0], *command.split()[2:], cwd=tmp_path) as node:
@@ -35,17 +36,29 @@ def test_the_quick_start_prints_what_it_says(tmp_path: Path) -> None:
         output = "".join(f"{line}\n" for line in second.splitlines() if not line.startswith("$ "))
         # A terminal begins a line of its own for the prompt that follows a value without a newline.
         script = script.replace("get greeting", "get greeting; echo")
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        typed = run("bash", "-c", f"exec 2>&1\n{ADDRESS.sub(address, script)}", env={"PATH": path}, cwd=tmp_path)
+        typed = run("bash", "-c", f"exec 2>&1\n{ADDRESS.sub(address, script)}", env={"PATH": PATH}, cwd=tmp_path)
     assert without_times(typed.out.decode()) == without_times(output)
 
 
-def test_the_program_runs(tmp_path: Path) -> None:
-    (program,) = blocks("python")
+def test_a_file_comes_back_as_it_was(tmp_path: Path) -> None:
+    (shown,) = (block for block in blocks("console") if "prime-dht cat" in block)
+    (tmp_path / "weights.safetensors").write_bytes(b"weights" * 500_000)
+    script = "".join(f"{line[2:]}\n" for line in shown.splitlines())
     with running(*PRIME_DHT, "run", "--listen", "/ip4/127.0.0.1/tcp/0") as node:
-        ended = run(sys.executable, "-c", ADDRESS.sub(node.line(), program), cwd=tmp_path)
-    assert ended.status == 0, ended.err
-    assert ended.out.startswith(b"True Found(key=b'/prime/model:digits'")
+        environment = {"PATH": PATH, "PRIME_DHT_PEER": node.line()}
+        typed = run("bash", "-c", f"set -e\n{script}", env=environment, cwd=tmp_path)
+    assert (typed.status, typed.out) == (0, b""), typed.err
+    assert (tmp_path / "again.safetensors").exists()
+
+
+def test_the_programs_run(tmp_path: Path) -> None:
+    programs = blocks("python")
+    assert len(programs) == 2
+    for program in programs:
+        with running(*PRIME_DHT, "run", "--listen", "/ip4/127.0.0.1/tcp/0") as node:
+            ended = run(sys.executable, "-c", ADDRESS.sub(node.line(), program), cwd=tmp_path)
+        assert ended.status == 0, ended.err
+        assert ended.out.startswith(b"True Found(key=b'/prime/model:digits'")
 
 
 def test_a_mistake_in_a_file_is_reported_as_it_shows(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +11,9 @@ import click
 
 from prime_dht.cli import options
 from prime_dht.cli.commands.get_all import found_as_json
-from prime_dht.cli.ending import Status, complain, emit
+from prime_dht.cli.ending import STDOUT, Status, complain, emit_for_people
+from prime_dht.cli.progress import quiet
 from prime_dht.cli.render import visible
-from prime_dht.errors import ConfigError
 from prime_dht.ids import peer_text
 
 if TYPE_CHECKING:
@@ -23,19 +22,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STDOUT = 1
-
 
 @click.command("get")
 @click.argument("key", type=options.Raw())
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write the value to this file.")
 @options.subkey
+@quiet
 @options.asking
-def command(session: Session, key: bytes, out: Path | None, subkey: bytes) -> int:
+def command(session: Session, key: bytes, out: Path | None, subkey: bytes, quiet: bool) -> int:
     """Write the newest value under KEY to standard output.
 
-    Its bytes, nothing else; a terminal gets text alone, and with a newline. With --json, a line with the value in
-    base64 and all that is known of it. Exits with 1 if there is none.
+    Its bytes, nothing else; a terminal gets text alone, and with a newline. With --json, a line with all that is known
+    of it, and the value in base64, unless it is a blob or goes to --out. Exits with 1 if there is none. With --out the
+    file is there when it is whole; what an interrupted command has fetched of a blob is not fetched again.
 
     \b
     Examples:
@@ -43,32 +42,37 @@ def command(session: Session, key: bytes, out: Path | None, subkey: bytes) -> in
       prime-dht get model:digits --out weights.safetensors
     """
     from prime_dht.cli.life import run_until_done
+    from prime_dht.cli.transfer import going_on_later, place_for
 
-    found = run_until_done(partial(_get, session, key, subkey=subkey))
+    place = None if out is None else place_for(out)
+    with going_on_later(session, None if place is None else f"what has come is kept beside {out}"):
+        found = run_until_done(partial(_get, session, key, subkey, out, place, is_quiet=quiet))
     if found is None:
         complain(f"not found: {visible(key)}")
         return Status.NOT_FOUND
-    logger.info("%d bytes by %s, from %d replicas", len(found.value), peer_text(found.publisher), found.answered)
-    if out is not None:
-        try:
-            out.write_bytes(found.value)
-        except OSError as error:
-            raise ConfigError(f"{out}: {error.strerror}") from error
+    size_bytes = len(found.value) if found.blob is None else found.blob.size
+    logger.info("%d bytes by %s, from %d replicas", size_bytes, peer_text(found.publisher), found.answered)
     if session.as_json:
         session.show(found_as_json(found, out), "")
-    elif out is None:
-        emit(_for_terminal(found.value) if os.isatty(STDOUT) else found.value)
+    elif out is None and found.blob is None:
+        emit_for_people(found.value)
     return Status.DONE
 
 
-def _for_terminal(value: bytes) -> bytes:
-    """A value as lines of text. What else somebody may have put there could do things to a terminal."""
-    text = value.decode(errors="surrogateescape")
-    if not all(char.isprintable() or char in "\n\t" for char in text):
-        raise ConfigError(f"{len(value):,} bytes, and not only text: send them elsewhere, or write them to --out FILE")
-    return value if value.endswith(b"\n") else value + b"\n"
+async def _get(
+    session: Session, key: bytes, subkey: bytes, out: Path | None, place: Path | None, *, is_quiet: bool
+) -> Found | None:
+    """The value; if it is for ``out``, or a blob, it has been written already."""
+    from prime_dht.cli.transfer import transfer, write_blob, write_to
 
-
-async def _get(session: Session, key: bytes, *, subkey: bytes) -> Found | None:
-    async with session.joined() as dht:
-        return await dht.get(key, subkey=subkey)
+    async with session.joined() as dht, transfer(session, is_quiet=is_quiet) as progress:
+        found = await dht.get(key, subkey=subkey, fetch=False)
+        if found is None:
+            return None
+        if place is not None:
+            await dht.blobs.resolve(found, to=place, progress=progress)
+        elif found.blob is not None and not (session.as_json and out is None):
+            await write_blob(dht, found.blob.cid, STDOUT if out is None else out, progress)
+        elif out is not None:
+            await write_to(out, found.value)
+        return found

@@ -12,6 +12,7 @@ from urllib.parse import quote_from_bytes
 import click
 
 from prime_dht.cli import options
+from prime_dht.cli.commands.put import blob_as_json
 from prime_dht.cli.ending import Status, complain
 from prime_dht.cli.render import preview, span, table, visible
 from prime_dht.cli.targets import PeerName
@@ -174,8 +175,10 @@ def found_as_json(found: Found, path: Path | None) -> dict[str, object]:
         "content_type": found.content_type,
         "metadata": dict(found.metadata),
     }
-    if found.blob is not None:
-        return {**item, "blob": {"cid": base64.b64encode(found.blob.cid).decode(), "size": found.blob.size}}
     if path is not None:
-        return {**item, "size": len(found.value), "file": str(path)}
+        item["file"] = str(path)
+    if found.blob is not None:
+        return {**item, "size": found.blob.size, "blob": blob_as_json(found.blob)}
+    if path is not None:
+        return {**item, "size": len(found.value)}
     return {**item, "size": len(found.value), "value": base64.b64encode(found.value).decode()}

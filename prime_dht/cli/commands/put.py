@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import base64
+import math
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from prime_dht.blobs.cid import Cid
 from prime_dht.cli import capability, options
 from prime_dht.cli.ending import complain
+from prime_dht.cli.progress import quiet
 from prime_dht.cli.render import moment
-from prime_dht.errors import QueryError, ValidationError
+from prime_dht.errors import BlobError, QueryError
 from prime_dht.ids import peer_text
 
 if TYPE_CHECKING:
     from prime_dht.cli.client import Session
+    from prime_dht.entries.entry import BlobRef
     from prime_dht.node.results import PutReceipt
 
 STDIN = 0
@@ -26,15 +30,10 @@ STDIN = 0
 @click.argument("key", type=options.Raw())
 @click.argument("value", type=options.Raw(), required=False)
 @click.option("--file", type=click.Path(path_type=Path), metavar="FILE", help="Take the value from this file.")
-@click.option(
-    "--ttl",
-    "ttl_s",
-    type=options.Duration(),
-    metavar="DURATION",
-    help="How long the value lives: seconds, or 30m, 12h, 7d. [default: 1d]",
-)
+@options.ttl
 @options.subkey
 @capability.option
+@quiet
 @options.asking
 def command(
     session: Session,
@@ -44,11 +43,13 @@ def command(
     ttl_s: float | None,
     subkey: bytes,
     capability: bytes,
+    quiet: bool,
 ) -> None:
-    """Store VALUE, at most 64 KiB, under KEY.
+    """Store VALUE, or a file of any size, under KEY.
 
     VALUE may be - for standard input. Anybody can put a value under a key; a reader gets the newest. With --data-dir
-    the value is signed by an identity that you keep, so that readers can know it is yours.
+    the value is signed by an identity that you keep, so that readers can know it is yours. What has more than 64 KiB
+    becomes a blob, which the replicas of the key fetch from here before the command ends, however long that takes.
 
     \b
     Examples:
@@ -57,12 +58,17 @@ def command(
       date | prime-dht put now -
     """
     from prime_dht.cli.life import run_until_done
+    from prime_dht.cli.transfer import going_on_later
 
     if (value is None) == (file is None):
         raise click.UsageError("give one of VALUE, --file FILE, or - for standard input")
     source = file if file is not None else STDIN if value == b"-" else value
     assert source is not None
-    receipt = run_until_done(partial(_put, session, key, source, ttl_s=ttl_s, subkey=subkey, capability=capability))
+    with going_on_later(session, "replicas keep what they have fetched"):
+        receipt = run_until_done(
+            partial(_put, session, key, source, ttl_s=ttl_s, subkey=subkey, capability=capability, is_quiet=quiet)
+        )
+    check_held(receipt)
     if receipt.superseded:
         raise QueryError("a newer value by this identity stands under the key: this one will not be seen")
     session.show(receipt_as_json(receipt), f"stored until {moment(receipt.expires_at_us)}")
@@ -85,7 +91,9 @@ def receipt_as_json(receipt: PutReceipt) -> dict[str, object]:
         "op_id": receipt.op_id.hex(),
         "created_at_us": receipt.created_at_us,
         "expires_at_us": receipt.expires_at_us,
+        "blob": None if receipt.blob is None else blob_as_json(receipt.blob),
         "stored_by": [peer_text(peer) for peer in receipt.stored_by],
+        "held_by": [peer_text(peer) for peer in receipt.held_by],
         "refused": {peer_text(peer): why for peer, why in receipt.refused},
         "failed": {peer_text(peer): why for peer, why in receipt.failed},
         "wanted": receipt.wanted,
@@ -96,34 +104,37 @@ def receipt_as_json(receipt: PutReceipt) -> dict[str, object]:
     }
 
 
+def blob_as_json(blob: BlobRef) -> dict[str, object]:
+    """A blob for programs."""
+    return {"cid": str(Cid.from_bytes(blob.cid)), "size": blob.size, "chunker": blob.chunker}
+
+
+def check_held(receipt: PutReceipt) -> None:
+    """Check that there is somebody to get a blob from, once this command has ended.
+
+    Raises:
+        BlobError: nobody else has it.
+    """
+    if receipt.blob is not None and not receipt.held_by:
+        raise BlobError("no replica has fetched the blob, so nobody could get it")
+
+
 async def _put(
     session: Session,
     key: bytes,
-    source: bytes | Path | int,
+    given: bytes | Path | int,
     *,
     ttl_s: float | None,
     subkey: bytes,
     capability: bytes,
+    is_quiet: bool,
 ) -> PutReceipt:
-    import trio
+    from prime_dht.cli.transfer import blocks_on_disk, opened_source, transfer
 
-    # In a thread, which Ctrl-C can leave alone with a terminal or a pipe that says nothing.
-    most = session.config.dht.limits.max_inline_bytes
-    content = await trio.to_thread.run_sync(_read, source, most, abandon_on_cancel=True)  # type: ignore[call-arg]  # old stubs
-    async with session.joined() as dht:
-        return await dht.put(key, content, subkey=subkey, ttl=ttl_s, capability=capability)
-
-
-def _read(source: bytes | Path | int, most: int) -> bytes:
-    if isinstance(source, bytes):
-        return source
-    name = "standard input" if source == STDIN else str(source)
-    try:
-        with open(source, "rb", closefd=source != STDIN) as stream:
-            # Whoever pipes in a disk by mistake is told so before the memory is full.
-            content = stream.read(most + 1)
-    except OSError as error:
-        raise ValidationError(f"{name}: {error.strerror}") from error
-    if len(content) > most:
-        raise ValidationError(f"{name}: more than {most:,} bytes, the most that a value can have")
-    return content
+    most_bytes = session.config.dht.limits.max_inline_bytes
+    source = given if isinstance(given, bytes) else await opened_source(given, most_bytes)
+    with blocks_on_disk(session) as session:
+        async with session.joined() as dht, transfer(session, is_quiet=is_quiet) as progress:
+            return await dht.put(
+                key, source, subkey=subkey, ttl=ttl_s, capability=capability, wait_s=math.inf, progress=progress
+            )

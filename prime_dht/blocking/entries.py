@@ -1,0 +1,386 @@
+"""Putting and getting entries, for threads that wait, or have futures."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, overload
+
+from prime_dht.blocking.life import Life
+
+if TYPE_CHECKING:
+    from prime_dht.ids import Key
+    from prime_dht.node.arguments import PeerLike
+    from prime_dht.node.blobs.fetch import OnProgress
+    from prime_dht.node.blobs.putting import Source
+    from prime_dht.node.results import Found, FoundPage, PutReceipt
+
+
+class Entries(Life):
+    """The operations that move values: of each there can be many under way, with ``wait=False``."""
+
+    @overload
+    def put(
+        self,
+        key: bytes | str,
+        value: Source,
+        *,
+        subkey: bytes = ...,
+        ttl: float | None = ...,
+        expires_at: float | None = ...,
+        replication: int | None = ...,
+        metadata: Mapping[str, str] | None = ...,
+        content_type: str = ...,
+        keep: bool = ...,
+        capability: bytes = ...,
+        chunker: str | None = ...,
+        wait_s: float | None = ...,
+        progress: OnProgress | None = ...,
+        timeout: float | None = ...,
+        wait: Literal[True] = ...,
+    ) -> PutReceipt: ...
+    @overload
+    def put(
+        self,
+        key: bytes | str,
+        value: Source,
+        *,
+        subkey: bytes = ...,
+        ttl: float | None = ...,
+        expires_at: float | None = ...,
+        replication: int | None = ...,
+        metadata: Mapping[str, str] | None = ...,
+        content_type: str = ...,
+        keep: bool = ...,
+        capability: bytes = ...,
+        chunker: str | None = ...,
+        wait_s: float | None = ...,
+        progress: OnProgress | None = ...,
+        timeout: float | None = ...,
+        wait: Literal[False],
+    ) -> Future[PutReceipt]: ...
+    def put(
+        self,
+        key: bytes | str,
+        value: Source,
+        *,
+        subkey: bytes = b"",
+        ttl: float | None = None,
+        expires_at: float | None = None,
+        replication: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+        content_type: str = "",
+        keep: bool = False,
+        capability: bytes = b"",
+        chunker: str | None = None,
+        wait_s: float | None = None,
+        progress: OnProgress | None = None,
+        timeout: float | None = None,
+        wait: bool = True,
+    ) -> PutReceipt | Future[PutReceipt]:
+        """Store a value under a key, in this node's own slot there.
+
+        Args:
+            key: an application's key; ``k`` becomes ``/prime/k``. At most 1 KiB.
+            value: bytes, a file, or a reader of bytes, of any size. Over 64 KiB it becomes a blob.
+            subkey: names one of several slots that this node has under the key; at most 256 bytes.
+            ttl: seconds that the value lives; the configuration's by default. Or
+            expires_at: when it ends, in seconds since the Unix epoch.
+            replication: on how many servers it is stored, 1 ..= k; the configuration's by default.
+            metadata: names and texts, signed with the entry.
+            content_type: a media type.
+            keep: sign and put it again before it expires, for as long as this node runs, or until it next puts or
+                deletes anything in the same slot, even if that fails.
+            capability: for group keys, what :func:`prime_dht.entries.capability.grant` gave this node.
+            chunker, wait_s, progress: of a blob, as in :meth:`~prime_dht.node.blobs.blobs.Blobs.add`.
+
+        Raises:
+            ValidationError: the key, value or times break a rule or a limit.
+            StorageError: the file cannot be read, or there is no room for the blob's blocks.
+            QueryError: no replica took it.
+        """
+        return self.call(
+            lambda dht: dht.put(
+                key,
+                value,
+                subkey=subkey,
+                ttl=ttl,
+                expires_at=expires_at,
+                replication=replication,
+                metadata=metadata,
+                content_type=content_type,
+                keep=keep,
+                capability=capability,
+                chunker=chunker,
+                wait_s=wait_s,
+                progress=progress,
+            ),
+            timeout=timeout,
+            wait=wait,
+        )
+
+    @overload
+    def get(
+        self,
+        key: bytes | str,
+        *,
+        subkey: bytes = ...,
+        publisher: PeerLike | None = ...,
+        trusted: Collection[PeerLike] | None = ...,
+        quorum: int | None = ...,
+        latest: bool = ...,
+        to: Path | None = ...,
+        fetch: bool = ...,
+        progress: OnProgress | None = ...,
+        timeout: float | None = ...,
+        wait: Literal[True] = ...,
+    ) -> Found | None: ...
+    @overload
+    def get(
+        self,
+        key: bytes | str,
+        *,
+        subkey: bytes = ...,
+        publisher: PeerLike | None = ...,
+        trusted: Collection[PeerLike] | None = ...,
+        quorum: int | None = ...,
+        latest: bool = ...,
+        to: Path | None = ...,
+        fetch: bool = ...,
+        progress: OnProgress | None = ...,
+        timeout: float | None = ...,
+        wait: Literal[False],
+    ) -> Future[Found | None]: ...
+    def get(
+        self,
+        key: bytes | str,
+        *,
+        subkey: bytes = b"",
+        publisher: PeerLike | None = None,
+        trusted: Collection[PeerLike] | None = None,
+        quorum: int | None = None,
+        latest: bool = False,
+        to: Path | None = None,
+        fetch: bool = True,
+        progress: OnProgress | None = None,
+        timeout: float | None = None,
+        wait: bool = True,
+    ) -> Found | Future[Found | None] | None:
+        """The newest live value under a key and subkey, or ``None`` if there is none.
+
+        Args:
+            publisher: only this peer's.
+            trusted: only these peers'.
+            quorum: replicas whose answers are joined, 1 ..= r; the configuration's ``read_quorum`` by default.
+            latest: ask the replicas even if a recent answer is remembered here.
+            to: a file to write the value to, of any size; see :meth:`~prime_dht.node.blobs.blobs.Blobs.fetch`.
+            fetch: whether to fetch the blob if the value is one, or only to say which (:attr:`Found.blob`).
+            progress: of fetching a blob; must not block.
+
+        Raises:
+            QueryError: nobody could be asked.
+            ValidationError: both ``publisher`` and ``trusted`` are given, or the key is empty.
+            BlobError: the value is a blob that nobody has, or of more than ``max_value_bytes`` without ``to``.
+            StorageError: the file cannot be written.
+        """
+        return self.call(
+            lambda dht: dht.get(
+                key,
+                subkey=subkey,
+                publisher=publisher,
+                trusted=trusted,
+                quorum=quorum,
+                latest=latest,
+                to=to,
+                fetch=fetch,
+                progress=progress,
+            ),
+            timeout=timeout,
+            wait=wait,
+        )
+
+    @overload
+    def get_all(
+        self,
+        key: bytes | str,
+        *,
+        subkeys: Collection[bytes] | None = ...,
+        publishers: Collection[PeerLike] | None = ...,
+        limit: int | None = ...,
+        cursor: bytes | None = ...,
+        timeout: float | None = ...,
+        wait: Literal[True] = ...,
+    ) -> FoundPage: ...
+    @overload
+    def get_all(
+        self,
+        key: bytes | str,
+        *,
+        subkeys: Collection[bytes] | None = ...,
+        publishers: Collection[PeerLike] | None = ...,
+        limit: int | None = ...,
+        cursor: bytes | None = ...,
+        timeout: float | None = ...,
+        wait: Literal[False],
+    ) -> Future[FoundPage]: ...
+    def get_all(
+        self,
+        key: bytes | str,
+        *,
+        subkeys: Collection[bytes] | None = None,
+        publishers: Collection[PeerLike] | None = None,
+        limit: int | None = None,
+        cursor: bytes | None = None,
+        timeout: float | None = None,
+        wait: bool = True,
+    ) -> FoundPage | Future[FoundPage]:
+        """Every publisher's live value under a key, in the order of (publisher, subkey), in pages; blobs unfetched.
+
+        Args:
+            subkeys: only these; any by default.
+            publishers: only these; any by default.
+            limit: values in the page at most, 1 or more; a page may hold fewer and still not be the last.
+            cursor: the ``next_cursor`` of the page before.
+
+        Raises:
+            QueryError: nobody could be asked.
+            ValidationError: the limit is below 1, or the cursor is none that a page ended with.
+        """
+        return self.call(
+            lambda dht: dht.get_all(key, subkeys=subkeys, publishers=publishers, limit=limit, cursor=cursor),
+            timeout=timeout,
+            wait=wait,
+        )
+
+    def pages(
+        self,
+        key: bytes | str,
+        *,
+        subkeys: Collection[bytes] | None = None,
+        publishers: Collection[PeerLike] | None = None,
+        limit: int | None = None,
+        timeout: float | None = None,
+    ) -> Iterator[FoundPage]:
+        """All pages of :meth:`get_all`, each of which is asked for when it is its turn, and has ``timeout`` seconds."""
+        cursor: bytes | None = b""
+        while cursor is not None:
+            page = self.get_all(
+                key, subkeys=subkeys, publishers=publishers, limit=limit, cursor=cursor, timeout=timeout
+            )
+            yield page
+            cursor = page.next_cursor
+
+    @overload
+    def delete(
+        self,
+        key: bytes | str,
+        *,
+        subkey: bytes = ...,
+        capability: bytes = ...,
+        timeout: float | None = ...,
+        wait: Literal[True] = ...,
+    ) -> PutReceipt: ...
+    @overload
+    def delete(
+        self,
+        key: bytes | str,
+        *,
+        subkey: bytes = ...,
+        capability: bytes = ...,
+        timeout: float | None = ...,
+        wait: Literal[False],
+    ) -> Future[PutReceipt]: ...
+    def delete(
+        self,
+        key: bytes | str,
+        *,
+        subkey: bytes = b"",
+        capability: bytes = b"",
+        timeout: float | None = None,
+        wait: bool = True,
+    ) -> PutReceipt | Future[PutReceipt]:
+        """Empty this node's own slot under a key. Others' values stay; they cannot be deleted.
+
+        Args:
+            capability: for group keys, as in :meth:`put`.
+
+        Raises:
+            QueryError: no replica took the tombstone.
+        """
+        return self.call(lambda dht: dht.delete(key, subkey=subkey, capability=capability), timeout=timeout, wait=wait)
+
+    @overload
+    def put_many(
+        self,
+        items: Mapping[str, bytes] | Mapping[bytes, bytes] | Iterable[tuple[bytes | str, bytes]],
+        *,
+        ttl: float | None = ...,
+        replication: int | None = ...,
+        timeout: float | None = ...,
+        wait: Literal[True] = ...,
+    ) -> list[PutReceipt]: ...
+    @overload
+    def put_many(
+        self,
+        items: Mapping[str, bytes] | Mapping[bytes, bytes] | Iterable[tuple[bytes | str, bytes]],
+        *,
+        ttl: float | None = ...,
+        replication: int | None = ...,
+        timeout: float | None = ...,
+        wait: Literal[False],
+    ) -> Future[list[PutReceipt]]: ...
+    def put_many(
+        self,
+        items: Mapping[str, bytes] | Mapping[bytes, bytes] | Iterable[tuple[bytes | str, bytes]],
+        *,
+        ttl: float | None = None,
+        replication: int | None = None,
+        timeout: float | None = None,
+        wait: bool = True,
+    ) -> list[PutReceipt] | Future[list[PutReceipt]]:
+        """Store many values in few requests; a receipt for each, in order. See :meth:`put`.
+
+        Raises:
+            ValidationError: one of them breaks a rule or a limit; then none is stored.
+            QueryError: no replica took any of them.
+        """
+        items = dict(items) if isinstance(items, Mapping) else list(items)
+        return self.call(lambda dht: dht.put_many(items, ttl=ttl, replication=replication), timeout=timeout, wait=wait)
+
+    @overload
+    def get_many(
+        self,
+        keys: Iterable[bytes | str],
+        *,
+        quorum: int | None = ...,
+        timeout: float | None = ...,
+        wait: Literal[True] = ...,
+    ) -> dict[Key, Found | None]: ...
+    @overload
+    def get_many(
+        self,
+        keys: Iterable[bytes | str],
+        *,
+        quorum: int | None = ...,
+        timeout: float | None = ...,
+        wait: Literal[False],
+    ) -> Future[dict[Key, Found | None]]: ...
+    def get_many(
+        self,
+        keys: Iterable[bytes | str],
+        *,
+        quorum: int | None = None,
+        timeout: float | None = None,
+        wait: bool = True,
+    ) -> dict[Key, Found | None] | Future[dict[Key, Found | None]]:
+        """The newest live value of each key, in few requests; wire keys name them in the result. See :meth:`get`.
+
+        Returns:
+            for each key its value, or ``None`` if there is none. Keys of which too few replicas answered are left out.
+
+        Raises:
+            QueryError: that is so of all keys.
+        """
+        keys = list(keys)
+        return self.call(lambda dht: dht.get_many(keys, quorum=quorum), timeout=timeout, wait=wait)

@@ -1,0 +1,250 @@
+"""A node in a daemon thread of its own, and calls into it from other threads.
+
+The thread's whole life is one cancel scope: ending it cancels the calls under way first, then closes the node, which
+has deadlines of its own for that. Whatever way it ends, no future stays pending.
+
+Of all this a forked child gets a copy in which nothing runs any more; :meth:`NodeThread.abandon` is for that copy.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
+
+import trio
+
+from prime_dht.background import background_nursery
+from prime_dht.blocking.call import Call, ClosedError, Promised, Waited, Work, not_of_this_process
+from prime_dht.blocking.joining import join, ways_in
+from prime_dht.errors import LocalProtocolError, QueryError
+
+if TYPE_CHECKING:
+    from prime_dht.config import NodeConfig
+    from prime_dht.entries.validators import Validator
+    from prime_dht.node.dht import PrimeDHT
+
+CALLS_AT_ONCE = 256
+"""Calls under way at a time. More are not quicker, and each holds on to what it was given."""
+
+CLOSING_S = 10.0
+"""How long is waited for a node to close. Its own deadlines come to less."""
+
+T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
+
+
+def runs_trio() -> bool:
+    """Whether trio runs in this thread; it may even be a node's own, in the callback of a future."""
+    try:
+        trio.lowlevel.current_trio_token()
+    except RuntimeError:
+        return False
+    return True
+
+
+def refuse_in_trio() -> None:
+    """Check that this thread may wait.
+
+    Raises:
+        LocalProtocolError: trio runs in it.
+    """
+    if runs_trio():
+        raise LocalProtocolError(
+            "waiting here would stall trio, which runs in this thread: use prime_dht.open_node, or call in "
+            "trio.to_thread.run_sync; in a callback of a future, use wait=False"
+        )
+
+
+class NodeThread:
+    """See the module. The thread starts at once.
+
+    Args:
+        config: the node's.
+        validators: as for :func:`prime_dht.open_node`.
+        joining_s: how long the node may take to open and join.
+
+    Attributes:
+        is_started: whether calls can be made, or could be.
+        ways_in: addresses of nodes through which others can join, once it has started.
+    """
+
+    def __init__(self, config: NodeConfig, *, validators: Mapping[str, Validator] | None, joining_s: float) -> None:
+        self.is_started = False
+        self.ways_in: tuple[str, ...] = ()
+        self._config = config
+        self._validators = validators
+        self._joining_s = joining_s
+        self._calls: set[Call[object]] = set()
+        self._gate = threading.Lock()  # a bare lock, for the reason that calls have
+        self._gate.acquire()
+        self._failure: BaseException = ClosedError("the client was closed before it had joined")
+        self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
+        self._life = trio.CancelScope()
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._at_work: tuple[trio.Nursery, PrimeDHT] | None = None
+        self._is_ending = False
+        self._is_inherited = False
+        self._thread = threading.Thread(target=self._run, name="prime_dht", daemon=True)
+        self._thread.start()
+
+    # In other threads
+
+    def wait_until_started(self) -> None:
+        """Wait until calls can be made.
+
+        Raises:
+            LocalProtocolError: trio runs in this thread.
+            PrimeDHTError: the node could not be opened, or did not join, or was closed before that.
+        """
+        if not self.is_started:
+            refuse_in_trio()
+            with self._gate:
+                if not self.is_started:
+                    raise self._failure
+
+    def wait(self, work: Work[T], *, timeout_s: float | None = None) -> T:
+        """Have ``work`` carried out, and wait for what it returns or raises. The node has started.
+
+        Raises:
+            ClosedError: the node has ended, or ends meanwhile.
+            LocalProtocolError: trio runs in this thread; or the node is the parent's of this process.
+            QueryError: it is not done within ``timeout_s``.
+        """
+        refuse_in_trio()
+        call = Waited(work, timeout_s=timeout_s)
+        try:
+            self._begin(call)
+            return call.result()
+        except BaseException:
+            self._soon(self._cancel, call)
+            raise
+
+    def start(self, work: Work[T], *, timeout_s: float | None = None, owner: object) -> Future[T]:
+        """As :meth:`wait`, but return when there is a place for the call, with the future of its outcome.
+
+        Args:
+            owner: kept alive until the call has ended.
+        """
+        call = Promised(work, timeout_s=timeout_s, owner=owner)
+        call.future.add_done_callback(partial(self._cancel_if_asked, call.scope))
+        try:
+            self._begin(call)
+        except BaseException:
+            self._soon(self._cancel, call)
+            raise
+        return call.future
+
+    def end(self) -> None:
+        """Have the node close, without waiting for it. A finalizer may call this, anywhere and at any time."""
+        self._is_ending = True
+        self._soon(self._life.cancel)
+
+    def close(self) -> None:
+        """Have the node close, and wait for that, for :data:`CLOSING_S` at most."""
+        self.end()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(CLOSING_S)
+
+    def abandon(self) -> None:
+        """In a forked child: nothing runs here. The calls under way fail, in this process.
+
+        No lock is touched: threads that do not exist here may have held them.
+        """
+        self._is_inherited = True
+        for call in self._calls:
+            call.abandon()
+
+    def _begin(self, call: Call[object]) -> None:
+        if self._is_inherited:
+            raise not_of_this_process()
+        # Where trio runs nobody may wait, not for a place either.
+        wait_s = 0.0 if runs_trio() else call.remaining_s
+        # Not `with self._room`, which Ctrl-C can leave locked: only a lock's own __enter__ cannot be interrupted.
+        with self._lock:
+            if not self._room.wait_for(lambda: len(self._calls) < CALLS_AT_ONCE, wait_s):
+                raise QueryError(f"{CALLS_AT_ONCE} calls are under way, and none of them ended in time for this one")
+            self._calls.add(call)
+        if not self._soon(self._spawn, call):
+            self._conclude(call)
+
+    def _cancel_if_asked(self, scope: trio.CancelScope, future: Future[T]) -> None:
+        if future.cancelled():
+            self._soon(scope.cancel)
+
+    def _soon(self, function: Callable[[*Arguments], object], *arguments: *Arguments) -> bool:
+        """Have the node's thread call a function, unless trio does not run there any more, or not yet."""
+        if self._token is None or self._is_inherited:
+            return False
+        try:
+            self._token.run_sync_soon(function, *arguments)
+        except trio.RunFinishedError:
+            return False
+        return True
+
+    # In the node's thread
+
+    def _run(self) -> None:
+        try:
+            trio.run(self._main)
+        except BaseException as error:
+            if self.is_started:
+                raise  # nobody foresaw it, and nobody waits: Python shows it as the end of this thread
+            self._failure = error
+        finally:
+            if not self.is_started:
+                self._gate.release()
+
+    async def _main(self) -> None:
+        from prime_dht.node.open import open_node  # nearly all of the time that a start takes
+
+        self._token = trio.lowlevel.current_trio_token()
+        if self._is_ending:
+            return
+        self._life.deadline = trio.current_time() + self._joining_s
+        with self._life:
+            async with open_node(self._config, validators=self._validators) as dht:
+                await join(dht, self._config)
+                self._life.deadline = math.inf
+                await trio.lowlevel.checkpoint_if_cancelled()  # it may have passed at this very moment
+                async with background_nursery() as nursery:
+                    self._at_work = (nursery, dht)
+                    self.ways_in = ways_in(dht)
+                    self.is_started = True
+                    self._gate.release()
+                    try:
+                        await trio.sleep(math.inf)
+                    finally:
+                        self._at_work = None
+        if not self._is_ending:
+            raise QueryError(f"not joined within {self._joining_s:g} s")
+
+    def _cancel(self, call: Call[object]) -> None:
+        call.scope.cancel()
+        self._spawn(call)  # Ctrl-C may have come when the call had a place, but was not asked for yet
+
+    def _spawn(self, call: Call[object]) -> None:
+        if call not in self._calls or call.is_begun:
+            return
+        if self._at_work is None:
+            self._conclude(call)
+            return
+        call.is_begun = True
+        nursery, dht = self._at_work
+        nursery.start_soon(self._carry_out, call, dht)
+
+    async def _carry_out(self, call: Call[object], dht: PrimeDHT) -> None:
+        try:
+            await call.carry_out(dht)
+        finally:
+            self._conclude(call)
+
+    def _conclude(self, call: Call[object]) -> None:
+        with self._lock:
+            self._calls.discard(call)
+            self._room.notify_all()
+        call.conclude()

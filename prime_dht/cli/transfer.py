@@ -1,0 +1,193 @@
+"""Blobs on their way, for one command: what is shown of them, how long it waits, where the bytes come from and go.
+
+A command that transfers a blob may take as long as something moves: its ``--timeout`` is for how long nothing does.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import stat
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import trio
+
+from prime_dht.cli.client import Session
+from prime_dht.cli.commands.store.files import PatientFile
+from prime_dht.cli.ending import STDOUT, EndedBySignal, complain, emit_for_people
+from prime_dht.cli.progress import progress_lines
+from prime_dht.errors import ConfigError, ValidationError
+from prime_dht.node.blobs.progress import BlobProgress, Stage
+from prime_dht.node.blobs.putting import chained, read_ahead
+
+if TYPE_CHECKING:
+    from prime_dht.blobs.cid import Cid
+    from prime_dht.node.dht import PrimeDHT
+
+STDIN = 0
+PIECE_BYTES = 1 << 20
+
+FOR_TERMINAL_BYTES = 64 << 10
+"""Of a blob that is shown on a terminal."""
+
+OnProgress = Callable[[BlobProgress], None]
+
+Target = Path | int
+"""A file, or the number of a stream that is open."""
+
+
+@asynccontextmanager
+async def transfer(session: Session, *, is_quiet: bool) -> AsyncIterator[OnProgress]:
+    """What is to be told how far a blob is, as long as the session is open: it shows that, and gives more time."""
+    async with progress_lines(is_silent=is_quiet or session.as_json) as show:
+        last: BlobProgress | None = None
+
+        def moved(progress: BlobProgress) -> None:
+            nonlocal last
+            if last is not None and _marks(progress) != _marks(last):
+                session.patience.moved(session.timeout_s)
+            label, done_bytes = progress.stage.value, progress.done_bytes
+            if last is None or progress.stage is not last.stage:  # what was there before is none of this one's work
+                there_bytes = done_bytes - progress.fetched_bytes if progress.stage is Stage.FETCHING else 0
+                show(label, max(there_bytes, 0), progress.size_bytes)
+            show(label, done_bytes, progress.size_bytes)
+            last = progress
+
+        yield moved
+
+
+@contextmanager
+def going_on_later(session: Session, what_is_kept: str | None) -> Iterator[None]:
+    """Say, if a signal ends the block in the middle of a transfer, that nothing of it is lost.
+
+    Args:
+        what_is_kept: and where; ``None`` if nothing is.
+    """
+    try:
+        yield
+    except EndedBySignal as ended:
+        if what_is_kept is not None and session.patience.has_moved and ended.signum != signal.SIGPIPE:
+            complain(f"interrupted; {what_is_kept}: the same command goes on from there")
+        raise
+
+
+@contextmanager
+def blocks_on_disk(session: Session) -> Iterator[Session]:
+    """The session, with a place for as many blocks as it takes: memory is none, if there is no data directory."""
+    if session.config.data_dir is not None:
+        yield session
+        return
+    with TemporaryDirectory(prefix="prime-dht-") as directory:
+        yield replace(session, config=replace(session.config, blocks_dir=Path(directory)))
+
+
+async def opened_source(source: Path | int, most_bytes: int) -> bytes | Path | AsyncIterator[bytes]:
+    """What a node takes for the content of a file, or of a stream that is open.
+
+    A stream is read until it ends, or has more than ``most_bytes``; so whoever waits for it dials nobody.
+
+    Raises:
+        ValidationError: it cannot be read.
+    """
+    if isinstance(source, Path) and _is_plain_file(source):
+        return source
+    pieces = _pieces_of(source)
+    head, is_all = await read_ahead(pieces, most_bytes)
+    return head if is_all else chained(head, pieces)
+
+
+async def write_blob(dht: PrimeDHT, cid: Cid | bytes, target: Target, progress: OnProgress) -> None:
+    """Fetch a blob and write it to a stream, a device or a pipe, in order, as it comes. A terminal gets a little text.
+
+    Raises:
+        BlobError: nobody has it, or the rest of it.
+        ConfigError: it cannot be written, or is not for a terminal.
+        EndedBySignal: nobody reads it any more.
+    """
+    if target == STDOUT and os.isatty(STDOUT):
+        async with dht.blobs.stream(cid) as pieces:
+            text, is_all = await read_ahead(pieces, FOR_TERMINAL_BYTES)
+        if not is_all:
+            raise ConfigError(
+                f"more than {FOR_TERMINAL_BYTES:,} bytes: send them elsewhere, or write them to --out FILE"
+            )
+        emit_for_people(text)
+        return
+    with _opened(target) as file:
+        async with dht.blobs.stream(cid, progress=progress) as pieces:
+            async for piece in pieces:
+                await trio.to_thread.run_sync(file.write, piece)
+
+
+async def write_to(path: Path, value: bytes) -> None:
+    """Write a value to a device or a pipe.
+
+    Raises:
+        ConfigError: it cannot be written.
+        EndedBySignal: nobody reads it any more.
+    """
+    with _opened(path) as file:
+        await trio.to_thread.run_sync(file.write, value)
+
+
+def place_for(out: Path) -> Path | None:
+    """Where the file is that ``out`` names, behind links; ``None`` for a device or a pipe, whose place no file takes.
+
+    Raises:
+        ConfigError: there can be no such file.
+    """
+    try:
+        path = out.resolve()
+        if path.is_dir():
+            raise ConfigError(f"{out}: Is a directory")
+        if not path.parent.is_dir():
+            raise ConfigError(f"{out}: its directory does not exist")
+        return path if path.is_file() or not os.path.lexists(path) else None
+    except (OSError, RuntimeError) as error:  # a loop of links
+        raise ConfigError(f"{out}: it cannot be reached: {error}") from error
+
+
+@contextmanager
+def _opened(target: Target) -> Iterator[PatientFile]:
+    """What can be written to as fast as it takes it."""
+    is_open = isinstance(target, int)
+    try:
+        with PatientFile(target, "wb", closefd=not is_open) as file:
+            yield file
+    except BrokenPipeError:
+        raise EndedBySignal(signal.SIGPIPE) from None
+    except OSError as error:
+        name = "standard output" if is_open else str(target)
+        raise ConfigError(f"{name}: {error.strerror}") from error
+
+
+def _is_plain_file(path: Path) -> bool:
+    """Whether it is, and can be read, and not a pipe or a device."""
+    try:
+        is_plain = stat.S_ISREG(path.stat().st_mode)
+        if is_plain or path.is_dir():
+            path.open("rb").close()
+    except OSError as error:
+        raise ValidationError(f"{path}: {error.strerror}") from error
+    return is_plain
+
+
+async def _pieces_of(source: Path | int) -> AsyncIterator[bytes]:
+    is_open = isinstance(source, int)
+    try:
+        with io.BufferedReader(PatientFile(source, closefd=not is_open), PIECE_BYTES) as file:
+            while piece := await trio.to_thread.run_sync(file.read1):
+                yield piece
+    except OSError as error:
+        raise ValidationError(f"{'standard input' if is_open else source}: {error.strerror}") from error
+
+
+def _marks(progress: BlobProgress) -> tuple[object, ...]:
+    """What is different if something has moved."""
+    return progress.stage, progress.done_bytes, progress.fetched_bytes, progress.replicas_held

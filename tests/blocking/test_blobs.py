@@ -1,0 +1,59 @@
+"""Blobs from plain code: added, fetched, streamed, kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from prime_dht import BlobError, BlockingDHT, ValidationError
+from prime_dht.blobs.cid import Cid
+from prime_dht.node.blobs.progress import BlobProgress
+from prime_dht.testing.storage_samples import NOW_US
+
+CONTENT = NOW_US.to_bytes(8, "big") * 400_000
+NOBODYS = "bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy"
+
+
+@pytest.fixture(scope="module")
+def cid(dht: BlockingDHT, tmp_path_factory: pytest.TempPathFactory) -> Cid:
+    """Of a blob that a file was."""
+    path = tmp_path_factory.mktemp("blobs") / "weights.bin"
+    path.write_bytes(CONTENT)
+    told: list[BlobProgress] = []
+    receipt = dht.blobs.add(path, progress=told.append)
+    assert receipt.acknowledged
+    assert receipt.blob is not None
+    assert told[-1].replicas_held >= receipt.needed
+    return Cid.from_bytes(receipt.blob.cid)
+
+
+def test_a_blob_is_fetched_whole_in_part_or_to_a_file(dht: BlockingDHT, cid: Cid, tmp_path: Path) -> None:
+    assert dht.blobs.fetch(cid) == CONTENT
+    future = dht.blobs.fetch(cid, start=5, stop=2_000_000, wait=False)
+    assert future.result() == CONTENT[5:2_000_000]
+    assert dht.blobs.fetch(str(cid), to=tmp_path / "again.bin") == b""
+    assert (tmp_path / "again.bin").read_bytes() == CONTENT
+
+
+def test_a_stream_yields_it_piece_by_piece_and_may_be_left_early(dht: BlockingDHT, cid: Cid) -> None:
+    with dht.blobs.stream(cid) as pieces:
+        assert b"".join(pieces) == CONTENT
+    with dht.blobs.stream(cid, start=7) as pieces:
+        assert next(pieces) == CONTENT[7:][: 1 << 20][: (1 << 20) - 7]
+
+
+def test_what_goes_wrong_with_a_stream_is_raised_from_the_loop(dht: BlockingDHT) -> None:
+    with dht.blobs.stream("no cid") as pieces, pytest.raises(ValidationError):
+        next(pieces)
+    with dht.blobs.stream(NOBODYS) as pieces, pytest.raises(BlobError):
+        next(pieces)
+
+
+def test_what_is_pinned_is_kept_until_it_is_unpinned(dht: BlockingDHT, cid: Cid) -> None:
+    dht.blobs.pin(cid)
+    assert [(blob.cid, blob.is_pinned) for blob in dht.blobs.kept()] == [(cid, True)]
+    assert dht.blobs.unpin(cid)
+    assert not dht.blobs.unpin(cid)
+    dht.blobs.gc()
+    assert dht.blobs.kept() == []
