@@ -71,7 +71,7 @@ def connect(
     dht = BlockingDHT(config, validators, timeout)
     try:
         dht._open()
-    except BaseException:  # Ctrl-C among them
+    except BaseException:  # Ctrl-C among them: nobody has the client yet, so nobody else could close it
         dht.close()
         raise
     return dht

@@ -121,7 +121,7 @@ class Life:
             node = self._node
         try:
             node.wait_until_started()
-        except Exception:
+        except Exception:  # whatever kept it from starting: the next call tries with another
             with self._lock:
                 if self._node is node:
                     self._node = None

@@ -120,7 +120,7 @@ class NodeThread:
         try:
             self._begin(call)
             return call.result()
-        except BaseException:
+        except BaseException:  # also Ctrl-C: the node is not to go on with what nobody waits for
             self._soon(self._cancel, call)
             raise
 
@@ -134,7 +134,7 @@ class NodeThread:
         call.future.add_done_callback(partial(self._cancel_if_asked, call.scope))
         try:
             self._begin(call)
-        except BaseException:
+        except BaseException:  # also Ctrl-C: nobody has the future
             self._soon(self._cancel, call)
             raise
         return call.future

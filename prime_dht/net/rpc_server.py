@@ -38,8 +38,8 @@ from prime_dht.wire.kad import AddProvider, Reply, Request, decode_request, enco
 logger = logging.getLogger(__name__)
 
 CALLS_AT_ONCE = 8
-"""Calls of one peer that are answered in a row by the task that reads them, where nothing has to be waited for: a task
-for each would cost a fifth of the call. The next one has its own, so that whoever sends many leaves others a turn."""
+"""Calls of one peer that are answered in a row by the task that reads them, where nothing has to be waited for: that
+saves a task for each. The next one has its own, so that whoever sends many leaves others a turn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

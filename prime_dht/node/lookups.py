@@ -243,7 +243,7 @@ class Explorer:
                     for action in lookup.next(now_s):
                         match action:
                             case Query(contact):
-                                # Most go over a stream that is open: a task for each would cost as much as the request.
+                                # Most go over a stream that is open, and need no task that waits.
                                 if not self._neighbourhood.post(contact, request, partial(answered, contact, now_s)):
                                     nursery.start_soon(query, contact, now_s)
                             case WaitUntil(at_s):
