@@ -13,8 +13,9 @@ block goes is told in :mod:`prime_dht.blobs.under_way`.
   where everything waits for a node, such as the root. Then what has been open for half a second is asked of a second
   provider too, one that is idle, from the last block backwards. Whoever comes first counts.
 - *Providers* come and go at any time. One that sent bytes that are not the block is dropped for good. One is dropped
-  that stalls, twice in a row if it has delivered before, that lacks the root, or that lacks 8 blocks more than it
-  brought; if it is found again, it may try again after all others. A block that one lacks is asked of others.
+  that stalls, twice in a row if it has delivered before, that lacks the root, that lacks 8 blocks more than it brought,
+  or that is busy 8 times in a row while others wait for its place; if it is found again, it may try again after all
+  others. A block that one lacks is asked of others.
 - *Nobody left.* When no provider has the next block, others are searched for. After ``max_searches`` in a row that
   brought not a single block, or ``patience_us`` without one, the plan has *failed*; all that was stored stays, and
   another fetch goes on from there. If the blob breaks a rule of DAGs, it is *refused*: no provider can help.
@@ -61,8 +62,12 @@ REST_US = US_PER_S // 2
 SEARCH_PAUSE_US = 2 * US_PER_S
 """From the end of one search for providers to the next."""
 
+REFILL_BELOW = 0.75
+"""Of the blocks that may be under way; with fewer, more are drawn."""
+
 MAX_STALLS = 2
 MAX_MISSES = 8
+MAX_REFUSALS = 8
 MAX_REMEMBERED = 1024
 """Of the providers that wait, that have left, and that were dropped for good."""
 
@@ -184,7 +189,7 @@ class FetchPlan:
             self._settle(block)
 
     def on_block(self, peer: PeerId, cid: Cid, data: BlockBytes, now_us: int) -> None:
-        """A provider sent a block, or says so: it is verified here."""
+        """A provider sent a block. Its bytes have been verified: that takes longer than all that is done here."""
         provider = self._providers.get(peer)
         if provider is None:
             return
@@ -193,11 +198,7 @@ class FetchPlan:
         block = self._blocks.get(cid, State.WANTED, State.ASKED)
         if block is None:
             return  # another was faster
-        if not cid.verify(data):
-            self._blocks.release(block, peer)
-            self._drop(provider, f"sent other bytes than block {cid}", is_hostile=True)
-            return
-        provider.stalls = 0
+        provider.stalls = provider.refusals = 0
         provider.delivered += 1
         for other in block.asked_of:
             if self._providers[other].take_back(cid):
@@ -213,6 +214,11 @@ class FetchPlan:
         if self._end is None:
             self._blocks.store(block)
             self._actions.append(Store(cid, data))
+
+    def on_false_block(self, peer: PeerId, cid: Cid) -> None:
+        """A provider sent other bytes than those of a block."""
+        if provider := self._providers.get(peer):
+            self._drop(provider, f"sent other bytes than block {cid}", is_hostile=True)
 
     def on_not_have(self, peer: PeerId, cids: Iterable[Cid], now_us: int) -> None:
         """A provider says that it lacks blocks it was asked for."""
@@ -238,6 +244,9 @@ class FetchPlan:
         provider.hear(now_us)
         if self._take_back(provider, cids):
             provider.rest(now_us + REST_US)
+            provider.refusals += 1
+            if self._waiting and provider.refusals >= MAX_REFUSALS:
+                self._drop(provider, "had no time", is_hostile=False)
 
     def _take_from_the_stalled(self, now_us: int) -> None:
         for provider in list(self._providers.values()):
@@ -263,11 +272,17 @@ class FetchPlan:
             self._blocks.forget_lacks(peer)
 
     def _draw_blocks(self) -> None:
-        """Draw the next blocks of the walk, as many as may be under way, and have them looked for."""
+        """Draw the next blocks of the walk, as many as may be under way, and have them looked for.
+
+        Once that many are, none is drawn before there is room for several: to look for several, and to ask for them,
+        costs as much as for one.
+        """
         drawn: list[Cid] = []
+        full = 1.0 if self._is_drawn else REFILL_BELOW
         self._is_drawn = False
         try:
-            while self._blocks.bytes < self._limits.max_bytes and len(self._blocks) < self._limits.max_blocks:
+            while self._has_room(full):
+                full = 1.0
                 leaf = self._walk.next_leaf()
                 if leaf is None:
                     self._is_drawn = True
@@ -287,6 +302,11 @@ class FetchPlan:
                 drawn.append(cid)
         if drawn:
             self._actions.append(Look(tuple(drawn)))
+
+    def _has_room(self, part: float) -> bool:
+        """Whether less is under way than this part of what may be."""
+        limits = self._limits
+        return self._blocks.bytes < part * limits.max_bytes and len(self._blocks) < part * limits.max_blocks
 
     def _assign(self, now_us: int) -> None:
         """Ask for the blocks that are wanted, the first first, of whoever has room and would deliver soonest."""

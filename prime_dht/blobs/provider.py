@@ -42,7 +42,7 @@ class Provider:
     """One provider of a fetch.
 
     Attributes:
-        stalls: how often it stalled since it last delivered.
+        stalls, refusals: how often it stalled, and was busy, since it last delivered.
         delivered, missed: the blocks that it brought, and those that it said it has not.
         rests_until_us: it is not asked for anything before.
     """
@@ -50,6 +50,7 @@ class Provider:
     def __init__(self, peer: PeerId) -> None:
         self.peer = peer
         self.stalls = 0
+        self.refusals = 0
         self.delivered = 0
         self.missed = 0
         self._asked: dict[Cid, tuple[int, int]] = {}  # bytes and time, the oldest first

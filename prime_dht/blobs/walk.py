@@ -131,7 +131,7 @@ class Walk:
             self._descend(piece, self._given.pop(piece.cid))
         return None
 
-    def part(self, leaf: Piece, block: BlockBytes) -> BlockBytes:
+    def part(self, leaf: Piece, block: BlockBytes) -> memoryview:
         """Of a leaf's block the bytes that belong to the part of the blob that is walked.
 
         Raises:
@@ -140,7 +140,7 @@ class Walk:
         if len(block) != leaf.size:
             raise BlobError(f"a leaf of blob {self.root} has {len(block)} bytes where the DAG says {leaf.size}")
         stop = leaf.stop if self._stop is None else min(leaf.stop, self._stop)
-        return block[max(self._start - leaf.start, 0) : stop - leaf.start]
+        return memoryview(block)[max(self._start - leaf.start, 0) : stop - leaf.start]
 
     def _begin(self, size: int) -> None:
         self._levels.append(self._checked([Piece(self.root, 0, size)]))

@@ -16,7 +16,7 @@ from prime_dht.blobs.cid import Cid
 from prime_dht.errors import QueryError, RemoteProtocolError
 from prime_dht.ids import PeerId
 from prime_dht.net.block_server import BlockSource
-from prime_dht.net.block_streams import Outcome
+from prime_dht.net.block_streams import BlockCame, Outcome
 from prime_dht.wire.kad import Reply, Request
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ class BlockAsking(Protocol):
     async def cancel(self, cids: Iterable[Cid]) -> None: ...
 
     async def receive(self) -> Outcome: ...
+
+    async def verify(self, blocks: Iterable[BlockCame]) -> list[bool]: ...
 
 
 SyncHandler = Callable[[Conversation], Awaitable[None]]

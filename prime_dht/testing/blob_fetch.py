@@ -25,7 +25,7 @@ from prime_dht.blobs.actions import (
     WaitUntil,
 )
 from prime_dht.blobs.build import Block, DagBuilder
-from prime_dht.blobs.cid import BlockBytes, Cid, Codec
+from prime_dht.blobs.cid import Cid, Codec
 from prime_dht.blobs.plan import FetchPlan
 from prime_dht.ids import US_PER_S, PeerId
 
@@ -83,6 +83,7 @@ class Log:
     looked_for: list[Cid] = field(default_factory=list)
     dropped: dict[PeerId, DropProvider] = field(default_factory=dict)
     asked_twice: list[Cid] = field(default_factory=list)
+    looks: int = 0
     searches: int = 0
     sent_bytes: int = 0
     most_under_way: int = 0
@@ -152,6 +153,7 @@ class FetchWorld:
     def _do(self, action: object) -> None:
         match action:
             case Look(cids):
+                self.log.looks += 1
                 self.log.looked_for += cids
                 self.after(self._rng.randrange(1000), lambda: self._look(cids))
             case Ask(peer, cids):
@@ -214,9 +216,12 @@ class FetchWorld:
             for other in self.open_asks(peer):
                 self._close(peer, other)
         else:
-            data: BlockBytes = self.blocks[cid] + b"!" if draw < temper.lies else bytearray(self.blocks[cid])
+            data = bytearray(self.blocks[cid])
             self.log.sent_bytes += len(data)
-            self.plan.on_block(peer, cid, data, self.now_us)
+            if draw < temper.lies:
+                self.plan.on_false_block(peer, cid)
+            else:
+                self.plan.on_block(peer, cid, data, self.now_us)
 
     def _close(self, peer: PeerId, cid: Cid) -> None:
         askers = self._open.get(cid, [])

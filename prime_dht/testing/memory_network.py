@@ -418,7 +418,6 @@ class MemoryNetwork:
         if other._block_source is None or not other._is_mounted:
             raise QueryError(f"peer {short(peer)} serves no blocks")
         stream = MemoryBlockStream(
-            peer,
             other._block_source,
             travel=partial(self._travel, peer),
             is_open=lambda: self._links.get(peer) is other and other._is_mounted,

@@ -59,6 +59,27 @@ def test_a_provider_that_does_not_keep_its_word_is_dropped_and_the_others_comple
     assert world.log.dropped[BOB].is_hostile is bool(temper.lies)
 
 
+def test_a_provider_that_is_always_busy_keeps_nobody_else_waiting() -> None:
+    limits = FetchLimits(max_providers=1)
+    world = world_of({BOB: Temper(is_busy=1.0), ANNE: HONEST}, limits=limits)
+    assert world.run() == Finished()
+    assert world.log.asks[BOB] == [world.plan.root] * 8
+    assert world.log.dropped.keys() == {BOB}
+
+
+def test_a_busy_provider_is_asked_again_and_again_if_there_is_no_other() -> None:
+    world = world_of({BOB: Temper(is_busy=1.0)})
+    assert isinstance(world.run(), Failed)
+    assert len(world.log.asks[BOB]) > 100
+    assert not world.log.dropped
+
+
+def test_blocks_are_looked_for_several_at_a_time() -> None:
+    world = world_of({ANNE: SLOW}, links_per_node=100, limits=FetchLimits(max_blocks=20))
+    assert world.run() == Finished()
+    assert world.log.looks == 1 + 1 + (100 - 20) // 6 + 1  # the root; the first 20; 6 whenever 14 are left; the last 2
+
+
 def test_a_provider_that_has_the_root_and_nothing_else_is_dropped_after_eight_misses() -> None:
     world = world_of({ANNE: HONEST}, chunks=16)
     plan, root = world.plan, world.plan.root
@@ -390,7 +411,7 @@ def test_wrong_bytes_that_come_late_drop_the_provider_too() -> None:
     plan.on_absent(root)
     plan.next(0)
     plan.on_busy(ANNE, [root], 0)
-    plan.on_block(ANNE, root, b"late and wrong", 0)
+    plan.on_false_block(ANNE, root)
     [drop, search, _] = plan.next(0)
     assert isinstance(drop, DropProvider)
     assert search == FindProviders()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
+
+import trio
 
 from prime_dht.blobs.cid import BlockBytes, Cid, Codec
 from prime_dht.blobs.walk import Piece, Walk
+from prime_dht.errors import PrimeDHTError
 from prime_dht.storage.blocks import BlockStore
 
 
@@ -47,12 +50,44 @@ class ToldWalk(Walk):
         return leaf
 
 
+class Together:
+    """What comes while other blocks are written is written after them, in one step.
+
+    Args:
+        write: writes blocks. If it fails, so does every call from then on: a block may have been among those.
+    """
+
+    def __init__(self, write: Callable[[Mapping[Cid, BlockBytes]], Awaitable[None]]) -> None:
+        self._write = write
+        self._waiting: dict[Cid, BlockBytes] = {}
+        self._failure: PrimeDHTError | None = None
+        self.turn = trio.Lock()
+        """Whoever has it writes; take it to do what must not happen meanwhile."""
+
+    async def take(self, cid: Cid, data: BlockBytes) -> None:
+        """Write a block; it is written when this returns."""
+        self._waiting[cid] = data
+        async with self.turn:
+            if self._failure is not None:
+                raise self._failure
+            if cid not in self._waiting:
+                return
+            blocks, self._waiting = self._waiting, {}
+            try:
+                with trio.CancelScope(shield=True):  # most are not its own
+                    await self._write(blocks)
+            except PrimeDHTError as error:
+                self._failure = error
+                raise
+
+
 class StoreDestination:
     """The block store, for a root that is claimed."""
 
     def __init__(self, blocks: BlockStore, root: Cid, *, size: int | None = None) -> None:
         self.walk = Walk(root, size=size)
         self._blocks = blocks
+        self._together = Together(self._add)
 
     async def held(self, cids: Sequence[Cid]) -> dict[Cid, BlockBytes | None]:
         root = self.walk.root
@@ -66,4 +101,7 @@ class StoreDestination:
         return found
 
     async def take(self, cid: Cid, data: BlockBytes) -> None:
-        await self._blocks.add(self.walk.root, [(cid, data)])
+        await self._together.take(cid, data)
+
+    async def _add(self, blocks: Mapping[Cid, BlockBytes]) -> None:
+        await self._blocks.add(self.walk.root, list(blocks.items()))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import assert_never
 
 import trio
@@ -34,7 +34,7 @@ from prime_dht.blobs.cid import BlockBytes, Cid
 from prime_dht.blobs.plan import FetchLimits, FetchPlan
 from prime_dht.errors import BlobError, PrimeDHTError, QueryError, RemoteProtocolError
 from prime_dht.ids import US_PER_S, PeerId, short
-from prime_dht.net.block_streams import BlockCame, HasBlock, LacksBlock, NotAnswered, Outcome
+from prime_dht.net.block_streams import BlockCame, HasBlock, LacksBlock, NotAnswered
 from prime_dht.net.network import BlockAsking, Network
 from prime_dht.node.blobs.destination import Destination
 from prime_dht.node.blobs.progress import BlobProgress, Stage
@@ -304,8 +304,13 @@ class _Fetch:
             self._gone(line, str(error))
 
     async def _converse(self, line: _Line, stream: BlockAsking) -> None:
-        """Raises what ended it, alone and not in a group, so that the stream's owner sees whose fault it is."""
+        """Raises what ended it, alone and not in a group, so that the stream's owner sees whose fault it is.
+
+        What has come by then is still verified, and counts.
+        """
         ended: list[QueryError | RemoteProtocolError] = []
+        came: deque[BlockCame] = deque()  # the plan bounds what is asked
+        something_came = trio.Event()
 
         async def speak() -> None:
             try:
@@ -313,20 +318,46 @@ class _Fetch:
                     await self._say(await line.next(), stream)
             except QueryError as error:
                 ended.append(error)
-                nursery.cancel_scope.cancel()
+                talking.cancel_scope.cancel()
 
         async def listen() -> None:
             try:
                 while True:
-                    self._heard(line.peer, await stream.receive())
+                    outcome = await stream.receive()
+                    if isinstance(outcome, BlockCame):
+                        came.append(outcome)
+                        something_came.set()
+                    else:
+                        self._heard(line.peer, outcome)
             except (QueryError, RemoteProtocolError) as error:
                 ended.append(error)
-                nursery.cancel_scope.cancel()
+                talking.cancel_scope.cancel()
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(speak)
-            nursery.start_soon(listen)
+        async def verify() -> None:
+            nonlocal something_came
+            while came or not ended:
+                await something_came.wait()
+                something_came = trio.Event()
+                blocks = list(came)  # all that came while others were hashed: fewer changes of threads
+                came.clear()
+                self._verified(line.peer, blocks, await stream.verify(blocks))
+
+        async with trio.open_nursery() as verifying:
+            verifying.start_soon(verify)
+            async with trio.open_nursery() as talking:
+                talking.start_soon(speak)
+                talking.start_soon(listen)
+            something_came.set()
         raise ended[0]
+
+    def _verified(self, peer: PeerId, blocks: Iterable[BlockCame], are_right: Iterable[bool]) -> None:
+        now_us = _now_us()
+        for block, is_right in zip(blocks, are_right, strict=True):
+            if is_right:
+                self._plan.on_block(peer, block.cid, block.data, now_us)
+            else:
+                self._plan.on_false_block(peer, block.cid)
+        self._wake()
 
     async def _say(self, action: Ask | Cancel, stream: BlockAsking) -> None:
         match action:
@@ -339,11 +370,9 @@ class _Fetch:
             case _:
                 assert_never(action)
 
-    def _heard(self, peer: PeerId, outcome: Outcome) -> None:
+    def _heard(self, peer: PeerId, outcome: HasBlock | LacksBlock | NotAnswered) -> None:
         now_us = _now_us()
         match outcome:
-            case BlockCame(cid, data):
-                self._plan.on_block(peer, cid, data, now_us)
             case LacksBlock(cid):
                 self._plan.on_not_have(peer, [cid], now_us)
             case NotAnswered(cid):

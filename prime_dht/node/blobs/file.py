@@ -7,6 +7,9 @@ but reads each block where it would lie, and has it if its hash is right. Of a p
 through cannot be told so, and are fetched again.
 
 A block that is in the blob several times is written to all its places, and found again by one of them.
+
+What was written is brought to the disk bit by bit, and the system's cache let go of it: otherwise a blob of the size of
+memory would push out of it what the reader works with, and its last byte would wait for all others to reach the disk.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import contextlib
 import fcntl
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,12 +28,15 @@ from prime_dht.blobs.cid import CID_BYTES, BlockBytes, Cid, Codec
 from prime_dht.blobs.unixfs import MAX_BLOCK_BYTES
 from prime_dht.blobs.walk import Piece
 from prime_dht.errors import BlobError, StorageError, ValidationError
-from prime_dht.node.blobs.destination import ToldWalk
+from prime_dht.node.blobs.destination import Together, ToldWalk
 
 T = TypeVar("T")
 
 MAX_REMEMBERED = 1 << 17
 """Leaves whose places are remembered, in case they come again: of 128 GiB with the fixed chunker."""
+
+SYNCED_BYTES = 8 << 20
+"""What is written and not yet brought to the disk, about."""
 
 _RECORD = struct.Struct(f">{CID_BYTES}sI")
 """Before each node: its CID and how many bytes it has."""
@@ -50,7 +56,7 @@ class FileDestination:
         self.walk = ToldWalk(root, self._note, size=size, start=start, stop=stop)
         part = "" if (start, stop) == (0, None) else f".{start}-{'' if stop is None else stop}"
         self._path = path
-        self._partial = path.with_name(f".{path.name}.{str(root)[-8:]}{part}.partial")
+        self._partial = partial_path(path, root, part)
         self._nodes_path = self._partial.with_suffix(".nodes")
         self._start = start
         self._stop = stop
@@ -60,7 +66,8 @@ class FileDestination:
         self._resources = contextlib.ExitStack()
         self._content = self._node_file = -1
         self._was_there = self._is_finished = False
-        self._lock = trio.Lock()
+        self._unsynced: list[range] = []
+        self._together = Together(self._take)
 
     async def open(self) -> None:
         """Make the files, or open those that were left.
@@ -72,7 +79,7 @@ class FileDestination:
         await self._in_thread(self._open)
 
     async def held(self, cids: Sequence[Cid]) -> dict[Cid, BlockBytes | None]:
-        async with self._lock:
+        async with self._together.turn:
             found = await self._in_thread(lambda: dict(self._found(cids)))
             # The walk goes on meanwhile, and may tell further places of them; at the end there are none.
             while cids := [cid for cid in found if cid in self._places]:
@@ -81,12 +88,19 @@ class FileDestination:
         return found
 
     async def take(self, cid: Cid, data: BlockBytes) -> None:
-        async with self._lock:
-            if cid not in self._places:  # a node; or the root, if it is a leaf that came before the walk told it
-                await self._in_thread(lambda: self._add_node(cid, data))
-            while places := self._places.pop(cid, None):
-                await self._in_thread(lambda: self._write(places, data))
-                self._remember(cid, places[0])
+        await self._together.take(cid, data)
+
+    async def _take(self, blocks: Mapping[Cid, BlockBytes]) -> None:
+        places = self._taken_places(blocks)
+        # No leaves are nodes, and the root, if it is a leaf that came before the walk told it.
+        nodes = {cid: data for cid, data in blocks.items() if cid not in places}
+        await self._in_thread(lambda: self._write_new(nodes, places, blocks))
+        while places := self._taken_places(blocks):  # the walk went on meanwhile
+            await self._in_thread(lambda: self._write_new({}, places, blocks))
+
+    def _taken_places(self, cids: Iterable[Cid]) -> dict[Cid, list[Piece]]:
+        """Where blocks are to be written, each place once."""
+        return {cid: self._places.pop(cid) for cid in cids if cid in self._places}
 
     async def finish(self) -> None:
         """Everything was taken: give the file its name, in place of what had it before.
@@ -137,6 +151,18 @@ class FileDestination:
             end += _RECORD.size + size
         os.ftruncate(self._node_file, end)
 
+    def _write_new(
+        self,
+        nodes: Mapping[Cid, BlockBytes],
+        places: Mapping[Cid, Sequence[Piece]],
+        blocks: Mapping[Cid, BlockBytes],
+    ) -> None:
+        for cid, data in nodes.items():
+            self._add_node(cid, data)
+        for cid, pieces in places.items():
+            self._write(pieces, blocks[cid])
+            self._remember(cid, pieces[0])
+
     def _add_node(self, cid: Cid, data: BlockBytes) -> None:
         end = os.fstat(self._node_file).st_size
         _write_all(self._node_file, b"".join((_RECORD.pack(bytes(cid), len(data)), data)), end)
@@ -175,13 +201,25 @@ class FileDestination:
     def _write(self, places: Sequence[Piece], data: BlockBytes) -> None:
         for place in places:
             part = self.walk.part(place, data)
-            _write_all(self._content, part, max(place.start - self._start, 0))
+            start = max(place.start - self._start, 0)
+            _write_all(self._content, part, start)
+            self._unsynced.append(range(start, start + len(part)))
+        if sum(map(len, self._unsynced)) >= SYNCED_BYTES:
+            self._sync()
+
+    def _sync(self) -> None:
+        """Bring what was written to the disk, and let the system's cache go of it."""
+        os.fsync(self._content)
+        if hasattr(os, "posix_fadvise"):  # not on macOS
+            for written in self._unsynced:
+                os.posix_fadvise(self._content, written.start, len(written), os.POSIX_FADV_DONTNEED)
+        self._unsynced.clear()
 
     def _finish(self) -> None:
         assert self.walk.size is not None
         stop = self.walk.size if self._stop is None else min(self._stop, self.walk.size)
         os.ftruncate(self._content, max(stop - self._start, 0))
-        os.fsync(self._content)
+        self._sync()
         self._partial.rename(self._path)
         self._is_finished = True
         self._nodes_path.unlink()
@@ -218,7 +256,16 @@ class FileDestination:
         return await trio.to_thread.run_sync(translated)
 
 
-def _write_all(descriptor: int, data: BlockBytes, at: int) -> None:
+def partial_path(path: Path, root: Cid, part: str = "") -> Path:
+    """Where the content of a blob lies while it is fetched to ``path``. Whatever lies there before may save fetching.
+
+    Args:
+        part: names a part of the blob; empty for the whole.
+    """
+    return path.with_name(f".{path.name}.{str(root)[-8:]}{part}.partial")
+
+
+def _write_all(descriptor: int, data: BlockBytes | memoryview, at: int) -> None:
     rest = memoryview(data)
     while rest:
         written = os.pwrite(descriptor, rest, at)
