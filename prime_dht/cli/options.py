@@ -227,7 +227,7 @@ def asking(body: _Body) -> _Body:
             announce=(),
             redis_url=None,
             data_dir=data_dir,
-            blocks_dir=None,
+            blocks_dir=None if data_dir is None else config.blocks_dir,
             dht=replace(config.dht, mode=Mode.CLIENT, operation_timeout_s=timeout_s),
         )
         session = Session(config=config, timeout_s=timeout_s, as_json=as_json, verbose=verbose)

@@ -166,6 +166,17 @@ def test_what_is_pinned_is_kept_until_it_is_unpinned(node: tuple[str, str], big:
     assert done(prime_dht("gc", "--data-dir", str(mine), "--json")) == '{"blocks": 0, "bytes": 0}'
 
 
+def test_what_is_pinned_lies_where_the_configuration_wants_blocks(
+    node: tuple[str, str], big: Path, tmp_path: Path
+) -> None:
+    cid, config = done(prime_dht("add", str(big), *node)), tmp_path / "node.toml"
+    config.write_text(f'blocks_dir = "{tmp_path / "elsewhere"}"\n')
+    mine = ("--data-dir", str(tmp_path / "me"), "--config", str(config))
+    assert done(prime_dht("pin", cid, *mine, *node)) == f"pinned {cid}"
+    assert cid in done(prime_dht("blobs", *mine))
+    assert (tmp_path / "elsewhere").is_dir()
+
+
 def test_what_is_added_and_pinned_stays_with_who_added_it(node: tuple[str, str], big: Path, tmp_path: Path) -> None:
     mine = tmp_path / "me"
     cid = done(prime_dht("add", str(big), "--pin", "--data-dir", str(mine), *node))
