@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -156,6 +156,16 @@ class RoutingTable:
             [place.contact for index in sorted(self._buckets) for place in self._buckets[index].places.values()]
         )
 
+    def count(self, where: Callable[[Contact], bool], *, at_most: int) -> int:
+        """How many contacts satisfy ``where``, counting to ``at_most``."""
+        counted = 0
+        for bucket in self._buckets.values():
+            for place in bucket.places.values():
+                if counted == at_most:
+                    return counted
+                counted += where(place.contact)
+        return counted
+
     def get(self, peer: PeerId) -> Contact | None:
         """The contact of a peer that has a place."""
         index = self._index_of.get(peer)
@@ -179,20 +189,21 @@ class RoutingTable:
         what this node shares with it, and no more), then the rest, towards the far side.
         """
         wanted = self.k if n is None else n
-        home = common_prefix_length(self.local, target, bits=self.bits)
-        farther = sorted((index for index in self._buckets if index < home), reverse=True)
-        groups = [
-            [bucket for index, bucket in self._buckets.items() if index == home],
-            [bucket for index, bucket in self._buckets.items() if index > home],
-            *([self._buckets[index]] for index in farther),
-        ]
         found: list[Contact] = []
-        for group in groups:
+        for buckets in self._groups(target):
+            contacts = [place.contact for bucket in buckets for place in bucket.places.values()]
+            found += filter(where, contacts) if where else contacts
             if len(found) >= wanted:
                 break
-            contacts = [place.contact for bucket in group for place in bucket.places.values()]
-            found += filter(where, contacts) if where else contacts
         return closest(found, target, wanted)
+
+    def _groups(self, target: KadKey) -> Iterator[Iterable[_Bucket]]:
+        home = common_prefix_length(self.local, target, bits=self.bits)
+        if home in self._buckets:
+            yield (self._buckets[home],)
+        yield [bucket for index, bucket in self._buckets.items() if index > home]
+        for index in sorted((index for index in self._buckets if index < home), reverse=True):
+            yield (self._buckets[index],)
 
     def has_room(self, key: KadKey) -> bool:
         """Whether a newcomer at ``key`` would get a place without anybody's losing one."""

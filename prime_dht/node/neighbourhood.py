@@ -39,7 +39,7 @@ from prime_dht.events import PeerJoined, PeerLeft
 from prime_dht.ids import KadKey, PeerId, kad_key, short
 from prime_dht.kad.contact import Contact, subnets_of
 from prime_dht.kad.keyspace import Prefix, common_prefix_length
-from prime_dht.kad.replicas import TargetArc, target_arc
+from prime_dht.kad.replicas import TargetArc, syncs, target_arc
 from prime_dht.kad.routing_table import Added, CheckFirst, Refreshed, Rejected, RoutingTable, Waiting
 from prime_dht.net.addresses import address_text
 from prime_dht.net.network import Network, OnOutcome
@@ -81,6 +81,9 @@ neighbours each for one of their nodes; a liar, who can name new peers for ever,
 STRANGERS_NOTED = 64
 """Of the peers without a place in the table that sent requests lately, those that are kept in mind."""
 
+NOTED_FOR_S = 1.0
+"""For so long what was noted when a peer answered need not be noted again."""
+
 BELIEVE_AGAIN_S = 30.0
 """Seconds for which others may name a peer that failed us before we ask it again: they find out more slowly, and each
 put or lookup that believed them would wait for its deadline once more."""
@@ -100,6 +103,15 @@ class _Probe:
     at_s: float
     is_second: bool
     has_failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Noted:
+    """What was made of a peer's answer, and when."""
+
+    at_s: float
+    replicates: bool
+    contact: Contact
 
 
 class Neighbourhood:
@@ -137,6 +149,7 @@ class Neighbourhood:
         self._named_until_s = -math.inf
         self._contacts: OrderedDict[tuple[PeerId, tuple[bytes, ...]], Contact] = OrderedDict()
         self._replicating: OrderedDict[PeerId, None] = OrderedDict()
+        self._noted: OrderedDict[PeerId, _Noted] = OrderedDict()
         self._foreign: OrderedDict[PeerId, None] = OrderedDict()
         self._probed: OrderedDict[PeerId, _Probe] = OrderedDict()
         self._failed_at_s: OrderedDict[PeerId, float] = OrderedDict()
@@ -169,9 +182,9 @@ class Neighbourhood:
             contact.peer, contact.addresses, Connection.CONNECTED if connected else Connection.NOT_CONNECTED
         )
 
-    def servers_known(self) -> int:
-        """Servers that can be replicas of ``/prime/`` keys, this node included if it is one."""
-        return sum(contact.syncs for contact in self.table) + self.is_server
+    def servers_known(self, *, at_most: int) -> int:
+        """How many servers can be replicas of ``/prime/`` keys, this node included if it is one, up to so many."""
+        return self.table.count(syncs, at_most=at_most - self.is_server) + self.is_server
 
     def knows_all_near(self, key: KadKey) -> bool:
         """Whether the table holds every server in the neighbourhood of a key, so that its replicas can be told.
@@ -272,7 +285,20 @@ class Neighbourhood:
         return await self._network.call(contact.peer, request, timeout_s=self._config.rpc_timeout_s)
 
     def answered(self, peer: PeerId, reply: Reply) -> None:
-        """A peer answered a request: it is a server, and it is alive."""
+        """A peer answered a request: it is a server, and it is alive.
+
+        Those of whom that was noted just now and who have a place are left as they are: there may be thousands of
+        answers in a second.
+        """
+        now_s = self._clock.monotonic_s()
+        noted = self._noted.get(peer)
+        if (
+            noted is not None
+            and now_s - noted.at_s < NOTED_FOR_S
+            and noted.replicates == reply.replicates
+            and self.table.get(peer) is noted.contact
+        ):
+            return
         self._failed_at_s.pop(peer, None)
         self.acquaintances.heard(peer, self._clock.now_us())
         if reply.replicates:
@@ -289,7 +315,9 @@ class Neighbourhood:
             in_table = self.table.get(peer)
             subnets = known.subnets if in_table is None else in_table.subnets
         contact = known if known.subnets == subnets else replace(known, subnets=subnets)
-        match self.table.seen(contact, self._clock.monotonic_s()):
+        self._noted[peer] = _Noted(now_s, reply.replicates, contact)
+        _forget_beyond_bound(self._noted)
+        match self.table.seen(contact, now_s):
             case Added():
                 self._joined(contact)
             case CheckFirst(candidate):
@@ -299,6 +327,7 @@ class Neighbourhood:
 
     def failed(self, peer: PeerId, reason: str) -> None:
         """A peer did not answer a request, or answered wrongly. (That it disconnected would not be a failure.)"""
+        self._noted.pop(peer, None)
         self._failed_at_s[peer] = self._clock.monotonic_s()
         self._failed_at_s.move_to_end(peer)
         _forget_beyond_bound(self._failed_at_s)

@@ -290,7 +290,7 @@ class Reader:
         return min(asked, self._known_replicas())
 
     def _known_replicas(self) -> int:
-        return min(self._config.replication_factor, max(1, self._neighbourhood.servers_known()))
+        return max(1, self._neighbourhood.servers_known(at_most=self._config.replication_factor))
 
     async def _ask_replicas(self, key: Key, selection: Selection, needed: int, *, cursor: bytes = b"") -> _Answers:
         answers = _Answers(needed, self._known_replicas(), selection)

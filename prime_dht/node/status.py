@@ -101,7 +101,8 @@ class Status:
         )
 
     def _warnings(self) -> list[str]:
-        servers, wanted = self._neighbourhood.servers_known(), self._config.replication_factor
+        wanted = self._config.replication_factor
+        servers = self._neighbourhood.servers_known(at_most=wanted)
         warnings = []
         if not len(self._neighbourhood.table):
             warnings.append("no other server is known")

@@ -160,7 +160,7 @@ class Writer:
             QueryError: no replica took it: none is known, none answered, or all refused.
         """
         wanted = self._replication(replication)
-        servers_known = self._neighbourhood.servers_known()
+        servers_known = self._neighbourhood.servers_known(at_most=wanted)
         (entry,) = await self._sign([statement])
         tally = _Tally(entry, wanted)
         own = self._neighbourhood.own_contact()
@@ -184,7 +184,7 @@ class Writer:
             QueryError: no entry was taken by any replica.
         """
         wanted = self._replication(replication)
-        servers_known = self._neighbourhood.servers_known()
+        servers_known = self._neighbourhood.servers_known(at_most=wanted)
         tallies = [_Tally(entry, wanted) for entry in await self._sign(statements)]
         by_peer: dict[PeerId, list[_Tally]] = defaultdict(list)
         servers = await self._explorer.servers_near({tally.entry.header.key for tally in tallies}, wanted)
@@ -351,9 +351,11 @@ class Writer:
         Counting those as well means that a node that is cut off in the middle of a put does not take it for
         acknowledged.
         """
-        if tallies and not any(tally.stored or tally.superseded for tally in tallies):
+        if not tallies:
+            return []
+        if not any(tally.stored or tally.superseded for tally in tallies):
             raise self._nobody_took(tallies[0])
-        servers = max(servers_known, self._neighbourhood.servers_known())
+        servers = max(servers_known, self._neighbourhood.servers_known(at_most=tallies[0].replication))
         return [tally.receipt(servers) for tally in tallies]
 
     def _nobody_took(self, tally: _Tally) -> QueryError:
