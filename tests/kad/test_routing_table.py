@@ -262,3 +262,12 @@ def test_a_table_that_could_hold_nothing_is_refused() -> None:
         RoutingTable(LOCAL, 0)
     with pytest.raises(ConfigError, match="8 bits"):
         RoutingTable(KadKey(256), bits=TINY_BITS)
+
+
+def test_contacts_are_counted_up_to_as_many_as_matter() -> None:
+    table = tiny_table(k=4)
+    for key in range(1, 16):
+        table.seen(tiny_contact(key), 0.0)
+    odd = [contact for contact in table if contact.kad_key % 2]
+    assert len(odd) > 3
+    assert [table.count(lambda contact: contact.kad_key % 2 == 1, at_most=n) for n in (0, 3, 100)] == [0, 3, len(odd)]
