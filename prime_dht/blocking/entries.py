@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from prime_dht.ids import Key
     from prime_dht.node.arguments import PeerLike
     from prime_dht.node.blobs.fetch import OnProgress
-    from prime_dht.node.blobs.putting import Source
+    from prime_dht.node.blobs.putting import Value
     from prime_dht.node.results import Found, FoundPage, PutReceipt
 
 
@@ -24,7 +24,7 @@ class Entries(Life):
     def put(
         self,
         key: bytes | str,
-        value: Source,
+        value: Value,
         *,
         subkey: bytes = ...,
         ttl: float | None = ...,
@@ -44,7 +44,7 @@ class Entries(Life):
     def put(
         self,
         key: bytes | str,
-        value: Source,
+        value: Value,
         *,
         subkey: bytes = ...,
         ttl: float | None = ...,
@@ -63,7 +63,7 @@ class Entries(Life):
     def put(
         self,
         key: bytes | str,
-        value: Source,
+        value: Value,
         *,
         subkey: bytes = b"",
         ttl: float | None = None,
@@ -83,7 +83,8 @@ class Entries(Life):
 
         Args:
             key: an application's key; ``k`` becomes ``/prime/k``. At most 1 KiB.
-            value: bytes, a file, or a reader of bytes, of any size. Over 64 KiB it becomes a blob.
+            value: bytes, a file, or a reader of bytes, of any size. Over 64 KiB it becomes a blob. Or a blob that the
+                swarm has, as a receipt or a find names it; then no bytes leave this node.
             subkey: names one of several slots that this node has under the key; at most 256 bytes.
             ttl: seconds that the value lives; the configuration's by default. Or
             expires_at: when it ends, in seconds since the Unix epoch.

@@ -103,6 +103,7 @@ class ReadCache:
             + len(question.subkey)
             + PUBLISHER_BYTES * len(question.publishers or ())
             + len(found.value)
+            + len(found.envelope)
             + sum(len(name) + len(text) for name, text in found.metadata.items())
         )
         if self._ttl_s <= 0 or size > self._max_bytes:

@@ -23,7 +23,7 @@ from prime_dht.net.addresses import address_text
 from prime_dht.net.dialer import split_peer_address
 from prime_dht.node.arguments import PeerLike, bytes_of, entry_key, peer_id_of, peer_info, publishers_of
 from prime_dht.node.blobs.fetch import OnProgress
-from prime_dht.node.blobs.putting import Source
+from prime_dht.node.blobs.putting import Value
 from prime_dht.node.feed import Subscription
 from prime_dht.node.life import NodeLife, not_running
 from prime_dht.node.multihashes import multihash_of
@@ -46,7 +46,7 @@ class Node(NodeLife):
     async def put(
         self,
         key: bytes | str,
-        value: Source,
+        value: Value,
         *,
         subkey: bytes = b"",
         ttl: float | None = None,
@@ -64,7 +64,8 @@ class Node(NodeLife):
 
         Args:
             key: an application's key; ``k`` becomes ``/prime/k``. At most 1 KiB.
-            value: bytes, a file, or a reader of bytes, of any size. Over 64 KiB it becomes a blob.
+            value: bytes, a file, or a reader of bytes, of any size. Over 64 KiB it becomes a blob. Or a blob that the
+                swarm has, as a receipt or a find names it; then no bytes leave this node.
             subkey: names one of several slots that this node has under the key; at most 256 bytes.
             ttl: seconds that the value lives; the configuration's by default. Or
             expires_at: when it ends, in seconds since the Unix epoch.

@@ -66,6 +66,7 @@ class Found:
         value: the bytes; empty if they are a blob that was not fetched, or were written to a file.
         blob: what blob it refers to, if it does.
         publisher: who signed it.
+        envelope: its header as the publisher signed it, which proves to anyone what it says.
         answered: replicas whose answers were joined; 0 when it came from this node's cache.
     """
 
@@ -79,6 +80,7 @@ class Found:
     expires_at_us: TimestampUs
     content_type: str
     metadata: Mapping[str, str]
+    envelope: bytes = field(repr=False)
     answered: int
 
     @classmethod
@@ -96,6 +98,7 @@ class Found:
             expires_at_us=header.expires_at_us,
             content_type=header.content_type,
             metadata=header.metadata,
+            envelope=entry.envelope,
             answered=answered,
         )
 

@@ -24,7 +24,7 @@ NOT_HERE = {
     "resolve",
 }  # fmt: skip
 
-ONLY_HERE = {"call", "close", "pages"}
+ONLY_HERE = {"call", "close", "data_dir", "pages"}
 
 TAKEN = ("timeout", "wait")
 

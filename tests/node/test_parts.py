@@ -32,6 +32,7 @@ def found(value: bytes, expires_at_us: int = 1000) -> Found:
         expires_at_us=TimestampUs(expires_at_us),
         content_type="",
         metadata={},
+        envelope=b"",
         answered=2,
     )
 

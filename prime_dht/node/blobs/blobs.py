@@ -13,7 +13,7 @@ import trio
 from prime_dht.background import background_nursery
 from prime_dht.blobs.cid import Cid
 from prime_dht.config import DhtConfig
-from prime_dht.entries.entry import Entry
+from prime_dht.entries.entry import BlobRef, Entry
 from prime_dht.errors import BlobError, PrimeDHTError, StorageError, ValidationError
 from prime_dht.ids import US_PER_S, Key, PeerId, wire_key
 from prime_dht.node.blobs.claims import PIN
@@ -24,6 +24,8 @@ from prime_dht.node.blobs.keeping import Keeping
 from prime_dht.node.blobs.putting import (
     BlobWriter,
     Source,
+    Stored,
+    Value,
     chained,
     chunker_for,
     media_type_of,
@@ -38,8 +40,9 @@ from prime_dht.storage.base import StorageBackend
 from prime_dht.storage.blocks import BlockStore, Claim, RootStatus
 from prime_dht.storage.blocks_survey import op_ids_of
 
-CidLike = Cid | bytes | str
-"""A CID as such, in its binary form of 36 bytes, or as text."""
+CidLike = Cid | bytes | str | Found
+"""A CID as such, in its binary form of 36 bytes, or as text; or a find whose value is a blob, which also says who
+should have it. Without that, providers have to be searched for."""
 
 NAME = "name"
 """The metadata of an entry under which the name of a file stands."""
@@ -49,10 +52,14 @@ def cid_of(cid: CidLike) -> Cid:
     """A CID.
 
     Raises:
-        ValidationError: it is none that a blob could have.
+        ValidationError: it is none that a blob could have, or the find is of none.
     """
     if isinstance(cid, Cid):
         return cid
+    if isinstance(cid, Found):
+        if cid.blob is None:
+            raise ValidationError("the value is in the entry, and no blob")
+        cid = cid.blob.cid
     return Cid.from_text(cid) if isinstance(cid, str) else Cid.from_bytes(bytes(cid))
 
 
@@ -201,7 +208,7 @@ class Blobs:
     async def put(
         self,
         statement: Statement,
-        source: Source,
+        source: Value,
         *,
         replication: int | None,
         chunker: str | None,
@@ -213,6 +220,10 @@ class Blobs:
         Args:
             statement: all but the value.
         """
+        if isinstance(source, BlobRef):
+            cid_of(source.cid)  # raises if it is none
+            stored = Stored(ref=source, claim=None)
+            return await self._put_stored(statement, stored, replication, wait_s, progress)
         limit = self._config.limits.max_inline_bytes
         name = chunker_for(chunker, source)
         if isinstance(source, Path):
@@ -232,6 +243,16 @@ class Blobs:
                     size=await _size_of(source),
                     progress=progress,
                 )
+        return await self._put_stored(statement, stored, replication, wait_s, progress)
+
+    async def _put_stored(
+        self,
+        statement: Statement,
+        stored: Stored,
+        replication: int | None,
+        wait_s: float | None,
+        progress: OnProgress | None,
+    ) -> tuple[Statement, PutReceipt]:
         statement = replace(statement, blob=stored.ref)
         receipt = await self._writer.put(statement, replication=replication)
         receipt = await self._blob_writer.spread(stored, receipt, wait_s=self._wait_s(wait_s), progress=progress)
@@ -264,8 +285,9 @@ class Blobs:
         """
         root = cid_of(cid)
         if keep:
-            await self.pin(root, progress=progress)
-        return await self._get(root, to=to, size=None, start=start, stop=stop, hints=None, progress=progress)
+            await self.pin(cid, progress=progress)
+        hints = await self._hints(cid)
+        return await self._get(root, to=to, size=_size_in(cid), start=start, stop=stop, hints=hints, progress=progress)
 
     @asynccontextmanager
     async def stream(
@@ -284,7 +306,7 @@ class Blobs:
             ValidationError: it is no CID.
         """
         root = cid_of(cid)
-        async with self._streamed(root, None, start, stop, await self._hints(root), progress) as window:
+        async with self._streamed(root, _size_in(cid), start, stop, await self._hints(cid), progress) as window:
             yield window
 
     async def resolve(self, found: Found, *, to: Path | None, progress: OnProgress | None) -> Found:
@@ -295,19 +317,9 @@ class Blobs:
             await trio.to_thread.run_sync(_write_file, to, found.value)
             return replace(found, value=b"")
         try:
-            root = Cid.from_bytes(found.blob.cid)
+            return replace(found, value=await self.fetch(found, to=to, progress=progress))
         except ValidationError as error:
             raise BlobError(f"the value is a blob under a name that is no CID: {error}") from error
-        value = await self._get(
-            root,
-            to=to,
-            size=found.blob.size,
-            start=0,
-            stop=None,
-            hints=[found.publisher, *await self._keeping.replicas_of(found.key)],
-            progress=progress,
-        )
-        return replace(found, value=value)
 
     # Keeping
 
@@ -323,7 +335,7 @@ class Blobs:
         status = await self._blocks.status(root)
         if status is None or not status.is_complete:
             destination = StoreDestination(self._blocks, root)
-            await self._fetcher.fetch(destination, await self._hints(root), progress=progress)
+            await self._fetcher.fetch(destination, await self._hints(cid), progress=progress)
             await self._blocks.complete(root, size_bytes=destination.walk.size)
         await self._keeping.announce(root)
 
@@ -363,11 +375,9 @@ class Blobs:
         size: int | None,
         start: int,
         stop: int | None,
-        hints: Collection[PeerId] | None,
+        hints: Collection[PeerId],
         progress: OnProgress | None,
     ) -> bytes:
-        if hints is None:
-            hints = await self._hints(root)
         if to is None:
             return await self._read(root, size, start, stop, hints, progress)
         destination = FileDestination(to, root, size=size, start=start, stop=stop)
@@ -428,9 +438,11 @@ class Blobs:
             nursery.start_soon(fetch)
             yield window
 
-    async def _hints(self, root: Cid) -> list[PeerId]:
-        """Those that would hold a blob that was put by :meth:`add`."""
-        return await self._keeping.replicas_of(blob_key(root))
+    async def _hints(self, cid: CidLike) -> list[PeerId]:
+        """Those that should have a blob, for the sake of the entry that was found, or that :meth:`add` puts."""
+        if isinstance(cid, Found):
+            return [cid.publisher, *await self._keeping.replicas_of(cid.key)]
+        return await self._keeping.replicas_of(blob_key(cid_of(cid)))
 
     def _wait_s(self, wait_s: float | None) -> float:
         return self._config.blob_wait_s if wait_s is None else wait_s
@@ -454,6 +466,11 @@ class _Streamed(Window):
             if self.failure is not None:
                 raise self.failure from None
             raise
+
+
+def _size_in(cid: CidLike) -> int | None:
+    """How many bytes a blob has, as far as its entry says."""
+    return cid.blob.size if isinstance(cid, Found) and cid.blob is not None else None
 
 
 async def _size_of(source: Source) -> int | None:

@@ -36,6 +36,9 @@ from prime_dht.storage.blocks import BlockStore, Claim, Draft
 Source = bytes | Path | AsyncIterable[bytes]
 """Content: at hand, in a file, or to come, in pieces; a trio ``ReceiveStream`` is of the last kind."""
 
+Value = Source | BlobRef
+"""What an entry says: content, or which blob, of those that the swarm has."""
+
 READ_BYTES = 1 << 20
 IN_THREAD_FROM_BYTES = 256 << 10
 """Pieces of so many bytes are cut and hashed by a worker thread; less is hardly worth to hand it over."""
@@ -136,14 +139,14 @@ async def _pieces_of_reader(reader: AsyncIterable[bytes]) -> AsyncGenerator[byte
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """A blob whose blocks are all in the block store, under a claim of its put."""
+    """A blob whose blocks replicas can have: from the block store here, under a claim of its put, or from others."""
 
     ref: BlobRef
-    claim: Claim
+    claim: Claim | None
 
     @property
     def root(self) -> Cid:
-        return self.claim.root
+        return Cid.from_bytes(self.ref.cid)
 
 
 class BlobWriter:
@@ -246,7 +249,7 @@ class BlobWriter:
                     if peer != self._network.local:
                         nursery.start_soon(ask, peer)
         receipt = replace(receipt, blob=stored.ref, held_by=tuple(held_by))
-        if receipt.acknowledged:
+        if receipt.acknowledged and stored.claim is not None:
             await self._claims.put_done(stored.claim)
         return receipt
 

@@ -1,0 +1,78 @@
+"""Putting an entry that refers to a blob which the swarm has. In virtual time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+
+import pytest
+from trio.testing import MockClock
+
+from prime_dht.blobs.cid import Cid
+from prime_dht.entries.entry import BlobRef
+from prime_dht.errors import ValidationError
+from prime_dht.testing.swarm import open_swarm
+
+VALUE = Random(8).randbytes(3 << 20)
+
+
+async def test_a_second_key_for_a_blob_costs_its_writer_no_bytes(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=8) as swarm:
+        blob = (await swarm.nodes[0].put("first", VALUE)).blob
+        assert blob is not None
+        writer = await swarm.join_client()
+        receipt = await writer.put("second", blob)
+        assert receipt.acknowledged
+        assert receipt.blob == blob
+        assert await swarm.machine_of(writer).blocks.status(Cid.from_bytes(blob.cid)) is None
+        holders = {node.peer_id for node in swarm.nodes for kept in await node.blobs.kept() if kept.is_complete}
+        assert holders >= set(receipt.held_by)
+        assert {node.peer_id for node in swarm.closest_to("second", 3)} >= set(receipt.held_by)
+        found = await swarm.nodes[0].get("second", latest=True)
+        assert found is not None
+        assert found.value == VALUE
+
+
+async def test_a_blob_that_nobody_has_is_not_acknowledged(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=2, size=4) as swarm:
+        nowhere = BlobRef(bytes(Cid.of_raw(VALUE)), len(VALUE), "size-1048576")
+        receipt = await swarm.nodes[0].put("k", nowhere, wait_s=60)
+        assert len(receipt.stored_by) == 3
+        assert not receipt.acknowledged
+
+
+async def test_what_is_no_cid_is_refused_before_anything_is_put(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=3, size=3) as swarm:
+        blob = (await swarm.nodes[0].put("first", VALUE)).blob
+        assert blob is not None
+        with pytest.raises(ValidationError, match="CID"):
+            await swarm.nodes[0].put("second", replace(blob, cid=b"none"))
+        assert await swarm.nodes[1].get("second") is None
+
+
+async def test_a_find_says_whom_to_ask_for_its_blob(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=4, size=30) as swarm:
+        await swarm.nodes[0].put("k", VALUE)
+        searches = {}
+        for by_find in (True, False):
+            reader = await swarm.join_client()
+            found = await reader.get("k", fetch=False)
+            assert found is not None
+            assert found.blob is not None
+            before = swarm.network_of(reader).sent["GetProviders"]
+            source = found if by_find else found.blob.cid
+            assert await reader.blobs.fetch(source, start=10, stop=2 << 20) == VALUE[10 : 2 << 20]
+            async with reader.blobs.stream(source, start=5, stop=10) as pieces:
+                assert b"".join([piece async for piece in pieces]) == VALUE[5:10]
+            searches[by_find] = swarm.network_of(reader).sent["GetProviders"] - before
+        assert searches[True] == 0
+        assert searches[False] > 0
+
+
+async def test_a_find_whose_value_is_no_blob_is_refused(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=5, size=3) as swarm:
+        await swarm.nodes[0].put("k", b"small")
+        found = await swarm.nodes[1].get("k")
+        assert found is not None
+        with pytest.raises(ValidationError, match="no blob"):
+            await swarm.nodes[1].blobs.fetch(found)
