@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+TORCH_VENV := .venv-torch
 PROTOS := $(wildcard protos/*.proto)
 PROTOC  = $(BIN)/python -m grpc_tools.protoc -Iprime_dht/pb=protos --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test simulate chaos check bench bench-peers unixfs-fixture bitswap-interop protos clean
+.PHONY: help setup demo run test simulate chaos check bench bench-peers robustness unixfs-fixture bitswap-interop torch-interop protos clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -56,6 +57,9 @@ bench: $(STAMP)  ## Measure: tables here, JSON in ./bench
 bench-peers: $(STAMP)  ## Measure the same on kademlia, OpenDHT and hivemind, in ./.venv-peers (up to 6 GB)
 	@$(BIN)/python -m tests.bench.peers
 
+robustness: $(STAMP)  ## Train with bad members under each rule of aggregation; a table of accuracies
+	@$(BIN)/python -m tests.bench.robustness
+
 unixfs-fixture:  ## Make the table of CIDs that ipfs-unixfs-importer gives anew; needs node and npm
 	cd tests/interop/unixfs && npm install --no-package-lock --no-audit --no-fund --silent && \
 	node make_fixture.mjs > fixture.tmp && mv fixture.tmp unixfs_v1_2025.json
@@ -64,9 +68,18 @@ bitswap-interop: $(STAMP)  ## Let Helia, from npm, fetch blocks from a node; nee
 	@cd tests/interop/bitswap && npm install --no-package-lock --no-audit --no-fund --ignore-scripts --silent
 	@$(BIN)/python tests/interop/bitswap/check.py
 
+torch-interop: $(STAMP)  ## Keep PyTorch's checkpoints on a swarm; PyTorch goes to ./.venv-torch (up to 6 GB); TORCH_PIP=<options of pip>
+	@test -e $(TORCH_VENV)/.installed || { echo "installing PyTorch into $(TORCH_VENV) (once; its build for the CPU will do)" && \
+	$(PYTHON) -m venv --clear $(TORCH_VENV) && \
+	$(TORCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH_PIP) torch numpy && \
+	$(TORCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[fsspec]' && \
+	touch $(TORCH_VENV)/.installed; } || echo "skipped: pip cannot install PyTorch, for the reason above"
+	@if test -e $(TORCH_VENV)/.installed; then \
+	$(TORCH_VENV)/bin/python -W ignore::UserWarning tests/interop/checkpoints/check.py; fi
+
 protos: $(STAMP)  ## Generate prime_dht/pb from protos/
 	$(PROTOC) --python_out=. --mypy_out=quiet:. $(PROTOS)
 
 clean:  ## Remove .venv, caches and bench results; never ./data
-	rm -rf $(VENV) .venv-peers bench dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(TORCH_VENV) .venv-peers bench dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,34 @@
+"""The swarm as a file system: ``prime://`` for fsspec, and so for pandas, zarr, PyTorch's checkpoints and many others.
+
+    import fsspec
+
+    with fsspec.open("prime://runs/7/notes.txt", "w", peers="/ip4/192.0.2.1/tcp/4001/p2p/12D3Koo…") as file:
+        file.write("loss went down")
+
+It comes with ``pip install 'prime-dht[fsspec]'``, which registers the protocol. What a file is here:
+
+- **One entry**, and with it one version: whole or not there, replaced as a whole, read to the end as it was when it was
+  opened.
+- **Written by one peer.** Others cannot change or remove it (:class:`PermissionError`). Under a name that anybody may
+  write they can put something newer, which is then what is seen; but ``trusted`` leaves others' entries unseen, under
+  ``prime://own/<peer id>/`` only that peer writes, and under ``prime://group/<root>/`` only members with a capability.
+- **It ends**, after ``ttl`` seconds (86,400 in the node's configuration by default), unless it is renewed:
+  :meth:`PrimeFileSystem.renew`.
+- What is written passes through a temporary file and the node's block store. Without a ``data_dir`` that is in memory,
+  and a file can have 256 MiB at most.
+- A directory holds as many names as a key has slots, 4,096 by default, those lately removed included. To list it brings
+  along what its small files hold, up to 64 KiB each.
+
+=================  ===========================================================
+``filesystem``     :class:`PrimeFileSystem`: what fsspec asks for
+``file``           an open file
+``tree``           files and directories as entries
+``details``        what an entry says of a file
+``paths``          which key and subkey a path has
+``connections``    one node for all file systems of a swarm
+=================  ===========================================================
+"""
+
+from prime_dht.filesystem.filesystem import PrimeFileSystem
+
+__all__ = ["PrimeFileSystem"]
