@@ -1,8 +1,9 @@
 """prime_dht: a libp2p-native peer node that gives decentralised machine learning a serverless place for its data.
 
     with connect(["/ip4/192.0.2.1/tcp/4001/p2p/12D3Koo…"]) as dht:
-        receipt = dht.put("model:digits", weights)
-        found = dht.get("model:digits")
+        receipt = dht.put("key", b"a value of any size")
+        version = dht.push_model("digits", network.state_dict())
+        model = dht.pull_model("digits")
 
 :func:`connect` is for ordinary code. In trio the same is ``async with open_node(NodeConfig(peers=(…,))) as dht:``, with
 ``await`` before operations; and :class:`PrimeDHT` mounts on a py-libp2p host that runs already. What any of them raises
@@ -17,7 +18,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from prime_dht.blocking import BlockingDHT, connect
+    from prime_dht.blobs.cid import Cid
+    from prime_dht.blocking import BlockingDHT
     from prime_dht.config import DhtConfig, Mode, NodeConfig
     from prime_dht.entries.limits import Limits
     from prime_dht.errors import (
@@ -30,20 +32,32 @@ if TYPE_CHECKING:
         StorageError,
         ValidationError,
     )
+    from prime_dht.ml.client import LearningDHT, connect
+    from prime_dht.ml.models.checkpoints import Checkpoints
+    from prime_dht.ml.models.listing import UnknownModelError
+    from prime_dht.ml.models.model import Model
+    from prime_dht.ml.models.version import ModelVersion
     from prime_dht.node import PrimeDHT, open_node
+    from prime_dht.node.blobs.progress import BlobProgress
     from prime_dht.node.results import Found, FoundPage, Health, PeerStatus, Provider, PutReceipt, RecordReceipt, Stats
 
 __all__ = [
     "BlobError",
+    "BlobProgress",
     "BlockingDHT",
+    "Checkpoints",
+    "Cid",
     "ConfigError",
     "DhtConfig",
     "Found",
     "FoundPage",
     "Health",
+    "LearningDHT",
     "Limits",
     "LocalProtocolError",
     "Mode",
+    "Model",
+    "ModelVersion",
     "NodeConfig",
     "PeerStatus",
     "PrimeDHT",
@@ -55,17 +69,25 @@ __all__ = [
     "RemoteProtocolError",
     "Stats",
     "StorageError",
+    "UnknownModelError",
     "ValidationError",
     "connect",
     "open_node",
 ]
 
 _MODULE_OF = {
-    **dict.fromkeys(("BlockingDHT", "connect"), "prime_dht.blocking"),
+    "BlockingDHT": "prime_dht.blocking",
+    **dict.fromkeys(("LearningDHT", "connect"), "prime_dht.ml.client"),
+    "BlobProgress": "prime_dht.node.blobs.progress",
+    "Cid": "prime_dht.blobs.cid",
     **dict.fromkeys(("DhtConfig", "Mode", "NodeConfig"), "prime_dht.config"),
     **dict.fromkeys(("PrimeDHT", "open_node"), "prime_dht.node"),
     **dict.fromkeys((name for name in __all__ if name.endswith("Error")), "prime_dht.errors"),
+    "Checkpoints": "prime_dht.ml.models.checkpoints",
     "Limits": "prime_dht.entries.limits",
+    "Model": "prime_dht.ml.models.model",
+    "ModelVersion": "prime_dht.ml.models.version",
+    "UnknownModelError": "prime_dht.ml.models.listing",
 }
 
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from prime_dht.blocking.client import BlockingDHT
 from prime_dht.config import Mode, NodeConfig
@@ -14,6 +14,8 @@ from prime_dht.errors import ConfigError
 
 if TYPE_CHECKING:
     from prime_dht.entries.validators import Validator
+
+D = TypeVar("D", bound=BlockingDHT)
 
 JOINING_S = 30.0
 
@@ -53,6 +55,32 @@ def connect(
         StorageError: the store cannot be opened, for example because another process has it.
         LocalProtocolError: trio runs in this thread; use :func:`prime_dht.open_node` there.
     """
+    return connected(
+        BlockingDHT,
+        peers,
+        data_dir=data_dir,
+        serve=serve,
+        mdns=mdns,
+        network_id=network_id,
+        config=config,
+        validators=validators,
+        timeout=timeout,
+    )
+
+
+def connected(
+    kind: type[D],
+    peers: str | Iterable[str],
+    *,
+    data_dir: str | os.PathLike[str] | None,
+    serve: bool,
+    mdns: bool,
+    network_id: str | None,
+    config: NodeConfig | None,
+    validators: Mapping[str, Validator] | None,
+    timeout: float,
+) -> D:
+    """As :func:`connect`, for clients that can do more."""
     config = config or NodeConfig()
     if not timeout > 0:
         raise ConfigError(f"timeout must be a positive number of seconds, not {timeout}")
@@ -68,7 +96,7 @@ def connect(
         mdns=mdns or config.mdns,
         dht=dht_config,
     )
-    dht = BlockingDHT(config, validators, timeout)
+    dht = kind(config, validators, timeout)
     try:
         dht._open()
     except BaseException:  # Ctrl-C among them: nobody has the client yet, so nobody else could close it

@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TypeVar, overload
 
@@ -64,6 +65,11 @@ class Life:
         self._lock = threading.Lock()  # held for moments, never while waiting
         self._is_closed = False
         _lives[self._name] = self
+
+    @property
+    def data_dir(self) -> Path | None:
+        """Where this node keeps its identity and all else that is to be there next time; ``None`` if nowhere."""
+        return self._config.data_dir
 
     def __enter__(self) -> Self:
         return self

@@ -6,5 +6,10 @@ What needs neither node nor clock lies in packages of its own, pure, to be used 
 - ``codecs``: tensors as few bytes; ``aggregation``: many members' gradients as one;
 - ``agreement``: which gradients, and which aggregate.
 
+With a swarm, for code without trio:
+
+- ``gradients``: published and collected, round by round;
+- ``rounds``: the members of a group agree, round by round, on one aggregate.
+
 It needs the extra ``ml``: ``pip install prime-dht[ml]``.
 """

@@ -4,32 +4,106 @@ The format (https://github.com/huggingface/safetensors) is a length, a JSON head
 offsets, and the tensors' bytes. The safetensors library reads it, and refuses whatever does not cover the file exactly,
 so no part of a truncated file is taken for the whole.
 
-The same tensors always become the same bytes, so they have the same CID. Therefore no free metadata is written here:
-the library writes it in an order that changes from one call to the next.
+The same tensors always become the same bytes, so they have the same CID. They are written here, in the library's order
+(by dtype, then by name) and with its bytes, because it wants all arrays in memory at once, and writes free
+metadata, of which there is none here, in an order that changes from one call to the next. Of what is not an array in
+memory as it will be in the file (on a GPU, across memory, of another byte order) one at a time is made into one.
 """
 
 from __future__ import annotations
 
+import io
+import json
 import mmap
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO, Protocol, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 import safetensors
-from safetensors.numpy import save
 
 from prime_dht.errors import StorageError, ValidationError
-from prime_dht.ml.tensors import Array, Tensors, TensorSpec, as_tensors, checked_name, read_spec, tensor_in
+from prime_dht.ml.tensors import (
+    BFLOAT16,
+    DTYPES,
+    Array,
+    Spec,
+    TensorSpec,
+    as_tensors,
+    checked_name,
+    dtype_name,
+    read_spec,
+    tensor_in,
+    unknown_dtype,
+)
 
 _LENGTH_BYTES = 8
+_ALIGNMENT_BYTES = 8
+_MAX_HEADER_BYTES = 100_000_000  # the library's own limit
+_METADATA = "__metadata__"
 _PICKLES = (b"\x80", b"PK\x03\x04")  # bare, and in the zip archive that torch.save writes
+_ORDER = ("BOOL", "U8", "I8", "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "F64", "I64", "U64")
+"""Of dtypes, in the library's files from last to first."""
+
+_DTYPES_BY_NUMPY_NAME = {dtype.name: dtype for dtype in DTYPES.values()}
 
 
-def to_safetensors(tensors: Tensors) -> bytes:
-    """The safetensors file of tensors; the same bytes whatever order they are given in.
+@runtime_checkable
+class TorchTensor(Protocol):
+    """What is used of a torch tensor, which need not be installed: its dtypes are named as numpy's."""
+
+    @property
+    def dtype(self) -> object: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def detach(self) -> TorchTensor: ...
+    def cpu(self) -> TorchTensor: ...
+    def float(self) -> TorchTensor: ...
+    def numpy(self) -> Array: ...
+
+
+Weights = Mapping[str, TorchTensor] | Mapping[str, npt.ArrayLike]
+"""What can be written: a set of tensors, or what can be made into one, such as a torch state dict."""
+
+
+def write_safetensors(file: BinaryIO, weights: Weights) -> dict[str, TensorSpec]:
+    """Write the safetensors file of weights; the same bytes whatever order they are given in.
+
+    Tensors that share memory are each written whole; so are those that are not contiguous, as they read.
+
+    Returns:
+        the spec of what was written.
 
     Raises:
-        ValidationError: as :func:`~prime_dht.ml.tensors.as_tensors` does.
+        ValidationError: a name is empty or longer than 1,024 bytes, or what it names is no array of a known dtype.
+        OSError: the file cannot be written.
     """
-    return save(as_tensors(tensors))
+    if _METADATA in weights:
+        raise ValidationError(f"no tensor is named {_METADATA!r}: in a safetensors file that is something else")
+    spec = {checked_name(name): _spec_of_one(name, one) for name, one in weights.items()}
+    ordered = sorted(spec, key=lambda name: (-_ORDER.index(dtype_name(spec[name].dtype)), name.encode()))
+    file.write(_header({name: spec[name] for name in ordered}))
+    for name in ordered:
+        (array,) = as_tensors({name: _array(name, weights[name])}).values()
+        file.write(array.reshape(-1).view(np.uint8).data)
+    return spec
+
+
+def arrays_of(weights: Weights) -> dict[str, Array]:
+    """Weights as tensors; copied only where they have to be.
+
+    Raises:
+        ValidationError: as :func:`write_safetensors`.
+    """
+    return as_tensors({name: _array(name, one) for name, one in weights.items()})
+
+
+def to_safetensors(weights: Weights) -> bytes:
+    """As :func:`write_safetensors`, in memory."""
+    file = io.BytesIO()
+    write_safetensors(file, weights)
+    return file.getvalue()
 
 
 def from_safetensors(data: bytes) -> dict[str, Array]:
@@ -79,8 +153,88 @@ def map_safetensors(path: Path) -> dict[str, Array]:
     return tensors
 
 
+def spec_in_header(start: bytes) -> dict[str, TensorSpec]:
+    """The spec in the first bytes of a safetensors file, its header, in the order in which the tensors' bytes follow.
+
+    Raises:
+        ValidationError: it is no such header, or one of a tensor that is none here.
+    """
+    if len(start) < _LENGTH_BYTES or int.from_bytes(start[:_LENGTH_BYTES], "little") != len(start) - _LENGTH_BYTES:
+        raise ValidationError("not the header of a safetensors file: it has another length than it says")
+    try:
+        header = json.loads(start[_LENGTH_BYTES:].decode())
+    except (ValueError, RecursionError) as error:
+        raise ValidationError(f"not the header of a safetensors file: {error}") from error
+    return dict(_laid_out(header))
+
+
+def _laid_out(header: object) -> Iterator[tuple[str, TensorSpec]]:
+    if not isinstance(header, dict):
+        raise ValidationError("not the header of a safetensors file: no object")
+    places: list[tuple[list[int], str, TensorSpec]] = []
+    for name, about in header.items():
+        if name == _METADATA:
+            continue
+        about = about if isinstance(about, dict) else {}
+        spec = read_spec(checked_name(name), about.get("dtype"), about.get("shape"))
+        offsets = about.get("data_offsets")
+        if not (isinstance(offsets, list) and [type(one) for one in offsets] == [int, int]):
+            raise ValidationError(f"the tensor {name!r} lies nowhere")
+        places.append((offsets, name, spec))
+    end = 0
+    for (start, stop), name, spec in sorted(places, key=lambda place: place[0]):
+        if start != end or stop != end + spec.nbytes:
+            raise ValidationError(f"the tensor {name!r} does not lie where the one before it ends")
+        end = stop
+        yield name, spec
+
+
+def _header(spec: Spec) -> bytes:
+    """The header of a file of tensors in this order, its length before it; padded, so that their bytes are aligned."""
+    about: dict[str, object] = {}
+    end = 0
+    for name, one in spec.items():
+        start, end = end, end + one.nbytes
+        about[name] = {"dtype": dtype_name(one.dtype), "shape": one.shape, "data_offsets": [start, end]}
+    text = json.dumps(about, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _ALIGNMENT_BYTES)
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text
+
+
+def _spec_of_one(name: str, one: object) -> TensorSpec:
+    if isinstance(one, TorchTensor):
+        dtype_text = str(one.dtype).removeprefix("torch.")
+        dtype = _DTYPES_BY_NUMPY_NAME.get(dtype_text)
+        shape = tuple(one.shape)
+    else:
+        array = _array(name, one)
+        dtype_text = str(array.dtype)
+        dtype = _DTYPES_BY_NUMPY_NAME.get(array.dtype.name)
+        shape = array.shape
+    if dtype is None:
+        raise unknown_dtype(name, dtype_text)
+    return TensorSpec(dtype, shape)
+
+
+def _array(name: str, one: object) -> Array:
+    """The array that is meant, which may be a copy: of a torch tensor the one it shares its memory with, if it can."""
+    if isinstance(one, Mapping):
+        raise ValidationError(f"{name!r} is a mapping: give all tensors side by side, each under a name of its own")
+    try:
+        if not isinstance(one, TorchTensor):
+            array: Array = np.asarray(one)
+            return array
+        tensor = one.detach().cpu()
+        if str(tensor.dtype) == "torch.bfloat16":  # which torch does not give to numpy; float32 has all its values
+            return tensor.float().numpy().astype(BFLOAT16)
+        return tensor.numpy()
+    except (TypeError, ValueError, RuntimeError) as error:  # torch's, of sparse and other unusual tensors
+        raise ValidationError(f"the tensor {name!r} is no array: {error}") from error
+
+
 def _refuse_pickle(start: bytes) -> None:
-    if start.startswith(_PICKLES):
+    # The length of a header may begin with the same byte; but no header is as long as a pickle's next bytes would say.
+    if start.startswith(_PICKLES) and int.from_bytes(start[:_LENGTH_BYTES], "little") > _MAX_HEADER_BYTES:
         raise ValidationError(
             "this is a pickle (torch.save writes them), which can run code when it is loaded; it is refused: "
             "save the tensors with safetensors"

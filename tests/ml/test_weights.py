@@ -7,14 +7,25 @@ import json
 import pickle
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from safetensors.numpy import load
+from safetensors.numpy import load, save
 
 from prime_dht.errors import StorageError, ValidationError
-from prime_dht.ml.tensors import DTYPES, Tensors
-from prime_dht.ml.weights import from_safetensors, map_safetensors, to_safetensors
+from prime_dht.ml.tensors import BFLOAT16, DTYPES, Array, Tensors, spec_of
+from prime_dht.ml.weights import (
+    arrays_of,
+    from_safetensors,
+    map_safetensors,
+    spec_in_header,
+    to_safetensors,
+    write_safetensors,
+)
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
 SHAPES = ((), (3,), (2, 3), (0,), (2, 0, 3))
 
@@ -48,6 +59,12 @@ def test_the_same_tensors_are_the_same_bytes_in_whatever_order() -> None:
     assert to_safetensors({name: tensors[name] for name in sorted(tensors, reverse=True)}) == to_safetensors(tensors)
 
 
+def test_they_are_the_bytes_that_the_library_writes() -> None:
+    tensors = {f'{name} "é\n\x7f\\': tensor for name, tensor in every_tensor().items()}
+    assert to_safetensors(tensors) == save(dict(tensors))
+    assert to_safetensors({}) == save({})
+
+
 def test_an_array_across_memory_is_written_as_it_reads() -> None:
     across = np.arange(6, dtype=np.float32).reshape(2, 3).T
     assert np.array_equal(load(to_safetensors({"w": across}))["w"], across)
@@ -66,6 +83,12 @@ def torch_archive() -> bytes:
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("archive/data.pkl", pickle.dumps({"w": 1}))
     return archive.getvalue()
+
+
+def test_a_file_whose_header_has_a_length_that_pickles_begin_with_is_none() -> None:
+    data = to_safetensors({"weight": np.zeros((300, 100), np.float32), "bias": np.array(1, np.float32)})
+    assert data[0] == pickle.dumps({})[0]
+    assert from_safetensors(data).keys() == {"weight", "bias"}
 
 
 @pytest.mark.parametrize("data", [pickle.dumps({"w": 1}), pickle.dumps({"w": 1}, protocol=2), torch_archive()])
@@ -114,3 +137,136 @@ def test_a_file_of_what_is_no_tensor_here_is_refused(data: bytes, complaint: str
 def test_a_file_that_cannot_be_read_is_an_error_of_storage(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot read"):
         map_safetensors(tmp_path / "absent")
+
+
+class FakeDtype:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"torch.{self.name}"
+
+
+class FakeTensor:
+    """As much of a torch tensor as is used; it refuses what torch does."""
+
+    brought = 0
+
+    def __init__(self, array: Array, *, on: str = "cpu", requires_grad: bool = False) -> None:
+        self.array, self.on, self.requires_grad = array, on, requires_grad
+        self.dtype, self.shape = FakeDtype(array.dtype.name), array.shape
+
+    def detach(self) -> FakeTensor:
+        return FakeTensor(self.array, on=self.on)
+
+    def cpu(self) -> FakeTensor:
+        if self.on == "meta":
+            raise NotImplementedError("Cannot copy out of meta tensor; no data!")
+        FakeTensor.brought += self.on != "cpu"
+        return FakeTensor(self.array, requires_grad=self.requires_grad)
+
+    def float(self) -> FakeTensor:
+        return FakeTensor(self.array.astype(np.float32), on=self.on, requires_grad=self.requires_grad)
+
+    def numpy(self) -> Array:
+        if self.requires_grad:
+            raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+        if self.on != "cpu" or self.array.dtype == BFLOAT16:
+            raise TypeError(f"can't convert {self.on} tensor of {self.dtype}")
+        return self.array
+
+
+def test_a_torch_state_dict_is_written_as_the_arrays_that_it_stands_for() -> None:
+    state = {
+        name: FakeTensor(np.asarray(tensor), on="cuda:0", requires_grad=True) for name, tensor in every_tensor().items()
+    }
+    assert to_safetensors(state) == to_safetensors(every_tensor())
+
+
+def test_a_torch_state_dict_becomes_the_arrays_that_it_stands_for() -> None:
+    state = {name: FakeTensor(np.asarray(tensor), requires_grad=True) for name, tensor in every_tensor().items()}
+    arrays = arrays_of(state)
+    assert spec_of(arrays) == spec_of(every_tensor())
+    assert to_safetensors(arrays) == to_safetensors(every_tensor())
+
+
+def test_tensors_on_a_gpu_are_brought_here_one_at_a_time_after_all_were_looked_at() -> None:
+    brought: list[int] = []
+
+    class File(io.BytesIO):
+        def write(self, data: Buffer) -> int:
+            brought.append(FakeTensor.brought)
+            return super().write(data)
+
+    FakeTensor.brought = 0
+    write_safetensors(File(), {name: FakeTensor(np.zeros(2), on="cuda:0") for name in "abc"})
+    assert brought == [0, 1, 2, 3]
+
+
+def test_what_shares_memory_is_written_whole_for_each_name() -> None:
+    shared = FakeTensor(np.arange(3.0))
+    assert from_safetensors(to_safetensors({"embed": shared, "head": shared})).keys() == {"embed", "head"}
+
+
+@pytest.mark.parametrize(
+    ("weights", "complaint"),
+    [
+        ({"w": np.zeros(2, np.complex64)}, "'w' is of dtype complex64"),
+        ({"w": FakeTensor(np.zeros(2, np.complex64))}, "'w' is of dtype complex64"),
+        ({"w": np.array(None)}, "'w' is of dtype object"),
+        ({"state": {"step": 1}}, "'state' is a mapping: give all tensors side by side"),
+        ({"w": [[1.0], [1.0, 2.0]]}, "'w' is no array"),
+        ({"w": FakeTensor(np.zeros(2), on="meta")}, "'w' is no array: Cannot copy out of meta tensor"),
+        ({"__metadata__": np.zeros(2)}, "no tensor is named '__metadata__'"),
+        ({"": np.zeros(2)}, "a tensor's name"),
+    ],
+)
+def test_what_is_no_tensor_is_not_written(weights: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        to_safetensors(weights)  # type: ignore[arg-type]
+
+
+def test_the_header_alone_tells_the_spec_in_the_order_of_the_bytes(tmp_path: Path) -> None:
+    data, path = to_safetensors(every_tensor()), tmp_path / "model.safetensors"
+    path.write_bytes(data)
+    header = data[: 8 + int.from_bytes(data[:8], "little")]
+    found, expected = spec_in_header(header), spec_of(map_safetensors(path))
+    assert found == expected
+    assert [name for name in found if found[name].size] == [name for name in expected if expected[name].size]
+
+
+def header_of(about: object) -> bytes:
+    text = json.dumps(about).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+ONE = {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        header_of({"w": ONE})[:-1],
+        header_of({"w": ONE}) + b" ",
+        (1).to_bytes(8, "little") + b"\xff",
+        (50_000).to_bytes(8, "little") + b"[" * 50_000,
+        header_of([]),
+        header_of({"w": []}),
+        header_of({"w": ONE | {"dtype": "F8_E4M3"}}),
+        header_of({"w": ONE | {"shape": [3]}}),
+        header_of({"w": ONE | {"shape": "no"}}),
+        header_of({"w": ONE | {"data_offsets": [0.0, 2]}}),
+        header_of({"w": ONE | {"data_offsets": [0]}}),
+        header_of({"w": ONE | {"data_offsets": [1, 3]}}),
+        header_of({"v": ONE, "w": ONE}),
+        header_of({"": ONE}),
+    ],
+)
+def test_a_header_that_says_what_cannot_be_is_refused(header: bytes) -> None:
+    with pytest.raises(ValidationError):
+        spec_in_header(header)
+
+
+def test_free_metadata_in_a_header_is_no_tensor() -> None:
+    assert list(spec_in_header(header_of({"__metadata__": {"format": "pt"}, "w": ONE}))) == ["w"]

@@ -1,0 +1,263 @@
+"""Checkpoints of a training run: every so many steps, in the background, and back again.
+
+    with Checkpoints(dht, "run-7", every=500) as checkpoints:
+        if (last := checkpoints.restore()) is not None:
+            network.load_state_dict(last.model.torch())
+        for step in range(last.step + 1 if last else 1, STEPS + 1):
+            …
+            checkpoints.step(step, network.state_dict())
+
+A run's checkpoints are versions of the model ``checkpoints/{run_id}``; the step is in their metadata. One is *complete*
+when it is listed, which is after its weights were acknowledged: a process that dies while it saves leaves those before.
+
+**No stall.** A step that is due returns when its tensors are written to a file here. Then they may change; hashing and
+sending go on in the background. One checkpoint is saved at a time. If the next is due before, it waits; if yet another
+is, that takes its place. So the network decides how many are saved, and never how fast training goes.
+
+**Slots.** The last ``keep`` are kept, all of them until the next is complete; what is older is deleted, so that
+replicas let go of its weights. Their entries take turns under ``keep + 1`` subkeys, 0 and up: the swarm remembers every
+subkey that was ever used until what was there expires, and a key can only have so many.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from prime_dht.errors import BlobError, ConfigError, PrimeDHTError, ValidationError
+from prime_dht.ml.client import extra_needed
+from prime_dht.ml.models.listing import versions_of
+from prime_dht.ml.models.model import Model
+from prime_dht.ml.models.version import checked_id, description_key, subkey_of, weights_key
+
+with extra_needed():
+    from prime_dht.ml.models.outgoing import Outgoing
+    from prime_dht.ml.models.pulling import pull_version
+    from prime_dht.ml.models.pushing import push
+
+if TYPE_CHECKING:
+    from prime_dht.ml.client import LearningDHT
+    from prime_dht.ml.tensors import Array
+    from prime_dht.ml.weights import Weights
+    from prime_dht.node import PrimeDHT
+    from prime_dht.node.arguments import PeerLike
+
+STEP = "step"
+"""The name in a version's metadata of the step it was made at."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint that was restored.
+
+    Attributes:
+        step: at which it was made.
+        model: tensors, metadata, and the file that they are in.
+    """
+
+    step: int
+    model: Model
+
+    @property
+    def tensors(self) -> dict[str, Array]:
+        return self.model.tensors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Snapshot:
+    """A checkpoint to be saved."""
+
+    step: int
+    outgoing: Outgoing
+    metadata: Mapping[str, object]
+
+
+class Checkpoints:
+    """See the module. Close it, or use it as ``with``: that waits until the last is saved. It is for one thread.
+
+    Args:
+        dht: a client; :func:`prime_dht.connect` makes one. With a data directory it has the same identity next time,
+            and room for large checkpoints.
+        run_id: names the run; what a model id may be.
+        every: of so many steps, counted from 1, the last is saved.
+        keep: how many checkpoints are kept.
+        ttl: seconds that a checkpoint lives; by default as long as the network allows.
+        publisher: whose checkpoints are restored; by default anybody's of this run. Name your own peer id if others
+            can write to the swarm, and have a data directory, which keeps it.
+
+    Raises:
+        ConfigError: ``every`` or ``keep`` is below 1.
+        ValidationError: the id is none.
+
+    Attributes:
+        model_id: the model whose versions they are.
+    """
+
+    def __init__(
+        self,
+        dht: LearningDHT,
+        run_id: str,
+        *,
+        every: int,
+        keep: int = 3,
+        ttl: float | None = None,
+        publisher: PeerLike | None = None,
+    ) -> None:
+        if every < 1 or keep < 1:
+            raise ConfigError(f"every ({every}) and keep ({keep}) must be at least 1")
+        self.model_id = checked_id(f"checkpoints/{run_id}")
+        self._dht = dht
+        self._every = every
+        self._keep = keep
+        self._ttl = ttl
+        self._publisher = publisher
+        self._lock = threading.Lock()  # held for moments, never while waiting
+        self._waiting: _Snapshot | None = None
+        self._is_saving = False
+        self._saving: Future[None] | None = None
+        self._failure: BaseException | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def step(self, number: int, tensors: Weights, metadata: Mapping[str, object] | None = None) -> bool:
+        """Say that a step is done. If a checkpoint is due, it will be saved in the background; whether that is so.
+
+        Args:
+            number: of the step.
+            tensors: names and arrays, or a torch state dict; may change when this returns.
+            metadata: whatever JSON can hold.
+
+        Raises:
+            ValidationError, StorageError: the tensors cannot be saved, or not be written here.
+            PrimeDHTError: an earlier checkpoint could not be saved, once for each; this one is under way nevertheless.
+        """
+        if number < 1 or number % self._every:
+            return False
+        outgoing = Outgoing.of(tensors, self._dht.models_dir)
+        self._save_soon(_Snapshot(step=number, outgoing=outgoing, metadata={**(metadata or {}), STEP: number}))
+        self._raise_failure()
+        return True
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until all is saved that is to be.
+
+        Raises:
+            TimeoutError: that takes longer; it goes on.
+            PrimeDHTError: a checkpoint could not be saved.
+        """
+        if self._saving is not None:
+            self._saving.result(timeout)
+        self._raise_failure()
+
+    def close(self) -> None:
+        """As :meth:`wait`."""
+        self.wait()
+
+    def restore(self, *, timeout: float | None = None) -> Checkpoint | None:
+        """The last complete checkpoint of which all can be had; ``None`` if there is none.
+
+        Args:
+            timeout: seconds for each of them.
+
+        Raises:
+            BlobError: there are some, but nobody has their weights now.
+            ValidationError: there are some, but of no safetensors files.
+            QueryError: nobody could be asked.
+        """
+        failure: PrimeDHTError | None = None
+        for version in reversed(self._dht.model_versions(self.model_id, publisher=self._publisher, timeout=timeout)):
+            step = version.metadata.get(STEP)
+            if type(step) is not int:
+                continue
+            try:
+                model = self._dht.call(
+                    lambda dht, version=version: pull_version(dht, version, folder=self._dht.models_dir),
+                    timeout=timeout,
+                )
+                return Checkpoint(step=step, model=model)
+            except (BlobError, ValidationError) as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+        return None
+
+    # Within
+
+    def _save_soon(self, snapshot: _Snapshot) -> None:
+        """Let it wait in place of what waits, and begin with it unless one is being saved."""
+        with self._lock:
+            passed_over, self._waiting = self._waiting, snapshot
+            is_saving, self._is_saving = self._is_saving, True
+        if passed_over is not None:
+            passed_over.outgoing.close()
+        if not is_saving:
+            try:
+                self._saving = self._dht.call(self._save_waiting, wait=False)
+            except BaseException:
+                self._drop()
+                raise
+            self._saving.add_done_callback(self._note_end)
+
+    async def _save_waiting(self, dht: PrimeDHT) -> None:
+        while (snapshot := self._next()) is not None:
+            try:
+                await self._save(dht, snapshot)
+            except PrimeDHTError as error:
+                self._failure = error
+            finally:
+                snapshot.outgoing.close()
+
+    def _next(self) -> _Snapshot | None:
+        """What waits; if nothing does, nothing is being saved from this moment on."""
+        with self._lock:
+            snapshot, self._waiting = self._waiting, None
+            self._is_saving = snapshot is not None
+            return snapshot
+
+    async def _save(self, dht: PrimeDHT, snapshot: _Snapshot) -> None:
+        older = await versions_of(dht, self.model_id, dht.peer_id)
+        in_use = {one.subkey for one in older[-self._keep :]}
+        subkey = next(one for one in map(subkey_of, range(self._keep + 1)) if one not in in_use)
+        await push(
+            dht,
+            self.model_id,
+            snapshot.outgoing,
+            taken=self._dht.numbers_taken,
+            metadata=snapshot.metadata,
+            architecture="",
+            ttl=self._ttl,
+            subkey=subkey,
+        )
+        for one in older[: max(len(older) + 1 - self._keep, 0)]:
+            if one.subkey != subkey:
+                await dht.delete(description_key(self.model_id), subkey=one.subkey)
+                await dht.delete(weights_key(self.model_id), subkey=one.subkey)
+
+    def _note_end(self, saving: Future[None]) -> None:
+        failure = saving.exception()
+        if failure is not None:  # the node has ended
+            self._failure = failure
+            self._drop()
+
+    def _drop(self) -> None:
+        """Nothing is being saved, nor is what waits going to be."""
+        with self._lock:
+            snapshot, self._waiting = self._waiting, None
+            self._is_saving = False
+        if snapshot is not None:
+            snapshot.outgoing.close()
+
+    def _raise_failure(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure

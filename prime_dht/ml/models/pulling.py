@@ -1,0 +1,250 @@
+"""Pulling a version: its weights into a file, of which only what is not here yet is fetched.
+
+Without a path of the caller's, the file is in the folder for models, under the model's id and the CID of the weights,
+so a version that was pulled before is there. The last :data:`KEPT_FILES` of each model are kept, and what interrupted
+pulls have left until the next one ends; a file that goes while its tensors are in use stays until they are not.
+Processes of one machine that pull a model at the same time, as the ranks of a training job do, take turns, and the
+second finds what the first has fetched.
+
+**What is shared is not fetched.** Tensors that have the same name, dtype and shape in the model's newest file here
+are copied to where they lie in the new one, before the fetch, which finds them there as if it had been interrupted: it
+believes none of it, but compares hashes (:mod:`prime_dht.node.blobs.file`), block by block. So of a version that
+differs in one tensor that tensor is fetched, or the blocks of 1 MiB of it that differ.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+import trio
+
+from prime_dht.blobs.cid import Cid
+from prime_dht.errors import BlobError, PrimeDHTError, StorageError, ValidationError
+from prime_dht.ml.models.listing import find_version
+from prime_dht.ml.models.model import Model
+from prime_dht.ml.models.version import ModelVersion, weights_key
+from prime_dht.ml.tensors import TensorSpec
+from prime_dht.ml.weights import map_safetensors, spec_in_header
+from prime_dht.node.blobs.file import partial_path
+
+if TYPE_CHECKING:
+    from prime_dht.node import PrimeDHT
+    from prime_dht.node.arguments import PeerLike
+    from prime_dht.node.blobs.progress import BlobProgress
+    from prime_dht.node.results import Found
+
+KEPT_FILES = 3
+"""Of each model, in the folder for models."""
+
+TURN_EVERY_S = 0.1
+"""Who waits for another process to pull the model looks this often whether it is done."""
+
+
+async def pull(
+    dht: PrimeDHT,
+    model_id: str,
+    number: int | None,
+    *,
+    publisher: PeerLike | None,
+    to: Path | None,
+    folder: Path,
+    progress: Callable[[BlobProgress], None] | None,
+) -> Model:
+    """Pull a version of a model. See :meth:`prime_dht.ml.client.LearningDHT.pull_model`."""
+    return await pull_version(
+        dht, await find_version(dht, model_id, number, publisher), to=to, folder=folder, progress=progress
+    )
+
+
+async def pull_version(
+    dht: PrimeDHT,
+    version: ModelVersion,
+    *,
+    to: Path | None = None,
+    folder: Path,
+    progress: Callable[[BlobProgress], None] | None = None,
+) -> Model:
+    """Pull a version that was listed; otherwise as :func:`pull`."""
+    kept_in = folder.joinpath(*version.model_id.split("/"))
+    if to is not None:
+        await _fetch(dht, version, to, kept_in, progress)
+        return await _mapped(version, to)
+    async with _alone_in(kept_in):
+        path = kept_in / f"{version.cid}.safetensors"
+        if not await trio.Path(path).exists():
+            await _fetch(dht, version, path, kept_in, progress)
+        model = await _mapped(version, path)
+        await trio.to_thread.run_sync(_note_use, path)
+    return model
+
+
+async def spec_of(
+    dht: PrimeDHT, model_id: str, number: int | None, publisher: PeerLike | None = None
+) -> dict[str, TensorSpec]:
+    """Names, dtypes and shapes of a version's tensors, in the file's order; of the weights only the header is fetched.
+
+    Raises:
+        BlobError: the weights are gone.
+        ValidationError: they are no safetensors file.
+        UnknownModelError, QueryError: as :func:`~prime_dht.ml.models.listing.find_version` does.
+    """
+    version = await find_version(dht, model_id, number, publisher)
+    return spec_in_header(await _header(dht, version, await _weights(dht, version)))
+
+
+async def _weights(dht: PrimeDHT, version: ModelVersion) -> Found:
+    """The entry of a version's weights; if they are a blob, it is not fetched.
+
+    Raises:
+        BlobError: it is gone, or its publisher has put another in its place.
+    """
+    found = await dht.get(
+        weights_key(version.model_id), subkey=version.subkey, publisher=version.publisher, latest=True, fetch=False
+    )
+    if found is None:
+        raise BlobError(f"the weights of {version} are gone")
+    if bytes(version.cid) != (found.blob.cid if found.blob else bytes(Cid.of_raw(found.value))):
+        raise _replaced(version)
+    return found
+
+
+async def _header(dht: PrimeDHT, version: ModelVersion, found: Found) -> bytes:
+    """Of a version's weights, whose entry was found, what comes before the tensors' bytes."""
+    if found.blob is None:
+        return found.value[: version.header_bytes]
+    return await dht.blobs.fetch(version.cid, stop=version.header_bytes)
+
+
+async def _fetch(
+    dht: PrimeDHT,
+    version: ModelVersion,
+    path: Path,
+    kept_in: Path,
+    progress: Callable[[BlobProgress], None] | None,
+) -> None:
+    """Bring a version's weights to a file."""
+    found = await _weights(dht, version)
+    base = await trio.to_thread.run_sync(_base, path, kept_in)
+    if found.blob is not None and base is not None:
+        header = await _header(dht, version, found)
+        await trio.to_thread.run_sync(_lay_out, partial_path(path, version.cid), header, base)
+    written = await dht.get(
+        weights_key(version.model_id), subkey=version.subkey, publisher=version.publisher, to=path, progress=progress
+    )
+    if written is None or written.op_id != found.op_id:
+        await _remove(path)
+        raise _replaced(version)
+
+
+def _replaced(version: ModelVersion) -> BlobError:
+    return BlobError(f"the weights of {version} are not those that were listed: list its versions again")
+
+
+async def _remove(path: Path) -> None:
+    def remove() -> None:
+        with _errors_of_storage(path):
+            path.unlink(missing_ok=True)
+
+    await trio.to_thread.run_sync(remove)
+
+
+async def _mapped(version: ModelVersion, path: Path) -> Model:
+    """The model in a file; what is none is not left there.
+
+    Raises:
+        ValidationError: the publisher pushed something else, or somebody has changed the file since.
+    """
+    try:
+        tensors = await trio.to_thread.run_sync(map_safetensors, path)
+    except ValidationError as error:
+        await _remove(path)
+        raise ValidationError(f"{version}: {error}") from error
+    return Model(tensors=tensors, version=version, path=path)
+
+
+def _lay_out(unfinished: Path, header: bytes, base: Path) -> None:
+    """Write a file's header, and the tensors that another may share with it, where an interrupted fetch leaves them.
+
+    If there is one already, it stays. This only saves fetching: if it fails, nothing is lost.
+    """
+    laid_out = unfinished.with_suffix(".laid-out")
+    with contextlib.suppress(OSError, PrimeDHTError):
+        here, spec = map_safetensors(base), spec_in_header(header)
+        with laid_out.open("wb") as file:
+            file.write(header)
+            for name, one in spec.items():
+                tensor = here.get(name)
+                if tensor is not None and (tensor.dtype, tensor.shape) == (one.dtype, one.shape):
+                    file.write(tensor.reshape(-1).view(np.uint8).data)
+                else:
+                    file.seek(one.nbytes, os.SEEK_CUR)
+        os.link(laid_out, unfinished)  # fails if there is one
+    laid_out.unlink(missing_ok=True)
+
+
+def _base(path: Path, kept_in: Path) -> Path | None:
+    """The file here that is likely to share most: what will be replaced, or else the model's that was used last."""
+    with _errors_of_storage(kept_in):
+        return path if path.is_file() else next(iter(_files(kept_in)), None)
+
+
+def _note_use(path: Path) -> None:
+    """Keep this file as the last used, only so many others, and nothing of pulls that were interrupted."""
+    with _errors_of_storage(path):
+        path.touch()
+        interrupted = (one for kind in ("partial", "nodes", "laid-out") for one in path.parent.glob(f".*.{kind}"))
+        for old in chain(_files(path.parent)[KEPT_FILES:], interrupted):
+            old.unlink()
+
+
+def _files(folder: Path) -> list[Path]:
+    """Those of a model, the last used first."""
+    return sorted(folder.glob("[!.]*.safetensors"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
+@asynccontextmanager
+async def _alone_in(folder: Path) -> AsyncIterator[None]:
+    """Wait until nobody else, in whatever process, pulls to a folder; then nobody else does.
+
+    Raises:
+        StorageError: the folder cannot be made or locked.
+    """
+    with await trio.to_thread.run_sync(_opened_lock, folder) as lock:
+        while not _is_locked(lock):  # noqa: ASYNC110 - another process tells us nothing
+            await trio.sleep(TURN_EVERY_S)
+        try:
+            yield
+        finally:
+            fcntl.flock(lock, fcntl.LOCK_UN)  # closing is not enough: a child that was forked meanwhile has it open too
+
+
+def _opened_lock(folder: Path) -> IO[bytes]:
+    with _errors_of_storage(folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return (folder / ".lock").open("wb")
+
+
+def _is_locked(lock: IO[bytes]) -> bool:
+    """Whether it is ours now."""
+    with _errors_of_storage(lock.name):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+@contextmanager
+def _errors_of_storage(path: Path | str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror}") from error
