@@ -13,6 +13,7 @@ from prime_dht.ml.agreement import (
     Accuse,
     Action,
     Agreement,
+    Backed,
     Broadcast,
     Certificate,
     Check,
@@ -68,6 +69,7 @@ class Driver:
         *,
         outcome: Outcome | None = None,
         said: Iterable[Signed[Statement]] = (),
+        backed: Backed | None = None,
         machine: type[Agreement] = Agreement,
     ) -> None:
         self.said = list(said)
@@ -81,6 +83,7 @@ class Driver:
             timeouts=TIMEOUTS,
             verify=verify,
             said=self.said,
+            backed=backed,
         )
         self._act(self.machine.start(0))
 
@@ -275,6 +278,30 @@ def test_no_plot_makes_members_disagree_and_without_the_lock_it_does() -> None:
 def test_after_a_crash_a_member_is_locked_as_before_and_if_it_forgot_members_disagree() -> None:
     assert outcomes_of_a_plot(Agreement, crashes=True) == [X.digest]
     assert outcomes_of_a_plot(Agreement, crashes=True, remembers=False) == sorted([X.digest, Y.digest])
+
+
+def test_after_a_crash_a_locked_member_can_still_show_others_why() -> None:
+    before = Driver(A).hear(proposal(0, X), vote(B, 0, PREVOTE, X.digest), vote(C, 0, PREVOTE, X.digest)).machine
+    assert before.backed == Backed(X, certificate(0, PREVOTE, X))
+    locked = [vote(A, 0, PRECOMMIT, X.digest)]
+    others = [vote(member, 1, PREVOTE, NIL) for member in (B, C)]
+    assert Driver(A, outcome=Y, said=locked).hear(*others).said[1] == proposal(1, Y)
+    backed = Driver(A, outcome=Y, said=locked, backed=before.backed).hear(*others)
+    assert backed.said[1] == proposal(1, X, certificate(0, PREVOTE, X))
+
+
+def test_what_a_member_is_said_to_be_backed_by_has_to_be_proved() -> None:
+    for wrong in (certificate(0, PREVOTE, Y), certificate(0, PRECOMMIT, X), certificate(0, PREVOTE, X, (A, B))):
+        with pytest.raises(ValidationError, match=r"polka|two thirds"):
+            Driver(A, backed=Backed(X, wrong))
+
+
+def test_what_is_proposed_can_change_until_it_is_its_turn() -> None:
+    driver = Driver(A, outcome=X)
+    driver.machine.propose(Y)
+    assert driver.hear(*[vote(member, 1, PREVOTE, NIL) for member in (B, C)]).said[0] == proposal(1, Y)
+    with pytest.raises(ValidationError, match=f"round 0, not of {ROUND}"):
+        driver.machine.propose(Outcome(round_number=0, op_ids=(), aggregate=b"cid"))
 
 
 def test_after_a_crash_a_member_says_nothing_twice() -> None:

@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from prime_dht.errors import ValidationError
 from prime_dht.ids import OpId, PeerId
 from prime_dht.ml.agreement import (
+    Backed,
     Certificate,
     Commit,
     Outcome,
     Phase,
     Proposal,
+    decode_backed,
     decode_commit,
     decode_proposal,
     encode_commit,
@@ -54,6 +56,17 @@ def test_a_commit_comes_back_from_its_bytes(outcome: Outcome, certificate: Certi
 def test_a_proposal_comes_back_from_its_bytes(outcome: Outcome, polka: Certificate | None, view: int) -> None:
     proposal = Proposal(member=ALICE, round_number=outcome.round_number, view=view, outcome=outcome, polka=polka)
     assert decode_proposal(encode_proposal(proposal), member=ALICE, view=view) == proposal
+
+
+@often
+@given(outcomes, certificates)
+def test_what_backs_a_member_comes_back_from_its_bytes(outcome: Outcome, polka: Certificate) -> None:
+    assert decode_backed(encode_proposal(Backed(outcome, polka))) == Backed(outcome, polka)
+
+
+def test_an_outcome_alone_backs_nobody() -> None:
+    with pytest.raises(ValidationError, match="polka is missing"):
+        decode_backed(pb.Proposal(outcome=OUTCOME).SerializeToString())
 
 
 OUTCOME = pb.Outcome(round=7, op_ids=bytes(32), aggregate=b"cid")

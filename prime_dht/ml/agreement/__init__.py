@@ -10,6 +10,7 @@ from prime_dht.ml.agreement.agreement import (
     Accuse,
     Action,
     Agreement,
+    Backed,
     Broadcast,
     Check,
     Decide,
@@ -18,7 +19,7 @@ from prime_dht.ml.agreement.agreement import (
     Timeouts,
 )
 from prime_dht.ml.agreement.certificate import Certificate, Commit, Verify
-from prime_dht.ml.agreement.codec import decode_commit, decode_proposal, encode_commit, encode_proposal
+from prime_dht.ml.agreement.codec import decode_backed, decode_commit, decode_proposal, encode_commit, encode_proposal
 from prime_dht.ml.agreement.heard import Equivocation
 from prime_dht.ml.agreement.members import Members
 from prime_dht.ml.agreement.proofs import entry_proofs
@@ -39,6 +40,7 @@ __all__ = [
     "Accuse",
     "Action",
     "Agreement",
+    "Backed",
     "Broadcast",
     "Certificate",
     "Check",
@@ -56,6 +58,7 @@ __all__ = [
     "Timeouts",
     "Verify",
     "Vote",
+    "decode_backed",
     "decode_commit",
     "decode_proposal",
     "encode_commit",

@@ -26,7 +26,9 @@ Deliberate differences from the paper:
 - A view is skipped to when a third of all weight has come that far or further (line 55: to exactly that view).
 
 **After a crash** a member must not contradict itself. Given the statements that it made, the machine goes on at the
-last of them, locked as it was.
+last of them, locked as it was. It must also be able to tell others why it is locked, or they might never follow it, nor
+it them; the votes that it saw then may not be held any more. So what it is :attr:`~Agreement.backed` by when it
+precommits is to be made durable as well.
 """
 
 from __future__ import annotations
@@ -122,7 +124,7 @@ class _Lock:
 
 
 @dataclass(frozen=True, slots=True)
-class _Backed:
+class Backed:
     """An outcome that is valid, and the polka for it; of those that are known, that of the latest view."""
 
     outcome: Outcome
@@ -134,6 +136,7 @@ class Agreement:
 
     Attributes:
         view, phase: where it is.
+        backed: an outcome that a quorum is known to have prevoted: what it is locked on, or a later one.
         decided: the round's outcome, once it is known.
     """
 
@@ -147,6 +150,7 @@ class Agreement:
         timeouts: Timeouts,
         verify: Verify,
         said: Iterable[Signed[Statement]] = (),
+        backed: Backed | None = None,
     ) -> None:
         """Begin, or go on after a crash.
 
@@ -154,30 +158,34 @@ class Agreement:
             outcome: what this member proposes when it is its turn; checked. Without one it only votes.
             verify: checks the proofs of statements.
             said: all that this member has said in this round before, in any order.
+            backed: what it was backed by when it last precommitted an outcome.
 
         Raises:
-            ValidationError: it is no member, the outcome is of another round, or ``said`` is not what it said.
+            ValidationError: it is no member, the outcome is of another round, ``said`` is not what it said, or
+                ``backed`` proves nothing.
         """
         if member not in members:
             raise ValidationError("only a member takes part in a round")
-        if outcome is not None and outcome.round_number != round_number:
-            raise ValidationError(f"the outcome is that of round {outcome.round_number}, not of {round_number}")
         self._member = member
         self._members = members
         self._round_number = round_number
-        self._outcome = outcome
+        self._outcome: Outcome | None = None
         self._timeouts = timeouts
         self._verify = verify
         self._heard = Heard(members)
         self._lock = _Lock(-1, NIL)
-        self._backed: _Backed | None = None
-        self._checks: dict[bytes, bool | None] = {} if outcome is None else {outcome.digest: True}
+        self.backed = backed
+        self._checks: dict[bytes, bool | None] = {} if backed is None else {backed.outcome.digest: True}
         self._waiting: set[Phase] = set()
         self._actions: list[Action] = []
         self.view = 0
         self.phase = Phase.PROPOSE
         self.decided: Commit | None = None
         self._said = sorted(said, key=lambda signed: (signed.statement.view, signed.statement.phase))
+        if outcome is not None:
+            self.propose(outcome)
+        if backed is not None:
+            self._check_polka(backed.outcome, backed.polka)
 
     @property
     def equivocations(self) -> tuple[Equivocation, ...]:
@@ -234,6 +242,17 @@ class Agreement:
         commit.check(self._round_number, self._members, self._verify)
         self.decided = commit
         return [Decide(commit)]
+
+    def propose(self, outcome: Outcome) -> None:
+        """What this member proposes from its next turn on, unless it knows of one that is backed; checked.
+
+        Raises:
+            ValidationError: it is the outcome of another round.
+        """
+        if outcome.round_number != self._round_number:
+            raise ValidationError(f"the outcome is that of round {outcome.round_number}, not of {self._round_number}")
+        self._outcome = outcome
+        self._checks[outcome.digest] = True
 
     def checked(self, outcome: Outcome, valid: bool, now_us: int) -> list[Action]:
         """The answer to a :class:`Check`."""
@@ -314,9 +333,9 @@ class Agreement:
             if locks:
                 self._lock = _Lock(self.view, polka.digest)
                 self._vote(Phase.PRECOMMIT, polka.digest)
-            newer = self._backed is None or self._backed.polka.view < polka.view
+            newer = self.backed is None or self.backed.polka.view < polka.view
             if newer:
-                self._backed = _Backed(outcome, polka)
+                self.backed = Backed(outcome, polka)
             if locks or newer:
                 return True
         return False
@@ -354,10 +373,10 @@ class Agreement:
         self._waiting.clear()
         self._heard.forget(view)
         kept = {proposal.digest for proposal in self._heard.all_proposals()}
-        kept |= {known.digest for known in (self._outcome, self._backed and self._backed.outcome) if known}
+        kept |= {known.digest for known in (self._outcome, self.backed and self.backed.outcome) if known}
         self._checks = {digest: valid for digest, valid in self._checks.items() if digest in kept}
         self._wait(Phase.PROPOSE, now_us)
-        backed = self._backed
+        backed = self.backed
         outcome = self._outcome if backed is None else backed.outcome
         if outcome is not None and self._members.proposer(self._round_number, view) == self._member:
             self._actions.append(
@@ -404,11 +423,13 @@ class Agreement:
             raise ValidationError(f"a member proposes in view {proposal.view}, and it is not its turn")
         if proposal.outcome.round_number != self._round_number:
             raise ValidationError("a proposal is the outcome of another round")
-        polka = proposal.polka
-        if polka is None:
+        if proposal.polka is None:
             return
-        if (polka.round_number, polka.phase, polka.digest) != (self._round_number, Phase.PREVOTE, proposal.digest):
-            raise ValidationError("the polka of a proposal is not of prevotes for its outcome")
-        if not 0 <= polka.view < proposal.view:
+        if not proposal.polka.view < proposal.view:
             raise ValidationError("the polka of a proposal is of an earlier view")
+        self._check_polka(proposal.outcome, proposal.polka)
+
+    def _check_polka(self, outcome: Outcome, polka: Certificate) -> None:
+        if (polka.round_number, polka.phase, polka.digest) != (self._round_number, Phase.PREVOTE, outcome.digest):
+            raise ValidationError("a polka is not of prevotes for its outcome")
         polka.check(self._members, self._verify)

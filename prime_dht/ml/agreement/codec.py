@@ -9,6 +9,7 @@ from google.protobuf.message import DecodeError
 
 from prime_dht.errors import ValidationError
 from prime_dht.ids import OpId, PeerId
+from prime_dht.ml.agreement.agreement import Backed
 from prime_dht.ml.agreement.certificate import Certificate, Commit
 from prime_dht.ml.agreement.members import MAX_MEMBERS
 from prime_dht.ml.agreement.statements import MAX_OPS, Outcome, Phase, Proposal
@@ -39,8 +40,11 @@ def decode_commit(data: bytes) -> Commit:
     return Commit(outcome=_outcome(message.outcome), certificate=_certificate(message.certificate))
 
 
-def encode_proposal(proposal: Proposal) -> bytes:
-    """The value of a proposal's entry; member, round and view are in its publisher, key and subkey."""
+def encode_proposal(proposal: Proposal | Backed) -> bytes:
+    """The value of a proposal's entry; member, round and view are in its publisher, key and subkey.
+
+    What a member is backed by is noted in the same form.
+    """
     message = pb.Proposal(outcome=_outcome_message(proposal.outcome))
     if proposal.polka is not None:
         message.polka.CopyFrom(_certificate_message(proposal.polka))
@@ -55,11 +59,26 @@ def decode_proposal(data: bytes, *, member: PeerId, view: int) -> Proposal:
     Raises:
         ValidationError: it has not the form of one.
     """
+    outcome, polka = _proposed(data)
+    return Proposal(member=member, round_number=outcome.round_number, view=view, outcome=outcome, polka=polka)
+
+
+def decode_backed(data: bytes) -> Backed:
+    """What a member noted that it is backed by.
+
+    Raises:
+        ValidationError: it has not the form of it.
+    """
+    outcome, polka = _proposed(data)
+    if polka is None:
+        raise ValidationError("a polka is missing")
+    return Backed(outcome, polka)
+
+
+def _proposed(data: bytes) -> tuple[Outcome, Certificate | None]:
     message = pb.Proposal()
     _parse(message, data)
-    outcome = _outcome(message.outcome)
-    polka = _certificate(message.polka) if message.HasField("polka") else None
-    return Proposal(member=member, round_number=outcome.round_number, view=view, outcome=outcome, polka=polka)
+    return _outcome(message.outcome), _certificate(message.polka) if message.HasField("polka") else None
 
 
 def _parse(message: pb.Commit | pb.Proposal, data: bytes) -> None:

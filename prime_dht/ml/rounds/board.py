@@ -1,0 +1,127 @@
+"""The board: a round's key in a swarm, read and written by a thread that waits.
+
+Reading never fails for want of peers: then nothing was read, and it is tried again. Values that are blobs, as the
+proposals and commits of large groups are, are fetched if they are needed, for :data:`FETCHING_S` a read at most, and
+those that did not come before are last in line; so a proposal that cannot be fetched delays others only once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from prime_dht.entries import decode_capability
+from prime_dht.errors import BlobError, QueryError, ValidationError
+from prime_dht.ids import US_PER_S, Key, OpId, PeerId
+from prime_dht.ml.agreement.codec import MAX_COMMIT_BYTES
+from prime_dht.ml.rounds.posts import Post
+
+if TYPE_CHECKING:
+    from prime_dht.blocking import BlockingDHT
+    from prime_dht.node.results import Found
+
+MAX_PAGES = 512
+"""Of one read: more than a full key takes, each page having up to 1 MiB."""
+
+FETCHING_S = 5.0
+_FETCH_S = 1.0
+_ROUNDING_S = 0.001
+
+NeedsValue = Callable[[PeerId, bytes], bool]
+"""Whether the value of a publisher's entry with a subkey is looked at."""
+
+
+def entries_under(dht: BlockingDHT, key: Key, *, timeout_s: float) -> list[Found]:
+    """All that lies under a key; blobs unfetched.
+
+    Raises:
+        QueryError: nobody could be asked.
+    """
+    pages = dht.pages(key, timeout=timeout_s)
+    return [one for page in islice(pages, MAX_PAGES) for one in page]
+
+
+class Board:
+    """See the module.
+
+    Args:
+        capability: that this member was given.
+        ttl_s: how long what is put is to live; less if the capability ends before.
+
+    Attributes:
+        trouble: why the last read or put failed, if one has.
+    """
+
+    def __init__(self, dht: BlockingDHT, key: Key, *, capability: bytes, ttl_s: float) -> None:
+        self._dht = dht
+        self._key = key
+        self._capability = capability
+        self._ttl_s = ttl_s
+        self._values: dict[OpId, bytes] = {}
+        self._failures: Counter[OpId] = Counter()
+        self.trouble = ""
+
+    def read(self, needs_value: NeedsValue, *, timeout_s: float) -> list[Post] | None:
+        """All that lies under the key; ``None`` if it could not be read."""
+        try:
+            found = entries_under(self._dht, self._key, timeout_s=timeout_s)
+        except QueryError as error:
+            self.trouble = str(error)
+            return None
+        self._fetch([one for one in found if one.blob is not None and needs_value(one.publisher, one.subkey)])
+        return [
+            Post(
+                publisher=one.publisher,
+                subkey=one.subkey,
+                value=one.value if one.blob is None else self._values.get(one.op_id),
+                envelope=one.envelope,
+            )
+            for one in found
+        ]
+
+    def put(self, subkey: bytes, value: bytes, *, timeout_s: float) -> bool:
+        """Put a value; whether that was acknowledged.
+
+        Raises:
+            ValidationError: the capability has ended.
+        """
+        try:
+            receipt = self._dht.put(
+                self._key,
+                value,
+                subkey=subkey,
+                expires_at=self._expires_at_s(),
+                capability=self._capability,
+                timeout=timeout_s,
+            )
+        except QueryError as error:
+            self.trouble = str(error)
+            return False
+        self.trouble = receipt.warning or ""
+        return receipt.acknowledged
+
+    def _expires_at_s(self) -> float:
+        now_s = time.time()
+        ends_at_s = decode_capability(self._capability).expires_at_us / US_PER_S - _ROUNDING_S
+        if ends_at_s <= now_s:
+            raise ValidationError("the capability has ended: ask whoever holds the group's root key for another")
+        return min(now_s + self._ttl_s, ends_at_s)
+
+    def _fetch(self, blobs: list[Found]) -> None:
+        """Fetch values that are not here yet, and forget those that are not needed any more."""
+        needed = {one.op_id for one in blobs}
+        self._values = {op_id: value for op_id, value in self._values.items() if op_id in needed}
+        self._failures = Counter({op_id: count for op_id, count in self._failures.items() if op_id in needed})
+        until_s = time.monotonic() + FETCHING_S
+        for one in sorted(blobs, key=lambda one: self._failures[one.op_id]):
+            if one.op_id in self._values or one.blob is None or one.blob.size > MAX_COMMIT_BYTES:
+                continue
+            if time.monotonic() > until_s:
+                return
+            try:
+                self._values[one.op_id] = self._dht.blobs.fetch(one.blob.cid, timeout=_FETCH_S)
+            except (QueryError, BlobError):
+                self._failures[one.op_id] += 1

@@ -1,0 +1,98 @@
+"""The journal: what a member is about to say in a round, on its own disk before anybody else can hear it.
+
+A put may reach one replica when its writer crashes, and reads need not show it until later. A member that relied on
+reads alone could then say something else in the same phase, and would have equivocated. So a statement is noted first,
+and what is noted is said again after a crash (:mod:`~prime_dht.ml.rounds.deliberation`).
+
+The file has one line of JSON for each statement, its subkey and value in hexadecimal. A line is synced before it
+counts; the last one, if a crash cut it off, never counted, so nobody heard it.
+
+Without a path notes last as long as the journal: enough for an identity that ends with its process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from prime_dht.errors import StorageError
+
+
+class Journal:
+    """The notes of one round.
+
+    Raises:
+        StorageError: the file cannot be read, or is damaged: then it is not known what was said.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._end = 0
+        self.notes: dict[bytes, bytes] = {}
+        """The values of statements, by subkey, in the order of noting."""
+        if path is not None and path.exists():
+            self._read(path)
+
+    def note(self, subkey: bytes, value: bytes) -> None:
+        """Note a statement, durably; nothing happens if it is noted.
+
+        Raises:
+            StorageError: the file cannot be written.
+        """
+        if subkey in self.notes:
+            return
+        if self._path is not None:
+            self._append(self._path, json.dumps([subkey.hex(), value.hex()]).encode() + b"\n")
+        self.notes[subkey] = value
+
+    def discard(self) -> None:
+        """The round is over: nothing will be said in it any more.
+
+        Raises:
+            StorageError: the file cannot be removed.
+        """
+        self.notes.clear()
+        self._end = 0
+        if self._path is not None:
+            try:
+                self._path.unlink(missing_ok=True)
+            except OSError as error:
+                raise StorageError(f"cannot remove {self._path}: {error.strerror}") from error
+
+    def _read(self, path: Path) -> None:
+        try:
+            data = path.read_bytes()
+            self._end = data.rfind(b"\n") + 1
+            for line in data[: self._end].splitlines():
+                subkey, value = json.loads(line)
+                self.notes[bytes.fromhex(subkey)] = bytes.fromhex(value)
+        except OSError as error:
+            raise StorageError(f"cannot read {path}: {error.strerror}") from error
+        except (ValueError, TypeError) as error:
+            raise StorageError(f"{path} is damaged, so it is not known what this member said in the round") from error
+
+    def _append(self, path: Path, line: bytes) -> None:
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
+                file.truncate(self._end)
+                file.seek(self._end)
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+            if not self._end:
+                _sync_directory(path.parent)
+                _sync_directory(path.parent.parent)
+        except OSError as error:
+            raise StorageError(f"cannot write {path}: {error.strerror}") from error
+        self._end += len(line)
+
+
+def _sync_directory(path: Path) -> None:
+    """Make the names in it durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
