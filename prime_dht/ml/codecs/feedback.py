@@ -7,12 +7,19 @@ With ``g`` the gradients, ``s`` what was sent, and ``e`` the error kept by the s
 so that all that was sent and the error of now add up to all gradients: nothing is lost, it comes later. With it, top-k
 converges as fast as uncompressed training does (Stich et al. 2018, arXiv 1809.07599, algorithm 1; Karimireddy et al.
 2019, arXiv 1901.09847, for any codec that contracts). It serves every codec that rounds.
+
+A gradient that was encoded but could not be published need not be lost either: set ``errors`` back to what they were
+and encode it again; or :meth:`~ErrorFeedback.take_back` what was encoded, and it counts as left out. Errors are
+tensors: save them in a checkpoint beside the weights, and a new ``ErrorFeedback`` whose ``errors`` they are goes on.
 """
 
 from __future__ import annotations
 
+from collections import deque
+
 import numpy as np
 
+from prime_dht.errors import ValidationError
 from prime_dht.ml.codecs.codec import Codec
 from prime_dht.ml.codecs.encoding import decode, encode
 from prime_dht.ml.tensors import Array, Spec, Tensors, as_tensors, check_finite, check_spec, size_bytes_of, spec_of
@@ -21,37 +28,69 @@ from prime_dht.ml.tensors import Array, Spec, Tensors, as_tensors, check_finite,
 class ErrorFeedback:
     """A sender's side of one stream of gradients of one spec. It keeps as much as a gradient takes in float32.
 
+    It is for one thread, but for :meth:`take_back`.
+
     Attributes:
-        errors: what was left out up to now, for each floating tensor; empty before the first gradient. In float64 for
-            tensors that are, else in float32, lest what is small beside a narrow element is lost after all.
+        codec: what gradients are encoded with.
     """
 
     def __init__(self, codec: Codec) -> None:
-        self._codec = codec
+        self.codec = codec
         self._spec: Spec | None = None
-        self.errors: dict[str, Array] = {}
+        self._errors: Tensors = {}
+        self._taken_back: deque[bytes] = deque()
+
+    @property
+    def errors(self) -> Tensors:
+        """What was left out up to now, for each floating tensor; empty before the first gradient.
+
+        In float64 for tensors that are, else in float32, lest what is small beside a narrow element is lost after all.
+        Never changed in place.
+        """
+        while self._taken_back:
+            assert self._spec is not None
+            unsent = decode(self._taken_back.popleft(), max_bytes=size_bytes_of(self._spec))
+            self._errors = self._with_errors(unsent, self._spec)
+        return self._errors
+
+    @errors.setter
+    def errors(self, errors: Tensors) -> None:
+        self._errors = as_tensors(errors)
+
+    def take_back(self, data: bytes) -> None:
+        """What :meth:`encode` made could not be published: it counts as left out. Any thread may say so."""
+        self._taken_back.append(data)
 
     def encode(self, gradient: Tensors) -> bytes:
         """The next gradient as bytes to publish. Its error counts as kept from here on: publish just these bytes.
 
         Raises:
             ValidationError: as :func:`~prime_dht.ml.codecs.encoding.encode`, or its spec is not that of the first
-                gradient. Then nothing has changed.
+                gradient, or the errors are of another. Then nothing has changed.
         """
         arrays = as_tensors(gradient)
         spec = spec_of(arrays)
         check_spec(arrays, spec if self._spec is None else self._spec)
-        wanted = {name: self._with_error(name, array) for name, array in arrays.items() if spec[name].is_floating}
+        for name, error in self.errors.items():
+            if name not in arrays or error.shape != arrays[name].shape:
+                raise ValidationError(
+                    f"an error of shape {error.shape} is kept for {name!r}, but no such tensor is sent"
+                )
+        wanted = self._with_errors(arrays, spec)
         with np.errstate(over="ignore"):  # what overflows is not finite, and the check finds it
             sendable = arrays | {name: total.astype(spec[name].dtype) for name, total in wanted.items()}
         check_finite(sendable)
-        data = encode(sendable, self._codec)
+        data = encode(sendable, self.codec)
         sent = decode(data, max_bytes=size_bytes_of(spec))
         self._spec = spec
-        self.errors = {name: np.subtract(total, sent[name], dtype=total.dtype) for name, total in wanted.items()}
+        self._errors = {name: np.subtract(total, sent[name], dtype=total.dtype) for name, total in wanted.items()}
         return data
+
+    def _with_errors(self, arrays: Tensors, spec: Spec) -> dict[str, Array]:
+        """The floating tensors, with what was left out of each."""
+        return {name: self._with_error(name, array) for name, array in arrays.items() if spec[name].is_floating}
 
     def _with_error(self, name: str, array: Array) -> Array:
         wide = np.float64 if array.dtype == np.float64 else np.float32
-        total: Array = np.add(array, self.errors.get(name, 0), dtype=wide)
+        total: Array = np.add(array, self._errors.get(name, 0), dtype=wide)
         return total

@@ -1,0 +1,298 @@
+"""Publishing, collecting and fetching gradients: :class:`Gradients`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, SupportsFloat, TypeVar, overload
+
+from prime_dht.entries.capability import decode_capability
+from prime_dht.errors import ValidationError
+from prime_dht.ids import US_PER_S, OpId, PeerId, is_peer_id, peer_from_text
+from prime_dht.ml.codecs import CONTENT_TYPE, Codec, ErrorFeedback, codec_named, encode
+from prime_dht.ml.gradients.announcement import Announcement, as_metrics, gradient_key, group_of, subkey_of
+from prime_dht.ml.gradients.bringing import bring
+from prime_dht.ml.gradients.gathering import MAX_NAMES, Expected, Gathering, check_value_size, collected
+from prime_dht.ml.gradients.gradient import Collected, Gradient
+from prime_dht.ml.tensors import Spec, size_bytes_of, spec_of
+from prime_dht.ml.weights import Weights, arrays_of
+
+if TYPE_CHECKING:
+    from prime_dht.blocking import BlockingDHT
+    from prime_dht.ids import Key
+    from prime_dht.node.dht import PrimeDHT
+    from prime_dht.node.results import Found, FoundPage, PutReceipt
+
+DEFAULT_TTL_S = 4 * 3600.0
+"""A gradient is of use in its round only; this leaves time to look into a run that went wrong. Blobs go with it."""
+
+_ROUNDING_S = 0.001
+"""Times in seconds are exact to less than that."""
+
+Name = TypeVar("Name")
+
+
+class Gradients:
+    """The gradients of members who train together, round by round.
+
+    Args:
+        dht: joined; its identity is the member's.
+        group: whose members alone can publish: what its keys begin with, as ``prime-dht group create`` prints it, or
+            its root. By default the group of the capability; without either anybody can.
+        capability: that this member was given (:func:`prime_dht.entries.capability.grant`), to publish in a group.
+
+    Raises:
+        ValidationError: the group or the capability is malformed.
+    """
+
+    def __init__(self, dht: BlockingDHT, *, group: str | bytes | None = None, capability: bytes = b"") -> None:
+        self._dht = dht
+        self._group = group_of(group, capability)
+        self._capability = capability
+
+    @overload
+    def publish(
+        self,
+        round: int,
+        tensors: Weights,
+        metrics: Mapping[str, SupportsFloat | str] | None = ...,
+        *,
+        weight: float = ...,
+        codec: str | Codec | ErrorFeedback = ...,
+        ttl: float | None = ...,
+        timeout: float | None = ...,
+        wait: Literal[True] = ...,
+    ) -> PutReceipt: ...
+    @overload
+    def publish(
+        self,
+        round: int,
+        tensors: Weights,
+        metrics: Mapping[str, SupportsFloat | str] | None = ...,
+        *,
+        weight: float = ...,
+        codec: str | Codec | ErrorFeedback = ...,
+        ttl: float | None = ...,
+        timeout: float | None = ...,
+        wait: Literal[False],
+    ) -> Future[PutReceipt]: ...
+    @overload
+    def publish(
+        self,
+        round: int,
+        tensors: Weights,
+        metrics: Mapping[str, SupportsFloat | str] | None = ...,
+        *,
+        weight: float = ...,
+        codec: str | Codec | ErrorFeedback = ...,
+        ttl: float | None = ...,
+        timeout: float | None = ...,
+        wait: bool,
+    ) -> PutReceipt | Future[PutReceipt]: ...
+    def publish(
+        self,
+        round: int,  # noqa: A002 - what everybody calls it
+        tensors: Weights,
+        metrics: Mapping[str, SupportsFloat | str] | None = None,
+        *,
+        weight: float = 1.0,
+        codec: str | Codec | ErrorFeedback = "none",
+        ttl: float | None = None,
+        timeout: float | None = None,
+        wait: bool = True,
+    ) -> PutReceipt | Future[PutReceipt]:
+        """Publish this member's gradient for a round. Of several for one round, the newest counts.
+
+        Args:
+            tensors: names and arrays, or torch tensors. When this returns, they may change.
+            metrics: what others may want to know before they fetch it: numbers and short texts.
+            weight: how much it is to count, such as the number of examples it was computed from.
+            codec: ``none``, ``fp16``, ``bf16``, ``int8`` or ``topk``; or one with parameters, such as
+                ``TopK(fraction=0.05)``; or an ``ErrorFeedback``, of which a member has one for all its rounds.
+            ttl: seconds that it lives; 4 hours by default, or until the capability ends if that is sooner.
+            timeout: seconds after which this fails.
+            wait: if ``False``, return a future at once. Of several for one round that are under way together, any may
+                become the newest.
+
+        A failure leaves an ``ErrorFeedback`` as it was, so that the same gradient can be published again; with
+        ``wait=False``, when others may be under way by then, what failed is added to the next gradient instead.
+
+        Raises:
+            ValidationError: the codec, the weight or a metric is none, or the codec cannot take the tensors.
+            QueryError: no replica took it, or it was not done in time.
+        """
+        arrays = arrays_of(tensors)
+        feedback = codec if isinstance(codec, ErrorFeedback) else None
+        announced = _codec_of(codec)
+        announcement = Announcement(
+            round=round,
+            codec=announced,
+            weight=float(weight),
+            tensor_bytes=size_bytes_of(spec_of(arrays)),
+            metrics=as_metrics(metrics or {}),
+        )
+        before = None if feedback is None else feedback.errors
+        value = encode(arrays, announced) if feedback is None else feedback.encode(arrays)
+        try:
+            check_value_size(len(value), announcement)
+            done = self._put(announcement, value, ttl, timeout, wait)
+        except BaseException:  # Ctrl-C among them
+            if feedback is not None and before is not None:
+                feedback.errors = before
+            raise
+        if feedback is not None and isinstance(done, Future):
+            done.add_done_callback(partial(_take_back_if_failed, feedback, value))
+        return done
+
+    def collect(
+        self,
+        round: int,  # noqa: A002 - what everybody calls it
+        *,
+        members: Collection[PeerId | str] | None = None,
+        minimum: int | None = None,
+        timeout: float = 60.0,
+        spec: Spec | None = None,
+        max_bytes: int | None = None,
+    ) -> Collected:
+        """The gradients of a round, as soon as there are enough, or those that have come when time is up.
+
+        Args:
+            members: whose; others' are left out. By default everybody's, which is for swarms without strangers.
+            minimum: how many are enough. By default there has to be one of each member, or the news that it cannot be
+                used; and without members, those that are there now are enough.
+            timeout: seconds after which what has come is returned. What is published later is missing.
+            spec: that they must have, such as :func:`~prime_dht.ml.tensors.spec_of` the own; by default any.
+            max_bytes: that the tensors of one may take in memory; more is not even fetched. By default what those of
+                ``spec`` take, or 256 MiB.
+
+        Raises:
+            ValidationError: an argument is out of range.
+            QueryError: nobody could be asked in all that time.
+            StorageError: there is no room for a temporary file.
+        """
+        expected = Expected(round=round, spec=spec, max_bytes=max_bytes)
+        wanted = None if members is None else frozenset(map(_peer, members))
+        if wanted is not None and not wanted:
+            raise ValidationError("name at least one member, or none at all (members=None) to take everybody's")
+        if minimum is not None and not 1 <= minimum <= (MAX_NAMES if wanted is None else len(wanted)):
+            raise ValidationError(f"minimum is at least 1, and at most the number of members, not {minimum}")
+        gathering = Gathering[PeerId](expected, lambda found: found.publisher, wanted, enough=minimum)
+        self._bring(gathering, expected, lambda: gathering.sought, timeout)
+        when = "before there were enough others" if gathering.is_done else f"within {timeout:g} s"
+        return collected(gathering, round, wanted, when)
+
+    def fetch(
+        self,
+        round: int,  # noqa: A002 - what everybody calls it
+        op_ids: Collection[OpId],
+        *,
+        timeout: float = 60.0,
+        members: Collection[PeerId | str] | None = None,
+        spec: Spec | None = None,
+        max_bytes: int | None = None,
+    ) -> dict[OpId, Gradient]:
+        """The gradients that the outcome of a round names, as soon as all have come or it is clear that some cannot.
+
+        Args:
+            members: among whose they are; looking at nobody else's is quicker.
+            timeout, spec, max_bytes: as for :meth:`collect`.
+
+        Returns:
+            those that have come and can be used.
+
+        Raises:
+            as :meth:`collect`.
+        """
+        expected = Expected(round=round, spec=spec, max_bytes=max_bytes)
+        publishers = None if members is None else frozenset(map(_peer, members))
+        gathering = Gathering[OpId](expected, lambda found: found.op_id, op_ids)
+        self._bring(gathering, expected, lambda: publishers, timeout)
+        return gathering.gradients
+
+    def _put(
+        self, announcement: Announcement, value: bytes, ttl: float | None, timeout: float | None, wait: bool
+    ) -> PutReceipt | Future[PutReceipt]:
+        ends_at_s = self._capability_ends_at_s() if ttl is None else None
+        return self._dht.call(
+            lambda dht: dht.put(
+                gradient_key(announcement.round, self._group),
+                value,
+                subkey=subkey_of(announcement, value),
+                ttl=DEFAULT_TTL_S if ttl is None and ends_at_s is None else ttl,
+                expires_at=ends_at_s,
+                metadata=announcement.metadata(),
+                content_type=CONTENT_TYPE,
+                capability=self._capability,
+            ),
+            timeout=timeout,
+            wait=wait,
+        )
+
+    def _capability_ends_at_s(self) -> float | None:
+        """When the capability ends, if a gradient would outlive it otherwise.
+
+        Raises:
+            ValidationError: it has ended.
+        """
+        if not self._capability:
+            return None
+        ends_at_s = decode_capability(self._capability).expires_at_us / US_PER_S
+        left_s = ends_at_s - time.time()
+        if left_s <= 0:
+            raise ValidationError("the capability has ended: ask whoever holds the group's root key for another")
+        return ends_at_s - _ROUNDING_S if left_s < DEFAULT_TTL_S else None
+
+    def _bring(
+        self,
+        gathering: Gathering[Name],
+        expected: Expected,
+        publishers: Callable[[], Collection[PeerId] | None],
+        timeout: float,
+    ) -> None:
+        if not timeout > 0:
+            raise ValidationError(f"timeout must be a positive number of seconds, not {timeout}")
+        key = gradient_key(expected.round, self._group)
+
+        async def work(dht: PrimeDHT) -> None:
+            await bring(gathering, _Swarm(dht, key), expected, publishers, timeout_s=timeout)
+
+        self._dht.call(work)
+
+
+@dataclass(frozen=True, slots=True)
+class _Swarm:
+    """A round's gradients in a swarm, for a node of it."""
+
+    dht: PrimeDHT
+    key: Key
+
+    async def page(self, publishers: Collection[PeerId] | None, cursor: bytes) -> FoundPage:
+        return await self.dht.get_all(self.key, publishers=publishers, cursor=cursor)
+
+    async def fetch(self, found: Found, path: Path, tell: Callable[[int], None]) -> None:
+        await self.dht.blobs.resolve(found, to=path, progress=lambda progress: tell(progress.done_bytes))
+
+
+def _codec_of(codec: str | Codec | ErrorFeedback) -> Codec:
+    if isinstance(codec, ErrorFeedback):
+        return codec.codec
+    if not isinstance(codec, str | Codec):
+        raise ValidationError(f"a codec is a name, a Codec or an ErrorFeedback, not {type(codec).__name__}")
+    return codec_named(codec) if isinstance(codec, str) else codec
+
+
+def _take_back_if_failed(feedback: ErrorFeedback, value: bytes, done: Future[PutReceipt]) -> None:
+    if done.cancelled() or done.exception() is not None:
+        feedback.take_back(value)
+
+
+def _peer(member: PeerId | str) -> PeerId:
+    if isinstance(member, str):
+        return peer_from_text(member)
+    if not is_peer_id(member):
+        raise ValidationError("a member is a peer id, as bytes or as text")
+    return member
