@@ -172,7 +172,7 @@ class Entries(Life):
 
         Args:
             publisher: only this peer's.
-            trusted: only these peers'.
+            trusted: only these peers', 256 of them at most.
             quorum: replicas whose answers are joined, 1 ..= r; the configuration's ``read_quorum`` by default.
             latest: ask the replicas even if a recent answer is remembered here.
             to: a file to write the value to, of any size; see :meth:`~prime_dht.node.blobs.blobs.Blobs.fetch`.
@@ -239,14 +239,13 @@ class Entries(Life):
         """Every publisher's live value under a key, in the order of (publisher, subkey), in pages; blobs unfetched.
 
         Args:
-            subkeys: only these; any by default.
-            publishers: only these; any by default.
+            subkeys, publishers: only these, 256 at most of each; any by default.
             limit: values in the page at most, 1 or more; a page may hold fewer and still not be the last.
             cursor: the ``next_cursor`` of the page before.
 
         Raises:
             QueryError: nobody could be asked.
-            ValidationError: the limit is below 1, or the cursor is none that a page ended with.
+            ValidationError: the limit is below 1, too much is named, or the cursor is none that a page ended with.
         """
         return self.call(
             lambda dht: dht.get_all(key, subkeys=subkeys, publishers=publishers, limit=limit, cursor=cursor),

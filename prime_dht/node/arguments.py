@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from typing import TypeVar
 
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
@@ -11,6 +12,9 @@ from multiaddr import Multiaddr
 from prime_dht.errors import ValidationError
 from prime_dht.ids import Key, PeerId, is_peer_id, peer_from_text, wire_key
 from prime_dht.net.addresses import address_text
+from prime_dht.wire.kad import MAX_BATCH
+
+Name = TypeVar("Name", bound=bytes)
 
 PeerLike = PeerId | bytes | str | ID
 """A peer id as multihash bytes, base58 text, or py-libp2p's."""
@@ -62,13 +66,29 @@ def publishers_of(publisher: PeerLike | None, trusted: Collection[PeerLike] | No
     """Whose entries are wanted; ``None`` is everybody's.
 
     Raises:
-        ValidationError: both are given, or one is no peer id.
+        ValidationError: both are given, or one is no peer id, or there are too many for a request.
     """
     if publisher is not None and trusted is not None:
         raise ValidationError("give publisher or trusted, not both")
     if publisher is not None:
         return frozenset((peer_id_of(publisher),))
-    return None if trusted is None else frozenset(map(peer_id_of, trusted))
+    return selected("publishers", None if trusted is None else map(peer_id_of, trusted))
+
+
+def selected(what: str, names: Iterable[Name] | None) -> frozenset[Name] | None:
+    """Which publishers or subkeys are wanted; ``None`` is all.
+
+    Raises:
+        ValidationError: they are too many for a request.
+    """
+    if names is None:
+        return None
+    wanted = frozenset(names)
+    if len(wanted) > MAX_BATCH:
+        raise ValidationError(
+            f"one request can name {MAX_BATCH} {what}, not {len(wanted):,}; ask several times, or for all"
+        )
+    return wanted
 
 
 def peer_info(peer: PeerId, addresses: Iterable[bytes]) -> PeerInfo:

@@ -21,7 +21,7 @@ from prime_dht.ids import Key, PeerId, peer_text
 from prime_dht.kad.lookup import LookupResult
 from prime_dht.net.addresses import address_text
 from prime_dht.net.dialer import split_peer_address
-from prime_dht.node.arguments import PeerLike, bytes_of, entry_key, peer_id_of, peer_info, publishers_of
+from prime_dht.node.arguments import PeerLike, bytes_of, entry_key, peer_id_of, peer_info, publishers_of, selected
 from prime_dht.node.blobs.fetch import OnProgress
 from prime_dht.node.blobs.putting import Value
 from prime_dht.node.feed import Subscription
@@ -124,7 +124,7 @@ class Node(NodeLife):
 
         Args:
             publisher: only this peer's.
-            trusted: only these peers'.
+            trusted: only these peers', 256 of them at most.
             quorum: replicas whose answers are joined, 1 ..= r; the configuration's ``read_quorum`` by default.
             latest: ask the replicas even if a recent answer is remembered here.
             to: a file to write the value to, of any size; see :meth:`~prime_dht.node.blobs.blobs.Blobs.fetch`.
@@ -159,22 +159,21 @@ class Node(NodeLife):
         """Every publisher's live value under a key, in the order of (publisher, subkey), in pages; blobs unfetched.
 
         Args:
-            subkeys: only these; any by default.
-            publishers: only these; any by default.
+            subkeys, publishers: only these, 256 at most of each; any by default.
             limit: values in the page at most, 1 or more; a page may hold fewer and still not be the last.
             cursor: the ``next_cursor`` of the page before.
 
         Raises:
             QueryError: nobody could be asked.
-            ValidationError: the limit is below 1, or the cursor is none that a page ended with.
+            ValidationError: the limit is below 1, too much is named, or the cursor is none that a page ended with.
         """
         await self._check_running()
         if limit is not None and limit < 1:
             raise ValidationError("limit must be at least 1")
         return await self._reader.get_all(
             self._key(key),
-            subkeys=None if subkeys is None else frozenset(subkeys),
-            publishers=None if publishers is None else frozenset(map(peer_id_of, publishers)),
+            subkeys=selected("subkeys", subkeys),
+            publishers=selected("publishers", None if publishers is None else map(peer_id_of, publishers)),
             limit=limit,
             cursor=cursor or b"",
         )

@@ -58,6 +58,12 @@ async def test_a_reader_gets_the_newest_or_chooses_whom_to_read(autojump_clock: 
         assert await read(subkey=b"other") is None
         with pytest.raises(ValidationError):
             await read(publisher=first.peer_id, trusted=[first.peer_id])
+        many = [PeerId(b"\x12\x20" + number.to_bytes(32, "big")) for number in range(257)]
+        assert await read(trusted=[*many[:255], first.peer_id]) == b"0"
+        with pytest.raises(ValidationError, match="one request can name 256 publishers, not 257"):
+            await read(trusted=many)
+        with pytest.raises(ValidationError, match="256 subkeys"):
+            await reader.get_all("k", subkeys=many)
 
 
 async def test_subkeys_are_slots_of_their_own(autojump_clock: MockClock) -> None:

@@ -67,6 +67,7 @@ class FileDestination:
         self._content = self._node_file = -1
         self._was_there = self._is_finished = False
         self._unsynced: list[range] = []
+        self._unsynced_bytes = 0
         self._together = Together(self._take)
 
     async def open(self) -> None:
@@ -89,6 +90,8 @@ class FileDestination:
 
     async def take(self, cid: Cid, data: BlockBytes) -> None:
         await self._together.take(cid, data)
+        while cid in self._places:  # told since it was written, before this could return
+            await self._together.take(cid, data)
 
     async def _take(self, blocks: Mapping[Cid, BlockBytes]) -> None:
         places = self._taken_places(blocks)
@@ -108,6 +111,7 @@ class FileDestination:
         Raises:
             StorageError: that failed; what was taken stays.
         """
+        assert not self._places, "a place that the walk told was not written"
         await self._in_thread(self._finish)
 
     async def aclose(self) -> None:
@@ -121,15 +125,26 @@ class FileDestination:
         if self._path.is_dir():
             raise StorageError(f"{self._path}: it is a directory")
         with contextlib.ExitStack() as resources:
-            content = self._opened(self._partial, resources)
-            try:
-                fcntl.flock(content, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise BlobError(f"{self._path}: this blob is being fetched to it already") from error
+            content = self._opened_alone(resources)
             self._node_file = self._opened(self._nodes_path, resources)
             self._was_there = os.fstat(content).st_size > 0
             self._read_nodes()
             self._content, self._resources = content, resources.pop_all()
+
+    def _opened_alone(self, resources: contextlib.ExitStack) -> int:
+        """The file of the content, which nobody else writes until the resources are closed."""
+        while True:
+            with contextlib.ExitStack() as attempt:
+                content = self._opened(self._partial, attempt)
+                try:
+                    fcntl.flock(content, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise BlobError(f"{self._path}: this blob is being fetched to it already") from error
+                # A child that was forked in the meantime has it open as well: closing alone would leave it locked.
+                attempt.callback(fcntl.flock, content, fcntl.LOCK_UN)
+                if _is_at(self._partial, content):  # else whoever had locked it gave it its name, or removed it
+                    resources.push(attempt.pop_all())
+                    return content
 
     def _opened(self, path: Path, resources: contextlib.ExitStack) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -161,7 +176,7 @@ class FileDestination:
             self._add_node(cid, data)
         for cid, pieces in places.items():
             self._write(pieces, blocks[cid])
-            self._remember(cid, pieces[0])
+            self._remember(cid, pieces)
 
     def _add_node(self, cid: Cid, data: BlockBytes) -> None:
         end = os.fstat(self._node_file).st_size
@@ -181,7 +196,7 @@ class FileDestination:
             if data is None:
                 raise StorageError(f"{self._path}: somebody else changed {self._partial.name}")
             self._write(pieces, data)
-            self._remember(cid, pieces[0])
+            self._remember(cid, pieces)
 
     def _find(self, cid: Cid, pieces: Sequence[Piece] = ()) -> BlockBytes | None:
         """The bytes of a block, from wherever they may lie: as a node, at one of these pieces, or at another place."""
@@ -204,7 +219,8 @@ class FileDestination:
             start = max(place.start - self._start, 0)
             _write_all(self._content, part, start)
             self._unsynced.append(range(start, start + len(part)))
-        if sum(map(len, self._unsynced)) >= SYNCED_BYTES:
+            self._unsynced_bytes += len(part)
+        if self._unsynced_bytes >= SYNCED_BYTES:
             self._sync()
 
     def _sync(self) -> None:
@@ -214,6 +230,7 @@ class FileDestination:
             for written in self._unsynced:
                 os.posix_fadvise(self._content, written.start, len(written), os.POSIX_FADV_DONTNEED)
         self._unsynced.clear()
+        self._unsynced_bytes = 0
 
     def _finish(self) -> None:
         assert self.walk.size is not None
@@ -222,7 +239,7 @@ class FileDestination:
         self._sync()
         self._partial.rename(self._path)
         self._is_finished = True
-        self._nodes_path.unlink()
+        self._nodes_path.unlink(missing_ok=True)
         directory = os.open(self._path.parent, os.O_RDONLY)
         try:
             os.fsync(directory)
@@ -241,10 +258,17 @@ class FileDestination:
     def _note(self, piece: Piece) -> None:
         self._places.setdefault(piece.cid, []).append(piece)
 
-    def _remember(self, cid: Cid, place: Piece) -> None:
-        self._written[cid] = place
+    def _remember(self, cid: Cid, places: Sequence[Piece]) -> None:
+        """Note where it can be read again: not where the part that is fetched cuts through it."""
+        whole = next((place for place in places if self._is_whole(place)), None)
+        if whole is None:
+            return
+        self._written[cid] = whole
         if len(self._written) > MAX_REMEMBERED:
             del self._written[next(iter(self._written))]
+
+    def _is_whole(self, place: Piece) -> bool:
+        return self._start <= place.start and (self._stop is None or place.stop <= self._stop)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         def translated() -> T:
@@ -270,3 +294,11 @@ def _write_all(descriptor: int, data: BlockBytes | memoryview, at: int) -> None:
     while rest:
         written = os.pwrite(descriptor, rest, at)
         rest, at = rest[written:], at + written
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether the file that is open is the one that lies there."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
