@@ -1,0 +1,74 @@
+"""``examples/trainer.py`` as a scheduler runs it: started, watched, failing, started again, stopped."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from prime_dht.testing.processes import run, running, running_node
+
+TRAINER = (sys.executable, str(Path(__file__).parents[2] / "examples" / "trainer.py"))
+
+
+def test_it_is_run_watched_started_again_and_stopped(tmp_path: Path) -> None:
+    def events(printed: str) -> dict[str, list[dict[str, object]]]:
+        by_name: dict[str, list[dict[str, object]]] = {}
+        for line in printed.splitlines():
+            event = json.loads(line)
+            by_name.setdefault(event["event"], []).append(event)
+        return by_name
+
+    def health() -> dict[str, object]:
+        document: dict[str, object] = json.loads((tmp_path / "health.json").read_text())
+        return document
+
+    with running_node() as (_, address):
+        common = {"TRAINER_PEER": address, "TRAINER_OF": "2", "TRAINER_PUSH_EVERY": "3"}
+        first = common | {
+            "TRAINER_JSON": "1",
+            "TRAINER_DATA_DIR": str(tmp_path / "0"),
+            "TRAINER_HEALTH_FILE": str(tmp_path / "health.json"),
+        }
+        with running(*TRAINER, "--rounds", "4", "--round-timeout", "4", env=first) as trainer:
+            second = run(*TRAINER, "--rank", "1", "--rounds", "3", env=common)
+            ended = trainer.end()
+
+        assert (second.status, second.err) == (0, "")
+        printed = second.out.decode().splitlines()
+        assert "done" in printed
+        assert sum(line.startswith("round round=") for line in printed) == 3
+
+        # The second one was to train three rounds, so in the fourth the first one is alone.
+        assert (ended.status, ended.err) == (1, "round 3: only 1 of 2 trainers took part\n")
+        happened = events(ended.out.decode())
+        assert {"ready", "peer", "round"} <= happened.keys()
+        assert [(event["round"], event["used"]) for event in happened["round"]] == [(0, 2), (1, 2), (2, 2)]
+        assert (health()["state"], health()["last_round"]) == ("stopped", 2)
+
+        # What it has pushed is where it goes on.
+        with running(*TRAINER, "--rounds", "9", env=first) as trainer:
+            (resumed,) = events(trainer.line_with("resumed"))["resumed"]
+            assert (resumed["version"], resumed["round"]) == (1, 2)
+            assert health()["state"] == "running"
+            ended = trainer.stop(signal.SIGTERM)
+        assert (ended.status, ended.err) == (143, "")
+        assert health()["state"] == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "mistake"),
+    [
+        ("--rank 2 --of 2", {}, "--rank 2 is not in 0 ..= 1"),
+        ("", {"TRAINER_RANK": "first"}, "'first'"),
+        ("--peer typo", {}, "typo"),
+        ("", {}, "there is nobody to ask"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(arguments: str, environment: dict[str, str], mistake: str) -> None:
+    ended = run(*TRAINER, *arguments.split(), env=environment)
+    assert (ended.status, ended.out, ended.err.count("\n")) == (2, b"", 1)
+    assert mistake in ended.err
