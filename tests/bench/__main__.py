@@ -19,6 +19,7 @@ from .blob_fetch import measure_blobs
 from .join import measure_join
 from .kad_dht import measure_kad_dht
 from .lookup_simulator import measure_lookups
+from .ml import measure_ml
 from .operations import measure_operations
 from .partition import measure_partition
 from .storage import measure_storage
@@ -42,6 +43,7 @@ SUITES: dict[str, Suite] = {
     "partition": measure_partition,
     "sync": measure_sync,
     "blobs": measure_blobs,
+    "ml": measure_ml,
     "lookups": measure_lookups,
 }
 

@@ -126,6 +126,38 @@ def test_a_checkpoint_that_differs_in_a_tensor_costs_that_tensor(blob_results: d
     assert of_least["size-1048576", "one tensor inserted"] > 10
 
 
+@pytest.fixture(scope="module")
+def ml_results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What is measured of machine learning."""
+    return run_suites(tmp_path_factory, "A model of 5 MB in 25 tensors", "ml")
+
+
+def test_a_model_goes_between_processes_beside_a_copy_of_its_file(ml_results: dict[str, Any]) -> None:
+    copied, pushed, pulled = ml_results["tables"]["ml_models"]["rows"]
+    assert (copied["what"], copied["of_copy"]) == ("copy of the file", 1.0)
+    assert all(row["MB_per_s"] > 0 and row["node_cpu_s"] > 0 and row["peak_MB"] > 0 for row in (pushed, pulled))
+
+
+def test_a_round_is_published_and_collected_and_int8_sends_a_quarter(ml_results: dict[str, Any]) -> None:
+    rows = {row["what"]: row for row in ml_results["tables"]["ml_round"]["rows"]}
+    assert list(rows) == ["publish, none", "collect, none", "publish, int8", "collect, int8"]
+    assert 3 < rows["publish, none"]["sent_MB"] <= 4.001
+    assert rows["publish, int8"]["sent_MB"] < 1.02
+
+
+def test_every_rule_is_measured_beside_one_pass(ml_results: dict[str, Any]) -> None:
+    rows = ml_results["tables"]["ml_aggregation"]["rows"]
+    assert rows[0]["of_one_pass"] == 1.0
+    assert len(rows) == 3 + 7
+
+
+def test_codecs_are_measured_with_and_without_zstd_which_gains_on_gradients(ml_results: dict[str, Any]) -> None:
+    ratio = {row["codec"]: row["ratio"] for row in ml_results["tables"]["ml_codecs"]["rows"]}
+    for name, least in (("none", 1.0), ("fp16", 2.0), ("bf16", 2.0), ("int8", 3.9), ("topk", 49.0)):
+        assert ratio[name] >= least
+        assert ratio[f"{name}, zstd"] > 1.2 * ratio[name]
+
+
 def requests_per_value(results: dict[str, Any], operation: str, in_flight: int) -> float:
     (found,) = (
         row["rpcs"]

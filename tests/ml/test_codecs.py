@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from prime_dht.errors import ValidationError
 from prime_dht.ml.codecs import Bf16, Codec, ErrorFeedback, Fp16, Int8, Plain, TopK, codec_named, decode, encode
 from prime_dht.ml.codecs import read_header as header_of
-from prime_dht.ml.tensors import BFLOAT16, DTYPES, FLOATING, Array, Tensors, spec_of
+from prime_dht.ml.tensors import BFLOAT16, DTYPES, FLOATING, Array, Tensors, TensorSpec, spec_of
 
 PLENTY = 1 << 20
 CODECS: tuple[Codec, ...] = (Plain(), Fp16(), Bf16(), Int8(block=4), Int8(), TopK(fraction=0.3), TopK(fraction=1.0))
@@ -107,6 +107,33 @@ def test_codecs_that_round_refuse_what_is_not_finite(codec: Codec, bad: float) -
         encode({"v": np.ones(3), "w": np.array([1.0, bad])}, codec)
 
 
+def test_fp16_rounds_as_numpy_does_to_the_bit() -> None:
+    halves = np.arange(0x7C00, dtype="<u2").view("<f2").astype(np.float32)
+    middles = (halves[1:] + halves[:-1]) / 2
+    below, above = np.nextafter(middles, np.float32(0)), np.nextafter(middles, np.float32(np.inf))
+    values = np.concatenate(
+        [halves, middles, below, above, [np.float32(2.0**-149), np.nextafter(65_520, 0, dtype="f4")]]
+    )
+    for signed in (values, -values):
+        narrowed = signed.astype("<f2")
+        assert Fp16().encode(signed) == narrowed.tobytes()
+        decoded = Fp16().decode(memoryview(narrowed.tobytes()), TensorSpec(signed.dtype, signed.shape))
+        assert decoded.tobytes() == narrowed.astype(np.float32).tobytes()
+    for beyond in (65_520.0, 1e5, 3e38):
+        with pytest.raises(ValidationError, match="beyond the range of fp16"):
+            Fp16().encode(np.array([beyond], np.float32))
+
+
+def test_topk_takes_the_greatest_and_of_equal_ones_the_first() -> None:
+    tensor = np.array([0.0, -2.0, 1.0, 2.0, -2.0, 2.0, 0.0, 3.0], np.float32)
+    assert decoded_by(TopK(fraction=3 / 8), tensor).tolist() == [0, -2, 0, 2, 0, 0, 0, 3]
+    assert decoded_by(TopK(fraction=1 / 8), np.zeros(8, np.float32)).tolist() == [0] * 8
+
+
+def decoded_by(codec: Codec, tensor: Array) -> Array:
+    return decode(encode({"w": tensor}, codec), max_bytes=PLENTY)["w"]
+
+
 def test_fp16_refuses_what_only_bf16_can_hold() -> None:
     with pytest.raises(ValidationError, match="'w' holds values beyond the range of fp16"):
         encode({"w": np.array([70_000.0])}, Fp16())
@@ -181,6 +208,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "no JSON": (b"PRTN\x01\x01\0\0\0{", "no JSON"),
     "nested JSON": (b"PRTN\x01\x00\x00\x01\0" + b"[" * (1 << 16), "no JSON"),
     "JSON of something else": (b"PRTN\x01\x02\0\0\0[]", "lacks the codec"),
+    "a parameter that is a name": (forged("int8", {"name": "none"}, ONE, bytes(16)), "no such parameters: name"),
     "a codec that is no text": (forged(["none"], {}, ONE, bytes(16)), "lacks the codec"),
     "a name twice": (forged("none", {}, ONE * 2, bytes(32)), "names 'w' twice"),
     "a tensor without a shape": (forged("none", {}, [["w", "F32"]], bytes(16)), "no tensor"),
@@ -285,3 +313,34 @@ def test_counters_pass_error_feedback_as_they_are() -> None:
         decoded = decode(feedback.encode({"w": np.array([3.0, 1.0]), "step": np.array(step)}), max_bytes=PLENTY)
         assert decoded["step"].item() == step
     assert feedback.errors.keys() == {"w"}
+
+
+def test_what_could_not_be_published_counts_as_left_out() -> None:
+    feedback = ErrorFeedback(TopK(fraction=0.5))
+    gradient = {"w": np.array([3.0, 1.0], np.float16), "step": np.array(1)}
+    feedback.take_back(feedback.encode(gradient))
+    assert feedback.errors["w"].tolist() == [3.0, 1.0]
+    feedback.take_back(feedback.encode(gradient))
+    assert decode(feedback.encode(gradient), max_bytes=PLENTY)["w"].tolist() == [9.0, 0.0]
+    assert feedback.errors["w"].tolist() == [0.0, 3.0]
+
+
+def test_errors_can_be_saved_and_another_goes_on_with_them() -> None:
+    first, second = ErrorFeedback(TopK(fraction=0.5)), ErrorFeedback(TopK(fraction=0.5))
+    gradient = {"w": np.array([3.0, 1.0])}
+    first.encode(gradient)
+    second.errors = first.errors
+    assert second.encode(gradient) == first.encode(gradient)
+    other = ErrorFeedback(TopK(fraction=0.5))
+    other.errors = {"w": np.zeros(3)}
+    assert "an error of shape (3,) is kept for 'w', but no such tensor is sent" in refused(other, gradient)
+
+
+def test_errors_set_back_make_a_gradient_encode_as_before() -> None:
+    feedback = ErrorFeedback(Int8(block=2))
+    rng = np.random.default_rng(4)
+    feedback.encode({"w": rng.standard_normal(7)})
+    gradient, before = {"w": rng.standard_normal(7)}, feedback.errors
+    data = feedback.encode(gradient)
+    feedback.errors = before
+    assert feedback.encode(gradient) == data

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from prime_dht.ml.aggregation.rule import Combined, Pool, Rule
-from prime_dht.ml.aggregation.stack import Floats, in_order, middle, weighted_sum
+from prime_dht.ml.aggregation.stack import Floats, Rows, in_order, middle, weighted_sum
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class TrimmedMean(Rule):
     def combine(self, pool: Pool) -> Combined:
         first, kept = pool.bad, pool.n - 2 * pool.bad
 
-        def trimmed(rows: Floats) -> Floats:
+        def trimmed(rows: Rows) -> Floats:
             return weighted_sum(in_order(rows)[first : first + kept], [1.0] * kept) / kept
 
         return Combined(pool.stack().combine(trimmed), range(pool.n))

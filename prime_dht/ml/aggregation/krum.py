@@ -17,7 +17,7 @@ import numpy as np
 
 from prime_dht.errors import ValidationError
 from prime_dht.ml.aggregation.rule import Combined, Pool, Rule
-from prime_dht.ml.aggregation.stack import Floats, Stack, fold, weighted_sum
+from prime_dht.ml.aggregation.stack import Floats, Rows, Stack, fold, squared, weighted_sum
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +63,10 @@ def squared_distances(stack: Stack) -> Floats:
     """
     upper = np.triu_indices(stack.n, k=1)
 
-    def chunk(rows: Floats) -> Floats:
+    def chunk(rows: Rows) -> Floats:
+        wide = rows.astype(np.float64, copy=False)
         # Folded row by row, for all differences at once would take n/2 times the memory of the rows themselves.
-        parts = [fold(np.square(rows[i + 1 :] - rows[i])) for i in range(stack.n)]
+        parts = [fold(squared(wide[i + 1 :] - wide[i])) for i in range(stack.n)]
         return np.concatenate(parts)[:, np.newaxis]
 
     distances = np.zeros((stack.n, stack.n))

@@ -41,6 +41,17 @@ MAX_ELEMENTS = 1 << 32
 _SMALLEST_SCALE = np.float32(2.0**-126)
 _LEVELS = np.float32(127)
 
+_FP16_VALUES = np.arange(1 << 16, dtype="<u2").view("<f2").astype(np.float32)
+"""What the 16 bits of every float16 mean."""
+
+# Bits of float32.
+_MAGNITUDE = np.uint32(0x7FFF_FFFF)
+_HALF = np.float32(0.5).view(np.uint32)
+_LEAST_NORMAL_FP16 = np.float32(2.0**-14).view(np.uint32)
+_BEYOND_FP16 = np.float32(2.0**16).view(np.uint32)
+_REBIAS_AND_ROUND = np.uint32((15 - 127) * (1 << 23) + (1 << 12) - 1 + (1 << 32))
+_FEW = 1 << 14
+
 
 @dataclass(frozen=True, slots=True)
 class Codec(ABC):
@@ -108,7 +119,7 @@ class _Narrowing(Codec):
         _check_finite(tensor)
         with np.errstate(over="ignore", under="ignore"):
             # float64 by way of float32, as ml_dtypes does to bfloat16; the bound holds after two roundings as well.
-            narrowed = tensor.astype(np.float32).astype(self.narrow)
+            narrowed = self._narrowed(tensor.astype(np.float32))
         if not np.isfinite(narrowed).all():
             raise ValidationError(f"holds values beyond the range of {self.name}")
         return narrowed.tobytes()
@@ -116,7 +127,13 @@ class _Narrowing(Codec):
     def decode(self, body: memoryview, spec: TensorSpec) -> Array:
         narrowed = np.frombuffer(body, self.narrow).reshape(spec.shape)
         _check_finite(narrowed)
-        return narrowed.astype(spec.dtype)
+        return self._widened(narrowed).astype(spec.dtype, copy=False)
+
+    def _narrowed(self, values: npt.NDArray[np.float32]) -> Array:
+        return values.astype(self.narrow)
+
+    def _widened(self, narrowed: Array) -> Array:
+        return narrowed.astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +142,17 @@ class Fp16(_Narrowing):
 
     name: ClassVar[str] = "fp16"
     narrow: ClassVar[Dtype] = np.dtype("<f2")
+
+    def _narrowed(self, values: npt.NDArray[np.float32]) -> Array:
+        flat = values.ravel()
+        halves = np.empty(flat.size, self.narrow)
+        for start in range(0, flat.size, _FEW):  # which with all that is made of them fit into the cache
+            halves[start : start + _FEW] = _as_fp16(flat[start : start + _FEW])
+        return halves
+
+    def _widened(self, narrowed: Array) -> Array:
+        values: Array = _FP16_VALUES[narrowed.view("<u2")]
+        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +244,7 @@ class TopK(Codec):
         _check_finite(tensor)
         flat = tensor.ravel()
         count = self._count(flat.size)
-        greatest = np.argpartition(np.abs(flat), flat.size - count)[flat.size - count :] if count else np.empty(0, int)
-        indices = np.sort(greatest)
+        indices = _greatest(np.abs(flat), count)
         return np.diff(indices, prepend=0).astype("<u4").tobytes() + flat[indices].tobytes()
 
     def decode(self, body: memoryview, spec: TensorSpec) -> Array:
@@ -234,6 +261,34 @@ class TopK(Codec):
 
     def _count(self, size: int) -> int:
         return math.ceil(self.fraction * size)
+
+
+def _as_fp16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
+    """What numpy makes of them, to the bit, several times as fast.
+
+    For numpy raises a flag of the processor for each that becomes subnormal, as many of a gradient's elements do. Here
+    those are rounded by adding 0.5, whose last digit in float32 is worth as much as that of a subnormal float16; all
+    others on their bits, by adding half of what is cut off, or a little less where an even digit stays.
+    """
+    bits = values.view(np.uint32)
+    magnitude = np.minimum(bits & _MAGNITUDE, _BEYOND_FP16)
+    subnormal = (magnitude.view(np.float32) + np.float32(0.5)).view(np.uint32) - _HALF
+    normal = (magnitude + _REBIAS_AND_ROUND + ((magnitude >> 13) & 1)) >> 13
+    signs = (bits >> 16) & 0x8000
+    halves = (np.where(magnitude < _LEAST_NORMAL_FP16, subnormal, normal) | signs).astype(np.uint16)
+    return np.frombuffer(halves, np.float16)
+
+
+def _greatest(magnitudes: Array, count: int) -> npt.NDArray[np.intp]:
+    """Where the ``count`` greatest are, in order; of equal ones the first.
+
+    Their least is found first, for np.partition takes a hundredth of np.argpartition's time on some gradients.
+    """
+    if not count:
+        return np.empty(0, np.intp)
+    least = np.partition(magnitudes, -count)[-count]
+    above, equal = np.flatnonzero(magnitudes > least), np.flatnonzero(magnitudes == least)
+    return np.sort(np.concatenate((above, equal[: count - len(above)])))
 
 
 CODECS: tuple[type[Codec], ...] = (Plain, Fp16, Bf16, Int8, TopK)

@@ -138,7 +138,9 @@ def decode(data: bytes, *, max_bytes: int) -> dict[str, Array]:
     encoded = read_header(data)
     if (size := size_bytes_of(encoded.spec)) > max_bytes:
         raise ValidationError(f"the encoded tensors take {size} bytes; at most {max_bytes} are taken here")
-    content = memoryview(_decompressed(data[encoded.frame_start :], _content_bytes(encoded.codec, encoded.spec)))
+    content = memoryview(
+        _decompressed(memoryview(data)[encoded.frame_start :], _content_bytes(encoded.codec, encoded.spec))
+    )
     codecs = [(name, one, _codec_for(encoded.codec, one)) for name, one in encoded.spec.items()]
     stops = itertools.accumulate(codec.body_bytes(one) for _, one, codec in codecs)
     tensors: dict[str, Array] = {}
@@ -180,7 +182,7 @@ def _read_spec(tensors: list[object]) -> Spec:
     return spec
 
 
-def _decompressed(frame: bytes, size: int) -> bytes:
+def _decompressed(frame: memoryview, size: int) -> bytes:
     """The content of a zstd frame of which it is known how long it must be.
 
     The library makes room for as much as the frame declares, whatever limit it is given, so that is looked at first.
