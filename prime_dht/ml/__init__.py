@@ -8,8 +8,11 @@ What needs neither node nor clock lies in packages of its own, pure, to be used 
 
 With a swarm, for code without trio:
 
+- ``client``: what :func:`prime_dht.connect` returns;
+- ``models``: pushed, pulled and listed in versions, and checkpoints;
 - ``gradients``: published and collected, round by round;
-- ``rounds``: the members of a group agree, round by round, on one aggregate.
+- ``rounds``: the members of a group agree, round by round, on one aggregate;
+- ``service``: for orchestrators, who start, stop and watch; ``watching``: what it looks out for.
 
 It needs the extra ``ml``: ``pip install prime-dht[ml]``.
 """
