@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -122,6 +124,7 @@ def _next(link: Connection) -> Any:  # what it returns depends on how far the wo
 
 def _work(link: Connection, number: int, count: int, work: Work[object]) -> None:
     """What a worker process does, until that at the other end of the link has ended, or has no more use for it."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         try:
             call: Call = link.recv()
@@ -133,6 +136,14 @@ def _work(link: Connection, number: int, count: int, work: Work[object]) -> None
                 link.recv()  # never comes; but as long as others have not finished, they may want what is stored here
         except (PrimeDHTError, WorkerFailed) as error:
             link.send(WorkerFailed(f"worker {number}: {error}"))
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it was killed, whatever it waits for."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _start_fork_server() -> ForkServerContext:

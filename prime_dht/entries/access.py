@@ -83,6 +83,17 @@ def group_key(root_key: PublicKey, rest: bytes) -> Key:
     return Key(_GROUP + root_of(root_key).hex().encode() + b"/" + rest)
 
 
+def shares_slots(key: Key) -> bool:
+    """Whether the slots of a key are for all its publishers together.
+
+    In a group's key each has as many of its own: no stranger can fill it, but else a single member could.
+
+    >>> shares_slots(Key(b"/prime/k")), shares_slots(Key(b"/prime/group/" + b"0" * 64 + b"/k"))
+    (True, False)
+    """
+    return not key.startswith(_GROUP)
+
+
 def key_rule(key: Key) -> KeyRule:
     """Who may write a key.
 

@@ -22,7 +22,12 @@ MAX_ENTRY_BYTES = (1 << 20) - (64 << 10)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Occupancy:
-    """What a store holds without the entry in question and the one it would displace from its slot."""
+    """What a store holds without the entry in question and the one it would displace from its slot.
+
+    Attributes:
+        slots_of_key: of the publisher alone, if it has a share of its own in them
+            (:func:`~prime_dht.entries.access.shares_slots`).
+    """
 
     slots_of_key: int
     store_entries: int
@@ -71,7 +76,7 @@ class Limits:
     """How far ahead of this node's clock an entry may be dated; one dated further is deferred."""
 
     max_slots_per_key: int = 4096
-    """Retained slots under one key, over all publishers and subkeys."""
+    """Retained slots under one key, over all publishers and subkeys; in a group's key, of each publisher."""
 
     max_store_entries: int = 1_000_000
     """In the store."""

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from prime_dht.entries.access import shares_slots
 from prime_dht.entries.entry import Entry, Slot, Version
 from prime_dht.entries.lifetime import as_of
 from prime_dht.entries.limits import Limits, Occupancy
@@ -48,8 +49,8 @@ class Holdings(Protocol):
     def standing(self, slot: Slot) -> Standing | None:
         """What stands in a slot."""
 
-    def slots_of(self, key: Key) -> int:
-        """How many slots of a key hold an entry."""
+    def slots_of(self, key: Key, publisher: PeerId | None = None) -> int:
+        """How many slots of a key hold an entry, one publisher's or all."""
 
     def held(self) -> Held:
         """What the store holds."""
@@ -116,8 +117,9 @@ def join_entry(
 
 def _check_shares(entry: Entry, standing: Standing | None, holdings: Holdings, limits: Limits) -> None:
     """Raise ValidationError if the entry's key or its publisher has no room for it, whatever the store has."""
+    key = entry.header.key
     # A slot that is filled already takes no other.
-    slots = holdings.slots_of(entry.header.key) if standing is None else 0
+    slots = 0 if standing else holdings.slots_of(key, None if shares_slots(key) else entry.publisher)
     publishers = _besides(standing, holdings.held_of(entry.publisher))
     limits.check_room(entry, _occupancy(slots_of_key=slots, publishers=publishers))
 

@@ -49,9 +49,14 @@ class MemoryEntries(Holdings):
         entry = None if slots is None else slots.values.get((slot.publisher, slot.subkey))
         return None if entry is None else Standing(entry.version, entry.size_bytes, entry.value is not None)
 
-    def slots_of(self, key: Key) -> int:
+    def slots_of(self, key: Key, publisher: PeerId | None = None) -> int:
         slots = self.slots.values.get(key)
-        return 0 if slots is None else len(slots.values)
+        if slots is None:
+            return 0
+        if publisher is None:
+            return len(slots.values)
+        behind = PeerId(publisher + b"\0")  # the next in the order of bytes
+        return slots.count((publisher, b""), (behind, b""))
 
     def held(self) -> Held:
         return self._held

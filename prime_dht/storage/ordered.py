@@ -5,8 +5,8 @@ The order is kept beside it by bisection, which costs a new key one move of an a
 >>> ports = Ordered[int, str]()
 >>> for port, name in ((443, "https"), (22, "ssh"), (80, "http")):
 ...     ports.put(port, name)
->>> list(ports.behind(22)), ports.ends(range(30, 500))
-([80, 443], (80, 443))
+>>> list(ports.behind(22)), ports.count(22, 443), ports.ends(range(30, 500))
+([80, 443], 2, (80, 443))
 """
 
 from __future__ import annotations
@@ -41,6 +41,10 @@ class Ordered(Generic[K, V]):
     def behind(self, key: K | None) -> Iterator[K]:
         """The keys greater than ``key``, or all of them, in order."""
         return islice(self._order, 0 if key is None else bisect_right(self._order, key), None)
+
+    def count(self, start: K, stop: K) -> int:
+        """How many keys there are in [start, stop)."""
+        return bisect_left(self._order, stop) - bisect_left(self._order, start)
 
     def ends(self: Ordered[int, V], keys: range) -> tuple[int, int] | None:
         """The least and the greatest key in [start, stop), if there is any; of keys that are numbers."""

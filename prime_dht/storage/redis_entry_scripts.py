@@ -161,6 +161,8 @@ PUT_ENTRIES = write_script(
     _ROOM,
     KEEP,
     r"""
+local GROUP = 's/prime/group/'
+
 local function refused(slots, entries, bytes, share_entries, share_bytes)
   return 'F' .. struct.pack('>ddddd', slots, entries, bytes, share_entries, share_bytes)
 end
@@ -183,6 +185,10 @@ local function join(place, row, value, evicted)
   local slots, share = call('ZLEXCOUNT', ORDER, min, max), share_of(place)
   local share_entries, share_bytes = share.entries - (standing and 1 or 0), share.bytes - standing_size
   local new_slots = standing and 0 or slots
+  if not standing and place:sub(1, #GROUP) == GROUP then  -- where each publisher has a share of its own
+    local _, behind_publisher = place:find('\0\1', #key + 1, true)
+    new_slots = call('ZLEXCOUNT', ORDER, range(place:sub(1, behind_publisher)))
+  end
   if new_slots >= max_slots or share_entries >= max_share_entries or share_bytes + size > max_share_bytes then
     return refused(new_slots, 0, 0, share_entries, share_bytes)
   end

@@ -32,6 +32,7 @@ _READ_SLOT = f"""
     WHERE key = ? AND publisher = ? AND subkey = ?
 """  # noqa: S608
 _COUNT_SLOTS = "SELECT count(*) FROM entries WHERE key = ?"
+_COUNT_SLOTS_OF = "SELECT count(*) FROM entries WHERE key = ? AND publisher = ?"
 _HAS_KEY = "SELECT EXISTS (SELECT 1 FROM entries WHERE key = ?)"
 _READ_ENDS = """
     SELECT
@@ -157,8 +158,14 @@ class StoredEntries(Holdings):
         created_at_us, op_id, size_bytes, has_value = row
         return Standing(Version(TimestampUs(created_at_us), OpId(op_id)), size_bytes, bool(has_value))
 
-    def slots_of(self, key: Key) -> int:
-        (slots,) = self._connection.execute(_COUNT_SLOTS, (key,)).fetchone()
+    def slots_of(self, key: Key, publisher: PeerId | None = None) -> int:
+        if publisher is None:
+            (slots,) = self._connection.execute(_COUNT_SLOTS, (key,)).fetchone()
+        else:
+            known = self._publisher(publisher)
+            if known is None:
+                return 0
+            (slots,) = self._connection.execute(_COUNT_SLOTS_OF, (key, known[0])).fetchone()
         return int(slots)
 
     def held(self) -> Held:

@@ -13,7 +13,7 @@ from prime_dht.ids import KAD_KEY_BITS, KadKey, Key, kad_key
 from prime_dht.kad.keyspace import Prefix
 from prime_dht.storage.base import EntryQuery, Gone, PutOutcome, PutResult, StorageBackend
 from prime_dht.storage.capacity import Capacity
-from prime_dht.testing.storage_samples import KEY, NOW_US, OTHER_KEY, bare, make_entry, read_all
+from prime_dht.testing.storage_samples import GROUP_KEY, KEY, NOW_US, OTHER_KEY, bare, make_entry, read_all
 
 LOCAL = KadKey(0b1010 << (KAD_KEY_BITS - 4))
 NOTHING = Prefix.of(LOCAL, KAD_KEY_BITS)
@@ -56,6 +56,18 @@ class CapacityConformance:
         assert await put(backend, make_entry(key=OTHER_KEY, writer=2)) == INSERTED
         await backend.remove_ops([newer.op_id])
         assert await put(backend, entries[2]) == INSERTED
+
+    async def test_in_a_group_each_publisher_has_so_many_slots_of_its_own(self, backend: StorageBackend) -> None:
+        backend.capacity = Capacity(limits=Limits(max_slots_per_key=2), local=LOCAL, responsible=NOTHING)
+        greedy = [make_entry(key=GROUP_KEY, subkey=subkey, writer=1) for subkey in (b"", b"1", b"2")]
+        results = await backend.put_entries(greedy, now_us=NOW_US)
+        assert results[:2] == [INSERTED] * 2
+        assert is_refused(results[2], "3 slots; the limit is 2")
+        for writer in (0, 2):
+            others = [make_entry(key=GROUP_KEY, subkey=subkey, writer=writer) for subkey in (b"", b"1")]
+            assert await backend.put_entries(others, now_us=NOW_US) == [INSERTED] * 2
+        await backend.remove_ops([greedy[0].op_id])
+        assert await put(backend, greedy[2]) == INSERTED
 
     async def test_a_publisher_holds_so_many_entries_and_others_are_not_touched(self, backend: StorageBackend) -> None:
         backend.capacity = Capacity(limits=Limits(max_publisher_entries=2), local=LOCAL, responsible=NOTHING)

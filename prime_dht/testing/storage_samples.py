@@ -9,7 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.peer.id import ID
 
+from prime_dht.entries.access import group_key
+from prime_dht.entries.capability import grant
 from prime_dht.entries.codec import inline
 from prime_dht.entries.entry import Entry, EntryHeader, Tombstone
 from prime_dht.entries.signing import sign_entry
@@ -19,6 +22,10 @@ from prime_dht.storage.base import EntryQuery, Gone, KnownPeer, PlainRecord, Pro
 NOW_US = 200
 KEY = Key(b"/prime/model")
 OTHER_KEY = Key(b"/prime/other")
+_ROOT = create_new_key_pair(bytes([9]) * 32)
+GROUP_KEY = group_key(_ROOT.public_key, b"round")
+"""Of a group whose members are all of the writers."""
+
 WRITERS = tuple(create_new_key_pair(bytes([seed]) * 32).private_key for seed in range(3))
 
 
@@ -33,6 +40,11 @@ def make_entry(
     retain_until_us: int | None = None,
 ) -> Entry:
     """A signed entry with a value, or a tombstone if that is ``None``, by one of :data:`WRITERS`."""
+    key_of_writer = WRITERS[writer]
+    capability = b""
+    if key == GROUP_KEY:
+        member = PeerId(ID.from_pubkey(key_of_writer.get_public_key()).to_bytes())
+        capability = grant(_ROOT.private_key, member=member, expires_at_us=expires_at_us, network_id="conformance")
     header = EntryHeader(
         network_id="conformance",
         key=key,
@@ -41,8 +53,9 @@ def make_entry(
         expires_at_us=TimestampUs(expires_at_us),
         retain_until_us=TimestampUs(expires_at_us if retain_until_us is None else retain_until_us),
         content=Tombstone() if value is None else inline(value),
+        capability=capability,
     )
-    return sign_entry(header, WRITERS[writer], value)
+    return sign_entry(header, key_of_writer, value)
 
 
 def bare(entry: Entry) -> Entry:

@@ -52,13 +52,48 @@ def test_a_file_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_the_programs_run(tmp_path: Path) -> None:
-    programs = blocks("python")
+    programs = [program for program in blocks("python") if "import" in program]
     assert len(programs) == 2
     for program in programs:
         with running(*PRIME_DHT, "run", "--listen", "/ip4/127.0.0.1/tcp/0") as node:
             ended = run(sys.executable, "-c", ADDRESS.sub(node.line(), program), cwd=tmp_path)
         assert ended.status == 0, ended.err
         assert ended.out.startswith(b"True Found(key=b'/prime/model:digits'")
+
+
+BEFORE_LEARNING = """
+import numpy as np
+import prime_dht
+from libp2p.crypto.ed25519 import create_new_key_pair
+from prime_dht.entries.capability import grant
+from prime_dht.ml.aggregation import TrimmedMean, aggregate
+from prime_dht.ml.rounds import RoundMember
+from prime_dht.ml.tensors import spec_of
+
+class network:
+    state_dict = staticmethod(lambda: {"w": np.ones((3, 4), np.float32)})
+
+dht = prime_dht.connect(["/ip4/127.0.0.1/tcp/1/p2p/12D3Koo..."], data_dir="data")
+tensors = gradient = network.state_dict()
+number, loss, batch, members = 3, 0.5, range(8), [dht.peer_id]
+root = create_new_key_pair().private_key
+capability = grant(root, member=dht.peer_id, expires_at_us=1 << 60, network_id="prime")
+"""
+
+AFTER_LEARNING = """
+print(version.version, np.array_equal(weights["w"], tensors["w"]), start, np.allclose(mean["w"], 1))
+print(committed.aggregate.tensors["w"].sum(), prime_dht.Checkpoints(dht, "run-7", every=1).restore().step)
+dht.close()
+"""
+
+
+def test_the_learning_does_what_it_says(tmp_path: Path) -> None:
+    """With one member, of whom none can be bad."""
+    told = "".join(fragment for fragment in blocks("python") if "import" not in fragment).replace("bad=1", "bad=0")
+    program = f"{BEFORE_LEARNING}{told}{AFTER_LEARNING}"
+    with running(*PRIME_DHT, "run", "--listen", "/ip4/127.0.0.1/tcp/0") as node:
+        ended = run(sys.executable, "-c", ADDRESS.sub(node.line(), program), cwd=tmp_path)
+    assert (ended.status, ended.out.decode()) == (0, "1 True None True\n12.0 500\n"), ended.err
 
 
 def test_a_mistake_in_a_file_is_reported_as_it_shows(tmp_path: Path) -> None:
