@@ -296,6 +296,21 @@ def test_what_a_member_is_said_to_be_backed_by_has_to_be_proved() -> None:
             Driver(A, backed=Backed(X, wrong))
 
 
+def test_of_a_proposer_that_proposes_this_and_that_no_more_is_checked_than_is_held() -> None:
+    checked: list[Statement] = []
+
+    def counting(statement: Statement, proof: bytes) -> bool:
+        checked.append(statement)
+        return verify(statement, proof)
+
+    machine = Agreement(member=A, members=MEMBERS, round_number=ROUND, outcome=None, timeouts=TIMEOUTS, verify=counting)
+    machine.start(0)
+    for number in range(20):
+        machine.receive(proposal(0, outcome_named(b"%d" % number)), 0)
+    assert len(checked) == 2
+    assert [one.first.statement.member for one in machine.equivocations] == [TURN[0]]
+
+
 def test_what_is_proposed_can_change_until_it_is_its_turn() -> None:
     driver = Driver(A, outcome=X)
     driver.machine.propose(Y)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -13,7 +14,7 @@ from prime_dht import BlobError, BlockingDHT, Found, FoundPage, PutReceipt, Quer
 from prime_dht.entries import BlobRef, grant
 from prime_dht.ids import US_PER_S, Key, OpId, PeerId, TimestampUs
 from prime_dht.ml.agreement.codec import MAX_COMMIT_BYTES
-from prime_dht.ml.rounds.board import MAX_PAGES, Board
+from prime_dht.ml.rounds.board import FETCHED_OF_EACH, HELD_OF_EACH_BYTES, MAX_PAGES, Board
 from prime_dht.ml.rounds.posts import COMMIT, Post, round_key
 from prime_dht.net.identity import peer_id_of
 
@@ -98,8 +99,12 @@ def read(one: Board, *, needs: bool = True) -> list[bytes | None]:
 
 
 def test_what_is_read_has_what_a_statement_is_made_of() -> None:
-    posts = board(Client(found(1, b"value"))).read(lambda *_: False, timeout_s=1)
-    assert posts == [Post(publisher=MEMBER, subkey=COMMIT, value=b"value", envelope=b"envelope 1")]
+    client = Client(found(1, b"value"), found(2, b"ballast", subkey=b"other"))
+    posts = board(client).read(lambda _, subkey: subkey == COMMIT, timeout_s=1)
+    assert posts == [
+        Post(publisher=MEMBER, subkey=COMMIT, value=b"value", envelope=b"envelope 1"),
+        Post(publisher=MEMBER, subkey=b"other", value=None, envelope=b"envelope 2"),
+    ]
 
 
 def test_while_nobody_can_be_asked_nothing_is_read_and_nothing_put() -> None:
@@ -122,14 +127,42 @@ def test_a_blob_is_fetched_once_and_only_if_it_is_needed_and_not_too_large() -> 
     assert client.fetched == [b"cid 1"]
 
 
-def test_a_blob_that_did_not_come_is_tried_again_behind_the_others() -> None:
+def test_a_blob_that_did_not_come_is_tried_again_later_behind_the_others() -> None:
     client = Client(found(1, blob_bytes=100_000), found(2, blob_bytes=100_000))
     one = board(client)
     read(one)
+    assert read(one) == [None, None]
+    assert client.fetched == [b"cid 1", b"cid 2"]
     client.entries = (*client.entries, found(3, blob_bytes=100_000))
     client.there = {b"cid 3", b"cid 2"}
     assert read(one) == [None, b"value of cid 2", b"value of cid 3"]
-    assert client.fetched == [b"cid 1", b"cid 2", b"cid 3", b"cid 1", b"cid 2"]
+    assert client.fetched[2:] == [b"cid 3", b"cid 1", b"cid 2"]
+
+
+def test_what_somebody_withholds_is_tried_ever_more_seldom() -> None:
+    client = Client(found(1, blob_bytes=100_000))
+    one = board(client)
+    tried_by_read = []
+    for _ in range(16):
+        read(one)
+        tried_by_read.append(len(client.fetched))
+    assert tried_by_read == [1] * 2 + [2] * 4 + [3] * 8 + [4] * 2
+    client.there = {b"cid 1"}
+    for _ in range(32):
+        read(one)
+    assert read(one) == [b"value of cid 1"]
+
+
+def test_of_each_publisher_so_many_blobs_are_looked_for_and_so_many_bytes_held() -> None:
+    many = [found(number, blob_bytes=100_000) for number in range(FETCHED_OF_EACH + 1)]
+    other = replace(found(100, blob_bytes=100_000), publisher=PeerId(b"other"))
+    client = Client(*many, other)
+    read(board(client))
+    assert client.fetched == [one.blob.cid for one in (*many[:-1], other) if one.blob is not None]
+    large = [found(number, blob_bytes=MAX_COMMIT_BYTES) for number in range(3)]
+    client = Client(*large)
+    read(board(client))
+    assert len(client.fetched) * MAX_COMMIT_BYTES == HELD_OF_EACH_BYTES
 
 
 def test_pages_without_end_are_read_to_a_bound() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import pytest
 
 from prime_dht.errors import ConfigError, ValidationError
 from prime_dht.ids import PeerId
-from prime_dht.ml.aggregation import CoordinateMedian, FederatedAverage, Rule
+from prime_dht.ml.aggregation import CenteredClipping, CoordinateMedian, FederatedAverage, Rule
 from prime_dht.ml.agreement import (
     NIL,
     Backed,
@@ -117,6 +118,13 @@ def test_nothing_is_said_while_an_own_statement_cannot_be_read_whole() -> None:
     assert deliberation.hear([post(proposal(X))], 1) == [Examine(X, TIMEOUTS.propose_us // 2)]
 
 
+def test_an_own_proposal_whose_value_nobody_has_is_put_again() -> None:
+    deliberation = deliberation_of(PROPOSER)
+    deliberation.propose(X)
+    deliberation.hear([], 0)
+    assert said(deliberation.hear([post(proposal(X), value=None)], 1)) == [proposal(X)]
+
+
 def test_with_a_vote_that_locks_it_is_noted_what_backs_it_so_that_it_can_be_proposed_after_a_crash() -> None:
     deliberation = deliberation_of(SECOND)
     prevotes = [vote(member, Phase.PREVOTE, X.digest) for member in (PROPOSER, SECOND, THIRD)]
@@ -153,14 +161,34 @@ def test_what_cannot_be_told_to_be_valid_is_asked_again_in_the_next_view_and_all
 
 def test_after_a_view_that_failed_it_looks_once_whether_what_it_proposes_is_still_there() -> None:
     deliberation = deliberation_of(THIRD)
+    refresh = Refresh((TIMEOUTS.propose_us + TIMEOUTS.growth_us) // 4)
     deliberation.propose(X)
-    assert Refresh() not in deliberation.hear([], 0)
+    assert deliberation.hear([], 0) == []
     read = [post(vote(member, Phase.PREVOTE, NIL, view=1)) for member in (PROPOSER, FOURTH)]
-    assert Refresh() in deliberation.hear(read, 1)
-    assert Refresh() not in deliberation.hear(read, 2)
+    assert deliberation.hear(read, 1) == [refresh]
+    assert deliberation.hear(read, 2) == []
     deliberation.propose(Y)
     read += [post(vote(member, Phase.PREVOTE, NIL, view=2)) for member in (PROPOSER, FOURTH)]
     assert said(deliberation.hear(read, 4)) == [proposal(Y, view=2)]
+
+
+def test_who_has_nothing_to_propose_looks_for_something_after_each_view_that_failed() -> None:
+    deliberation = deliberation_of(THIRD)
+    read = [post(vote(member, Phase.PREVOTE, NIL, view=1)) for member in (PROPOSER, FOURTH)]
+    assert [type(action) for action in deliberation.hear(read, 1)] == [Refresh]
+
+
+def test_what_is_proposed_again_and_again_is_asked_again_as_long_as_it_is() -> None:
+    """Others may be locked on it and vote for nothing else."""
+    deliberation = deliberation_of(FOURTH)
+    read: list[Post] = []
+    asked = []
+    for view in range(0, 4 * WINDOW, 4):
+        read.append(post(proposal(X, view=view)))
+        read += [post(vote(member, Phase.PREVOTE, NIL, view=view)) for member in (SECOND, THIRD)]
+        asked.append([action.outcome for action in deliberation.hear(read, view) if isinstance(action, Examine)])
+        assert deliberation.examined(X, None, view) == []
+    assert asked == [[X]] * WINDOW
 
 
 def test_an_outcome_that_somebody_proves_ends_it() -> None:
@@ -179,6 +207,14 @@ def test_who_takes_part_by_other_terms_is_named() -> None:
     other = terms(rule=FederatedAverage(), bad=0).encode()
     deliberation.hear([told(SECOND, TERMS, other), told(THIRD, TERMS, terms().encode())], 0)
     assert deliberation.differing == {SECOND: "bad is 0, not 1; rule is FederatedAverage(), not CoordinateMedian()"}
+
+
+def test_the_start_of_a_rule_is_one_of_the_terms() -> None:
+    start = {"w": np.zeros(3, np.float32)}
+    ours, theirs = (terms(rule=CenteredClipping(1.0, start={"w": start["w"] + shift})) for shift in (0, 1))
+    assert ours.differences(terms(rule=CenteredClipping(1.0, start=start)).encode()) == ""
+    assert "with start" in ours.differences(theirs.encode())
+    assert "with start" in ours.differences(terms(rule=CenteredClipping(1.0)).encode())
 
 
 def test_if_a_third_takes_part_by_other_terms_the_round_fails_and_says_what_differs() -> None:
@@ -262,6 +298,7 @@ def test_pauses_grow_while_reads_bring_nothing_new_and_are_short_again_when_they
 def test_values_are_needed_of_outcomes_and_of_proposals_near_by_whose_turn_it_is() -> None:
     deliberation = deliberation_of(FOURTH)
     assert deliberation.needs_value(SECOND, COMMIT)
+    assert deliberation.needs_value(SECOND, TERMS)
     assert deliberation.needs_value(PROPOSER, subkey_of(proposal(X)))
     assert not deliberation.needs_value(PeerId(b"stranger"), COMMIT)
     assert not deliberation.needs_value(SECOND, subkey_of(proposal(X)))

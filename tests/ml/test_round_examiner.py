@@ -152,6 +152,34 @@ def test_few_aggregates_are_kept_and_the_own_one_among_them() -> None:
     assert len(kept) == AGGREGATES_KEPT
 
 
+def test_what_came_too_late_to_be_collected_is_proposed_once_there_is_enough() -> None:
+    swarm = Swarm(ALL[:2])
+    one = examiner(swarm)
+    newest = {gradient.member: gradient.op_id for gradient in ALL}
+    with pytest.raises(ValidationError):
+        one.propose(collected(ALL[:1]))
+    assert not one.proposes(newest.values())
+    assert one.propose_late(newest, timeout_s=1) is None
+    swarm.there = {ALL[2].op_id: ALL[2]}
+    late = one.propose_late(newest, timeout_s=1)
+    assert late is not None
+    assert late.op_ids == tuple(gradient.op_id for gradient in ALL[:3])
+    assert swarm.asked == [[gradient.op_id for gradient in ALL[1:]], [gradient.op_id for gradient in ALL[2:]]]
+    assert one.proposes(newest.values())
+    assert not one.proposes({ALL[0].op_id})
+
+
+def test_what_is_gone_is_not_proposed_with_what_came_late() -> None:
+    one = examiner(Swarm(ALL))
+    one.propose(collected(ALL[:3]))
+    again = replace(ALL[0], op_id=OpId(b"again".ljust(32)))
+    newest = {gradient.member: gradient.op_id for gradient in (again, *ALL[1:])}
+    assert one.leave_out_what_is_gone(set(newest.values())) is None
+    late = one.propose_late(newest, timeout_s=1)
+    assert late is not None
+    assert late.op_ids == tuple(gradient.op_id for gradient in ALL[1:])
+
+
 def test_what_is_gone_is_left_out_as_long_as_enough_is_left() -> None:
     one = examiner(Swarm(ALL))
     whole = one.propose(collected(ALL))

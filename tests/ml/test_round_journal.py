@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from prime_dht.errors import StorageError
-from prime_dht.ml.rounds.journal import Journal
+from prime_dht import BlockingDHT
+from prime_dht.errors import LocalProtocolError, StorageError
+from prime_dht.ml.rounds.journal import Journal, Journals, journals_of
 
 
 def test_what_was_noted_is_read_again_in_order(tmp_path: Path) -> None:
@@ -67,9 +70,39 @@ def test_nothing_is_left_of_a_journal_that_is_discarded(tmp_path: Path) -> None:
     assert list(Journal(tmp_path / "7.jsonl").notes) == [b"two"]
 
 
-def test_without_a_path_notes_last_as_long_as_the_journal() -> None:
-    journal = Journal(None)
-    journal.note(b"one", b"note")
-    assert journal.notes == {b"one": b"note"}
-    journal.discard()
-    assert not journal.notes
+@pytest.mark.parametrize("has_directory", [True, False])
+def test_what_was_noted_is_there_when_the_round_is_run_again_with_a_directory_or_without(
+    tmp_path: Path, *, has_directory: bool
+) -> None:
+    journals = Journals(tmp_path if has_directory else None)
+    with suppress(KeyboardInterrupt), journals.opened("7") as journal:
+        journal.note(b"one", b"note")
+        raise KeyboardInterrupt
+    with journals.opened("8") as journal:
+        assert not journal.notes
+    with journals.opened("7") as journal:
+        assert journal.notes == {b"one": b"note"}
+        journal.discard()
+    with journals.opened("7") as journal:
+        assert not journal.notes
+
+
+def test_a_node_is_in_a_round_once_at_a_time(tmp_path: Path) -> None:
+    journals = Journals(tmp_path)
+    for _ in range(2):
+        with (
+            journals.opened("7"),
+            journals.opened("8"),
+            pytest.raises(LocalProtocolError, match="in the same round already"),
+            journals.opened("7"),
+        ):
+            pass
+
+
+def test_of_a_client_there_is_one_set_of_journals(tmp_path: Path) -> None:
+    class Client:
+        data_dir = tmp_path
+
+    first, second = (cast("BlockingDHT", Client()) for _ in range(2))
+    assert journals_of(first) is journals_of(first)
+    assert journals_of(first) is not journals_of(second)

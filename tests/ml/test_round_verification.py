@@ -10,10 +10,11 @@ from libp2p.crypto.ed25519 import create_new_key_pair
 
 from prime_dht.entries import EntryHeader, encode_header, grant, inline, root_of, sign_entry
 from prime_dht.errors import ValidationError
-from prime_dht.ids import OpId, TimestampUs, peer_text
+from prime_dht.ids import OpId, PeerId, TimestampUs, peer_text
 from prime_dht.ml.agreement import Certificate, Commit, Members, Outcome, Phase, Vote, encode_commit, subkey_of
 from prime_dht.ml.rounds import members_of, verify_commit
 from prime_dht.ml.rounds.posts import round_key
+from prime_dht.ml.rounds.verification import as_members
 from prime_dht.net.identity import peer_id_of
 
 ROOT = create_new_key_pair(bytes(32))
@@ -70,6 +71,27 @@ def test_the_group_and_members_may_be_named_by_text() -> None:
     proof = encode_commit(commit_of(PEERS))
     prefix = f"/prime/group/{GROUP.hex()}/"
     verify_commit(proof, members=map(peer_text, PEERS), group=prefix, network_id=NETWORK, round_number=7)
+
+
+def test_members_may_be_given_in_any_order_and_twice_and_with_weights() -> None:
+    assert as_members([*reversed(PEERS), *map(peer_text, PEERS)]).weights == MEMBERS.weights
+    weights = {peer: number + 1 for number, peer in enumerate(PEERS)}
+    assert as_members(weights).weights == weights
+    assert as_members({peer_text(peer): weight for peer, weight in weights.items()}).weights == weights
+    proof = encode_commit(commit_of(PEERS[2:]))
+    verify_commit(proof, members=weights, group=GROUP, network_id=NETWORK, round_number=7)
+    with pytest.raises(ValidationError, match="no more than two thirds"):
+        verify_commit(proof, members=PEERS, group=GROUP, network_id=NETWORK, round_number=7)
+
+
+def test_what_is_no_member_is_refused() -> None:
+    with pytest.raises(ValidationError, match="two weights"):
+        as_members({PEERS[0]: 1, peer_text(PEERS[0]): 2})
+    with pytest.raises(ValidationError, match="a member is a peer id"):
+        as_members([PeerId(b"somebody")])
+    for alone in (PEERS[0], peer_text(PEERS[0])):
+        with pytest.raises(ValidationError, match="as a list"):
+            as_members(alone)  # type: ignore[arg-type]
 
 
 def test_two_of_four_prove_nothing() -> None:

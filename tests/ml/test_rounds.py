@@ -14,7 +14,17 @@ import numpy as np
 import pytest
 from libp2p.crypto.ed25519 import create_new_key_pair
 
-from prime_dht import BlockingDHT, ConfigError, PutReceipt, QueryError, ValidationError, connect
+from prime_dht import (
+    BlobError,
+    BlockingDHT,
+    ConfigError,
+    LocalProtocolError,
+    PutReceipt,
+    QueryError,
+    StorageError,
+    ValidationError,
+    connect,
+)
 from prime_dht.entries import grant, root_of
 from prime_dht.ids import US_PER_S
 from prime_dht.ml.aggregation import TrimmedMean
@@ -26,6 +36,7 @@ from prime_dht.ml.rounds.posts import is_statement, round_key
 from prime_dht.ml.tensors import Array, spec_of
 
 TIMEOUTS = Timeouts(propose_us=2 * US_PER_S, vote_us=US_PER_S, growth_us=US_PER_S)
+QUICK = Timeouts(propose_us=US_PER_S // 2, vote_us=US_PER_S // 4, growth_us=US_PER_S // 4)
 ROOT_KEY = create_new_key_pair(bytes(31) + b"\x07")
 GROUP = root_of(ROOT_KEY.public_key)
 
@@ -92,6 +103,26 @@ class CrashesAtPrecommit:
         return receipt
 
 
+class WithoutBlobs:
+    """A client that can have no blob, and has no room for one."""
+
+    def __init__(self, dht: BlockingDHT) -> None:
+        self._dht = dht
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._dht, name)
+
+    @property
+    def blobs(self) -> WithoutBlobs:
+        return self
+
+    def fetch(self, *_: object, **__: object) -> bytes:
+        raise BlobError("nobody has it")
+
+    def add(self, *_: object, **__: object) -> PutReceipt:
+        raise StorageError("the disk is full")
+
+
 @pytest.fixture(scope="module")
 def trainers(swarm: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainers]:
     with ExitStack() as stack:
@@ -131,6 +162,8 @@ def test_members_agree_on_one_aggregate_name_who_sent_nan_and_prove_the_outcome(
     assert late.outcome == outcome
     np.testing.assert_array_equal(late.aggregate.tensors["weight"], gradient_of(1)["weight"])
     assert late.aggregate.used == ()
+    with pytest.raises(QueryError, match="round 1 is decided, but its aggregate could not be had"):
+        trainers.member(0, dht=WithoutBlobs(trainers.clients[0])).run(1, gradient_of(9), timeout=1)
     with pytest.raises(ConfigError, match="3 of 4 members take part in round 1 by other terms"):
         trainers.member(0, bad=0).run(1, gradient_of(9), timeout=60)
 
@@ -171,18 +204,42 @@ def test_a_gradient_that_is_put_again_and_again_so_that_nobody_else_can_fetch_it
             gradients[3].publish(6, gradient_of(3))
             has_collected.release()
 
-    quick = Timeouts(propose_us=US_PER_S // 2, vote_us=US_PER_S // 4, growth_us=US_PER_S // 4)
     runs = []
     for number in range(3):
         runs.append(
             pool.submit(
-                trainers.member(number, timeouts=quick, progress=put_again).run, 6, gradient_of(number), timeout=60
+                trainers.member(number, timeouts=QUICK, progress=put_again).run, 6, gradient_of(number), timeout=60
             )
         )
         assert has_collected.acquire(timeout=60)
     committed = [run.result() for run in runs]
     assert {one.outcome for one in committed} == {committed[0].outcome}
     assert {one.aggregate.used for one in committed} == {tuple(sorted(one.peer_id for one in trainers.clients[:3]))}
+
+
+def test_members_who_collected_nothing_in_time_propose_what_has_come_since(
+    trainers: Trainers, pool: ThreadPoolExecutor
+) -> None:
+    runs = [
+        pool.submit(trainers.member(number, collect_s=1e-6, timeouts=QUICK).run, 7, gradient_of(number), timeout=60)
+        for number in range(4)
+    ]
+    committed = [run.result() for run in runs]
+    assert {one.outcome for one in committed} == {committed[0].outcome}
+    assert len(committed[0].outcome.op_ids) >= 3
+
+
+def test_a_node_that_is_in_a_round_cannot_be_in_it_twice(trainers: Trainers, pool: ThreadPoolExecutor) -> None:
+    began = Semaphore(0)
+    first = trainers.member(0, collect_s=0.1, progress=lambda _: began.release())
+    run = pool.submit(first.run, 8, gradient_of(0), timeout=2)
+    assert began.acquire(timeout=60)
+    with pytest.raises(LocalProtocolError, match="this member is in a round already"):
+        first.run(9, gradient_of(1), timeout=2)
+    with pytest.raises(LocalProtocolError, match="this node is in the same round already"):
+        trainers.member(0).run(8, gradient_of(1), timeout=2)
+    with pytest.raises(QueryError, match="not decided"):
+        run.result()
 
 
 def test_members_with_other_terms_are_told_so(trainers: Trainers, pool: ThreadPoolExecutor) -> None:
@@ -193,6 +250,30 @@ def test_members_with_other_terms_are_told_so(trainers: Trainers, pool: ThreadPo
     for number, run in enumerate(runs):
         with pytest.raises(ConfigError, match=rf"2 of 4 .* bad is {1 - number % 2}, not {number % 2}"):
             run.result()
+
+
+def test_collecting_leaves_time_to_agree(trainers: Trainers, monkeypatch: pytest.MonkeyPatch) -> None:
+    timeouts_s: list[float] = []
+
+    def collect(*_: object, timeout: float, **__: object) -> None:
+        timeouts_s.append(timeout)
+        raise QueryError("nobody could be asked")
+
+    monkeypatch.setattr(Gradients, "collect", collect)
+    with pytest.raises(QueryError, match="not decided"):
+        trainers.member(0, collect_s=60).run(11, gradient_of(0), timeout=0.5)
+    assert max(timeouts_s) <= 0.25
+
+
+def test_who_cannot_publish_what_was_decided_has_it_all_the_same(trainers: Trainers, pool: ThreadPoolExecutor) -> None:
+    clients = [WithoutBlobs(trainers.clients[0]), *trainers.clients[1:]]
+    runs = [
+        pool.submit(trainers.member(number, dht=client).run, 10, gradient_of(number), timeout=60)
+        for number, client in enumerate(clients)
+    ]
+    committed = [run.result() for run in runs]
+    assert {one.outcome for one in committed} == {committed[0].outcome}
+    assert [one.is_published for one in committed] == [False, True, True, True]
 
 
 def test_a_round_that_too_few_take_part_in_fails_in_time_and_says_who_was_not_heard(trainers: Trainers) -> None:
@@ -218,8 +299,10 @@ def test_a_round_that_could_not_work_is_refused_at_once(trainers: Trainers) -> N
         )
     with pytest.raises(ValidationError, match="names another member"):
         RoundMember(client, members=trainers.members, capability=trainers.capabilities[1], **settings)
-    with pytest.raises(ValidationError, match="stands at most 1 bad, not 2"):
+    with pytest.raises(ValidationError, match="3 of 4 members, and trimmed-mean of 3 stands at most 1 bad, not 2"):
         trainers.member(0, bad=2)
+    with pytest.raises(ValidationError, match="there cannot be -1"):
+        trainers.member(0, bad=-1)
     with pytest.raises(ValidationError, match="only floating tensors"):
         RoundMember(
             client,

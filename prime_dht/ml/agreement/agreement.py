@@ -223,7 +223,7 @@ class Agreement:
         Raises:
             ValidationError: it did not, or it is not what a member of this round can say; nothing has changed.
         """
-        if self.decided is not None or self._heard.knows(signed.statement):
+        if self.decided is not None or self._heard.knows(signed.statement) or self._heard.is_full(signed.statement):
             return []
         self._check_statement(signed)
         equivocation = self._heard.add(signed, self.view)
@@ -253,6 +253,10 @@ class Agreement:
             raise ValidationError(f"the outcome is that of round {outcome.round_number}, not of {self._round_number}")
         self._outcome = outcome
         self._checks[outcome.digest] = True
+
+    def awaits_check(self, outcome: Outcome) -> bool:
+        """Whether the answer to a :class:`Check` is still waited for: the outcome may be proposed again and again."""
+        return self._checks.get(outcome.digest, True) is None
 
     def checked(self, outcome: Outcome, valid: bool, now_us: int) -> list[Action]:
         """The answer to a :class:`Check`."""

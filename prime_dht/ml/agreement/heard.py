@@ -65,6 +65,10 @@ class Heard:
             case _:
                 assert_never(statement)
 
+    def is_full(self, statement: Statement) -> bool:
+        """Whether it is a proposal of which no more are held: then it is not even worth checking."""
+        return isinstance(statement, Proposal) and len(self._proposed(statement.view)) == _FREELY
+
     def add(self, signed: Signed[Statement], current: int) -> Equivocation | None:
         """Hear a statement that is not known yet; returns the proof if it is the first that its member equivocates."""
         statement = signed.statement

@@ -58,6 +58,15 @@ class Members:
         """Whether distinct members have at least a third of all weight, which the bad ones do not."""
         return 3 * self._weight_of(members) >= self._whole
 
+    def fewest(self) -> int:
+        """How many members are a quorum at least.
+
+        >>> [Members.equal([PeerId(bytes([i])) for i in range(n)]).fewest() for n in range(1, 8)]
+        [1, 2, 3, 3, 4, 5, 5]
+        """
+        heaviest = sorted(self.weights, key=self.weights.__getitem__, reverse=True)
+        return next(n for n in range(1, len(heaviest) + 1) if self.is_quorum(heaviest[:n]))
+
     def proposer(self, round_number: int, view: int) -> PeerId:
         """Whose turn it is. Weight counts for votes, not for turns: all have their turn, one after the other."""
         return self._order[(round_number + view) % len(self._order)]

@@ -21,7 +21,13 @@ replicas refuse it. A member finds its way back after a crash from what it put a
 **What it takes.** To be safe, it takes nothing but fewer than a third bad. To go on, members must reach the swarm, and
 what a good member proposes must be there for others to fetch, as what was put is, on its replicas. A bad member can
 have its own gradient fetched by some and not by others; outcomes that name it then fail, until somebody proposes who
-has it not. A key has room for 4,096 slots, of which a view takes two or three for each member.
+has it not.
+
+A key has room for 4,096 slots, of which a view takes two for each member, and terms and outcome two more: with 100
+members there is room for some 19 views, with 500 for three. A bad member that fills them keeps a round from going on.
+
+**A number is used once.** Whoever runs a round that is over gets what it came to then, as long as that lives, whatever
+gradient it brings now. So another training run takes another group, or goes on counting.
 
 ===============  =====================================================================================
 ``terms``        what all members must have in common                                             pure

@@ -1,15 +1,20 @@
 """The board: a round's key in a swarm, read and written by a thread that waits.
 
 Reading never fails for want of peers: then nothing was read, and it is tried again. Values that are blobs, as the
-proposals and commits of large groups are, are fetched if they are needed, for :data:`FETCHING_S` a read at most, and
-those that did not come before are last in line; so a proposal that cannot be fetched delays others only once.
+proposals and commits of large groups are, are fetched if they are needed, for :data:`FETCHING_S` a read at most. Those
+that did not come before are last in line, and are tried in ever fewer reads; so what somebody proposes and withholds
+delays others a few times and then hardly ever.
+
+Values that are not needed are not held. Of each publisher's blobs :data:`HELD_OF_EACH_BYTES` are held, and
+:data:`FETCHED_OF_EACH` looked for, at most.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -26,22 +31,29 @@ if TYPE_CHECKING:
 MAX_PAGES = 512
 """Of one read: more than a full key takes, each page having up to 1 MiB."""
 
+HELD_OF_EACH_BYTES = 2 * MAX_COMMIT_BYTES
+FETCHED_OF_EACH = 16
+"""More than an outcome, and what a good member proposes in the views that count."""
+
 FETCHING_S = 5.0
 _FETCH_S = 1.0
+_LONGEST_REST = 6
+"""After so many failures, or more, a blob is left alone for 2**6 reads."""
+
 _ROUNDING_S = 0.001
 
 NeedsValue = Callable[[PeerId, bytes], bool]
-"""Whether the value of a publisher's entry with a subkey is looked at."""
+"""Whether the value of a publisher's entry with a subkey is looked at, and so is to be there."""
 
 
-def entries_under(dht: BlockingDHT, key: Key, *, timeout_s: float) -> list[Found]:
-    """All that lies under a key; blobs unfetched.
+def entries_under(dht: BlockingDHT, key: Key, *, timeout_s: float) -> Iterator[Found]:
+    """All that lies under a key, as it comes; blobs unfetched.
 
     Raises:
         QueryError: nobody could be asked.
     """
-    pages = dht.pages(key, timeout=timeout_s)
-    return [one for page in islice(pages, MAX_PAGES) for one in page]
+    for page in islice(dht.pages(key, timeout=timeout_s), MAX_PAGES):
+        yield from page
 
 
 class Board:
@@ -62,25 +74,28 @@ class Board:
         self._ttl_s = ttl_s
         self._values: dict[OpId, bytes] = {}
         self._failures: Counter[OpId] = Counter()
+        self._rests: dict[OpId, int] = {}
+        """In how many reads a blob is left alone."""
         self.trouble = ""
 
     def read(self, needs_value: NeedsValue, *, timeout_s: float) -> list[Post] | None:
         """All that lies under the key; ``None`` if it could not be read."""
+        posts: list[Post] = []
+        blobs: dict[int, Found] = {}
         try:
-            found = entries_under(self._dht, self._key, timeout_s=timeout_s)
+            for one in entries_under(self._dht, self._key, timeout_s=timeout_s):
+                is_needed = needs_value(one.publisher, one.subkey)
+                value = one.value if is_needed and one.blob is None else None
+                if is_needed and one.blob is not None:
+                    blobs[len(posts)] = one
+                posts.append(Post(publisher=one.publisher, subkey=one.subkey, value=value, envelope=one.envelope))
         except QueryError as error:
             self.trouble = str(error)
             return None
-        self._fetch([one for one in found if one.blob is not None and needs_value(one.publisher, one.subkey)])
-        return [
-            Post(
-                publisher=one.publisher,
-                subkey=one.subkey,
-                value=one.value if one.blob is None else self._values.get(one.op_id),
-                envelope=one.envelope,
-            )
-            for one in found
-        ]
+        self._fetch(list(blobs.values()))
+        for place, one in blobs.items():
+            posts[place] = replace(posts[place], value=self._values.get(one.op_id))
+        return posts
 
     def put(self, subkey: bytes, value: bytes, *, timeout_s: float) -> bool:
         """Put a value; whether that was acknowledged.
@@ -115,9 +130,10 @@ class Board:
         needed = {one.op_id for one in blobs}
         self._values = {op_id: value for op_id, value in self._values.items() if op_id in needed}
         self._failures = Counter({op_id: count for op_id, count in self._failures.items() if op_id in needed})
+        self._rests = {op_id: left - 1 for op_id, left in self._rests.items() if op_id in needed and left > 1}
         until_s = time.monotonic() + FETCHING_S
-        for one in sorted(blobs, key=lambda one: self._failures[one.op_id]):
-            if one.op_id in self._values or one.blob is None or one.blob.size > MAX_COMMIT_BYTES:
+        for one in sorted(_of_each(blobs), key=lambda one: self._failures[one.op_id]):
+            if one.op_id in self._values or one.op_id in self._rests or one.blob is None:
                 continue
             if time.monotonic() > until_s:
                 return
@@ -125,3 +141,16 @@ class Board:
                 self._values[one.op_id] = self._dht.blobs.fetch(one.blob.cid, timeout=_FETCH_S)
             except (QueryError, BlobError):
                 self._failures[one.op_id] += 1
+                self._rests[one.op_id] = 1 << min(self._failures[one.op_id], _LONGEST_REST)
+
+
+def _of_each(blobs: Iterable[Found]) -> Iterator[Found]:
+    """Those that are looked for: of each publisher the first few, and none that is too large."""
+    held_bytes, count = Counter[PeerId](), Counter[PeerId]()
+    for one in blobs:
+        size = 0 if one.blob is None else one.blob.size
+        fits = size <= MAX_COMMIT_BYTES and held_bytes[one.publisher] + size <= HELD_OF_EACH_BYTES
+        if fits and count[one.publisher] < FETCHED_OF_EACH:
+            held_bytes[one.publisher] += size
+            count[one.publisher] += 1
+            yield one

@@ -14,9 +14,10 @@ that this member is read to have said: whoever cannot read its own votes does no
 backs it is noted, too.
 
 **Whether an outcome is valid** may not be known yet, because a contribution has not arrived. The machine is not
-answered then, and the question is asked again in each later view, which lasts longer. A contribution may also be gone,
-for its member has put it again as another op. So after each view that failed a member looks whether others can fetch
-what it proposes, and else leaves it out.
+answered then, and the question is asked again in each later view, which lasts longer, while a proposal of it is held. A
+contribution may also be gone, for its member has put it again as another op, or may have come too late. So after each
+view that failed a member looks whether others can fetch what it proposes, and else leaves it out; and if it has nothing
+to propose, it collects again.
 
 **Terms.** Members with other terms (:mod:`~prime_dht.ml.rounds.terms`) are as bad as any. They are named; and if they
 have a third of all weight, some good member is among them, and the round ends with an error that says what differs.
@@ -91,8 +92,11 @@ class Examine:
 class Refresh:
     """A view has failed. Find out whether what this member proposes is still there for others to fetch.
 
-    If it is not, tell what is to be proposed instead to :meth:`Deliberation.propose`.
+    If it is not, or if there is nothing to propose yet, find something within some time, and tell it to
+    :meth:`Deliberation.propose`.
     """
+
+    within_us: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +111,9 @@ Action = Say | Examine | Refresh | Finish
 
 @dataclass(frozen=True, slots=True)
 class _Open:
-    """An outcome of which it is not known whether it is valid, and the views in which that was asked first and last."""
+    """An outcome of which it is not known whether it is valid, and the view in which that was asked last."""
 
     outcome: Outcome
-    asked: int
     tried: int
 
 
@@ -178,12 +181,12 @@ class Deliberation:
         return () if self._machine is None else self._machine.equivocations
 
     def needs_value(self, publisher: PeerId, subkey: bytes) -> bool:
-        """Whether the value of such a post is looked at, so that a blob is worth fetching."""
+        """Whether the value of such a post is looked at, so that it is worth holding, and a blob worth fetching."""
         if publisher not in self._terms.members:
             return False
         view = view_of_proposal(subkey)
         if view is None:
-            return subkey == COMMIT
+            return subkey in (TERMS, COMMIT)
         current = 0 if self._machine is None else self._machine.view
         is_its_turn = publisher == self._terms.members.proposer(self._round_number, view)
         return publisher == self._member or (is_its_turn and abs(view - current) <= WINDOW)
@@ -230,7 +233,7 @@ class Deliberation:
             actions += self._refresh(self._machine)
         if self.commit is not None:
             return [Finish(self.commit)]
-        read = {post.subkey for post in posts if post.publisher == self._member}
+        read = {post.subkey for post in posts if post.publisher == self._member and post.is_readable}
         unread: list[Action] = [say for subkey, say in self._said.items() if subkey not in read]
         self._pace(now_us, is_quiet=not (is_news or unread))
         return unread + [action for action in actions if not isinstance(action, Say)]
@@ -320,16 +323,16 @@ class Deliberation:
 
         They share as much time as a new one has, or bad proposers could keep members busy with what is not there.
         """
-        self._open = {digest: one for digest, one in self._open.items() if machine.view - one.asked <= WINDOW}
+        self._open = {digest: one for digest, one in self._open.items() if machine.awaits_check(one.outcome)}
         again = [one for one in self._open.values() if one.tried < machine.view]
         self._open |= {one.outcome.digest: replace(one, tried=machine.view) for one in again}
         return [Examine(one.outcome, self._examining_us(machine.view) // len(again)) for one in again]
 
     def _refresh(self, machine: Agreement) -> list[Action]:
-        if self._outcome is None or machine.view <= self._refreshed_in:
+        if machine.view <= self._refreshed_in:
             return []
         self._refreshed_in = machine.view
-        return [Refresh()]
+        return [Refresh(self._examining_us(machine.view) // 2)]
 
     def _examining_us(self, view: int) -> int:
         """Half of the time that the view waits for its proposal: some has passed, and votes are to follow."""
@@ -347,7 +350,7 @@ class Deliberation:
                     self._timers = [timer for timer in self._timers if timer[1].view >= timeout.view]
                     self._timers.append((at_us, timeout))
                 case Check(outcome):
-                    self._open[outcome.digest] = _Open(outcome, machine.view, machine.view)
+                    self._open[outcome.digest] = _Open(outcome, machine.view)
                     actions.append(Examine(outcome, self._examining_us(machine.view)))
                 case Accuse():
                     pass  # the machine keeps the proof

@@ -11,13 +11,13 @@ says that they were rejected.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from prime_dht.blobs.build import BlobBuilder
 from prime_dht.blobs.chunking import TensorChunker
 from prime_dht.errors import QueryError, ValidationError
-from prime_dht.ids import OpId
+from prime_dht.ids import OpId, PeerId
 from prime_dht.ml.aggregation import Aggregate, Contribution, aggregate
 from prime_dht.ml.agreement import Outcome
 from prime_dht.ml.rounds.terms import Terms
@@ -50,6 +50,7 @@ class Examiner:
         Raises:
             ValidationError: there are too few contributions.
         """
+        self._proposed = ()
         self._held = {gradient.op_id: gradient for gradient in collected.gradients.values()}
         return self._propose(self._held)
 
@@ -65,6 +66,24 @@ class Examiner:
             return self._propose(left)
         except ValidationError:
             return None
+
+    def propose_late(self, newest: Mapping[PeerId, OpId], *, timeout_s: float) -> Outcome | None:
+        """What to propose where what was collected is too little, or gone: of each member what it published last.
+
+        What comes in that time is kept for the next attempt, if it is not enough yet (``None``).
+        """
+        self._proposed = ()
+        named = set(newest.values())
+        held = {op_id: gradient for op_id, gradient in self._held.items() if op_id in named}
+        self._held = held | self._fetch(sorted(named - held.keys()), timeout_s)
+        try:
+            return self._propose(self._held)
+        except ValidationError:
+            return None
+
+    def proposes(self, there: Collection[OpId]) -> bool:
+        """Whether it proposes something, and all of that is among the ops that are ``there``."""
+        return bool(self._proposed) and all(op_id in there for op_id in self._proposed)
 
     def examine(self, outcome: Outcome, *, timeout_s: float) -> bool | None:
         """Whether an outcome is valid; ``None`` if some contribution has not come in that time."""

@@ -7,16 +7,24 @@ and what is noted is said again after a crash (:mod:`~prime_dht.ml.rounds.delibe
 The file has one line of JSON for each statement, its subkey and value in hexadecimal. A line is synced before it
 counts; the last one, if a crash cut it off, never counted, so nobody heard it.
 
-Without a path notes last as long as the journal: enough for an identity that ends with its process.
+A client without a data directory has an identity that ends with it; so its notes last as long (:class:`Journals`).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
-from prime_dht.errors import StorageError
+from prime_dht.errors import LocalProtocolError, StorageError
+
+if TYPE_CHECKING:
+    from prime_dht.blocking import BlockingDHT
 
 
 class Journal:
@@ -87,6 +95,52 @@ class Journal:
         except OSError as error:
             raise StorageError(f"cannot write {path}: {error.strerror}") from error
         self._end += len(line)
+
+
+class Journals:
+    """Those of a client; of each round one, which is open once at a time, lest the node says this and that.
+
+    Args:
+        directory: where they are; ``None``: in memory.
+    """
+
+    def __init__(self, directory: Path | None) -> None:
+        self._directory = directory
+        self._open: set[str] = set()
+        self._kept: dict[str, Journal] = {}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[Journal]:
+        """The journal of a round.
+
+        Raises:
+            LocalProtocolError: it is open.
+            StorageError: the file cannot be read, or is damaged.
+        """
+        with self._lock:
+            if name in self._open:
+                raise LocalProtocolError("this node is in the same round already")
+            self._open.add(name)
+        try:
+            journal = self._kept.pop(name, None) or Journal(self._directory and self._directory / f"{name}.jsonl")
+            try:
+                yield journal
+            finally:
+                if self._directory is None and journal.notes:
+                    self._kept[name] = journal
+        finally:
+            self._open.discard(name)
+
+
+_journals: WeakKeyDictionary[BlockingDHT, Journals] = WeakKeyDictionary()
+_journals_lock = threading.Lock()
+
+
+def journals_of(dht: BlockingDHT) -> Journals:
+    """The journals of a client: the same for all its members."""
+    with _journals_lock:
+        return _journals.setdefault(dht, Journals(dht.data_dir and dht.data_dir / "rounds"))
 
 
 def _sync_directory(path: Path) -> None:

@@ -9,21 +9,20 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, SupportsFloat, assert_never
 
 from prime_dht.blobs.chunking import TensorChunker
 from prime_dht.entries import check_capability
-from prime_dht.errors import BlobError, LocalProtocolError, QueryError, ValidationError
+from prime_dht.errors import BlobError, LocalProtocolError, PrimeDHTError, QueryError, ValidationError
 from prime_dht.ids import US_PER_S, PeerId, peer_text
 from prime_dht.ml.aggregation import Aggregate, Rule, screen
 from prime_dht.ml.agreement import (
     Certificate,
     Commit,
     Equivocation,
-    Members,
     Outcome,
     Proposal,
     Statement,
@@ -38,10 +37,10 @@ from prime_dht.ml.gradients.announcement import group_of
 from prime_dht.ml.rounds.board import Board, entries_under
 from prime_dht.ml.rounds.deliberation import Action, Deliberation, Examine, Finish, Refresh, Say
 from prime_dht.ml.rounds.examiner import Examiner
-from prime_dht.ml.rounds.journal import Journal
+from prime_dht.ml.rounds.journal import Journal, journals_of
 from prime_dht.ml.rounds.posts import COMMIT, TERMS, round_key
 from prime_dht.ml.rounds.terms import Terms
-from prime_dht.ml.rounds.verification import as_members
+from prime_dht.ml.rounds.verification import GivenMembers, as_members
 from prime_dht.ml.tensors import Spec, Tensors, check_spec
 from prime_dht.ml.weights import Weights, arrays_of, from_safetensors, to_safetensors
 
@@ -107,30 +106,30 @@ class RoundMember:
     """One member of a group, round after round.
 
     Args:
-        dht: joined, as the member; with a data directory, so that a member that crashes can come back.
-        members: all members of the rounds, by peer id, this one among them; or with the weights of their votes.
+        dht: joined, as the member; with a data directory, so that a member whose process ends can come back.
+        members: all members of the rounds, by peer id, this one among them; or the weights of their votes by peer id.
         rule: how gradients become one.
-        bad: so many of them the rule has to stand.
+        bad: so many of them the rule has to stand, also where no more than a quorum of the members take part.
         spec: that gradients must have, :func:`~prime_dht.ml.tensors.spec_of` one of them. All members must have the
             same members, rule, bad and spec; those that have not are named in an error.
         capability: that this member was given (:func:`prime_dht.entries.capability.grant`), to write in the group.
         group: as for :class:`~prime_dht.ml.gradients.Gradients`; the capability's by default.
         codec: how gradients travel.
         timeouts: how long members wait for each other while they agree.
-        collect_s: seconds to wait for the gradients of all.
+        collect_s: seconds to wait for the gradients of all; at most half of what a round has left.
         ttl_s: seconds that the round's statements, outcome and aggregate live.
         progress: is told, in words, how far a round is.
 
     Raises:
         ValidationError: this node is no member, the capability is not for it or not of the group, the rule does not
-            stand so many bad of these members, or a tensor of the spec is not floating.
+            stand so many bad of as few as decide a round, or a tensor of the spec is not floating.
     """
 
     def __init__(
         self,
         dht: BlockingDHT,
         *,
-        members: Members | Iterable[PeerId | str],
+        members: GivenMembers,
         rule: Rule,
         bad: int,
         spec: Spec,
@@ -149,8 +148,13 @@ class RoundMember:
         self.members = as_members(members)
         if self.peer_id not in self.members:
             raise ValidationError(f"this node, {peer_text(self.peer_id)}, is none of the {len(self.members)} members")
-        if bad > (most := rule.stands(len(self.members))):
-            raise ValidationError(f"{rule.name} of {len(self.members)} members stands at most {most} bad, not {bad}")
+        if bad < 0:
+            raise ValidationError(f"there cannot be {bad} bad members")
+        if bad > (most := rule.stands(fewest := self.members.fewest())):
+            raise ValidationError(
+                f"a round goes on with {fewest} of {len(self.members)} members, and {rule.name} of {fewest} "
+                + (f"stands at most {most} bad, not {bad}" if most >= 0 else "is not defined: there are too few")
+            )
         screen((), spec)
         root = group_of(group, capability)
         if root is None:
@@ -167,6 +171,7 @@ class RoundMember:
         self._progress = progress
         self._gradients = Gradients(dht, group=root, capability=capability)
         self._sitting = threading.Lock()
+        self._journals = journals_of(dht)
 
     def run(
         self,
@@ -183,6 +188,7 @@ class RoundMember:
         and so does what was said. Of a round that is over it returns what it came to.
 
         Args:
+            round_number: 0 or more; of a group each is used once, also by another training run.
             tensors: this member's gradient.
             metrics, weight: what others are told with it, as in :meth:`~prime_dht.ml.gradients.Gradients.publish`.
             timeout: seconds within which the round has to be decided.
@@ -192,8 +198,8 @@ class RoundMember:
                 is a forked process.
             ConfigError: members with a third of all weight take part by other terms.
             QueryError: the round was not decided in time, or its aggregate cannot be fetched.
-            StorageError: what was said in the round before cannot be read.
-            LocalProtocolError: this member is in a round already.
+            StorageError: what was said in the round before cannot be read, or what is to be said not written.
+            LocalProtocolError: this member is in a round already, or this node in the same one.
         """
         if self._dht.peer_id != self.peer_id:
             raise ValidationError("in this process the client has another identity, which is no member")
@@ -204,7 +210,8 @@ class RoundMember:
         if not self._sitting.acquire(blocking=False):
             raise LocalProtocolError("this member is in a round already; one ends before the next begins")
         try:
-            return _Sitting(self, round_number, timeout).carry_out(arrays, metrics or {}, weight)
+            with self._journals.opened(f"{self.group.hex()}-{round_number}") as journal:
+                return _Sitting(self, round_number, journal, timeout).carry_out(arrays, metrics or {}, weight)
         finally:
             self._sitting.release()
 
@@ -212,10 +219,9 @@ class RoundMember:
 class _Sitting:
     """One run of a round, with a deadline."""
 
-    def __init__(self, member: RoundMember, round_number: int, timeout_s: float) -> None:
+    def __init__(self, member: RoundMember, round_number: int, journal: Journal, timeout_s: float) -> None:
         self._gradient_key = gradient_key(round_number, member.group)
         key = round_key(member.group, round_number)
-        data_dir = member._dht.data_dir
         self._member = member
         self._dht = member._dht
         self._round_number = round_number
@@ -223,8 +229,9 @@ class _Sitting:
         self._deadline_s = time.monotonic() + timeout_s
         self._board = Board(self._dht, key, capability=member._capability, ttl_s=member._ttl_s)
         self._lacks = ""
+        self._is_decided = False
         self._examiner = Examiner(member._gradients, member.terms, round_number)
-        self._journal = Journal(data_dir and data_dir / "rounds" / f"{member.group.hex()}-{round_number}.jsonl")
+        self._journal = journal
         self._deliberation = Deliberation(
             member=member.peer_id,
             terms=member.terms,
@@ -244,6 +251,7 @@ class _Sitting:
             self._publish(tensors, metrics, weight)
             collected = self._collect()
             commit = self._deliberate()
+        self._is_decided = True
         self._tell(f"committed in view {commit.certificate.view}: {len(commit.outcome.op_ids)} gradients")
         aggregate = self._aggregate(commit.outcome)
         return Committed(
@@ -292,7 +300,7 @@ class _Sitting:
             collected = member._gradients.collect(
                 self._round_number,
                 members=list(member.members.weights),
-                timeout=min(member._collect_s, self._left_s),
+                timeout=min(member._collect_s, self._left_s / 2),
                 spec=member.terms.spec,
             )
         except QueryError as error:
@@ -319,8 +327,10 @@ class _Sitting:
                     case Examine(outcome, within_us):
                         valid = self._examiner.examine(outcome, timeout_s=min(within_us / US_PER_S, self._left_s))
                         actions += deliberation.examined(outcome, valid, _now_us())
-                    case Refresh():
-                        self._refresh()
+                    case Refresh() as refresh if actions:  # nobody waits for what this member may propose one day
+                        actions.append(refresh)
+                    case Refresh(within_us):
+                        self._refresh(within_s=within_us / US_PER_S)
                     case Finish(commit):
                         return commit
                     case action:
@@ -333,16 +343,24 @@ class _Sitting:
         self._journal.note(subkey, note)
         self._board.put(subkey, note if isinstance(statement, Proposal) else b"", timeout_s=self._left_s)
 
-    def _refresh(self) -> None:
-        """Propose nothing that others cannot fetch any more."""
+    def _refresh(self, *, within_s: float) -> None:
+        """Propose nothing that others cannot fetch any more, and what has come too late to be collected at first."""
         try:
-            found = entries_under(self._dht, self._gradient_key, timeout_s=self._left_s)
+            entries = entries_under(self._dht, self._gradient_key, timeout_s=self._left_s)
+            published = sorted((one.created_at_us, one.op_id, one.publisher) for one in entries)
         except QueryError as error:
             self._board.trouble = str(error)
             return
-        outcome = self._examiner.leave_out_what_is_gone({one.op_id for one in found})
+        there = {op_id for _, op_id, _ in published}
+        if self._examiner.proposes(there):
+            return
+        outcome = self._examiner.leave_out_what_is_gone(there)
+        if outcome is None:
+            newest = {publisher: op_id for _, op_id, publisher in published if publisher in self._member.members}
+            outcome = self._examiner.propose_late(newest, timeout_s=min(within_s, self._left_s))
         if outcome is not None:
-            self._tell(f"proposes {len(outcome.op_ids)} gradients, for others are gone")
+            self._lacks = ""
+            self._tell(f"proposes {len(outcome.op_ids)} gradients now, for others are gone, or have come late")
             self._deliberation.propose(outcome)
 
     def _aggregate(self, outcome: Outcome) -> Aggregate:
@@ -387,7 +405,7 @@ class _Sitting:
                 ttl=self._member._ttl_s,
                 timeout=self._left_s,
             ).acknowledged
-        except (QueryError, BlobError) as error:
+        except PrimeDHTError as error:  # a full disk among them: the caller is to have what was decided
             self._tell(f"the outcome was not published: {error}")
             return False
 
@@ -401,6 +419,11 @@ class _Sitting:
         left_s = self._deadline_s - time.monotonic()
         if left_s > 0:
             return left_s
+        if self._is_decided:
+            raise QueryError(
+                f"round {self._round_number} is decided, but its aggregate could not be had, or not be published, "
+                f"within {self._timeout_s:g} s. {self._board.trouble}".rstrip()
+            )
         others = [peer for peer in self._member.members.weights if peer != self._member.peer_id]
         silent = [peer_text(peer) for peer in others if peer not in self._deliberation.heard_from]
         raise QueryError(

@@ -30,7 +30,7 @@ class Post:
     """An entry under a round's key.
 
     Attributes:
-        value: ``None`` if it is a blob that has not been fetched.
+        value: ``None`` if it is not needed, or is a blob that has not been fetched.
         envelope: its signed header.
     """
 

@@ -23,14 +23,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from prime_dht.ml.aggregation import Rule
 from prime_dht.ml.agreement import Members
-from prime_dht.ml.tensors import Spec, dtype_name
+from prime_dht.ml.tensors import Spec, as_tensors, dtype_name
+from prime_dht.ml.weights import to_safetensors
 
 MAX_TERMS_BYTES = 1024
-_SHOWN_CHARS = 80
+_SHOWN_CHARS = 160
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,9 +70,20 @@ class Terms:
         return {
             "bad": self.bad,
             "members": hashlib.sha256(members).hexdigest(),
-            "rule": repr(self.rule),
+            "rule": _rule_text(self.rule),
             "tensors": hashlib.sha256(json.dumps(tensors).encode()).hexdigest(),
         }
+
+
+def _rule_text(rule: Rule) -> str:
+    """The rule with its parameters; of tensors among those, which are not shown, their SHA-256."""
+    hidden = {one.name: getattr(rule, one.name) for one in fields(rule) if not one.repr}
+    digests = [
+        f" with {name} {hashlib.sha256(to_safetensors(as_tensors(tensors))).hexdigest()}"
+        for name, tensors in sorted(hidden.items())
+        if tensors is not None
+    ]
+    return repr(rule) + "".join(digests)
 
 
 def _shown(told: object) -> str:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from prime_dht.entries import check_capability, decode_capability
-from prime_dht.ids import PeerId, peer_from_text
+from prime_dht.errors import ValidationError
+from prime_dht.ids import PeerId, is_peer_id, peer_from_text
 from prime_dht.ml.agreement import Commit, Members, decode_commit, entry_proofs
 from prime_dht.ml.gradients.announcement import group_of
 from prime_dht.ml.rounds.posts import round_key
+
+GivenMembers = Members | Mapping[PeerId | str, int] | Mapping[PeerId, int] | Mapping[str, int] | Iterable[PeerId | str]
+"""Members by peer id, or the weights of their votes by peer id."""
 
 
 def verify_commit(
     commit: bytes,
     *,
-    members: Members | Iterable[PeerId | str],
+    members: GivenMembers,
     group: str | bytes,
     network_id: str,
     round_number: int,
@@ -52,12 +56,27 @@ def members_of(capabilities: Iterable[bytes], *, group: str | bytes, network_id:
     return Members.equal(members)
 
 
-def as_members(members: Members | Iterable[PeerId | str]) -> Members:
+def as_members(members: GivenMembers) -> Members:
     """Members, if need be with one vote each.
 
     Raises:
-        ValidationError: one is no peer id, or they are none or too many.
+        ValidationError: one is no peer id, or is given two weights, or they are none or too many.
     """
     if isinstance(members, Members):
         return members
-    return Members.equal(peer_from_text(one) if isinstance(one, str) else one for one in members)
+    if isinstance(members, str | bytes):
+        raise ValidationError("members are given as a list of peer ids, even if there is one alone")
+    if not isinstance(members, Mapping):
+        return Members.equal(map(_peer, members))
+    weights = {_peer(one): weight for one, weight in members.items()}
+    if len(weights) < len(members):
+        raise ValidationError("a member is given two weights, for its peer id as bytes and as text")
+    return Members(weights)
+
+
+def _peer(member: PeerId | str) -> PeerId:
+    if isinstance(member, str):
+        return peer_from_text(member)
+    if not is_peer_id(member):
+        raise ValidationError("a member is a peer id, as bytes or as text")
+    return member
