@@ -181,18 +181,19 @@ class LearningDHT(BlockingDHT):
             architecture: free text, likewise.
             ttl: seconds that the version lives; by default as long as the network allows, which is 30 days.
             progress: is told how far the weights are.
-            wait: if false, arrays may change as soon as this returns a future; a file must not.
+            wait: if false, arrays and metadata may change as soon as this returns a future; a file must not.
 
         Raises:
-            ValidationError: the id, the weights or the metadata are not what they have to be.
+            ValidationError: the id, the weights or the metadata are not what they have to be, or the file changed.
             StorageError: the file cannot be read, or there is no room for it.
             QueryError: too few replicas have it.
         """
         with extra_needed():
             from prime_dht.ml.models.outgoing import Outgoing
             from prime_dht.ml.models.pushing import push
-            from prime_dht.ml.models.version import checked_id
+            from prime_dht.ml.models.version import checked_id, copied_metadata
         checked_id(model_id)
+        said = copied_metadata(metadata)
         with ExitStack() as stack:
             outgoing = Outgoing.of(weights, self.models_dir)
             stack.callback(outgoing.close)
@@ -202,7 +203,7 @@ class LearningDHT(BlockingDHT):
                     model_id,
                     outgoing,
                     taken=self.numbers_taken,
-                    metadata=metadata or {},
+                    metadata=said,
                     architecture=architecture,
                     ttl=ttl,
                     progress=progress,
@@ -257,7 +258,8 @@ class LearningDHT(BlockingDHT):
         Args:
             version: its number; the last by default. Of several publishers' with one number it is the newest.
             publisher: only this peer's.
-            to: the file to write. By default it is in :attr:`models_dir`, which keeps the last three of each model.
+            to: the file to write, in place of what is there once the weights are known to be some. By default it is in
+                :attr:`models_dir`, which keeps the last three of each model.
             progress: is told how far it is.
 
         Raises:

@@ -76,7 +76,8 @@ def write_safetensors(file: BinaryIO, weights: Weights) -> dict[str, TensorSpec]
         the spec of what was written.
 
     Raises:
-        ValidationError: a name is empty or longer than 1,024 bytes, or what it names is no array of a known dtype.
+        ValidationError: a name is empty or longer than 1,024 bytes, or what it names is no array of a known dtype, or
+            has more dimensions or elements than a tensor can have.
         OSError: the file cannot be written.
     """
     if _METADATA in weights:
@@ -213,7 +214,7 @@ def _spec_of_one(name: str, one: object) -> TensorSpec:
         shape = array.shape
     if dtype is None:
         raise unknown_dtype(name, dtype_text)
-    return TensorSpec(dtype, shape)
+    return read_spec(name, dtype_name(dtype), list(shape))  # what could not be read again is not written
 
 
 def _array(name: str, one: object) -> Array:

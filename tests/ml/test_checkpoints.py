@@ -18,7 +18,7 @@ from prime_dht.ml.models import checkpoints as checkpoints_module
 from prime_dht.ml.models.pushing import push
 from prime_dht.ml.models.version import ModelVersion, description_key, subkey_of, weights_key
 from prime_dht.ml.tensors import Array
-from prime_dht.testing.processes import running
+from prime_dht.testing.processes import run, running
 
 
 def weights(step: int) -> dict[str, Array]:
@@ -86,20 +86,24 @@ def test_a_run_goes_on_with_the_slots_of_the_one_before_it(dht: LearningDHT) -> 
 
 def test_while_one_is_saved_only_the_newest_waits_and_arrays_may_change(dht: LearningDHT, gate: Gate) -> None:
     array = np.zeros(20_000, np.float32)
+    steps: list[int] = []
     checkpoints = Checkpoints(dht, "run-4", every=1)
     for step in range(1, 6):
         array[:] = step
-        assert checkpoints.step(step, {"w": array})
+        steps.append(step)
+        assert checkpoints.step(step, {"w": array}, {"steps": steps})
         assert gate.reached.wait(30)
     with pytest.raises(TimeoutError):
         checkpoints.wait(0)
     array[:] = 100
+    steps.append(100)
     gate.opened.set()
     checkpoints.close()
     assert steps_of(dht, checkpoints) == [1, 5]
     last = checkpoints.restore()
     assert last is not None
     assert last.tensors["w"][0] == 5
+    assert last.model.version.metadata["steps"] == [1, 2, 3, 4, 5]
 
 
 def test_what_goes_wrong_in_the_background_is_raised_by_the_next_step_which_is_saved_nevertheless(
@@ -164,13 +168,51 @@ Writer.put = put_weights_and_die
 checkpoints.step(3, {"w": np.full(20_000, 3, np.float32)})
 checkpoints.wait()
 """
-    with running(sys.executable, "-c", body, swarm[0], str(tmp_path / "data")) as run:
-        ended = run.end()
+    with running(sys.executable, "-c", body, swarm[0], str(tmp_path / "data")) as process:
+        ended = process.end()
     assert (ended.status, ended.err) == (-signal.SIGKILL, "")
     last = Checkpoints(reader, "run-8", every=1).restore()
     assert last is not None
     assert (last.step, last.tensors["w"][0]) == (2, 2)
     assert list((tmp_path / "data" / "models").glob("*")) == []  # the snapshot went with the process
+
+
+def test_a_forked_child_saves_its_own_and_leaves_what_is_being_saved_to_its_parent(
+    swarm: tuple[str, ...], tmp_path: Path
+) -> None:
+    body = """
+import os, sys, threading
+import numpy as np
+import trio
+from prime_dht import Checkpoints, connect
+from prime_dht.ml.models import checkpoints as module
+
+push, reached, opened, parent = module.push, threading.Event(), threading.Event(), os.getpid()
+async def push_when_opened(*arguments, **named):
+    reached.set()
+    if os.getpid() == parent:
+        await trio.to_thread.run_sync(opened.wait)
+    return await push(*arguments, **named)
+module.push = push_when_opened
+
+dht = connect(sys.argv[1], data_dir=sys.argv[2])
+checkpoints = Checkpoints(dht, "run-12", every=1)
+checkpoints.step(1, {"w": np.zeros(2)})
+reached.wait()
+checkpoints.step(2, {"w": np.zeros(2)})
+if not (child := os.fork()):
+    checkpoints.wait()
+    checkpoints.step(3, {"w": np.zeros(2)})
+    checkpoints.close()
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+opened.set()
+checkpoints.close()
+print(sorted(one.metadata["step"] for one in dht.model_versions(checkpoints.model_id)))
+"""
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    ended = run(sys.executable, "-c", body, swarm[0], str(tmp_path / "data"), env=cache)
+    assert (ended.status, ended.out, ended.err) == (0, b"0\n[1, 2, 3]\n", "")
 
 
 def test_one_whose_weights_are_gone_or_no_weights_is_passed_over(dht: LearningDHT, reader: LearningDHT) -> None:
@@ -191,6 +233,21 @@ def test_one_whose_weights_are_gone_or_no_weights_is_passed_over(dht: LearningDH
     shutil.rmtree(reader.models_dir)  # where the second still is
     with pytest.raises(BlobError, match=r"the weights of 'checkpoints/run-9', version 3 of .* are gone"):
         restorer.restore()
+
+
+def test_one_whose_file_here_was_cut_off_is_restored_all_the_same(dht: LearningDHT, reader: LearningDHT) -> None:
+    with Checkpoints(dht, "run-11", every=1) as checkpoints:
+        for step in (1, 2):
+            checkpoints.step(step, weights(step))
+            checkpoints.wait()
+    restorer = Checkpoints(reader, "run-11", every=1)
+    last = restorer.restore()
+    assert last is not None
+    with last.model.path.open("rb+") as file:
+        file.truncate(1000)
+    again = restorer.restore()
+    assert again is not None
+    assert (again.step, again.tensors["w"][0]) == (2, 2)
 
 
 def test_those_of_strangers_are_left_alone_if_a_publisher_is_named(dht: LearningDHT, reader: LearningDHT) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
 import pickle
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
+from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import cast
@@ -28,6 +30,7 @@ from prime_dht import (
     connect,
 )
 from prime_dht.ids import peer_text
+from prime_dht.ml.models import pulling
 from prime_dht.ml.models.pulling import KEPT_FILES
 from prime_dht.ml.models.version import description_key, description_of, subkey_of, weights_key
 from prime_dht.ml.tensors import Array, TensorSpec
@@ -132,7 +135,7 @@ def test_what_is_pushed_is_pulled_and_all_that_is_said_of_it_is_there(dht: Learn
     assert (pushed.version, pushed.publisher, pushed.parameter_count) == (1, dht.peer_id, 10 * 128 * 256)
     assert (pushed.metadata, pushed.architecture) == ({"accuracy": 0.97, "tags": ["mlp"]}, "10 layers")
     assert pushed.created_at == pushed.updated_at
-    assert (pushed.expires_at - pushed.updated_at).days == 30
+    assert timedelta(days=30) - timedelta(minutes=5) < pushed.expires_at - pushed.updated_at <= timedelta(days=30)
     assert reader.model_metadata("first") == pushed
     assert reader.model_tensors("first") == dict.fromkeys(layers(), TensorSpec(np.dtype(np.float32), (128, 256)))
 
@@ -252,6 +255,24 @@ def test_what_was_pulled_before_is_not_pulled_again_and_the_last_few_are_kept(
     assert {path.name for path in folder.iterdir()} == {".lock"} | kept
 
 
+@pytest.mark.parametrize("left", [0, 1000])
+def test_a_file_here_that_was_cut_off_is_pulled_again(left: int, dht: LearningDHT, reader: LearningDHT) -> None:
+    dht.push_model("cut", layers())
+    path = reader.pull_model("cut").path
+    with path.open("rb+") as file:
+        file.truncate(left)
+    assert_same(reader.pull_model("cut").tensors, layers())
+    assert {one.name for one in path.parent.iterdir()} == {".lock", path.name}
+
+
+def test_models_whose_ids_end_as_files_do_are_no_files_of_another(dht: LearningDHT, reader: LearningDHT) -> None:
+    ids = [*(f"family/{number}.safetensors" for number in range(KEPT_FILES)), "family"]
+    for model_id in ids:
+        dht.push_model(model_id, {"w": np.zeros(3)})
+        reader.pull_model(model_id)
+    assert all(reader.pull_model(model_id).path.exists() for model_id in ids)
+
+
 def test_clients_that_pull_one_model_at_the_same_time_fetch_it_once(dht: LearningDHT, reader: LearningDHT) -> None:
     dht.push_model("ranks", layers())
     told: list[BlobProgress] = []
@@ -295,6 +316,8 @@ def test_bad_weights_and_metadata_are_refused_and_take_no_number(dht: LearningDH
         dht.push_model("refused", {"w": np.zeros(3, complex)})
     with pytest.raises(ValidationError, match="metadata is whatever JSON can hold"):
         dht.push_model("refused", {"w": np.zeros(3)}, {"loss": np.float32(1)})
+    with pytest.raises(ValidationError, match="architecture is text, not int"):
+        dht.push_model("refused", {"w": np.zeros(3)}, architecture=cast(str, 3))
     assert dht.model_versions("refused") == []
     assert dht.push_model("refused", {"w": np.zeros(3)}).version == 1
 
@@ -306,6 +329,13 @@ def test_a_model_for_which_there_is_no_room_says_how_to_get_some(swarm: tuple[st
         dht.push_model("large", layers())
 
 
+def test_what_replicas_have_of_versions_makes_room_for_the_next(swarm: tuple[str, ...], tmp_path: Path) -> None:
+    little = NodeConfig(data_dir=tmp_path, max_blocks_bytes=3 << 20)
+    with connect(swarm[0], config=little) as dht:
+        for seed in range(4):  # of 1.25 MiB each
+            dht.push_model("room", layers(seed))
+
+
 def test_a_folder_for_models_that_cannot_be_made_is_named(
     dht: LearningDHT, reader: LearningDHT, tmp_path: Path
 ) -> None:
@@ -313,6 +343,19 @@ def test_a_folder_for_models_that_cannot_be_made_is_named(
     (tmp_path / "cache").write_bytes(b"no folder")
     with pytest.raises(StorageError, match="cache/prime_dht/models/nowhere: Not a directory"):
         reader.pull_model("nowhere")
+
+
+@pytest.mark.parametrize(
+    ("to", "complaint"), [("", "^.: Is a directory"), ("file/model", "file/model: Not a directory"), ("a/b", "No such")]
+)
+def test_a_place_where_no_file_can_be_is_named(
+    to: str, complaint: str, dht: LearningDHT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dht.push_model("place", {"w": np.zeros(3)})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_bytes(b"no folder")
+    with pytest.raises(StorageError, match=complaint):
+        dht.pull_model("place", to=to)
 
 
 @pytest.fixture
@@ -345,15 +388,56 @@ def test_lies_of_a_publisher_are_refused_and_leave_nothing_behind(
     assert [one.version for one in dht.model_versions("lies")] == [1, 2]
     with pytest.raises(BlobError, match=f"the weights of 'lies', version 1 of {peer_text(liar.peer_id)} are gone"):
         dht.pull_model("lies", 1)
-    for to in (None, tmp_path / "model.safetensors"):
+    to = tmp_path / "model.safetensors"
+    to.write_bytes(b"what was pulled before")
+    for place in (None, to):
         with pytest.raises(ValidationError, match=r"'lies', version 2 of .*: this is a pickle"):
-            dht.pull_model("lies", to=to)
-    assert list(dht.models_dir.glob("lies/*.safetensors")) == list(tmp_path.glob("*.safetensors")) == []
+            dht.pull_model("lies", to=place)
+    assert [one.name for one in dht.models_dir.glob("lies/*")] == [".lock"]
+    assert list(tmp_path.glob("*model*")) == [to]
+    assert to.read_bytes() == b"what was pulled before"
     with pytest.raises(ValidationError, match="not the header of a safetensors file"):
         dht.model_tensors("lies")
     liar.put(weights_key("lies"), b"other weights", subkey=subkey_of(2))
     with pytest.raises(BlobError, match="are not those that were listed"):
         dht.pull_model("lies")
+
+
+def test_weights_of_another_size_than_their_publisher_says_are_not_fetched(
+    dht: LearningDHT, reader: LearningDHT
+) -> None:
+    pushed = reader.push_model("sizes", layers())
+    value = description_of(
+        number=1,
+        cid=pushed.cid,
+        size_bytes=1000,
+        header_bytes=pushed.header_bytes,
+        parameter_count=1,
+        architecture="",
+        model_created_at=None,
+        metadata={},
+        max_bytes=1 << 16,
+    )
+    reader.put(description_key("sizes"), value, subkey=pushed.subkey)
+    for look in (dht.pull_model, dht.model_tensors):
+        with pytest.raises(ValidationError, match=f"take {pushed.size_bytes:,} bytes, not 1,000 as its publisher says"):
+            look("sizes")
+
+
+def test_a_header_of_more_than_the_file_is_not_laid_out(tmp_path: Path) -> None:
+    base, unfinished = tmp_path / "base.safetensors", tmp_path / ".next.partial"
+    base.write_bytes(to_safetensors(layers(count=1)))
+    length = 1 << 30
+    places = {
+        "huge": {"dtype": "U8", "shape": [length], "data_offsets": [0, length]},
+        "layer0": {"dtype": "F32", "shape": [128, 256], "data_offsets": [length, length + LAYER_BYTES]},
+    }
+    text = json.dumps(places).encode()
+    header = len(text).to_bytes(8, "little") + text
+    pulling._lay_out(unfinished, header, base, 1000)
+    assert list(tmp_path.iterdir()) == [base]
+    pulling._lay_out(unfinished, header, base, len(header) + length + LAYER_BYTES)
+    assert unfinished.stat().st_size == len(header) + length + LAYER_BYTES  # what is not shared is a hole
 
 
 def test_tensors_of_torch_need_torch(dht: LearningDHT, monkeypatch: pytest.MonkeyPatch) -> None:

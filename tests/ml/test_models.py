@@ -15,16 +15,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from prime_dht import DhtConfig, FoundPage, PrimeDHT
 from prime_dht.blobs.cid import Cid
 from prime_dht.entries.limits import DEFAULT_LIMITS
 from prime_dht.errors import StorageError, ValidationError
 from prime_dht.ids import PeerId
+from prime_dht.ml.models.listing import versions_of
 from prime_dht.ml.models.outgoing import Outgoing
 from prime_dht.ml.models.version import (
     MAX_ID_BYTES,
     MAX_LEAP,
     ModelVersion,
     checked_id,
+    copied_metadata,
     description_of,
     next_number,
     subkey_of,
@@ -96,6 +99,20 @@ def test_metadata_that_json_cannot_hold_is_refused(metadata: object) -> None:
         description(metadata=metadata)
 
 
+def test_metadata_is_copied_before_it_can_change() -> None:
+    losses = [0.5]
+    copied = copied_metadata({"losses": losses})
+    losses.append(0.25)
+    assert copied == {"losses": [0.5]}
+    assert copied_metadata(None) == {}
+
+
+@pytest.mark.parametrize("metadata", ["text", [1], [("a", 1)], 5])
+def test_metadata_without_names_is_refused(metadata: object) -> None:
+    with pytest.raises(ValidationError, match=f"metadata is names and .*, not {type(metadata).__name__}"):
+        copied_metadata(cast(dict[str, object], metadata))
+
+
 def test_metadata_that_would_not_stand_beside_its_header_is_refused() -> None:
     with pytest.raises(ValidationError, match=r"takes 70,\d\d\d bytes as JSON; the limit is 65,536"):
         description(metadata={"log": "x" * 70_000}, max_bytes=DEFAULT_LIMITS.max_inline_bytes)
@@ -114,6 +131,8 @@ GOOD = json.loads(description())
         b"[]",
         json.dumps(GOOD | {"format": 2}).encode(),
         json.dumps(GOOD | {"metadata": {"loss": float("nan")}}).encode(),
+        json.dumps(GOOD).replace('"mlp"', '"\\ud800"').encode(),
+        json.dumps(GOOD).replace("{}", '{"loss": 1e999}').encode(),
         *(
             json.dumps({name: GOOD[name] for name in GOOD if name != absent}).encode()
             for absent in GOOD
@@ -166,6 +185,19 @@ def test_ids_as_people_give_them_are_ids(model_id: str) -> None:
 def test_what_is_no_id_is_refused_with_what_one_is(model_id: str) -> None:
     with pytest.raises(ValidationError, match="is no model id: it is 1 to 200 ASCII letters"):
         checked_id(model_id)
+
+
+async def test_a_replica_that_goes_on_for_ever_with_what_was_deleted_is_not_heard_out() -> None:
+    class Endless:
+        config = DhtConfig(limits=replace(DEFAULT_LIMITS, max_slots_per_key=10))
+        pages = 0
+
+        async def get_all(self, *_: object, **named: object) -> FoundPage:
+            self.pages += 1
+            assert self.pages <= self.config.limits.max_slots_per_key
+            return FoundPage((), b"%d" % self.pages)
+
+    assert await versions_of(cast(PrimeDHT, Endless()), "m") == []
 
 
 def test_arrays_are_written_to_a_file_that_leaves_nothing_behind(tmp_path: Path) -> None:

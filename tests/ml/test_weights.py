@@ -219,6 +219,8 @@ def test_what_shares_memory_is_written_whole_for_each_name() -> None:
         ({"w": FakeTensor(np.zeros(2), on="meta")}, "'w' is no array: Cannot copy out of meta tensor"),
         ({"__metadata__": np.zeros(2)}, "no tensor is named '__metadata__'"),
         ({"": np.zeros(2)}, "a tensor's name"),
+        ({"w": np.zeros((0, 1 << 50))}, "'w' has more than"),
+        ({"w": FakeTensor(np.zeros((0, 1 << 50)))}, "'w' has more than"),
     ],
 )
 def test_what_is_no_tensor_is_not_written(weights: dict[str, object], complaint: str) -> None:

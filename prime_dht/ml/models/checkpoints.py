@@ -17,10 +17,14 @@ is, that takes its place. So the network decides how many are saved, and never h
 **Slots.** The last ``keep`` are kept, all of them until the next is complete; what is older is deleted, so that
 replicas let go of its weights. Their entries take turns under ``keep + 1`` subkeys, 0 and up: the swarm remembers every
 subkey that was ever used until what was there expires, and a key can only have so many.
+
+**Forks.** What is being saved when a process forks is saved by the parent, which can wait for it. The child begins with
+nothing to save, and is, like its client, another publisher.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -32,7 +36,13 @@ from prime_dht.errors import BlobError, ConfigError, PrimeDHTError, ValidationEr
 from prime_dht.ml.client import extra_needed
 from prime_dht.ml.models.listing import versions_of
 from prime_dht.ml.models.model import Model
-from prime_dht.ml.models.version import checked_id, description_key, subkey_of, weights_key
+from prime_dht.ml.models.version import (
+    checked_id,
+    copied_metadata,
+    description_key,
+    subkey_of,
+    weights_key,
+)
 
 with extra_needed():
     from prime_dht.ml.models.outgoing import Outgoing
@@ -115,11 +125,7 @@ class Checkpoints:
         self._keep = keep
         self._ttl = ttl
         self._publisher = publisher
-        self._lock = threading.Lock()  # held for moments, never while waiting
-        self._waiting: _Snapshot | None = None
-        self._is_saving = False
-        self._saving: Future[None] | None = None
-        self._failure: BaseException | None = None
+        self._begin_anew()
 
     def __enter__(self) -> Self:
         return self
@@ -135,16 +141,19 @@ class Checkpoints:
         Args:
             number: of the step.
             tensors: names and arrays, or a torch state dict; may change when this returns.
-            metadata: whatever JSON can hold.
+            metadata: whatever JSON can hold; may change likewise.
 
         Raises:
-            ValidationError, StorageError: the tensors cannot be saved, or not be written here.
-            PrimeDHTError: an earlier checkpoint could not be saved, once for each; this one is under way nevertheless.
+            ValidationError, StorageError: the tensors or metadata cannot be saved, or not be written here.
+            PrimeDHTError: an earlier checkpoint, the last of those, could not be saved; this one is under way
+                nevertheless.
         """
+        self._leave_to_parent()
         if number < 1 or number % self._every:
             return False
+        said = {**copied_metadata(metadata), STEP: number}
         outgoing = Outgoing.of(tensors, self._dht.models_dir)
-        self._save_soon(_Snapshot(step=number, outgoing=outgoing, metadata={**(metadata or {}), STEP: number}))
+        self._save_soon(_Snapshot(step=number, outgoing=outgoing, metadata=said))
         self._raise_failure()
         return True
 
@@ -155,6 +164,7 @@ class Checkpoints:
             TimeoutError: that takes longer; it goes on.
             PrimeDHTError: a checkpoint could not be saved.
         """
+        self._leave_to_parent()
         if self._saving is not None:
             self._saving.result(timeout)
         self._raise_failure()
@@ -192,6 +202,19 @@ class Checkpoints:
         return None
 
     # Within
+
+    def _begin_anew(self) -> None:
+        self._process = os.getpid()
+        self._lock = threading.Lock()  # held for moments, never while waiting
+        self._waiting: _Snapshot | None = None
+        self._is_saving = False
+        self._saving: Future[None] | None = None
+        self._failure: BaseException | None = None
+
+    def _leave_to_parent(self) -> None:
+        """In a child that was forked: forget what is being saved, and the lock, which a thread may have held."""
+        if self._process != os.getpid():
+            self._begin_anew()
 
     def _save_soon(self, snapshot: _Snapshot) -> None:
         """Let it wait in place of what waits, and begin with it unless one is being saved."""

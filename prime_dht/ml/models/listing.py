@@ -38,7 +38,7 @@ async def versions_of(dht: PrimeDHT, model_id: str, publisher: PeerLike | None =
     while cursor is not None and slots < dht.config.limits.max_slots_per_key:  # honest replicas have no more
         page = await dht.get_all(key, publishers=publishers, cursor=cursor)
         versions += _described(model_id, page)
-        slots += len(page)
+        slots += max(len(page), 1)  # of a page of what was deleted nothing is told
         cursor = page.next_cursor
     return sorted(versions, key=lambda one: (one.version, one.updated_at))
 

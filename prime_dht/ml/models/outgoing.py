@@ -103,12 +103,13 @@ class Outgoing:
         return b"".join([piece async for piece in self.pieces()])
 
     async def pieces(self) -> AsyncGenerator[bytes]:
-        """Its bytes, in order.
+        """Its bytes, in order, from the beginning.
 
         Raises:
             StorageError: it cannot be read.
         """
         try:
+            self.file.seek(0)
             while piece := await trio.to_thread.run_sync(self.file.read, READ_BYTES):
                 yield piece
         except OSError as error:

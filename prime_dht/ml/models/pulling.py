@@ -6,6 +6,9 @@ pulls have left until the next one ends; a file that goes while its tensors are 
 Processes of one machine that pull a model at the same time, as the ranks of a training job do, take turns, and the
 second finds what the first has fetched.
 
+A file gets its name, in place of what had it before, once it is known to be a safetensors file: lies of a publisher
+cost nothing that was here. One in the folder that is none any more, because it was cut off, is fetched anew.
+
 **What is shared is not fetched.** Tensors that have the same name, dtype and shape in the model's newest file here
 are copied to where they lie in the new one, before the fetch, which finds them there as if it had been interrupted: it
 believes none of it, but compares hashes (:mod:`prime_dht.node.blobs.file`), block by block. So of a version that
@@ -15,6 +18,7 @@ differs in one tensor that tensor is fetched, or the blocks of 1 MiB of it that 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -31,7 +35,7 @@ from prime_dht.errors import BlobError, PrimeDHTError, StorageError, ValidationE
 from prime_dht.ml.models.listing import find_version
 from prime_dht.ml.models.model import Model
 from prime_dht.ml.models.version import ModelVersion, weights_key
-from prime_dht.ml.tensors import TensorSpec
+from prime_dht.ml.tensors import TensorSpec, size_bytes_of
 from prime_dht.ml.weights import map_safetensors, spec_in_header
 from prime_dht.node.blobs.file import partial_path
 
@@ -75,13 +79,12 @@ async def pull_version(
     """Pull a version that was listed; otherwise as :func:`pull`."""
     kept_in = folder.joinpath(*version.model_id.split("/"))
     if to is not None:
-        await _fetch(dht, version, to, kept_in, progress)
-        return await _mapped(version, to)
+        return await _fetched(dht, version, to, kept_in, progress)
     async with _alone_in(kept_in):
         path = kept_in / f"{version.cid}.safetensors"
-        if not await trio.Path(path).exists():
-            await _fetch(dht, version, path, kept_in, progress)
-        model = await _mapped(version, path)
+        model = await trio.to_thread.run_sync(_model_here, version, path)
+        if model is None:
+            model = await _fetched(dht, version, path, kept_in, progress)
         await trio.to_thread.run_sync(_note_use, path)
     return model
 
@@ -97,7 +100,8 @@ async def spec_of(
         UnknownModelError, QueryError: as :func:`~prime_dht.ml.models.listing.find_version` does.
     """
     version = await find_version(dht, model_id, number, publisher)
-    return spec_in_header(await _header(dht, version, await _weights(dht, version)))
+    header = await _header(dht, version, await _weights(dht, version))
+    return await trio.to_thread.run_sync(spec_in_header, header)
 
 
 async def _weights(dht: PrimeDHT, version: ModelVersion) -> Found:
@@ -105,6 +109,7 @@ async def _weights(dht: PrimeDHT, version: ModelVersion) -> Found:
 
     Raises:
         BlobError: it is gone, or its publisher has put another in its place.
+        ValidationError: they have another size than the publisher says.
     """
     found = await dht.get(
         weights_key(version.model_id), subkey=version.subkey, publisher=version.publisher, latest=True, fetch=False
@@ -113,6 +118,11 @@ async def _weights(dht: PrimeDHT, version: ModelVersion) -> Found:
         raise BlobError(f"the weights of {version} are gone")
     if bytes(version.cid) != (found.blob.cid if found.blob else bytes(Cid.of_raw(found.value))):
         raise _replaced(version)
+    size_bytes = found.blob.size if found.blob else len(found.value)
+    if size_bytes != version.size_bytes:
+        raise ValidationError(
+            f"the weights of {version} take {size_bytes:,} bytes, not {version.size_bytes:,} as its publisher says"
+        )
     return found
 
 
@@ -120,64 +130,97 @@ async def _header(dht: PrimeDHT, version: ModelVersion, found: Found) -> bytes:
     """Of a version's weights, whose entry was found, what comes before the tensors' bytes."""
     if found.blob is None:
         return found.value[: version.header_bytes]
-    return await dht.blobs.fetch(version.cid, stop=version.header_bytes)
+    return await dht.blobs.fetch(found, stop=version.header_bytes)
 
 
-async def _fetch(
+async def _fetched(
     dht: PrimeDHT,
     version: ModelVersion,
     path: Path,
     kept_in: Path,
     progress: Callable[[BlobProgress], None] | None,
-) -> None:
-    """Bring a version's weights to a file."""
+) -> Model:
+    """Bring a version's weights to a file, which gets its name when they are known to be some."""
+    await trio.to_thread.run_sync(_check_place, path)
     found = await _weights(dht, version)
     base = await trio.to_thread.run_sync(_base, path, kept_in)
+    unchecked = path.with_name(f".{path.name}.{str(version.cid)[-8:]}.unchecked")
     if found.blob is not None and base is not None:
         header = await _header(dht, version, found)
-        await trio.to_thread.run_sync(_lay_out, partial_path(path, version.cid), header, base)
+        await trio.to_thread.run_sync(_lay_out, partial_path(unchecked, version.cid), header, base, found.blob.size)
     written = await dht.get(
-        weights_key(version.model_id), subkey=version.subkey, publisher=version.publisher, to=path, progress=progress
+        weights_key(version.model_id),
+        subkey=version.subkey,
+        publisher=version.publisher,
+        to=unchecked,
+        progress=progress,
     )
     if written is None or written.op_id != found.op_id:
-        await _remove(path)
+        await trio.to_thread.run_sync(_remove, unchecked)
         raise _replaced(version)
+    return await trio.to_thread.run_sync(_accepted, version, unchecked, path)
 
 
 def _replaced(version: ModelVersion) -> BlobError:
     return BlobError(f"the weights of {version} are not those that were listed: list its versions again")
 
 
-async def _remove(path: Path) -> None:
-    def remove() -> None:
-        with _errors_of_storage(path):
-            path.unlink(missing_ok=True)
-
-    await trio.to_thread.run_sync(remove)
-
-
-async def _mapped(version: ModelVersion, path: Path) -> Model:
-    """The model in a file; what is none is not left there.
+def _check_place(path: Path) -> None:
+    """Check that a file can be there, before any of it is fetched.
 
     Raises:
-        ValidationError: the publisher pushed something else, or somebody has changed the file since.
+        StorageError: it cannot.
+    """
+    with _errors_of_storage(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        os.stat(f"{path.parent}/.")  # which has to be a folder
+
+
+def _remove(path: Path) -> None:
+    with _errors_of_storage(path):
+        path.unlink(missing_ok=True)
+
+
+def _model_here(version: ModelVersion, path: Path) -> Model | None:
+    """The model in the file that it was pulled to before, if it is still there and still one."""
+    if not path.exists():
+        return None
+    try:
+        return Model(tensors=map_safetensors(path), version=version, path=path)
+    except ValidationError:  # the disk was full, or power failed, or somebody has changed it
+        return None
+
+
+def _accepted(version: ModelVersion, unchecked: Path, path: Path) -> Model:
+    """The model in a file that was fetched, at its place; what is none is not left anywhere.
+
+    Raises:
+        ValidationError: the publisher pushed something else.
     """
     try:
-        tensors = await trio.to_thread.run_sync(map_safetensors, path)
+        tensors = map_safetensors(unchecked)
     except ValidationError as error:
-        await _remove(path)
+        _remove(unchecked)
         raise ValidationError(f"{version}: {error}") from error
+    with _errors_of_storage(path):
+        unchecked.rename(path)
     return Model(tensors=tensors, version=version, path=path)
 
 
-def _lay_out(unfinished: Path, header: bytes, base: Path) -> None:
+def _lay_out(unfinished: Path, header: bytes, base: Path, size_bytes: int) -> None:
     """Write a file's header, and the tensors that another may share with it, where an interrupted fetch leaves them.
 
     If there is one already, it stays. This only saves fetching: if it fails, nothing is lost.
+
+    Args:
+        size_bytes: of the file; what a header says of more is a lie, and is not written.
     """
     laid_out = unfinished.with_suffix(".laid-out")
     with contextlib.suppress(OSError, PrimeDHTError):
         here, spec = map_safetensors(base), spec_in_header(header)
+        if len(header) + size_bytes_of(spec) != size_bytes:
+            return
         with laid_out.open("wb") as file:
             file.write(header)
             for name, one in spec.items():
@@ -192,22 +235,26 @@ def _lay_out(unfinished: Path, header: bytes, base: Path) -> None:
 
 def _base(path: Path, kept_in: Path) -> Path | None:
     """The file here that is likely to share most: what will be replaced, or else the model's that was used last."""
-    with _errors_of_storage(kept_in):
+    with contextlib.suppress(FileNotFoundError):  # another process may remove them meanwhile
         return path if path.is_file() else next(iter(_files(kept_in)), None)
+    return None
 
 
 def _note_use(path: Path) -> None:
     """Keep this file as the last used, only so many others, and nothing of pulls that were interrupted."""
     with _errors_of_storage(path):
         path.touch()
-        interrupted = (one for kind in ("partial", "nodes", "laid-out") for one in path.parent.glob(f".*.{kind}"))
+        interrupted = (
+            one for kind in ("partial", "nodes", "laid-out", "unchecked") for one in path.parent.glob(f".*.{kind}")
+        )
         for old in chain(_files(path.parent)[KEPT_FILES:], interrupted):
             old.unlink()
 
 
 def _files(folder: Path) -> list[Path]:
     """Those of a model, the last used first."""
-    return sorted(folder.glob("[!.]*.safetensors"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    found = (path for path in folder.glob("[!.]*.safetensors") if path.is_file())  # ids of others may end like this
+    return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
 @asynccontextmanager

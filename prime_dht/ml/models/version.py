@@ -130,6 +130,20 @@ def next_number(versions: Iterable[ModelVersion], *, own: PeerId, taken: int = 0
     return max(greatest, taken) + 1
 
 
+def copied_metadata(metadata: Mapping[str, object] | None) -> dict[str, object]:
+    """Metadata as it is read later, whatever becomes of the original meanwhile.
+
+    Raises:
+        ValidationError: it is not what JSON can hold.
+    """
+    if metadata is None:
+        return {}
+    if not isinstance(metadata, Mapping):
+        raise ValidationError(f"metadata is names and whatever JSON can hold, not {type(metadata).__name__}")
+    copied: dict[str, object] = json.loads(_json(dict(metadata)))
+    return copied
+
+
 def description_of(
     *,
     number: int,
@@ -149,8 +163,10 @@ def description_of(
         max_bytes: of the value.
 
     Raises:
-        ValidationError: the metadata is not what JSON can hold, or the value is too large.
+        ValidationError: the metadata is not what JSON can hold, the architecture no text, or the value too large.
     """
+    if not isinstance(architecture, str):
+        raise ValidationError(f"architecture is text, not {type(architecture).__name__}")
     document = {
         "format": _FORMAT,
         "version": number,
@@ -162,10 +178,7 @@ def description_of(
         "model_created_at_us": None if model_created_at is None else (model_created_at - _EPOCH) // _US,
         "metadata": dict(metadata),
     }
-    try:
-        value = json.dumps(document, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValidationError(f"metadata is whatever JSON can hold: {error}") from error
+    value = _json(document)
     if len(value) > max_bytes:
         raise ValidationError(
             f"what is said of a version takes {len(value):,} bytes as JSON; the limit is {max_bytes:,}: "
@@ -188,6 +201,7 @@ def version_in(
         raise ValidationError(f"not the description of a version: {error}") from error
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
         raise ValidationError(f"not the description of a version in format {_FORMAT}")
+    _json(document)  # lone surrogates cannot be shown, and a number that is too large is read as infinite
     cid, metadata, architecture = (document.get(name) for name in ("cid", "metadata", "architecture"))
     if not (isinstance(cid, str) and isinstance(metadata, dict) and isinstance(architecture, str)):
         raise ValidationError("not the description of a version: cid, metadata or architecture")
@@ -207,6 +221,13 @@ def version_in(
         metadata=metadata,
         subkey=subkey,
     )
+
+
+def _json(document: object) -> bytes:
+    try:
+        return json.dumps(document, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValidationError(f"metadata is whatever JSON can hold: {error}") from error
 
 
 def _number(document: Mapping[str, object], name: str, least: int, most: int) -> int:
