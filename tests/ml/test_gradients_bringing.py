@@ -93,7 +93,9 @@ class FakeSource:
         await self._fetch(found.publisher)(path, tell)
 
 
-async def brought(source: FakeSource, members: Collection[PeerId], timeout_s: float = A_YEAR_S) -> Gathering[PeerId]:
+async def brought(
+    source: FakeSource, members: Collection[PeerId] | None, timeout_s: float = A_YEAR_S
+) -> Gathering[PeerId]:
     gathering = Gathering[PeerId](EXPECTED, lambda one: one.publisher, members)
     await bring(gathering, source, EXPECTED, lambda: gathering.sought, timeout_s=timeout_s)
     return gathering
@@ -280,6 +282,23 @@ async def test_a_key_full_of_rubbish_hides_nobody(autojump_clock: MockClock) -> 
     assert gathering.gradients.keys() == {member(1), member(2)}
     assert gathering.rejected.keys() == {member(0)}
     assert len(source.looks) == MAX_PAGES + 1
+
+
+async def test_behind_however_much_rubbish_everybody_is_found_in_the_end(autojump_clock: MockClock) -> None:
+    class Rubbish(FakeSource):
+        """As many pages of one member's rubbish as two looks read, and then another's gradient."""
+
+        async def page(self, publishers: Collection[PeerId] | None, cursor: bytes) -> FoundPage:
+            await super().page(publishers, cursor)
+            number = int(cursor or b"0")
+            if number == 2 * MAX_PAGES:
+                return FoundPage((found(member(1)),), None)
+            return FoundPage((found(member(0), value=b"rubbish", created_at_us=number),), b"%d" % (number + 1))
+
+    source = Rubbish()
+    gathering = await brought(source, None)
+    assert gathering.gradients.keys() == {member(1)}
+    assert len(source.looks) == 2 * MAX_PAGES + 1
 
 
 async def test_a_file_goes_when_it_was_read_and_all_go_in_the_end(

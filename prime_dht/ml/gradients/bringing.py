@@ -50,7 +50,8 @@ PUBLISHERS_AT_ONCE = 256
 """As many as one request can name."""
 
 MAX_PAGES = 128
-"""That are read in a row, each of some 15 entries at least: there are 1,024 members at most."""
+"""That are read in a row, each of some 15 entries at least: there are 1,024 members at most. Where a look had to end,
+the next one goes on, so that nobody's rubbish hides for long what comes behind it."""
 
 
 class Source(Protocol):
@@ -125,6 +126,7 @@ class _Bringing(Generic[Name]):
         self._publishers = publishers
         self._folder = folder
         self._changed = trio.Event()
+        self._behind: dict[int, bytes] = {}  # where looks at some publishers ended, though there was more
 
     async def run(self) -> None:
         async with background_nursery() as nursery:
@@ -164,24 +166,26 @@ class _Bringing(Generic[Name]):
 
     async def _look(self, publishers: Collection[PeerId] | None) -> None:
         if publishers is None:
-            await self._turn_pages(None)
+            await self._turn_pages(None, 0)
         else:
             ordered = sorted(publishers)
             for start in range(0, len(ordered), PUBLISHERS_AT_ONCE):
-                await self._turn_pages(ordered[start : start + PUBLISHERS_AT_ONCE])
-        self._gathering.end_look()
+                await self._turn_pages(ordered[start : start + PUBLISHERS_AT_ONCE], start)
+        if not self._behind or self._gathering.is_named:
+            self._gathering.end_look()
         self._tell()
 
-    async def _turn_pages(self, publishers: Collection[PeerId] | None) -> None:
-        cursor: bytes | None = b""
-        pages = 0
-        while cursor is not None and pages < MAX_PAGES:
+    async def _turn_pages(self, publishers: Collection[PeerId] | None, start: int) -> None:
+        cursor = self._behind.pop(start, b"")
+        for _ in range(MAX_PAGES):
             page = await self._source.page(publishers, cursor)
             for found in page:
                 self._gathering.take(found)
-            cursor = page.next_cursor
-            pages += 1
             self._tell()
+            if page.next_cursor is None:
+                return
+            cursor = page.next_cursor
+        self._behind[start] = cursor
 
     async def _bring_each(self, nursery: trio.Nursery) -> None:
         while True:

@@ -151,6 +151,11 @@ class Gathering(Generic[Name]):
     # Looking
 
     @property
+    def is_named(self) -> bool:
+        """Whether it is told what is expected, and so need not know all that there is."""
+        return self._names is not None
+
+    @property
     def sought(self) -> frozenset[Name] | None:
         """The names of which nothing was found yet; ``None`` is any, as it is before the first look."""
         return self._names - self._newest.keys() if self._names is not None and self.has_looked else None
