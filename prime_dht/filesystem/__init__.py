@@ -7,8 +7,9 @@
 
 It comes with ``pip install 'prime-dht[fsspec]'``, which registers the protocol. What a file is here:
 
-- **One entry**, and with it one version: whole or not there, replaced as a whole, read to the end as it was when it was
-  opened.
+- **One entry**, and with it one version: whole or not there, and replaced as a whole, even if its writer is killed. Who
+  reads goes on reading what was opened; but of a blob that was replaced or removed replicas soon let go, a minute or
+  two later, and then the rest is an :class:`OSError`.
 - **Written by one peer.** Others cannot change or remove it (:class:`PermissionError`). Under a name that anybody may
   write they can put something newer, which is then what is seen; but ``trusted`` leaves others' entries unseen, under
   ``prime://own/<peer id>/`` only that peer writes, and under ``prime://group/<root>/`` only members with a capability.
@@ -16,15 +17,18 @@ It comes with ``pip install 'prime-dht[fsspec]'``, which registers the protocol.
   :meth:`PrimeFileSystem.renew`.
 - What is written passes through a temporary file and the node's block store. Without a ``data_dir`` that is in memory,
   and a file can have 256 MiB at most.
-- A directory holds as many names as a key has slots, 4,096 by default, those lately removed included. To list it brings
-  along what its small files hold, up to 64 KiB each.
+- A directory holds as many names as a key has slots, 4,096 by default, those lately removed included, and up to eight
+  for each peer that writes blobs there. To list it brings along what its small files hold, up to 64 KiB each.
 
 =================  ===========================================================
 ``filesystem``     :class:`PrimeFileSystem`: what fsspec asks for
 ``file``           an open file
 ``tree``           files and directories as entries
+``changes``        what this node puts, one after the other
 ``details``        what an entry says of a file
 ``paths``          which key and subkey a path has
+``errors``         the swarm's errors as those of a file system
+``together``       several operations as one call
 ``connections``    one node for all file systems of a swarm
 =================  ===========================================================
 """

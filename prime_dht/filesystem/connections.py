@@ -31,19 +31,31 @@ class Way:
         return self if self.data_dir is None else replace(self, peers=(), data_dir=self.data_dir.absolute())
 
 
-_connections: dict[Way, BlockingDHT] = {}
+class Connection(BlockingDHT):
+    """A client that is told of peers again by everybody who asks for it."""
+
+    def join_by(self, peers: tuple[str, ...]) -> None:
+        """Take these peers when it next joins: those that it has may be mistaken, and then it has not joined yet."""
+        with self._lock:
+            if not set(peers) <= set(self._config.peers):
+                self._config = replace(self._config, peers=peers)
 
 
-def connection(way: Way) -> BlockingDHT:
+_connections: dict[Way, Connection] = {}
+
+
+def connection(way: Way) -> Connection:
     """The client that joins this way, or has.
 
     Raises:
         ConfigError: a setting is out of range.
     """
-    return _connections.get(way.destination) or keep(way, BlockingDHT(_config(way), None, JOINING_S))
+    dht = _connections.get(way.destination) or keep(way, Connection(_config(way), None, JOINING_S))
+    dht.join_by(way.peers)
+    return dht
 
 
-def keep(way: Way, dht: BlockingDHT) -> BlockingDHT:
+def keep(way: Way, dht: Connection) -> Connection:
     """Take a client for all who join this way, unless there is one."""
     return _connections.setdefault(way.destination, dht)
 

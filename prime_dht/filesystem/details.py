@@ -9,7 +9,7 @@ from typing import Literal, TypedDict
 
 from prime_dht.blobs.cid import Cid
 from prime_dht.errors import ValidationError
-from prime_dht.filesystem.paths import is_name
+from prime_dht.filesystem.paths import is_name, is_root
 from prime_dht.ids import US_PER_S, OpId, peer_text
 from prime_dht.node.results import Found
 
@@ -83,7 +83,8 @@ def cid_of(found: Found) -> Cid:
 class Listing:
     """What the directory at a path holds, as entries come: of each name the newest, without its content.
 
-    Anybody may have put anything under its key. What has no name that a file can have, or no CID, is left out.
+    Anybody may have put anything under its key. What has no name that a file can have, or a root's, or no CID, is left
+    out.
     """
 
     def __init__(self, path: str) -> None:
@@ -103,7 +104,8 @@ class Listing:
     def _details_of(self, found: Found) -> Details | None:
         try:
             name = found.subkey.decode()
-            return details_of(f"{self._path}/{name}" if self._path else name, found) if is_name(name) else None
+            path = f"{self._path}/{name}" if self._path else name
+            return details_of(path, found) if is_name(name) and not is_root(path) else None
         except (UnicodeDecodeError, ValidationError):
             return None
 

@@ -1,16 +1,20 @@
-"""A file that is open: :class:`PrimeFile`, for reading or for writing."""
+"""A file that is open: :class:`PrimeFile`, for reading or for writing; and several that are written together."""
 
 from __future__ import annotations
 
+import os
 import tempfile
-from pathlib import Path
+from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import trio
 from fsspec.spec import AbstractBufferedFile
+from fsspec.transaction import Transaction
 
 from prime_dht.filesystem.details import details_of
-from prime_dht.filesystem.tree import os_errors
+from prime_dht.filesystem.errors import os_errors
+from prime_dht.node.blobs.putting import READ_BYTES
 
 if TYPE_CHECKING:
     from prime_dht.filesystem.filesystem import PrimeFileSystem
@@ -48,7 +52,7 @@ class PrimeFile(AbstractBufferedFile):  # type: ignore[misc]
             options["size"] = self._details["size"]
         else:
             self._ttl = ttl
-            self._written = tempfile.NamedTemporaryFile(prefix="prime_dht-")  # noqa: SIM115 - as long as this is open
+            self._written = tempfile.TemporaryFile()  # noqa: SIM115 - as long as this is open
         super().__init__(fs, path, mode, block_size or fs.blocksize, autocommit, **options)
         if mode == "ab" and fs.exists(path):
             fs.get_file(path, self._written)
@@ -79,7 +83,8 @@ class PrimeFile(AbstractBufferedFile):  # type: ignore[misc]
     def _publish(self) -> None:
         try:
             self._written.flush()
-            self.fs.tree.write(self.path, Path(self._written.name), ttl_s=self._ttl, exclusive=self.mode == "xb")
+            content = _pieces(self._written.fileno())
+            self.fs.tree.write(self.path, content, ttl_s=self._ttl, exclusive=self.mode == "xb")
         finally:
             self._written.close()
 
@@ -93,3 +98,25 @@ class PrimeFile(AbstractBufferedFile):  # type: ignore[misc]
     def __del__(self) -> None:
         if not self.closed and self.mode != "rb":
             self.discard()
+
+
+class PrimeTransaction(Transaction):  # type: ignore[misc]
+    """fsspec's; but one that fails has ended, too. Of older versions it goes on, and what is written is never seen."""
+
+    def complete(self, commit: bool = True) -> None:
+        fs = self.fs
+        try:
+            super().complete(commit)
+        finally:
+            while self.files:
+                self.files.popleft().discard()
+            fs._intrans = False
+            fs._transaction = None
+
+
+async def _pieces(descriptor: int) -> AsyncGenerator[bytes]:
+    """All of a file that has no name, and so is gone with whoever has it open, however that ends."""
+    start = 0
+    while piece := await trio.to_thread.run_sync(os.pread, descriptor, READ_BYTES, start):
+        yield piece
+        start += len(piece)

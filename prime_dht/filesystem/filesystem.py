@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
+from shutil import SameFileError
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
@@ -14,7 +15,8 @@ from fsspec.spec import AbstractFileSystem, make_instance
 from fsspec.utils import isfilelike, stringify_path
 
 from prime_dht.blocking import BlockingDHT
-from prime_dht.filesystem.connections import Way, connection, keep
+from prime_dht.filesystem.changes import capability_of
+from prime_dht.filesystem.connections import Connection, Way, connection, keep
 from prime_dht.filesystem.details import (
     Details,
     details_of,
@@ -24,9 +26,10 @@ from prime_dht.filesystem.details import (
     modified_at,
     size_of,
 )
-from prime_dht.filesystem.file import PrimeFile
-from prime_dht.filesystem.paths import is_root, normal, parent_of
-from prime_dht.filesystem.tree import OnProgress, Tree, capability_of, os_error, os_errors
+from prime_dht.filesystem.errors import os_error, os_errors
+from prime_dht.filesystem.file import PrimeFile, PrimeTransaction
+from prime_dht.filesystem.paths import directories_above, is_root, normal, parent_of
+from prime_dht.filesystem.tree import OnProgress, Tree
 
 if TYPE_CHECKING:
     from prime_dht.node.blobs.progress import BlobProgress
@@ -65,6 +68,7 @@ class PrimeFileSystem(AbstractFileSystem):  # type: ignore[misc]
     """
 
     protocol = "prime"
+    transaction_type = PrimeTransaction
     tree: Tree
 
     def __init__(
@@ -338,23 +342,37 @@ class PrimeFileSystem(AbstractFileSystem):  # type: ignore[misc]
         """Copy a file within the swarm: the copy has the same CID, and no bytes pass through here.
 
         Of a directory a new one is made, without what it holds.
+
+        Raises:
+            SameFileError: both paths are the same.
         """
         source, target = self._strip_protocol(path1), self._strip_protocol(path2)
+        if source == target:
+            raise SameFileError(errno.EINVAL, "it cannot be copied onto itself", source)
         found = None if is_root(source) else self.tree.find(source)
         if found is None or is_directory(found):
             self.makedirs(target, exist_ok=True)
-        elif source != target:
+        else:
             self.tree.write(target, found.blob or found.value, content_type=found.content_type, ttl_s=ttl)
 
     def mv(self, path1: Any, path2: Any, recursive: bool = False, maxdepth: int | None = None, **kwargs: Any) -> None:
-        """Copy, and then remove; not at all if anything of it is another's, nor into itself."""
+        """Copy, and then remove what was copied; not at all if any of it is another's, nor onto or into itself.
+
+        With ``maxdepth``, directories stay.
+        """
         source, target = self._strip_protocol(path1), self._strip_protocol(path2)
         if source == target:
             return
-        if isinstance(target, str) and isinstance(source, str) and target.startswith(f"{source}/"):
-            raise os_error(errno.EINVAL, target)
-        self.tree.find_own(self.expand_path(path1, recursive=recursive, maxdepth=maxdepth))
-        super().mv(path1, path2, recursive=recursive, maxdepth=maxdepth, **kwargs)
+        paths = self.expand_path(path1, recursive=recursive, maxdepth=maxdepth)
+        own = self.tree.find_own(one for one in paths if not is_root(one))
+        for to in target if isinstance(target, list) else [target]:
+            if not own.keys().isdisjoint((to, *directories_above(to))):
+                raise os_error(errno.EINVAL, to)
+        directories = {one for one, found in own.items() if is_directory(found)}
+        if directories and not recursive:
+            raise os_error(errno.EISDIR, min(directories))
+        self.copy(path1, path2, recursive=recursive, maxdepth=maxdepth, on_error="raise", **kwargs)
+        self.tree.remove(own if maxdepth is None else own.keys() - directories)
 
     def mkdir(self, path: str, create_parents: bool = True, **kwargs: Any) -> None:
         """Make a directory.
@@ -460,7 +478,7 @@ class PrimeFileSystem(AbstractFileSystem):  # type: ignore[misc]
             return None
 
 
-def _joined(kind: type[PrimeFileSystem], options: dict[str, Any], way: Way, dht: BlockingDHT) -> PrimeFileSystem:
+def _joined(kind: type[PrimeFileSystem], options: dict[str, Any], way: Way, dht: Connection) -> PrimeFileSystem:
     """What a pickled file system is in this process."""
     keep(way, dht)
     return kind(**options)

@@ -110,11 +110,9 @@ def directory_key(path: str) -> Key:
     Raises:
         OSError: a step is no name, or it is too long, or does not name a peer or group where it has to.
     """
-    steps = path.split("/") if path else []
-    tree = steps[:2] if steps[:1] and steps[0] in TREES else []
-    for step in steps:
+    for step in path.split("/") if path else ():
         _check_name(step, path)
-    key = wire_key("/".join((*tree, "dir:" + "/".join(steps[len(tree) :]))))
+    key = _key(path)
     if len(key) > MAX_KEY_BYTES:
         raise OSError(errno.ENAMETOOLONG, f"{os.strerror(errno.ENAMETOOLONG)}: with its key, {len(key):,} bytes", path)
     try:
@@ -133,6 +131,21 @@ def place_of(path: str) -> Place:
     name = name_of(path)
     _check_name(name, path)
     return Place(directory_key(parent_of(path)), name.encode())
+
+
+def is_too_deep(path: str) -> bool:
+    """Whether the normal path of something listed is so long that, if it is a directory, it cannot hold anything.
+
+    >>> is_too_deep("/".join(["x" * 200] * 5)), is_too_deep("/".join(["x" * 204] * 5))
+    (False, True)
+    """
+    return len(_key(path)) > MAX_KEY_BYTES
+
+
+def _key(path: str) -> Key:
+    steps = path.split("/") if path else []
+    tree = steps[:2] if steps[:1] and steps[0] in TREES else []
+    return wire_key("/".join((*tree, "dir:" + "/".join(steps[len(tree) :]))))
 
 
 def _check_name(name: str, path: str) -> None:

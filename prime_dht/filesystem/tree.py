@@ -18,14 +18,10 @@ Errors of the swarm are raised as :class:`OSError`, with the :class:`~prime_dht.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import errno
 import mimetypes
-import os
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -33,10 +29,19 @@ from typing import TYPE_CHECKING, TypeVar
 from prime_dht.blocking import BlockingDHT
 from prime_dht.entries.access import OpenKey, OwnKey, key_rule
 from prime_dht.entries.capability import check_capability, decode_capability
-from prime_dht.entries.entry import BlobRef
 from prime_dht.errors import PrimeDHTError, ValidationError
+from prime_dht.filesystem.changes import put, turn
 from prime_dht.filesystem.details import DIRECTORY, Details, Listing, is_directory, size_of
-from prime_dht.filesystem.paths import TREES, directories_above, directory_key, is_root, name_of, place_of
+from prime_dht.filesystem.errors import os_error, os_error_of, os_errors
+from prime_dht.filesystem.paths import (
+    TREES,
+    directories_above,
+    directory_key,
+    is_root,
+    is_too_deep,
+    name_of,
+    place_of,
+)
 from prime_dht.filesystem.together import together
 from prime_dht.ids import US_PER_S, PeerId, peer_text
 
@@ -45,6 +50,7 @@ if TYPE_CHECKING:
     from prime_dht.config import DhtConfig
     from prime_dht.node import PrimeDHT
     from prime_dht.node.blobs.progress import BlobProgress
+    from prime_dht.node.blobs.putting import Value
     from prime_dht.node.results import Found, PutReceipt
 
 T = TypeVar("T")
@@ -53,43 +59,6 @@ OnProgress = Callable[["BlobProgress"], None]
 
 DIRECTORY_TTLS = 2
 """A directory lives so many times as long as what it is written for."""
-
-
-@contextmanager
-def os_errors(path: str) -> Iterator[None]:
-    """Raise what the swarm says as what a file system says."""
-    try:
-        yield
-    except PrimeDHTError as error:
-        raise os_error_of(error, path) from error
-
-
-def os_error_of(error: PrimeDHTError, path: str) -> OSError:
-    """What a file system says where the swarm says this."""
-    number = errno.EINVAL if isinstance(error, ValidationError) else errno.EIO
-    translated = OSError(number, str(error), path)
-    translated.__cause__ = error
-    return translated
-
-
-def os_error(number: int, path: str) -> OSError:
-    """The error of a number, which is of the class that goes with it."""
-    return OSError(number, os.strerror(number), path)
-
-
-def capability_of(given: bytes | str) -> bytes:
-    """A capability as such, or as the text that ``prime-dht group invite`` writes.
-
-    Raises:
-        ValidationError: it is none.
-    """
-    try:
-        data = base64.b64decode(given.strip(), validate=True) if isinstance(given, str) else given
-    except binascii.Error as error:
-        raise ValidationError("the capability is not what `prime-dht group invite` writes") from error
-    if data:
-        decode_capability(data)
-    return data
 
 
 class Tree:
@@ -158,8 +127,9 @@ class Tree:
         Raises:
             OSError: nobody can be asked.
         """
-        listed = self._all({path: self._listing(path) for path in paths if path not in TREES})
-        return {path: listed.get(path, []) for path in paths}  # what is in the others nobody knows
+        holding = [path for path in paths if path not in TREES and (is_root(path) or not is_too_deep(path))]
+        listed = self._all({path: self._listing(path) for path in holding})
+        return {path: listed.get(path, []) for path in paths}  # what is in the others nobody knows, or nothing
 
     def read(self, path: str, found: Found, start: int, stop: int) -> bytes:
         """The bytes [start, stop) of a file's content, of which both ends are within it.
@@ -215,7 +185,7 @@ class Tree:
     def write(
         self,
         path: str,
-        content: bytes | Path | BlobRef,
+        content: Value,
         *,
         content_type: str | None = None,
         ttl_s: float | None = None,
@@ -266,6 +236,8 @@ class Tree:
     def renew(self, paths: Iterable[str], *, ttl_s: float | None = None) -> int:
         """Let what this peer has written at some paths live its ttl from now on; and the directories above, if need be.
 
+        What is written or removed there meanwhile stays so.
+
         Returns:
             at how many of them that is.
 
@@ -280,10 +252,7 @@ class Tree:
             self._check_writer(path)
         above = {one for path in own for one in directories_above(path)}
         self._make_directories(self._all(self._own_directories(above - own.keys())), ttl_s)
-        self._settle(
-            {path: self._putting(path, one.blob or one.value, one.content_type, ttl_s) for path, one in own.items()}
-        )
-        return len(own)
+        return self._settle({path: self._renewing(path, ttl_s) for path in own})
 
     def remove(self, paths: Iterable[str]) -> None:
         """Remove this peer's entries at some paths.
@@ -331,10 +300,14 @@ class Tree:
         async def work(dht: PrimeDHT) -> list[Details]:
             listing = Listing(path)
             cursor: bytes | None = b""
+            left = dht.config.limits.max_slots_per_key * dht.config.k_bucket_size  # more than replicas can have
             while cursor is not None:
                 page = await dht.get_all(key, publishers=self._publishers(dht.peer_id), cursor=cursor)
                 listing.add(page)
                 cursor = page.next_cursor
+                left -= len(page) + 1
+                if left < 0:
+                    raise OSError(errno.EIO, "replicas list more than a directory can hold", path)
             return listing.details()
 
         return work
@@ -342,29 +315,58 @@ class Tree:
     def _putting(
         self,
         path: str,
-        content: bytes | Path | BlobRef,
+        content: Value,
         content_type: str,
         ttl_s: float | None,
         *,
         progress: OnProgress | None = None,
     ) -> Work[PutReceipt]:
-        place, name = place_of(path), name_of(path)
-        ends_at_s = self._ends_at_s(path, ttl_s, DIRECTORY_TTLS if content_type == DIRECTORY else 1)
-        return lambda dht: dht.put(
-            place.key,
-            content,
-            subkey=place.subkey,
-            expires_at=ends_at_s,
-            metadata={"name": name},
-            content_type=content_type,
-            capability=self._capability_at(path),
-            chunker="safetensors-1" if name.endswith(".safetensors") else None,
-            progress=progress,
-        )
+        place, capability = place_of(path), self._capability_at(path)
+        expires_at_s = self._ends_at_s(path, ttl_s, content_type)
+
+        async def work(dht: PrimeDHT) -> PutReceipt:
+            async with turn(dht, place):
+                return await put(
+                    dht,
+                    path,
+                    content,
+                    content_type=content_type,
+                    expires_at_s=expires_at_s,
+                    capability=capability,
+                    progress=progress,
+                )
+
+        return work
+
+    def _renewing(self, path: str, ttl_s: float | None) -> Work[PutReceipt | None]:
+        """Put again what this peer has at a path, if it still has anything."""
+        place, capability, look = place_of(path), self._capability_at(path), self._seen(path, own=True)
+        ends_at_s, directory_ends_at_s = self._ends_at_s(path, ttl_s), self._ends_at_s(path, ttl_s, DIRECTORY)
+
+        async def work(dht: PrimeDHT) -> PutReceipt | None:
+            async with turn(dht, place):
+                found = await look(dht)
+                if found is None:
+                    return None
+                return await put(
+                    dht,
+                    path,
+                    found.blob or found.value,
+                    content_type=found.content_type,
+                    expires_at_s=directory_ends_at_s if is_directory(found) else ends_at_s,
+                    capability=capability,
+                )
+
+        return work
 
     def _deleting(self, path: str) -> Work[PutReceipt]:
-        place = place_of(path)
-        return lambda dht: dht.delete(place.key, subkey=place.subkey, capability=self._capability_at(path))
+        place, capability = place_of(path), self._capability_at(path)
+
+        async def work(dht: PrimeDHT) -> PutReceipt:
+            async with turn(dht, place):
+                return await dht.delete(place.key, subkey=place.subkey, capability=capability)
+
+        return work
 
     # Within
 
@@ -406,12 +408,18 @@ class Tree:
         until_us = int(self._ends_at_s(path, ttl_s) * US_PER_S)
         return own is not None and is_directory(own) and own.expires_at_us >= until_us
 
-    def _settle(self, works: Mapping[str, Work[PutReceipt]]) -> None:
-        """Put, so that enough replicas have it; or have something newer, which others see instead of it."""
-        for path, receipt in self._all(works).items():
+    def _settle(self, works: Mapping[str, Work[PutReceipt] | Work[PutReceipt | None]]) -> int:
+        """Put, so that enough replicas have it; or have something newer, which others see instead of it.
+
+        Returns:
+            at how many paths something was put.
+        """
+        receipts = {path: receipt for path, receipt in self._all(works).items() if receipt is not None}
+        for path, receipt in receipts.items():
             if not receipt.acknowledged and not receipt.superseded:
                 reasons = "; ".join(sorted({reason for _, reason in receipt.refused}))
                 raise OSError(errno.EIO, ": ".join(filter(None, (receipt.warning, reasons))), path)
+        return len(receipts)
 
     def _check_writer(self, path: str) -> None:
         """Check that this peer may write at a path.
@@ -442,10 +450,12 @@ class Tree:
     def _capability_at(self, path: str) -> bytes:
         return self._capability if path.startswith("group/") else b""
 
-    def _ends_at_s(self, path: str, ttl_s: float | None, ttls: int = 1) -> float:
+    def _ends_at_s(self, path: str, ttl_s: float | None, content_type: str = "") -> float:
         """When something ends that is written now: no later than the capability that it is written with."""
-        wanted_s = next(one for one in (ttl_s, self._ttl_s, self._config.ttl) if one is not None)
-        ends_at_s = time.time() + (wanted_s if ttls == 1 else min(wanted_s * ttls, self._config.limits.max_ttl_s))
+        life_s = next(one for one in (ttl_s, self._ttl_s, self._config.ttl) if one is not None)
+        if content_type == DIRECTORY:
+            life_s = min(life_s * DIRECTORY_TTLS, self._config.limits.max_ttl_s)
+        ends_at_s = time.time() + life_s
         capability = self._capability_at(path)
         return min(ends_at_s, decode_capability(capability).expires_at_us / US_PER_S) if capability else ends_at_s
 

@@ -6,8 +6,10 @@ import errno
 import hashlib
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from shutil import SameFileError
 from typing import BinaryIO
 
 import pytest
@@ -127,6 +129,19 @@ def test_a_transaction_writes_what_was_not_closed_and_not_what_failed(fs: PrimeF
     assert fs.cat(fs.find(top)) == {f"{top}/open": b"written"}
 
 
+def test_a_transaction_that_fails_has_ended(fs: PrimeFileSystem, top: str) -> None:
+    def fail() -> None:
+        with fs.transaction:
+            fs.open(f"{top}/file/below", "wb")
+            fs.open(f"{top}/after", "wb")
+
+    fs.pipe_file(f"{top}/file", b"")
+    with pytest.raises(NotADirectoryError):
+        fail()
+    fs.pipe_file(f"{top}/later", b"later")
+    assert fs.find(top) == [f"{top}/file", f"{top}/later"]
+
+
 def test_a_copy_of_a_blob_has_its_cid(fs: PrimeFileSystem, top: str) -> None:
     fs.pipe_file(f"{top}/a", BLOB)
     fs.cp_file(f"{top}/a", f"{top}/there/b")
@@ -140,10 +155,28 @@ def test_a_copy_of_a_blob_has_its_cid(fs: PrimeFileSystem, top: str) -> None:
 def test_moving_something_onto_itself_leaves_it(fs: PrimeFileSystem, top: str) -> None:
     fs.pipe_file(f"{top}/a", b"a")
     fs.mv(f"prime://{top}/a", f"{top}//a/")
-    fs.cp_file(f"{top}/a", f"{top}/a")
-    with pytest.raises(OSError, match="Invalid"):
-        fs.mv(top, f"{top}/b", recursive=True)
+    for source, target in [(f"{top}/a", f"{top}/"), (f"{top}/a", top), ([f"{top}/a"], f"{top}/"), (f"{top}/*", top)]:
+        with pytest.raises(SameFileError):
+            fs.mv(source, target)
+    with pytest.raises(SameFileError):
+        fs.cp_file(f"{top}/a", f"{top}/a")
     assert fs.cat_file(f"{top}/a") == b"a"
+
+
+def test_moving_something_into_itself_leaves_it(fs: PrimeFileSystem, top: str) -> None:
+    fs.pipe({f"{top}/a": b"a", f"{top}/b/c": b"c"})
+    for source, target in [(top, f"{top}/b"), (f"{top}/*", f"{top}/b"), (f"{top}/a", f"{top}/a/d")]:
+        with pytest.raises(OSError, match="Invalid"):
+            fs.mv(source, target, recursive=True)
+    with pytest.raises(OSError, match="Invalid"):
+        fs.mv([f"{top}/a", f"{top}/b/c"], [f"{top}/b/c", f"{top}/d"])
+    assert fs.cat(fs.find(top)) == {f"{top}/a": b"a", f"{top}/b/c": b"c"}
+
+
+def test_what_is_too_deep_to_be_moved_stays(fs: PrimeFileSystem, top: str) -> None:
+    fs.pipe({f"{top}/from/{name}": b"" for name in ("a", "b", "c/d")})
+    fs.mv(f"{top}/from", f"{top}/to", recursive=True, maxdepth=1)
+    assert fs.find(top) == [f"{top}/from/c/d", f"{top}/to/a", f"{top}/to/b"]
 
 
 def test_directories_are_made_with_what_they_hold_and_removed_with_it(fs: PrimeFileSystem, top: str) -> None:
@@ -243,10 +276,53 @@ def test_ttl_beyond_the_network_s_is_an_error_with_its_cause(fs: PrimeFileSystem
     assert isinstance(raised.value.__cause__, PrimeDHTError)
 
 
-def test_what_replicas_have_not_got_when_the_wait_is_over_is_an_error(swarm: tuple[str, ...], top: str) -> None:
+def test_what_replicas_have_not_got_when_the_wait_is_over_is_an_error_and_replaces_nothing(
+    swarm: tuple[str, ...], top: str
+) -> None:
     impatient = NodeConfig(dht=DhtConfig(blob_wait_s=0.0))
-    with connect(swarm[:1], config=impatient) as dht, pytest.raises(OSError, match="is held by 0 of 3"):
-        PrimeFileSystem(client=dht).pipe_file(f"{top}/file", BLOB)
+    with connect(swarm[:1], config=impatient) as dht:
+        fs = PrimeFileSystem(client=dht)
+        fs.pipe_file(f"{top}/file", b"old")
+        with pytest.raises(OSError, match="is held by 0 of 3"):
+            fs.pipe_file(f"{top}/file", BLOB)
+        assert fs.cat_file(f"{top}/file") == b"old"
+
+
+def test_nothing_but_its_entry_is_left_when_a_file_is_written(fs: PrimeFileSystem, dht: BlockingDHT, top: str) -> None:
+    fs.pipe_file(f"{top}/file", BLOB)
+    assert [found.subkey for found in dht.get_all(f"dir:{top}")] == [b"file"]
+
+
+def test_what_is_written_while_a_directory_is_renewed_stays(fs: PrimeFileSystem, top: str) -> None:
+    paths = [f"{top}/{number}" for number in range(40)]
+    fs.pipe(dict.fromkeys(paths, b"0"))
+    with ThreadPoolExecutor() as pool:
+        for turn in range(4):
+            renewing = pool.submit(fs.renew, top)
+            fs.pipe(dict.fromkeys(paths[::8], str(turn).encode()))
+            fs.rm_file(paths[-1 - turn])
+            assert renewing.result() > len(paths) / 2
+            assert set(fs.cat(paths[::8]).values()) == {str(turn).encode()}
+            assert not fs.exists(paths[-1 - turn])
+
+
+def test_what_is_being_written_has_no_name_that_could_be_left(
+    fs: PrimeFileSystem, top: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with fs.open(f"{top}/file", "wb", block_size=1 << 16) as file:
+        file.write(BLOB)
+        assert list(tmp_path.iterdir()) == []
+    assert fs.cat_file(f"{top}/file") == BLOB
+
+
+def test_a_local_copy_goes_round_what_is_beside_it(fs: PrimeFileSystem, top: str, tmp_path: Path) -> None:
+    (tmp_path / ".file.partial").write_bytes(b"somebody else's")
+    fs.pipe_file(f"{top}/file", b"small")
+    for name in ("file", "x" * 255):
+        fs.get_file(f"{top}/file", tmp_path / name)
+        assert (tmp_path / name).read_bytes() == b"small"
+    assert (tmp_path / ".file.partial").read_bytes() == b"somebody else's"
 
 
 def test_local_files_go_there_and_back_and_tell_how_far_they_are(fs: PrimeFileSystem, top: str, tmp_path: Path) -> None:

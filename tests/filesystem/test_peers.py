@@ -14,8 +14,10 @@ import fsspec
 import pytest
 from libp2p.crypto.ed25519 import create_new_key_pair
 
-from prime_dht import BlobError, BlockingDHT
+from prime_dht import BlobError, BlockingDHT, DhtConfig, NodeConfig
+from prime_dht.blocking import connect
 from prime_dht.entries.capability import grant, root_of
+from prime_dht.entries.limits import Limits
 from prime_dht.filesystem import PrimeFileSystem
 from prime_dht.ids import US_PER_S, peer_text
 
@@ -89,6 +91,33 @@ def test_names_that_are_none_are_not_listed(fs: PrimeFileSystem, others: PrimeFi
     assert fs.ls(top, detail=False) == [f"{top}/good"]
 
 
+def test_directories_of_others_that_cannot_be_do_not_hide_the_rest(
+    fs: PrimeFileSystem, others: PrimeFileSystem, top: str
+) -> None:
+    names = ["x" * 256] * 4
+    fs.pipe_file(f"{top}/good", b"")
+    for depth, name in enumerate(names):
+        others.tree.dht.put(
+            "/".join((f"dir:{top}", *names[:depth])), b"", subkey=name.encode(), content_type="inode/directory"
+        )
+    assert fs.find(top) == [f"{top}/good"]
+    assert [files for _, _, files in fs.walk(top)] == [["good"], [], [], [], []]
+    assert fs.ls("/".join((top, *names))) == []
+
+
+def test_a_directory_that_does_not_end_is_an_error(fs: PrimeFileSystem, swarm: tuple[str, ...], top: str) -> None:
+    fs.pipe({f"{top}/{number}": b"" for number in range(6)})
+    few = NodeConfig(dht=DhtConfig(k_bucket_size=3, limits=Limits(max_slots_per_key=2)))
+    with connect(swarm[:1], config=few) as dht, pytest.raises(OSError, match="more than a directory can hold"):
+        PrimeFileSystem(client=dht).ls(top)
+
+
+def test_roots_cannot_be_covered(fs: PrimeFileSystem, others: PrimeFileSystem) -> None:
+    others.tree.dht.put("dir:", b"", subkey=b"own")
+    others.tree.dht.put("dir:", b"", subkey=b"group", content_type="inode/directory")
+    assert not {"own", "group"} & set(fs.ls("", detail=False))
+
+
 @pytest.mark.parametrize("too_many", [1, -1, 1 << 20])
 def test_a_size_that_is_not_the_blob_s_is_an_error(
     fs: PrimeFileSystem, others: PrimeFileSystem, top: str, too_many: int
@@ -133,6 +162,16 @@ def test_a_data_directory_keeps_the_identity(swarm: tuple[str, ...], tmp_path: P
     with BlockingDHT(fs.tree.dht._config, None, 30.0) as dht:
         assert dht.peer_id == first
         PrimeFileSystem(client=dht).rm(f"{top}/file")
+
+
+def test_peers_that_were_mistaken_can_be_corrected(swarm: tuple[str, ...], tmp_path: Path, top: str) -> None:
+    mistaken = PrimeFileSystem(peers="/ip4/127.0.0.1/tcp/1", data_dir=tmp_path)
+    with pytest.raises(OSError, match="peer id"):
+        mistaken.exists(top)
+    fs = PrimeFileSystem(peers=swarm[:1], data_dir=tmp_path)
+    assert not fs.exists(top)
+    assert not mistaken.exists(top)
+    fs.tree.dht.close()
 
 
 def test_a_pickled_file_system_is_the_same_here(fs: PrimeFileSystem, swarm: tuple[str, ...]) -> None:
