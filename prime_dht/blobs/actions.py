@@ -88,8 +88,8 @@ class Progress:
     """How far a fetch is.
 
     Attributes:
-        size_bytes: of the blob; ``None`` until it is known.
-        settled_bytes: of its content, those whose blocks are in the store. At the end of a whole walk the size.
+        size_bytes: of what is walked, the blob or a part of it; ``None`` until it is known.
+        settled_bytes: of these, those whose blocks are in the store; at the end all.
         fetched_bytes, fetched_blocks: what providers brought, nodes included.
     """
 

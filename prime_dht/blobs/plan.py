@@ -21,8 +21,9 @@ block goes is told in :mod:`prime_dht.blobs.under_way`.
   another fetch goes on from there. If the blob breaks a rule of DAGs, it is *refused*: no provider can help.
 
 **Bounds.** Of blocks that are asked for or not yet stored there are never more than ``max_bytes`` and one block, beside
-a few nodes, and ``max_blocks``; this is also how a slow disk slows the network down. Providers beyond ``max_providers``
-wait until there is room. What a plan holds does not grow with the blob.
+a few nodes, and ``max_blocks``; this is also how a slow disk slows the network down. A block that is in the blob
+several times counts each time: wherever it goes, somebody notes its places, and writes them all. Providers beyond
+``max_providers`` wait until there is room. What a plan holds does not grow with the blob.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ class FetchPlan:
     @property
     def progress(self) -> Progress:
         return Progress(
-            size_bytes=self._walk.size,
+            size_bytes=self._walk.part_bytes,
             settled_bytes=self._settled_bytes,
             fetched_bytes=self._fetched_bytes,
             fetched_blocks=self._fetched_blocks,
@@ -215,6 +216,11 @@ class FetchPlan:
             self._blocks.store(block)
             self._actions.append(Store(cid, data))
 
+    def on_part(self, peer: PeerId, now_us: int) -> None:
+        """A block that takes its time goes on coming from a provider: it is slow, but has not stalled."""
+        if provider := self._providers.get(peer):
+            provider.hear_part(now_us)
+
     def on_false_block(self, peer: PeerId, cid: Cid) -> None:
         """A provider sent other bytes than those of a block."""
         if provider := self._providers.get(peer):
@@ -242,7 +248,7 @@ class FetchPlan:
         if provider is None:
             return
         provider.hear(now_us)
-        if self._take_back(provider, cids):
+        if self._take_back(provider, cids) and now_us >= provider.rests_until_us:  # else it is of the same refusal
             provider.rest(now_us + REST_US)
             provider.refusals += 1
             if self._waiting and provider.refusals >= MAX_REFUSALS:
@@ -293,7 +299,7 @@ class FetchPlan:
                     drawn.append(leaf.cid)
                 elif block.size not in (None, leaf.size):
                     raise BlobError(f"blob {self.root} says two sizes of block {leaf.cid}")
-                block.content_bytes += leaf.size
+                self._blocks.place(block, leaf.size, self._walk.bytes_of(leaf))
         except BlobError as error:
             self._refuse(str(error))
         for cid in self._walk.wanted():
@@ -306,7 +312,7 @@ class FetchPlan:
     def _has_room(self, part: float) -> bool:
         """Whether less is under way than this part of what may be."""
         limits = self._limits
-        return self._blocks.bytes < part * limits.max_bytes and len(self._blocks) < part * limits.max_blocks
+        return self._blocks.bytes < part * limits.max_bytes and self._blocks.places < part * limits.max_blocks
 
     def _assign(self, now_us: int) -> None:
         """Ask for the blocks that are wanted, the first first, of whoever has room and would deliver soonest."""

@@ -6,8 +6,8 @@ delivers is measured while something is asked of it, and what is long ago counts
 window of 2 MiB, and one block may always be asked. A block takes time however small it is, so it counts as 16 KiB at
 least.
 
-**Stalled** is a provider that said nothing for ``silence_us`` although it was asked, or left one ask open for four
-times that while it answered others.
+**Stalled** is a provider that said nothing for ``silence_us`` although it was asked, and sent no part of a block
+either; or left one ask open for four times that, whatever else it sent.
 
 >>> provider = Provider(PeerId(b"a peer"))
 >>> cids = [Cid.of_raw(bytes((index,))) for index in range(8)]
@@ -56,6 +56,7 @@ class Provider:
         self._asked: dict[Cid, tuple[int, int]] = {}  # bytes and time, the oldest first
         self._asked_bytes = 0
         self._heard_us = 0
+        self._part_heard_us = 0
         self.rests_until_us = 0
         self._counted_bytes = FIRST_WINDOW_BYTES // _FIRST_WEIGHT
         self._counted_us = WINDOW_US // _FIRST_WEIGHT
@@ -95,7 +96,7 @@ class Provider:
         if self.is_idle:
             return None
         _, oldest_us = next(iter(self._asked.values()))
-        return min(self._heard_us + silence_us, oldest_us + OPEN_SILENCES * silence_us)
+        return min(max(self._heard_us, self._part_heard_us) + silence_us, oldest_us + OPEN_SILENCES * silence_us)
 
     def ask(self, cid: Cid, size_bytes: int, now_us: int) -> None:
         if self.is_idle:
@@ -119,6 +120,10 @@ class Provider:
         if self._counted_us > WINDOW_US:
             self._counted_us //= 2
             self._counted_bytes //= 2
+
+    def hear_part(self, now_us: int) -> None:
+        """Some of a block came; how fast shows when it is whole."""
+        self._part_heard_us = now_us
 
     def rest(self, until_us: int) -> None:
         """It has too much to do: ask it for nothing until then, and for half as much afterwards."""

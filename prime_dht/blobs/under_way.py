@@ -40,7 +40,8 @@ class BlockUnderWay:
         size: of a leaf; ``None`` if it is not told before the block has come.
         budget_bytes: what it is taken to have.
         order: its place among those that are wanted.
-        content_bytes: of the blob, what was drawn of it; more than the size if the block is there several times.
+        content_bytes: what it is of what is walked; more than the size if the block is there several times.
+        places: how often it was drawn.
         asked_of: who was asked and has not answered, at most two.
         lacking: who said that it has not the block.
     """
@@ -50,6 +51,7 @@ class BlockUnderWay:
     budget_bytes: int
     order: tuple[bool, int]
     content_bytes: int = 0
+    places: int = 0
     state: State = State.LOOKING
     asked_at_us: int = 0
     asked_of: list[PeerId] = field(default_factory=list)
@@ -57,10 +59,15 @@ class BlockUnderWay:
 
 
 class UnderWay:
-    """All of them. Every step takes a constant number of operations, or as many as a heap's."""
+    """All of them. Every step takes a constant number of operations, or as many as a heap's.
+
+    Attributes:
+        bytes, places: of all, a leaf as often as it was drawn: each time it is to be put somewhere.
+    """
 
     def __init__(self) -> None:
         self.bytes = 0
+        self.places = 0
         self._blocks: dict[Cid, BlockUnderWay] = {}
         self._wanted: list[tuple[tuple[bool, int], Cid]] = []  # a heap; may name blocks that are wanted no more
         self._counts = dict.fromkeys(State, 0)
@@ -110,7 +117,16 @@ class UnderWay:
         self._blocks[cid] = block
         self._counts[State.LOOKING] += 1
         self.bytes += budget_bytes
+        self.places += 1
         return block
+
+    def place(self, block: BlockUnderWay, size: int, content_bytes: int) -> None:
+        """It is a leaf that the walk told, for the first time or again; so many of its bytes are of what is walked."""
+        if block.places:
+            self.bytes += size
+            self.places += 1
+        block.places += 1
+        block.content_bytes += content_bytes
 
     def want(self, block: BlockUnderWay) -> None:
         """It has to be asked for."""
@@ -139,7 +155,9 @@ class UnderWay:
         """It is in the store, and no longer under way."""
         del self._blocks[block.cid]
         self._counts[block.state] -= 1
-        self.bytes -= block.budget_bytes
+        again = max(block.places - 1, 0)
+        self.bytes -= block.budget_bytes + again * (block.size or 0)
+        self.places -= 1 + again
 
     def forget_lacks(self, peer: PeerId) -> None:
         """A provider may have now what it lacked."""

@@ -34,7 +34,7 @@ from dataclasses import dataclass
 
 from prime_dht.blobs.cid import BlockBytes, Cid, Codec
 from prime_dht.blobs.unixfs import MAX_BLOCK_BYTES, Node, decode_node
-from prime_dht.errors import BlobError
+from prime_dht.errors import BlobError, ValidationError
 
 MAX_DEPTH = 8
 """Levels of nodes above the leaves. Three reach 1 PiB with the profile's chunks and links."""
@@ -69,9 +69,12 @@ class Walk:
 
     Raises:
         BlobError: the root is a leaf, and of this size no leaf can be.
+        ValidationError: there is no such part.
     """
 
     def __init__(self, root: Cid, *, size: int | None = None, start: int = 0, stop: int | None = None) -> None:
+        if start < 0 or (stop is not None and stop < 0):
+            raise ValidationError(f"bytes [{start}, {'' if stop is None else stop}) of a blob: they count from 0")
         self.root = root
         self.size = size
         self._start = start
@@ -88,6 +91,18 @@ class Walk:
     def done(self) -> bool:
         """Whether all leaves have been told."""
         return self.size is not None and not self._levels
+
+    @property
+    def part_bytes(self) -> int | None:
+        """How many bytes the part has that is walked; ``None`` as long as no size is known."""
+        if self.size is None:
+            return None
+        return self.bytes_of(Piece(self.root, 0, self.size))
+
+    def bytes_of(self, piece: Piece) -> int:
+        """How many of its bytes belong to the part of the blob that is walked."""
+        stop = piece.stop if self._stop is None else min(piece.stop, self._stop)
+        return max(stop - max(piece.start, self._start), 0)
 
     def wanted(self) -> tuple[Cid, ...]:
         """The blocks to give, the most urgent first: nodes; and the root, also if it is a leaf, if no size was told."""

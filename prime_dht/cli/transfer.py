@@ -29,6 +29,7 @@ from prime_dht.node.blobs.putting import chained, read_ahead
 if TYPE_CHECKING:
     from prime_dht.blobs.cid import Cid
     from prime_dht.node.dht import PrimeDHT
+    from prime_dht.node.results import Found
 
 STDIN = 0
 PIECE_BYTES = 1 << 20
@@ -102,11 +103,11 @@ async def opened_source(source: Path | int, most_bytes: int) -> bytes | Path | A
     return head if is_all else chained(head, pieces)
 
 
-async def write_blob(dht: PrimeDHT, cid: Cid | bytes, target: Target, progress: OnProgress) -> None:
+async def write_blob(dht: PrimeDHT, cid: Cid | Found, target: Target, progress: OnProgress) -> None:
     """Fetch a blob and write it to a stream, a device or a pipe, in order, as it comes. A terminal gets a little text.
 
     Raises:
-        BlobError: nobody has it, or the rest of it.
+        BlobError: nobody has it, or the rest of it, or it is not what its entry says.
         ConfigError: it cannot be written, or is not for a terminal.
         EndedBySignal: nobody reads it any more.
     """

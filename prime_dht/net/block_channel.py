@@ -12,6 +12,7 @@ import contextlib
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import trio
 from libp2p.abc import INetStream
@@ -30,7 +31,15 @@ from prime_dht.wire.blocks import Answer, Ask, Cancel, Message, MessageDecoder, 
 PROGRESS_BYTES = MAX_PAYLOAD_BYTES
 """What has to move within the timeout; also what is read and written at a time: one frame of our own muxer's."""
 
+TOLD_EVERY_S = 1.0
+"""A block that takes longer is heard of so often while it comes."""
+
 _STREAM_LOST = (StreamError, MuxedStreamError, IOException, trio.BrokenResourceError, trio.ClosedResourceError, OSError)
+
+
+@dataclass(frozen=True, slots=True)
+class PartCame:
+    """A block that takes its time goes on coming: :data:`PROGRESS_BYTES` of it did."""
 
 
 class BlockChannel:
@@ -52,7 +61,8 @@ class BlockChannel:
         muxed = stream.muxed_stream if isinstance(stream, NetStream) else None
         self._fast = muxed if isinstance(muxed, FastYamuxStream) else None
         self._decoder = MessageDecoder(takes_blocks=asks)
-        self._received: deque[Message] = deque()
+        self._received: deque[Message | PartCame] = deque()
+        self._told_at_s = trio.current_time()
         self._progress_timeout_s = progress_timeout_s
         self._progressed_at_s = math.inf  # inf while nothing is awaited
         self._unprogressed_bytes = 0
@@ -105,16 +115,18 @@ class BlockChannel:
             return
         self._progressed_at_s = trio.current_time() if is_awaited else math.inf
         self._receiving.deadline = self._progressed_at_s + self._progress_timeout_s
+        self._told_at_s = trio.current_time()
 
-    async def receive(self) -> Message | None:
-        """The next message; ``None`` when the peer ended its direction between messages.
+    async def receive(self) -> Message | PartCame | None:
+        """The next message, or word of a block's part; ``None`` when the peer ended its direction between messages.
 
         Raises:
             StreamLostError: the stream broke, ended within a message, or no progress was made in time.
             RemoteProtocolError: what came is no message.
         """
+        self._told_at_s = trio.current_time()
         if not math.isinf(self._progressed_at_s):
-            self._progressed_at_s = trio.current_time()  # that nobody received before is not the peer's fault
+            self._progressed_at_s = self._told_at_s  # that nobody received before is not the peer's fault
         while not self._received:
             self._receiving = trio.CancelScope(deadline=self._progressed_at_s + self._progress_timeout_s)
             with self._receiving:
@@ -152,8 +164,11 @@ class BlockChannel:
         self._unprogressed_bytes += len(data)
         if messages or self._unprogressed_bytes >= PROGRESS_BYTES:
             self._unprogressed_bytes = 0
+            now_s = trio.current_time()
             if not math.isinf(self._progressed_at_s):
-                self._progressed_at_s = trio.current_time()
+                self._progressed_at_s = now_s
+            if not messages and now_s >= self._told_at_s + TOLD_EVERY_S:
+                self._received.append(PartCame())
         return not self._received
 
     # The end

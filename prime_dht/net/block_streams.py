@@ -1,7 +1,8 @@
 """Asking peers for blocks, on streams of ``<prefix>/blocks/1.0.0``.
 
 A :class:`BlockStream` asks one peer for many blocks and hands out what becomes of each, as it comes: an *outcome* is a
-block, whose bytes have still to be verified, or word of whether the peer has it. It decides nothing; what to ask whom
+block, whose bytes have still to be verified, or word of whether the peer has it; and word that a block that takes long
+goes on coming, which is no outcome of anything but says that the peer is there. It decides nothing; what to ask whom
 for, and when that took too long, is a fetch plan's.
 
 What a peer can make this end hold is one block on its way, what the stream's window holds, and a number for each block
@@ -21,7 +22,7 @@ from libp2p.abc import INetStream
 from prime_dht.blobs.cid import Cid
 from prime_dht.errors import LocalProtocolError, QueryError, RemoteProtocolError
 from prime_dht.ids import PeerId, peer_text, short
-from prime_dht.net.block_channel import BlockChannel
+from prime_dht.net.block_channel import BlockChannel, PartCame
 from prime_dht.net.offenders import Offenders
 from prime_dht.net.streams import StreamLostError
 from prime_dht.wire.blocks import MAX_ASKED_AT_ONCE, MAX_UNANSWERED, Answer, Ask, Block, Cancel
@@ -61,7 +62,7 @@ class NotAnswered:
     cid: Cid
 
 
-Outcome = BlockCame | HasBlock | LacksBlock | NotAnswered
+Outcome = BlockCame | HasBlock | LacksBlock | NotAnswered | PartCame
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,9 @@ class BlockStream:
             await self._channel.send(Cancel(tuple(numbers)))
 
     async def receive(self) -> Outcome:
-        """What became of one block that was asked for. While nothing is, it waits without a deadline.
+        """What became of one block that was asked for, or word that one is coming, which takes its time.
+
+        While nothing is asked for, it waits without a deadline.
 
         Raises:
             StreamLostError: the stream broke or ended, or the peer, though asked, made no progress.
@@ -138,6 +141,8 @@ class BlockStream:
             match message:
                 case None:
                     raise StreamLostError("the peer ended the stream")
+                case PartCame():
+                    self._outcomes.append(message)
                 case Block(number, data):
                     self._outcomes += self._came(number, data)
                 case Answer(have=have, not_have=not_have, busy=busy):

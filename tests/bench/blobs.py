@@ -27,6 +27,7 @@ from libp2p.peer.peerinfo import info_from_p2p_addr
 from multiaddr import Multiaddr
 
 from prime_dht.blobs.cid import Cid
+from prime_dht.net.block_channel import PartCame
 from prime_dht.net.block_server import BlockServer
 from prime_dht.net.block_streams import BlockCame, BlockStream
 from prime_dht.net.host import HostSettings, open_host
@@ -155,7 +156,8 @@ async def _fetch(host: IHost, peer: ID, cids: list[Cid], store: BlockStore | Non
             nursery.start_soon(store_what_came)
         async with to_store:
             for _ in cids:
-                outcome = await stream.receive()
+                while isinstance(outcome := await stream.receive(), PartCame):
+                    pass
                 assert isinstance(outcome, BlockCame)
                 if store is not None:
                     await to_store.send(outcome)

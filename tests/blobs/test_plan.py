@@ -11,8 +11,9 @@ from prime_dht.blobs.actions import Ask, Cancel, DropProvider, Failed, FindProvi
 from prime_dht.blobs.cid import Cid, Codec
 from prime_dht.blobs.plan import MAX_REMEMBERED, SEARCH_PAUSE_US, FetchLimits, FetchPlan
 from prime_dht.blobs.unixfs import Link, encode_node
-from prime_dht.blobs.walk import Walk
+from prime_dht.blobs.walk import Piece, Walk
 from prime_dht.ids import US_PER_S, PeerId, peer_text
+from prime_dht.node.blobs.destination import ToldWalk
 from prime_dht.testing.blob_fetch import HONEST, FetchWorld, Temper, blocks_of
 
 CHUNK_BYTES = 400
@@ -65,6 +66,24 @@ def test_a_provider_that_is_always_busy_keeps_nobody_else_waiting() -> None:
     assert world.run() == Finished()
     assert world.log.asks[BOB] == [world.plan.root] * 8
     assert world.log.dropped.keys() == {BOB}
+
+
+def test_who_refuses_several_blocks_at_once_has_refused_once() -> None:
+    world = world_of({BOB: HONEST}, chunks=20, links_per_node=20)
+    plan, root = world.plan, world.plan.root
+    plan.on_provider(ANNE)
+    leaves = [Cid.of_raw(chunk(index)) for index in range(20)]
+    plan.next(0)
+    plan.on_present(root, world.blocks[root], 0)
+    plan.next(0)
+    for leaf in leaves:
+        plan.on_absent(leaf)
+    asks = {action.provider: action.cids for action in plan.next(0) if isinstance(action, Ask)}
+    assert len(asks[BOB]) >= 8
+    plan.on_provider(CARL)  # who waits
+    for leaf in asks[BOB]:
+        plan.on_busy(BOB, [leaf], 0)
+    assert not any(isinstance(action, DropProvider) for action in plan.next(0))
 
 
 def test_a_busy_provider_is_asked_again_and_again_if_there_is_no_other() -> None:
@@ -125,6 +144,21 @@ def test_who_has_delivered_may_stall_once_and_again_after_delivering_but_not_twi
     assert isinstance(plan.next(2 * silence_us + US_PER_S)[0], Cancel)
     plan.next(2 * silence_us + 2 * US_PER_S)
     assert DropProvider(ANNE, "stalled", is_hostile=False) in plan.next(3 * silence_us + 2 * US_PER_S)
+
+
+def test_who_is_slow_has_not_stalled_as_long_as_the_block_goes_on_coming() -> None:
+    world = world_of({ANNE: HONEST}, chunks=1)
+    plan, root = world.plan, world.plan.root
+    silence_us = FetchLimits().silence_us
+    plan.next(0)
+    plan.on_absent(root)
+    plan.next(0)
+    for halves in range(1, 7):
+        plan.on_part(ANNE, halves * silence_us // 2)
+        plan.on_part(BOB, halves * silence_us // 2)  # who is no provider
+        assert plan.next(halves * silence_us // 2)[:-1] == []
+    plan.on_block(ANNE, root, world.blocks[root], 3 * silence_us + 1)
+    assert plan.next(3 * silence_us + 1)[:-1] == [Store(root, world.blocks[root])]
 
 
 def test_what_was_asked_of_a_provider_that_disappears_is_asked_of_another_at_once() -> None:
@@ -280,6 +314,28 @@ def test_what_is_under_way_is_bounded_in_blocks_and_bytes() -> None:
         world = world_of({ANNE: Temper(round_trip_us=US_PER_S)}, chunks=500, links_per_node=500, limits=limits)
         assert world.run() == Finished()
         assert world.log.most_under_way <= most
+
+
+def test_a_block_that_is_in_the_blob_many_times_is_under_way_as_often_as_was_told() -> None:
+    leaf = chunk(0)
+    root, blocks = blocks_of([leaf] * 500, links_per_node=5)
+    for limits in (FetchLimits(max_blocks=10), FetchLimits(max_bytes=10 * CHUNK_BYTES)):
+        told: list[Piece] = []
+        plan = FetchPlan(ToldWalk(root, told.append, size=None, start=0, stop=None), now_us=0, limits=limits)
+        most_ahead = 0
+        for _ in range(1000):
+            *actions, last = plan.next(0)
+            if isinstance(last, Finished):
+                break
+            most_ahead = max(most_ahead, len(told) - plan.progress.settled_bytes // CHUNK_BYTES)
+            for cid in (cid for action in actions if isinstance(action, Look) for cid in action.cids):
+                if cid.codec is Codec.DAG_PB:
+                    plan.on_present(cid, blocks[cid], 0)
+            if not actions:  # the leaf is the last to come, each time
+                plan.on_present(Cid.of_raw(leaf), None, 0)
+        assert isinstance(last, Finished)
+        assert plan.progress.settled_bytes == len(leaf) * len(told) == len(leaf) * 500
+        assert most_ahead <= 10
 
 
 def test_a_provider_that_announces_itself_again_may_have_what_it_lacked() -> None:

@@ -76,6 +76,16 @@ def test_silence_counts_from_the_last_answer_or_from_the_ask_after_a_pause() -> 
     assert provider.stalls_at_us(10) is None
 
 
+def test_a_block_that_goes_on_coming_is_no_silence_but_has_to_come() -> None:
+    provider = Provider(PeerId(b"anne"))
+    provider.ask(CIDS[0], MIB, 0)
+    provider.hear_part(8)
+    assert provider.stalls_at_us(10) == 18
+    assert provider.window_bytes == FIRST_WINDOW_BYTES  # how fast it is shows when the block is there
+    provider.hear_part(39)
+    assert provider.stalls_at_us(10) == 40
+
+
 def test_an_ask_that_stays_open_while_others_are_answered_stalls_too() -> None:
     provider = Provider(PeerId(b"anne"))
     provider.ask(CIDS[0], MIB, 0)

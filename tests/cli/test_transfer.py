@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,11 @@ import trio
 from trio.testing import MockClock
 
 from prime_dht.cli.client import Session
-from prime_dht.cli.transfer import place_for, transfer
+from prime_dht.cli.transfer import place_for, transfer, write_blob
 from prime_dht.config import NodeConfig
-from prime_dht.errors import ConfigError
+from prime_dht.errors import BlobError, ConfigError
 from prime_dht.node.blobs.progress import BlobProgress, Stage
+from prime_dht.node.open import open_node
 from prime_dht.testing.processes import PRIME_DHT, prime_dht, running, running_node
 
 MB = 1_000_000
@@ -102,6 +104,19 @@ def test_a_place_where_no_file_can_be_is_refused_before_anything_is_fetched(tmp_
     loop.symlink_to(loop)
     with pytest.raises(ConfigError, match="it cannot be reached"):
         place_for(loop)
+
+
+async def test_a_blob_of_another_size_than_its_entry_says_is_not_written(tmp_path: Path) -> None:
+    async with open_node(NodeConfig(listen=("/ip4/127.0.0.1/tcp/0",))) as dht:
+        receipt = await dht.blobs.add(b"x" * MB)
+        assert receipt.blob is not None
+        await dht.put("k", replace(receipt.blob, size=10), wait_s=0)
+        found = await dht.get("k", fetch=False)
+        assert found is not None
+        out = tmp_path / "out"
+        with pytest.raises(BlobError, match="bytes where the DAG says 10"):
+            await write_blob(dht, found, out, lambda _: None)
+        assert await trio.Path(out).read_bytes() == b""
 
 
 def test_a_terminal_gets_a_little_text_and_nothing_else() -> None:

@@ -132,17 +132,6 @@ async def test_what_is_added_is_found_by_its_cid_alone(autojump_clock: MockClock
         assert (str(kept.cid), kept.name, kept.size_bytes) == (cid, "weights.bin", len(VALUE))
 
 
-async def test_a_part_of_a_blob_costs_only_the_blocks_that_it_lies_in(autojump_clock: MockClock) -> None:
-    async with open_swarm(seed=1, size=5) as swarm:
-        receipt = await swarm.nodes[0].put("k", VALUE)
-        reader = await reader_of(swarm, "k")
-        await swept(swarm)
-        swarm.world.blocks_sent.clear()
-        assert receipt.blob is not None
-        assert await reader.blobs.fetch(receipt.blob.cid, start=MIB + 1, stop=MIB + 9) == VALUE[MIB + 1 : MIB + 9]
-        assert swarm.world.blocks_sent.total() == 2  # the root and one leaf
-
-
 async def test_a_stream_gives_the_content_in_order(autojump_clock: MockClock) -> None:
     async with open_swarm(seed=1, size=5) as swarm:
         receipt = await swarm.nodes[0].put("k", VALUE)

@@ -72,7 +72,7 @@ async def _get(
         if place is not None:
             await dht.blobs.resolve(found, to=place, progress=progress)
         elif found.blob is not None and not (session.as_json and out is None):
-            await write_blob(dht, found.blob.cid, STDOUT if out is None else out, progress)
+            await write_blob(dht, found, STDOUT if out is None else out, progress)
         elif out is not None:
             await write_to(out, found.value)
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -281,7 +282,7 @@ class Blobs:
         Raises:
             BlobError: nobody has it, or it has more than ``max_value_bytes`` and ``to`` was not given.
             StorageError: the file, or the block store, cannot be written.
-            ValidationError: it is no CID.
+            ValidationError: it is no CID, or no such part.
         """
         root = cid_of(cid)
         if keep:
@@ -295,6 +296,9 @@ class Blobs:
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """The bytes [start, stop) of a blob, piece by piece, in order. Nothing is stored.
 
+        Until it was read to its end, or left, it is one of the few fetches that go on at a time
+        (:data:`~prime_dht.node.blobs.fetch.FETCHES_AT_ONCE`), and others wait: do not open more than that together.
+
         ::
 
             async with dht.blobs.stream(cid) as pieces:
@@ -303,7 +307,7 @@ class Blobs:
 
         Raises:
             BlobError: nobody has the rest; raised from the loop.
-            ValidationError: it is no CID.
+            ValidationError: it is no CID, or no such part.
         """
         root = cid_of(cid)
         async with self._streamed(root, _size_in(cid), start, stop, await self._hints(cid), progress) as window:
@@ -485,7 +489,7 @@ async def _size_of(source: Source) -> int | None:
 
 def _write_file(path: Path, value: bytes) -> None:
     """Write a small value, whole or not at all."""
-    incoming = path.with_name(f".{path.name}.partial")
+    incoming = path.with_name(f".{secrets.token_hex(8)}.partial")  # its own: others may be writing the same file
     try:
         incoming.write_bytes(value)
         incoming.rename(path)

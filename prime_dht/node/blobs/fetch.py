@@ -17,6 +17,7 @@ from typing import assert_never
 
 import trio
 
+from prime_dht.background import background_nursery
 from prime_dht.blobs.actions import (
     Action,
     Ask,
@@ -34,6 +35,7 @@ from prime_dht.blobs.cid import BlockBytes, Cid
 from prime_dht.blobs.plan import FetchLimits, FetchPlan
 from prime_dht.errors import BlobError, PrimeDHTError, QueryError, RemoteProtocolError
 from prime_dht.ids import US_PER_S, PeerId, short
+from prime_dht.net.block_channel import PartCame
 from prime_dht.net.block_streams import BlockCame, HasBlock, LacksBlock, NotAnswered
 from prime_dht.net.network import BlockAsking, Network
 from prime_dht.node.blobs.destination import Destination
@@ -138,10 +140,9 @@ class _Fetch:
     async def run(self, hints: Collection[PeerId]) -> None:
         self._hints = hints
         self._tell_providers(hints)
-        async with trio.open_nursery() as nursery:
+        async with background_nursery() as nursery:  # so that what a caller's ``progress`` raises is in no group
             nursery.start_soon(self._search_early)
             end = await self._follow(nursery)
-            nursery.cancel_scope.cancel()
         match end:
             case Finished():
                 return
@@ -370,9 +371,11 @@ class _Fetch:
             case _:
                 assert_never(action)
 
-    def _heard(self, peer: PeerId, outcome: HasBlock | LacksBlock | NotAnswered) -> None:
+    def _heard(self, peer: PeerId, outcome: HasBlock | LacksBlock | NotAnswered | PartCame) -> None:
         now_us = _now_us()
         match outcome:
+            case PartCame():
+                self._plan.on_part(peer, now_us)
             case LacksBlock(cid):
                 self._plan.on_not_have(peer, [cid], now_us)
             case NotAnswered(cid):

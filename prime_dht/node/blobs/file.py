@@ -38,6 +38,9 @@ MAX_REMEMBERED = 1 << 17
 SYNCED_BYTES = 8 << 20
 """What is written and not yet brought to the disk, about."""
 
+NAME_BYTES = 160
+"""Of a file's name, at most, in those of the files that are beside it."""
+
 _RECORD = struct.Struct(f">{CID_BYTES}sI")
 """Before each node: its CID and how many bytes it has."""
 
@@ -233,9 +236,8 @@ class FileDestination:
         self._unsynced_bytes = 0
 
     def _finish(self) -> None:
-        assert self.walk.size is not None
-        stop = self.walk.size if self._stop is None else min(self._stop, self.walk.size)
-        os.ftruncate(self._content, max(stop - self._start, 0))
+        assert self.walk.part_bytes is not None
+        os.ftruncate(self._content, self.walk.part_bytes)
         self._sync()
         self._partial.rename(self._path)
         self._is_finished = True
@@ -286,7 +288,9 @@ def partial_path(path: Path, root: Cid, part: str = "") -> Path:
     Args:
         part: names a part of the blob; empty for the whole.
     """
-    return path.with_name(f".{path.name}.{str(root)[-8:]}{part}.partial")
+    # A file's name may have 255 bytes on most systems, and this one is longer than the file's.
+    name = os.fsencode(path.name)[:NAME_BYTES].decode(errors="ignore")
+    return path.with_name(f".{name}.{str(root)[-8:]}{part}.partial")
 
 
 def _write_all(descriptor: int, data: BlockBytes | memoryview, at: int) -> None:

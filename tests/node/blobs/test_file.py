@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import resource
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+import trio
 
 from prime_dht.blobs.actions import Ask, Finished, Look, Store
 from prime_dht.blobs.cid import BlockBytes, Cid
-from prime_dht.blobs.plan import FetchPlan
+from prime_dht.blobs.plan import FetchLimits, FetchPlan
 from prime_dht.blobs.walk import Piece
 from prime_dht.errors import BlobError, StorageError
 from prime_dht.ids import PeerId
@@ -168,6 +171,66 @@ async def test_a_place_that_is_told_while_a_block_is_written_is_written_as_well(
     assert path.read_bytes() == b"".join(chunks)
 
 
+async def test_blocks_that_come_twice_within_a_few_are_written_twice_though_all_is_done_at_once(tmp_path: Path) -> None:
+    four = [[b"%4d" % (4 * index + at) * 250 for at in range(4)] for index in range(20)]
+    chunks = [chunk for some in four for chunk in [*some, *some[1:]]]
+    root, blocks = blocks_of(chunks, links_per_node=1000)
+    path = tmp_path / "out"
+    destination = FileDestination(path, root)
+    await destination.open()
+    plan = FetchPlan(destination.walk, now_us=0, limits=FetchLimits(max_bytes=4000))
+    plan.on_provider(PEER)
+    changed = trio.Event()
+
+    async def look(cids: Sequence[Cid]) -> None:
+        held = await destination.held(cids)
+        for cid in cids:
+            if cid in held:
+                plan.on_present(cid, held[cid], 0)
+            else:
+                plan.on_absent(cid)
+        changed.set()
+
+    async def store(cid: Cid, data: BlockBytes) -> None:
+        await destination.take(cid, data)
+        plan.on_stored(cid, 0)
+        changed.set()
+
+    async with trio.open_nursery() as nursery:
+        while True:
+            changed = trio.Event()
+            *actions, last = plan.next(0)
+            for action in actions:
+                match action:
+                    case Look(cids):
+                        nursery.start_soon(look, cids)
+                    case Ask(_, cids):
+                        for cid in cids:
+                            plan.on_block(PEER, cid, blocks[cid], 0)
+                        changed.set()
+                    case Store(cid, data):
+                        nursery.start_soon(store, cid, data)
+            if isinstance(last, Finished):
+                break
+            await changed.wait()
+    await destination.finish()
+    await destination.aclose()
+    assert path.read_bytes() == b"".join(chunks)
+
+
+async def test_what_the_part_cuts_through_is_found_again_where_it_is_whole(tmp_path: Path) -> None:
+    chunks = [b"again" * 100, b"again" * 100, b"other", b"more", b"again" * 100]
+    root, blocks = blocks_of(chunks, links_per_node=2)
+    path = tmp_path / "out"
+    destination = FileDestination(path, root, start=7)
+    await destination.open()
+    brought = await bring(destination, blocks)
+    await destination.finish()
+    await destination.aclose()
+    assert len(brought) == len(set(brought))
+    assert path.read_bytes() == b"".join(chunks)[7:]
+
+
 @pytest.mark.parametrize(("start", "stop"), [(0, 1), (1500, 4500), (7000, None), (0, 100_000), (1000, 2001), (5, 5)])
 async def test_a_part_of_a_blob_is_what_the_file_has(start: int, stop: int | None, tmp_path: Path) -> None:
     path = tmp_path / "out"
@@ -200,6 +263,64 @@ async def test_a_file_is_fetched_to_by_one_at_a_time(tmp_path: Path) -> None:
     await one.aclose()
 
 
+@contextlib.contextmanager
+def forked() -> Iterator[None]:
+    """A child of this process, as long as the block runs, which has every file open that this one has."""
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(write_end)
+        os.read(read_end, 1)  # until the parent has closed it
+        os._exit(0)
+    try:
+        yield
+    finally:
+        os.close(write_end)
+        os.close(read_end)
+        os.waitpid(child, 0)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+async def test_a_child_that_was_forked_meanwhile_does_not_keep_others_from_the_file(tmp_path: Path) -> None:
+    first = FileDestination(tmp_path / "out", ROOT)
+    await first.open()
+    await bring(first, at_most=3)
+    with forked():
+        await first.aclose()
+        second = FileDestination(tmp_path / "out", ROOT)
+        await second.open()
+        await second.aclose()
+
+
+class Overtaken(FileDestination):
+    """Whose file gets its name from another, who is done with it, after it was opened and before it is locked."""
+
+    other: FileDestination | None = None
+
+    def _opened(self, path: Path, resources: contextlib.ExitStack) -> int:
+        descriptor = super()._opened(path, resources)
+        if self.other is not None:
+            other, self.other = self.other, None
+            other._finish()
+            other._close()
+        return descriptor
+
+
+async def test_a_file_that_another_finished_while_it_was_opened_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    first, second = FileDestination(path, ROOT), Overtaken(path, ROOT)
+    await first.open()
+    await bring(first)
+    second.other = first
+    await second.open()
+    assert path.read_bytes() == CONTENT
+    assert len(await bring(second)) == len(BLOCKS)
+    await second.finish()
+    await second.aclose()
+    assert path.read_bytes() == CONTENT
+    assert names_in(tmp_path) == [path.name]
+
+
 async def test_a_fetch_that_brought_nothing_leaves_nothing(tmp_path: Path) -> None:
     destination = FileDestination(tmp_path / "out", ROOT)
     await destination.open()
@@ -226,6 +347,16 @@ async def test_when_the_disk_is_full_what_came_stays_and_the_next_fetch_goes_on(
     await second.finish()
     await second.aclose()
     assert path.read_bytes() == CONTENT
+
+
+async def test_a_file_may_have_the_longest_name_there_is(tmp_path: Path) -> None:
+    for name in ("n" * 255, "\N{SNOWMAN}" * 85):
+        destination = FileDestination(tmp_path / name, ROOT, start=10, stop=5000)
+        await destination.open()
+        await bring(destination)
+        await destination.finish()
+        await destination.aclose()
+        assert (tmp_path / name).read_bytes() == CONTENT[10:5000]
 
 
 async def test_a_directory_that_is_not_there_is_an_error_that_names_the_file(tmp_path: Path) -> None:

@@ -1,0 +1,63 @@
+"""Parts of blobs in whole swarms, and how a reader hears of them. In virtual time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from prime_dht.errors import ValidationError
+from prime_dht.node.blobs.claims import FRESH_S
+from prime_dht.node.blobs.keeping import SWEEP_EVERY_S
+from prime_dht.node.blobs.progress import BlobProgress
+from prime_dht.testing.swarm import open_swarm
+
+MIB = 1 << 20
+VALUE = Random(7).randbytes(3 * MIB + 5)
+
+
+async def test_a_part_of_a_blob_costs_only_the_blocks_that_it_lies_in(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=5) as swarm:
+        receipt = await swarm.nodes[0].put("k", VALUE)
+        replicas = swarm.closest_to("k", 3)
+        reader = next(node for node in swarm.nodes if node not in replicas)
+        await trio.sleep(FRESH_S + 2 * SWEEP_EVERY_S)  # until others have let go of it
+        swarm.world.blocks_sent.clear()
+        assert receipt.blob is not None
+        told: list[BlobProgress] = []
+        part = await reader.blobs.fetch(receipt.blob.cid, start=MIB + 1, stop=MIB + 9, progress=told.append)
+        assert part == VALUE[MIB + 1 : MIB + 9]
+        assert swarm.world.blocks_sent.total() == 2  # the root and one leaf
+        assert (told[-1].done_bytes, told[-1].size_bytes) == (8, 8)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-5, None), (0, -1), (-2, -1)])
+async def test_a_part_counts_from_the_beginning(
+    start: int, stop: int | None, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with open_swarm(seed=1, size=1) as swarm:
+        (node,) = swarm.nodes
+        receipt = await node.blobs.add(VALUE)
+        assert receipt.blob is not None
+        for to in (None, tmp_path / "out"):
+            with pytest.raises(ValidationError, match="count from 0"):
+                await node.blobs.fetch(receipt.blob.cid, to=to, start=start, stop=stop)
+        with pytest.raises(ValidationError, match="count from 0"):
+            async with node.blobs.stream(receipt.blob.cid, start=start, stop=stop):
+                pass
+    assert not list(await trio.Path(tmp_path).iterdir())
+
+
+async def test_what_the_callback_raises_comes_out_as_it_is(autojump_clock: MockClock, tmp_path: Path) -> None:
+    def fail(_: BlobProgress) -> None:
+        raise RuntimeError("the caller's")
+
+    async with open_swarm(seed=1, size=2) as swarm:
+        receipt = await swarm.nodes[0].blobs.add(VALUE)
+        assert receipt.blob is not None
+        with pytest.raises(RuntimeError, match="the caller's"):
+            await swarm.nodes[1].blobs.fetch(receipt.blob.cid, to=tmp_path / "out", progress=fail)
+        await swarm.nodes[1].blobs.fetch(receipt.blob.cid, to=tmp_path / "out")
