@@ -24,7 +24,7 @@ What is promised:
   two seconds for a million; a store that was closed opens at once.
 - **A damaged block is never taken for a whole one** where verification is asked for. It is forgotten when that finds
   it, as is one whose file is gone, and the roots that use it are partial again.
-- **Bounded.** The bytes of all blocks stay within ``max_bytes``; nothing is evicted to make room.
+- **Bounded.** The bytes of all blocks stay within ``max_bytes``; nothing but garbage goes to make room.
 
 Nobody's bytes are checked by :meth:`BlockStore.add`: a block is verified where it enters the node, once.
 
@@ -36,7 +36,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,7 +216,7 @@ class BlockStore(AsyncResource):
             self._index.claim(cid, claim.owner, claim.label, size_bytes)
             return status_of(self._claimed(claim.root))
 
-        return await self._change(change)
+        return await self._making_room(lambda: self._change(change))
 
     async def release(self, claim: Claim) -> None:
         """Take a claim back. A root without claims is gone, and what it alone used is garbage."""
@@ -308,7 +309,7 @@ class BlockStore(AsyncResource):
             self._count(len(new), _size_of(new.values()))
             self._unsynced_bytes += _size_of(new.values())
 
-        await self._in_thread(add)
+        await self._making_room(lambda: self._in_thread(add))
         if self._unsynced_bytes >= UNSYNCED_BYTES or (
             self._unsynced_bytes >= SYNC_FROM_BYTES and not self._syncing.locked()
         ):
@@ -391,6 +392,14 @@ class BlockStore(AsyncResource):
                 self._is_open = False
                 async with self._changes:
                     self._resources.close()
+
+    async def _making_room(self, work: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await work()
+        except NoRoomError:
+            if not (await self.collect(limit=sys.maxsize)).blocks:
+                raise
+            return await work()
 
     # On worker threads
 

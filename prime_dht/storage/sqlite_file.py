@@ -182,6 +182,8 @@ def lock(path: Path, resources: contextlib.ExitStack) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise StorageError(f"{path}: another process has it open") from error
+    # Closing alone would not do: a forked child has the descriptor too, and with it the lock.
+    resources.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)
 
 
 def _create(path: Path) -> None:

@@ -240,6 +240,16 @@ async def test_blocks_for_which_there_is_no_room_are_refused_together(store: Blo
     assert (await store.stats()).bytes == 22
 
 
+async def test_garbage_makes_room(store: BlockStore) -> None:
+    large, larger = bytes(600), bytes(601)
+    await store.claim(CLAIM, size_bytes=600)
+    await store.add(ROOT, [(Cid.of_raw(large), large)])
+    await store.release(CLAIM)
+    await store.claim(CLAIM_2, size_bytes=601)
+    await store.add(ROOT_2, [(Cid.of_raw(larger), larger)])
+    assert await store.stats() == BlockStats(blocks=1, bytes=601, max_bytes=1000)
+
+
 async def test_a_root_is_refused_for_which_there_is_no_room_beside_what_others_still_lack(store: BlockStore) -> None:
     await store.claim(CLAIM, size_bytes=900)
     await store.add(ROOT, PAIRS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import stat
 import threading
 from collections.abc import AsyncIterator
@@ -22,6 +23,7 @@ from prime_dht.storage.sqlite import SQLiteBackend
 from prime_dht.storage.sqlite_entries import MOST_PAGES_GIVEN_BACK
 from prime_dht.storage.sqlite_file import Synchronous, open_database
 from prime_dht.storage.sqlite_schema import STEM_BYTES, stem_of
+from prime_dht.testing.forking import forked
 from prime_dht.testing.storage_conformance import StorageConformance
 from prime_dht.testing.storage_samples import (
     KEY,
@@ -78,6 +80,15 @@ async def test_a_reopened_store_holds_all_it_held(path: Path) -> None:
 async def test_closing_leaves_one_file_and_its_lock(path: Path) -> None:
     await fill(path)
     assert sorted(file.name for file in path.parent.iterdir()) == ["prime.db", "prime.db.lock"]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+async def test_a_child_that_was_forked_meanwhile_does_not_keep_others_from_the_store(path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        async with await SQLiteBackend.open(path):
+            stack.enter_context(forked())
+        async with await SQLiteBackend.open(path):
+            pass
 
 
 async def test_all_its_files_are_for_their_owner_alone(path: Path) -> None:

@@ -95,6 +95,22 @@ async def test_a_client_puts_a_blob_that_outlives_it(autojump_clock: MockClock) 
         assert found.value == VALUE
 
 
+async def test_a_put_that_is_cancelled_keeps_no_blocks_for_the_time_of_its_entry(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=4) as swarm:
+        client = await swarm.join_client()
+        scope = trio.CancelScope()
+
+        def cancel(now: BlobProgress) -> None:
+            if now.stage is Stage.SPREADING:
+                scope.cancel()
+
+        with scope:
+            await client.put("k", VALUE, ttl=86_400, progress=cancel)
+        assert scope.cancelled_caught
+        await client.blobs.gc()
+        assert (await swarm.machine_of(client).blocks.stats()).blocks == 0
+
+
 async def test_a_reader_of_bytes_gives_the_same_blob_as_bytes(autojump_clock: MockClock) -> None:
     async def pieces() -> AsyncIterator[bytes]:
         for start in range(0, len(VALUE), 100_000):

@@ -90,11 +90,7 @@ async def push(
             progress=None if progress is None else lambda told: progress(replace(told, size_bytes=outgoing.size_bytes)),
         )
         try:
-            try:
-                put_weights = await put_now(outgoing.pieces() if small is None else small)
-            except NoRoomError:
-                await dht.blobs.gc()  # of versions that replicas have by now, which otherwise is done every minute
-                put_weights = await put_now(outgoing.pieces() if small is None else small)
+            put_weights = await put_now(outgoing.pieces() if small is None else small)
         except NoRoomError as error:
             raise StorageError(
                 f"the weights of {what}: {error}; without a data directory they would be in memory: connect with "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator, Collection, Iterable
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -195,13 +195,11 @@ class Blobs:
         statement = Statement(
             key=blob_key(stored.root),
             value=None,
-            blob=stored.ref,
             ttl_s=ttl,
             content_type=content_type or media_type_of(source),
             metadata={NAME: name} if name else {},
         )
-        receipt = await self._writer.put(statement)
-        receipt = await self._blob_writer.spread(stored, receipt, wait_s=self._wait_s(wait_s), progress=progress)
+        _, receipt = await self._put_stored(statement, stored, None, wait_s, progress)
         if pin:
             await self._keeping.announce(stored.root)
         return receipt
@@ -255,8 +253,9 @@ class Blobs:
         progress: OnProgress | None,
     ) -> tuple[Statement, PutReceipt]:
         statement = replace(statement, blob=stored.ref)
-        receipt = await self._writer.put(statement, replication=replication)
-        receipt = await self._blob_writer.spread(stored, receipt, wait_s=self._wait_s(wait_s), progress=progress)
+        async with self._blob_writer.given_up_if_it_fails(stored):
+            receipt = await self._writer.put(statement, replication=replication)
+            receipt = await self._blob_writer.spread(stored, receipt, wait_s=self._wait_s(wait_s), progress=progress)
         return statement, receipt
 
     # Getting
@@ -494,5 +493,6 @@ def _write_file(path: Path, value: bytes) -> None:
         incoming.write_bytes(value)
         incoming.rename(path)
     except OSError as error:
-        incoming.unlink(missing_ok=True)
+        with suppress(OSError):
+            incoming.unlink()
         raise StorageError(f"{path}: {error.strerror}") from error

@@ -171,7 +171,7 @@ class BlobClaims:
         return claim
 
     async def put_done(self, claim: Claim) -> None:
-        """Enough replicas hold what was put."""
+        """Enough replicas hold what was put, or the put was given up."""
         if self._puts.pop(claim, None) is not None:
             await self._blocks.release(claim)
             self._released.append(claim.root)

@@ -387,8 +387,9 @@ class _Fetch:
         self._wake()
 
     def _gone(self, line: _Line, reason: str) -> None:
-        if self._lines.get(line.peer) is line:
-            del self._lines[line.peer]
+        if self._lines.get(line.peer) is not line:
+            return  # it was dropped, and may have come back since
+        del self._lines[line.peer]
         self._plan.on_gone(line.peer, reason)
         self._wake()
 

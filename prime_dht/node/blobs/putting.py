@@ -253,6 +253,17 @@ class BlobWriter:
             await self._claims.put_done(stored.claim)
         return receipt
 
+    @asynccontextmanager
+    async def given_up_if_it_fails(self, stored: Stored) -> AsyncIterator[None]:
+        """Put an entry that refers to a blob: if that fails or is cancelled, its blocks need not stay here for it."""
+        try:
+            yield
+        except BaseException:  # passed on, trio.Cancelled as well
+            if stored.claim is not None:
+                with trio.CancelScope(shield=True):
+                    await self._claims.put_done(stored.claim)
+            raise
+
     async def _wait_until_held(self, peer: PeerId, root: Cid) -> None:
         """Ask a replica time and again, ever less often, until it says that it holds a blob."""
         pause_s = ASK_FIRST_S

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import resource
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from prime_dht.errors import BlobError, StorageError
 from prime_dht.ids import PeerId
 from prime_dht.node.blobs.file import FileDestination
 from prime_dht.testing.blob_fetch import blocks_of
+from prime_dht.testing.forking import forked
 
 PEER = PeerId(b"\x00\x01p")
 CHUNKS = [bytes([number]) * (1000 + number) for number in range(7)]
@@ -261,23 +261,6 @@ async def test_a_file_is_fetched_to_by_one_at_a_time(tmp_path: Path) -> None:
         await other.open()
     await other.aclose()
     await one.aclose()
-
-
-@contextlib.contextmanager
-def forked() -> Iterator[None]:
-    """A child of this process, as long as the block runs, which has every file open that this one has."""
-    read_end, write_end = os.pipe()
-    child = os.fork()
-    if not child:
-        os.close(write_end)
-        os.read(read_end, 1)  # until the parent has closed it
-        os._exit(0)
-    try:
-        yield
-    finally:
-        os.close(write_end)
-        os.close(read_end)
-        os.waitpid(child, 0)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
