@@ -295,9 +295,6 @@ class Blobs:
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """The bytes [start, stop) of a blob, piece by piece, in order. Nothing is stored.
 
-        Until it was read to its end, or left, it is one of the few fetches that go on at a time
-        (:data:`~prime_dht.node.blobs.fetch.FETCHES_AT_ONCE`), and others wait: do not open more than that together.
-
         ::
 
             async with dht.blobs.stream(cid) as pieces:
@@ -432,7 +429,7 @@ class Blobs:
 
         async def fetch() -> None:
             try:
-                await self._fetcher.fetch(window, hints, progress=progress)
+                await self._fetcher.fetch(window, hints, progress=progress, waits=False)
             except PrimeDHTError as error:
                 window.failure = error
             window.end()

@@ -4,7 +4,8 @@ The plan decides; here its actions become streams to providers, look-ups of prov
 of them is reported to it. A block that this node's own store has is taken from there, whatever the destination. Each
 provider that is asked has one stream, for as long as the fetch lasts or until the plan drops it.
 
-**Bounds.** What may be under way is divided evenly among the fetches that may run at a time; those beyond wait.
+**Bounds.** What may be under way is divided evenly among the fetches that may run at a time; those beyond wait, but for
+streams, of which their reader decides how many there are.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
+from contextlib import nullcontext
 from typing import assert_never
 
 import trio
@@ -75,19 +77,26 @@ class Fetcher:
         self._places = trio.CapacityLimiter(FETCHES_AT_ONCE)
 
     async def fetch(
-        self, destination: Destination, hints: Collection[PeerId] = (), *, progress: OnProgress | None = None
+        self,
+        destination: Destination,
+        hints: Collection[PeerId] = (),
+        *,
+        progress: OnProgress | None = None,
+        waits: bool = True,
     ) -> None:
         """Bring all blocks of the destination's walk to it.
 
         Args:
             hints: peers that may have them, besides the providers that a search finds.
+            waits: for its turn, if enough others are under way. Whoever reads several at a time cannot: they may be
+                waiting for each other.
 
         Raises:
             BlobError: nobody is left from whom the rest can be had, or the blob breaks a rule of DAGs. What was brought
                 stays, and another fetch goes on from there.
             StorageError: the destination failed; likewise.
         """
-        async with self._places:
+        async with self._places if waits else nullcontext():
             fetch = _Fetch(self._network, self._records, self._blocks, destination, self._limits, progress)
             await fetch.run([peer for peer in hints if peer != self._network.local])
 
