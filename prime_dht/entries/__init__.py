@@ -29,7 +29,7 @@ from prime_dht.entries.admission import (
     Verdict,
     admit,
 )
-from prime_dht.entries.capability import Capability, check_capability, decode_capability, grant, root_of
+from prime_dht.entries.capability import Capability, capability_in, check_capability, decode_capability, grant, root_of
 from prime_dht.entries.codec import (
     Undecodable,
     decode_entry,
@@ -97,6 +97,7 @@ __all__ = [
     "Version",
     "admit",
     "as_of",
+    "capability_in",
     "check_capability",
     "check_writer",
     "decode_capability",

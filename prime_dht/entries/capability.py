@@ -12,6 +12,8 @@ has expired, nothing that it covers can still be live, not even if its holder da
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -41,6 +43,21 @@ class Capability:
     network_id: str
     member: PeerId
     expires_at_us: TimestampUs
+
+
+def capability_in(given: bytes | str) -> bytes:
+    """A capability as such, or as the text that ``prime-dht group invite`` writes into a file; or none, if empty.
+
+    Raises:
+        ValidationError: it is none.
+    """
+    try:
+        data = base64.b64decode(given.strip(), validate=True) if isinstance(given, str) else given
+    except (binascii.Error, ValueError) as error:
+        raise ValidationError("the capability is not what `prime-dht group invite` writes") from error
+    if data:
+        decode_capability(data)
+    return data
 
 
 def root_of(root_key: PublicKey) -> bytes:

@@ -8,8 +8,6 @@ So a writer that is killed, or whose blob nobody takes, leaves the file as it wa
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Awaitable
 from contextlib import suppress
 from hashlib import sha256
@@ -20,9 +18,8 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 import trio
 
 from prime_dht.blobs.chunking import TensorChunker
-from prime_dht.entries.capability import decode_capability
 from prime_dht.entries.entry import BlobRef
-from prime_dht.errors import PrimeDHTError, ValidationError
+from prime_dht.errors import PrimeDHTError
 from prime_dht.filesystem.paths import Place, name_of, place_of
 from prime_dht.node.blobs.putting import Value, chained, opened, read_ahead
 
@@ -38,21 +35,6 @@ CLEARING_S = 5.0
 """To empty such a slot, at most; if that fails, it ends with what was to be the file's life."""
 
 _turns: WeakKeyDictionary[PrimeDHT, WeakValueDictionary[Place, trio.Lock]] = WeakKeyDictionary()
-
-
-def capability_of(given: bytes | str) -> bytes:
-    """A capability as such, or as the text that ``prime-dht group invite`` writes.
-
-    Raises:
-        ValidationError: it is none.
-    """
-    try:
-        data = base64.b64decode(given.strip(), validate=True) if isinstance(given, str) else given
-    except binascii.Error as error:
-        raise ValidationError("the capability is not what `prime-dht group invite` writes") from error
-    if data:
-        decode_capability(data)
-    return data
 
 
 def turn(dht: PrimeDHT, place: Place) -> trio.Lock:

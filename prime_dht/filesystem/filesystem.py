@@ -15,7 +15,7 @@ from fsspec.spec import AbstractFileSystem, make_instance
 from fsspec.utils import isfilelike, stringify_path
 
 from prime_dht.blocking import BlockingDHT
-from prime_dht.filesystem.changes import capability_of
+from prime_dht.entries.capability import capability_in
 from prime_dht.filesystem.connections import Connection, Way, connection, keep
 from prime_dht.filesystem.details import (
     Details,
@@ -93,7 +93,7 @@ class PrimeFileSystem(AbstractFileSystem):  # type: ignore[misc]
             client or connection(self._way),
             trusted=[trusted] if isinstance(trusted, str) else trusted,
             ttl_s=ttl,
-            capability=capability_of(capability),
+            capability=capability_in(capability),
         )
 
     @property

@@ -338,6 +338,7 @@ class LearningDHT(BlockingDHT):
         *,
         weight: float = ...,
         codec: str | Codec | ErrorFeedback = ...,
+        run: str = ...,
         ttl: float | None = ...,
         timeout: float | None = ...,
         wait: Literal[True] = ...,
@@ -351,6 +352,7 @@ class LearningDHT(BlockingDHT):
         *,
         weight: float = ...,
         codec: str | Codec | ErrorFeedback = ...,
+        run: str = ...,
         ttl: float | None = ...,
         timeout: float | None = ...,
         wait: Literal[False],
@@ -363,6 +365,7 @@ class LearningDHT(BlockingDHT):
         *,
         weight: float = 1.0,
         codec: str | Codec | ErrorFeedback = "none",
+        run: str = "",
         ttl: float | None = None,
         timeout: float | None = None,
         wait: bool = True,
@@ -377,6 +380,7 @@ class LearningDHT(BlockingDHT):
             metrics: what others may want to know before they fetch it: numbers and short texts.
             weight: how much it is to count, such as the number of examples it was computed from.
             codec: ``none``, ``fp16``, ``bf16``, ``int8`` or ``topk``; or one with parameters; or an ``ErrorFeedback``.
+            run: tells this training run's rounds from another's; without it, those of the same number are the same.
             ttl: seconds that it lives; 4 hours by default.
 
         Raises:
@@ -385,7 +389,7 @@ class LearningDHT(BlockingDHT):
         """
         with extra_needed():
             from prime_dht.ml.gradients import Gradients
-        return Gradients(self).publish(
+        return Gradients(self, run=run).publish(
             round, tensors, metrics, weight=weight, codec=codec, ttl=ttl, timeout=timeout, wait=wait
         )
 
@@ -395,6 +399,7 @@ class LearningDHT(BlockingDHT):
         *,
         members: Collection[PeerId | str] | None = None,
         minimum: int | None = None,
+        run: str = "",
         timeout: float = 60.0,
         spec: Spec | None = None,
         max_bytes: int | None = None,
@@ -406,6 +411,7 @@ class LearningDHT(BlockingDHT):
         Args:
             members: whose. By default everybody's, which is for swarms without strangers.
             minimum: how many are enough. By default one of each member; and without members, those that are there now.
+            run: as it was published with.
             timeout: seconds after which what has come is returned.
             spec: that they must have, such as :func:`~prime_dht.ml.tensors.spec_of` the own; by default any.
             max_bytes: that the tensors of one may take in memory; by default what those of ``spec`` do, or 256 MiB.
@@ -416,6 +422,6 @@ class LearningDHT(BlockingDHT):
         """
         with extra_needed():
             from prime_dht.ml.gradients import Gradients
-        return Gradients(self).collect(
+        return Gradients(self, run=run).collect(
             round, members=members, minimum=minimum, timeout=timeout, spec=spec, max_bytes=max_bytes
         )

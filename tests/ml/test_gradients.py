@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import signal
 import sys
@@ -173,6 +174,26 @@ def test_in_a_group_only_those_with_a_capability_publish_and_all_can_collect(tea
         Gradients(outsider, capability=capability_of(alice.peer_id)).publish(700, TENSORS)
     outsider.publish(700, TENSORS)
     assert set(Gradients(outsider, group=group).collect(700, minimum=2).gradients) == {alice.peer_id, bob.peer_id}
+
+
+def test_the_text_in_the_file_of_an_invitation_is_a_capability(team: list[LearningDHT]) -> None:
+    text = base64.b64encode(capability_of(team[0].peer_id)).decode() + "\n"
+    Gradients(team[0], capability=text).publish(750, TENSORS)
+    group = f"/prime/group/{root_of(GROUP.public_key).hex()}/"
+    assert set(Gradients(team[1], group=group).collect(750, minimum=1).gradients) == {team[0].peer_id}
+    with pytest.raises(ValidationError, match="not what `prime-dht group invite` writes"):
+        Gradients(team[0], capability="trainers.capability")
+
+
+def test_rounds_of_one_run_are_not_those_of_another(team: list[LearningDHT]) -> None:
+    first, second = team[:2]
+    first.publish(760, TENSORS, run="digits-1")
+    second.publish(760, TENSORS, run="digits-2")
+    assert set(team[2].collect(760, run="digits-2").gradients) == {second.peer_id}
+    assert not team[2].collect(760).gradients
+    for wrong in ("a:b", "a/b", " ", 65 * "a"):
+        with pytest.raises(ValidationError, match="a run is named by"):
+            first.publish(760, TENSORS, run=wrong)
 
 
 def life_s(receipt: PutReceipt) -> float:

@@ -39,6 +39,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NoReturn, SupportsFloat
@@ -60,6 +61,7 @@ MAX_METRIC = float(1 << 1000)
 MAX_METRICS_BYTES = 2 << 10
 """Of all metrics as JSON: beside the rest they fit into the 4 KiB that an entry's metadata may have by default."""
 
+_RUN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _MAX_NUMBER_CHARACTERS = 32
 
 Metric = float | str
@@ -146,18 +148,18 @@ def subkey_of(announcement: Announcement, value: bytes) -> bytes:
     return digest.digest()[:SUBKEY_BYTES]
 
 
-def gradient_key(round_number: int, group: bytes | None = None) -> Key:
+def gradient_key(round_number: int, group: bytes | None = None, run: str = "") -> Key:
     """The key of a round's gradients; ``group`` is the root of a group.
 
-    >>> gradient_key(7), gradient_key(7, bytes(32))[-15:]
-    (b'/prime/gradient:7', b'0000/gradient:7')
+    >>> gradient_key(7), gradient_key(7, bytes(32))[-15:], gradient_key(7, run="digits-3")
+    (b'/prime/gradient:7', b'0000/gradient:7', b'/prime/gradient:digits-3:7')
 
     Raises:
         ValidationError: there is no such round.
     """
     check_round(round_number)
     prefix = "" if group is None else f"/prime/group/{group.hex()}/"
-    return wire_key(f"{prefix}gradient:{round_number}")
+    return wire_key(f"{prefix}gradient:{run and f'{run}:'}{round_number}")
 
 
 def group_of(group: str | bytes | None, capability: bytes = b"") -> bytes | None:
@@ -191,6 +193,17 @@ def check_round(number: int) -> None:
     """
     if type(number) is not int or not 0 <= number <= MAX_ROUND:
         raise ValidationError(f"a round is a whole number from 0 up, not {number!r}")
+
+
+def check_run(run: str) -> str:
+    """Check the name of a training run; empty is none.
+
+    Raises:
+        ValidationError: it has more than 64 characters, or others than letters, digits, ``.``, ``_`` and ``-``.
+    """
+    if run and not _RUN.fullmatch(run):
+        raise ValidationError(f"a run is named by up to 64 letters, digits, '.', '_' and '-', not {run!r}")
+    return run
 
 
 def _as_metric(name: str, metric: SupportsFloat | str) -> Metric:

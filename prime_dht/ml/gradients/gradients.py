@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, SupportsFloat, TypeVar, overload
 
-from prime_dht.entries.capability import decode_capability
+from prime_dht.entries.capability import capability_in, decode_capability
 from prime_dht.errors import ValidationError
 from prime_dht.ids import US_PER_S, OpId, PeerId, is_peer_id, peer_from_text
 from prime_dht.ml.codecs import CONTENT_TYPE, Codec, ErrorFeedback, codec_named, encode
-from prime_dht.ml.gradients.announcement import Announcement, as_metrics, gradient_key, group_of, subkey_of
+from prime_dht.ml.gradients.announcement import Announcement, as_metrics, check_run, gradient_key, group_of, subkey_of
 from prime_dht.ml.gradients.bringing import bring
 from prime_dht.ml.gradients.gathering import MAX_NAMES, Expected, Gathering, check_value_size, collected
 from prime_dht.ml.gradients.gradient import Collected, Gradient
@@ -43,16 +43,22 @@ class Gradients:
         dht: joined; its identity is the member's.
         group: whose members alone can publish: what its keys begin with, as ``prime-dht group create`` prints it, or
             its root. By default the group of the capability; without either anybody can.
-        capability: that this member was given (:func:`prime_dht.entries.capability.grant`), to publish in a group.
+        capability: that this member was given, to publish in a group: the text in the file that
+            ``prime-dht group invite`` made, or what :func:`prime_dht.entries.capability.grant` returned.
+        run: tells this training run's rounds from another's: 1 to 64 letters, digits, ``.``, ``_`` and ``-``. Without
+            it, rounds of the same number are the same round.
 
     Raises:
-        ValidationError: the group or the capability is malformed.
+        ValidationError: the group, the capability or the run is malformed.
     """
 
-    def __init__(self, dht: BlockingDHT, *, group: str | bytes | None = None, capability: bytes = b"") -> None:
+    def __init__(
+        self, dht: BlockingDHT, *, group: str | bytes | None = None, capability: bytes | str = b"", run: str = ""
+    ) -> None:
         self._dht = dht
-        self._group = group_of(group, capability)
-        self._capability = capability
+        self._capability = capability_in(capability)
+        self._group = group_of(group, self._capability)
+        self._run = check_run(run)
 
     @overload
     def publish(
@@ -219,7 +225,7 @@ class Gradients:
         ends_at_s = self._capability_ends_at_s() if ttl is None else None
         return self._dht.call(
             lambda dht: dht.put(
-                gradient_key(announcement.round, self._group),
+                gradient_key(announcement.round, self._group, self._run),
                 value,
                 subkey=subkey_of(announcement, value),
                 ttl=DEFAULT_TTL_S if ttl is None and ends_at_s is None else ttl,
@@ -255,7 +261,7 @@ class Gradients:
     ) -> None:
         if not timeout > 0:
             raise ValidationError(f"timeout must be a positive number of seconds, not {timeout}")
-        key = gradient_key(expected.round, self._group)
+        key = gradient_key(expected.round, self._group, self._run)
 
         async def work(dht: PrimeDHT) -> None:
             await bring(gathering, _Swarm(dht, key), expected, publishers, timeout_s=timeout)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, SupportsFloat, assert_never
 
 from prime_dht.blobs.chunking import TensorChunker
-from prime_dht.entries import check_capability
+from prime_dht.entries import capability_in, check_capability
 from prime_dht.errors import BlobError, LocalProtocolError, PrimeDHTError, QueryError, ValidationError
 from prime_dht.ids import US_PER_S, PeerId, peer_text
 from prime_dht.ml.aggregation import Aggregate, Rule, screen
@@ -112,7 +112,8 @@ class RoundMember:
         bad: so many of them the rule has to stand, also where no more than a quorum of the members take part.
         spec: that gradients must have, :func:`~prime_dht.ml.tensors.spec_of` one of them. All members must have the
             same members, rule, bad and spec; those that have not are named in an error.
-        capability: that this member was given (:func:`prime_dht.entries.capability.grant`), to write in the group.
+        capability: that this member was given, to write in the group: the text in the file that
+            ``prime-dht group invite`` made, or what :func:`prime_dht.entries.capability.grant` returned.
         group: as for :class:`~prime_dht.ml.gradients.Gradients`; the capability's by default.
         codec: how gradients travel.
         timeouts: how long members wait for each other while they agree.
@@ -133,7 +134,7 @@ class RoundMember:
         rule: Rule,
         bad: int,
         spec: Spec,
-        capability: bytes,
+        capability: bytes | str,
         group: str | bytes | None = None,
         codec: str | Codec | ErrorFeedback = "none",
         timeouts: Timeouts = TIMEOUTS,
@@ -156,6 +157,7 @@ class RoundMember:
                 + (f"stands at most {most} bad, not {bad}" if most >= 0 else "is not defined: there are too few")
             )
         screen((), spec)
+        capability = capability_in(capability)
         root = group_of(group, capability)
         if root is None:
             raise ValidationError("rounds are a group's: give the capability that `prime-dht group invite` made")

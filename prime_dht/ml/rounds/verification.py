@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from prime_dht.entries import check_capability, decode_capability
+from prime_dht.entries import capability_in, check_capability, decode_capability
 from prime_dht.errors import ValidationError
 from prime_dht.ids import PeerId, is_peer_id, peer_from_text
 from prime_dht.ml.agreement import Commit, Members, decode_commit, entry_proofs
@@ -40,7 +40,7 @@ def verify_commit(
     return decoded
 
 
-def members_of(capabilities: Iterable[bytes], *, group: str | bytes, network_id: str) -> Members:
+def members_of(capabilities: Iterable[bytes | str], *, group: str | bytes, network_id: str) -> Members:
     """Those to whom the root of a group gave capabilities, with one vote each, whether or not these have ended since.
 
     Raises:
@@ -49,7 +49,7 @@ def members_of(capabilities: Iterable[bytes], *, group: str | bytes, network_id:
     root = group_of(group)
     assert root is not None
     members = []
-    for data in capabilities:
+    for data in map(capability_in, capabilities):
         capability = decode_capability(data)
         check_capability(data, root=root, network_id=network_id, member=capability.member, expires_at_us=0)
         members.append(capability.member)
