@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from pathlib import Path
 from random import Random
 
@@ -13,17 +14,23 @@ from prime_dht.errors import ValidationError
 from prime_dht.node.blobs.claims import FRESH_S
 from prime_dht.node.blobs.keeping import SWEEP_EVERY_S
 from prime_dht.node.blobs.progress import BlobProgress
-from prime_dht.testing.swarm import open_swarm
+from prime_dht.node.core import Node
+from prime_dht.testing.swarm import Swarm, open_swarm
 
 MIB = 1 << 20
 VALUE = Random(7).randbytes(3 * MIB + 5)
 
 
+async def reader_of(swarm: Swarm, key: str) -> Node:
+    """A server that does not hold what is under a key."""
+    replicas = swarm.closest_to(key, 3)
+    return next(node for node in swarm.nodes if node not in replicas)
+
+
 async def test_a_part_of_a_blob_costs_only_the_blocks_that_it_lies_in(autojump_clock: MockClock) -> None:
     async with open_swarm(seed=1, size=5) as swarm:
         receipt = await swarm.nodes[0].put("k", VALUE)
-        replicas = swarm.closest_to("k", 3)
-        reader = next(node for node in swarm.nodes if node not in replicas)
+        reader = await reader_of(swarm, "k")
         await trio.sleep(FRESH_S + 2 * SWEEP_EVERY_S)  # until others have let go of it
         swarm.world.blocks_sent.clear()
         assert receipt.blob is not None
@@ -61,3 +68,26 @@ async def test_what_the_callback_raises_comes_out_as_it_is(autojump_clock: MockC
         with pytest.raises(RuntimeError, match="the caller's"):
             await swarm.nodes[1].blobs.fetch(receipt.blob.cid, to=tmp_path / "out", progress=fail)
         await swarm.nodes[1].blobs.fetch(receipt.blob.cid, to=tmp_path / "out")
+
+
+async def test_a_stream_gives_the_content_in_order(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=5) as swarm:
+        receipt = await swarm.nodes[0].put("k", VALUE)
+        assert receipt.blob is not None
+        reader = await reader_of(swarm, "k")
+        async with reader.blobs.stream(receipt.blob.cid) as pieces:
+            assert b"".join([piece async for piece in pieces]) == VALUE
+
+
+async def test_several_streams_are_read_together(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=5) as swarm, AsyncExitStack() as stack:
+        assert (await swarm.nodes[0].put("k", VALUE)).acknowledged
+        reader = await reader_of(swarm, "k")
+        found = await reader.get("k", fetch=False)
+        assert found is not None
+        streams = [await stack.enter_async_context(reader.blobs.stream(found)) for _ in range(6)]
+        read = [bytearray() for _ in streams]
+        while len(read[0]) < len(VALUE):
+            for stream, so_far in zip(streams, read, strict=True):
+                so_far += await anext(stream)
+        assert read == [VALUE] * 6

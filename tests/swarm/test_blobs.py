@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from dataclasses import replace
 from random import Random
 
@@ -147,29 +146,6 @@ async def test_what_is_added_is_found_by_its_cid_alone(autojump_clock: MockClock
             assert await node.blobs.fetch(cid) == VALUE
         (kept,) = await swarm.closest_to(receipt.key, 1)[0].blobs.kept()
         assert (str(kept.cid), kept.name, kept.size_bytes) == (cid, "weights.bin", len(VALUE))
-
-
-async def test_a_stream_gives_the_content_in_order(autojump_clock: MockClock) -> None:
-    async with open_swarm(seed=1, size=5) as swarm:
-        receipt = await swarm.nodes[0].put("k", VALUE)
-        assert receipt.blob is not None
-        reader = await reader_of(swarm, "k")
-        async with reader.blobs.stream(receipt.blob.cid) as pieces:
-            assert b"".join([piece async for piece in pieces]) == VALUE
-
-
-async def test_several_streams_are_read_together(autojump_clock: MockClock) -> None:
-    async with open_swarm(seed=1, size=5) as swarm, AsyncExitStack() as stack:
-        assert (await swarm.nodes[0].put("k", VALUE)).acknowledged
-        reader = await reader_of(swarm, "k")
-        found = await reader.get("k", fetch=False)
-        assert found is not None
-        streams = [await stack.enter_async_context(reader.blobs.stream(found)) for _ in range(6)]
-        read = [bytearray() for _ in streams]
-        while len(read[0]) < len(VALUE):
-            for stream, so_far in zip(streams, read, strict=True):
-                so_far += await anext(stream)
-        assert read == [VALUE] * 6
 
 
 async def test_a_get_says_how_far_it_is(autojump_clock: MockClock) -> None:
