@@ -6,7 +6,7 @@ prime_dht: what is pushed, pulled, published and aggregated is such a dict.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -134,16 +134,21 @@ def in_one_place(images: Images, test: Images, steps: int, *, workers: int) -> I
         yield accuracy(weights, test)
 
 
-def conclude(together: list[float], central: list[float], path: Path, *, title: str) -> int:
-    """Say and draw how training together compares with training in one place; 0 if it is as good, to 2 points."""
+def draw(accuracies: Mapping[str, Sequence[float]], path: Path, *, title: str) -> None:
+    """Draw accuracies by round."""
     from matplotlib.figure import Figure  # half a second to import, for the end alone
 
     figure = Figure(figsize=(5, 3), layout="constrained")
     axes = figure.add_subplot(title=title, xlabel="round", ylabel="accuracy")
-    for label, accuracies in {"together": together, "in one place": central}.items():
-        axes.plot(range(1, len(accuracies) + 1), accuracies, label=label)
+    for label, by_round in accuracies.items():
+        axes.plot(range(1, len(by_round) + 1), by_round, label=label)
     axes.legend()
     figure.savefig(path)
+
+
+def conclude(together: list[float], central: list[float], path: Path, *, title: str) -> int:
+    """Say and draw how training together compares with training in one place; 0 if it is as good, to 2 points."""
+    draw({"together": together, "in one place": central}, path, title=title)
     gap = central[-1] - together[-1]
     print(f"together {together[-1]:.1%}, in one place {central[-1]:.1%}; {path} shows the way there")
     if gap > ALLOWED_GAP:

@@ -13,7 +13,9 @@ from typing import Any
 
 import fsspec
 
-from prime_dht.testing.processes import PRIME_DHT, running
+from prime_dht.testing.processes import PRIME_DHT, run, running
+
+EXAMPLE = str(Path(__file__).parents[3] / "examples" / "torch_checkpoint.py")
 
 RANKS = 2
 ROWS = 300_000
@@ -140,6 +142,19 @@ def save_shard(rank: int, meeting: str, options: dict[str, Any]) -> None:
     distributed.destroy_process_group()
 
 
+def example(options: dict[str, Any]) -> None:
+    """``examples/torch_checkpoint.py`` goes on in another process where the one before has ended."""
+    (address,) = options["peers"]
+    with tempfile.TemporaryDirectory() as cache:
+        for steps, said in (
+            (100, ["begins after step 0", "step 50", "step 100"]),
+            (150, ["begins after step 100", "step 150"]),
+        ):
+            ended = run(sys.executable, EXAMPLE, address, "--steps", str(steps), env={"XDG_CACHE_HOME": cache})
+            assert ended.status == 0, ended.err
+            assert [line.partition(":")[0] for line in ended.out.decode().splitlines()] == said
+
+
 CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "FsspecWriter and FsspecReader": partial(writer_and_reader),
     "with a file for each tensor": partial(writer_and_reader, single_file_per_rank=False, thread_count=2),
@@ -148,6 +163,7 @@ CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "forked DataLoader workers": partial(loader_workers, method="fork"),
     "spawned DataLoader workers": partial(loader_workers, method="spawn"),
     f"{RANKS} ranks, each a peer": ranks,
+    "examples/torch_checkpoint.py": example,
 }
 
 
