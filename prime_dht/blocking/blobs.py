@@ -155,7 +155,7 @@ class BlockingBlobs:
         Raises:
             BlobError: nobody has it, or it has more than ``max_value_bytes`` and ``to`` was not given.
             StorageError: the file, or the block store, cannot be written.
-            ValidationError: it is no CID.
+            ValidationError: it is no CID, or no such part.
         """
         return self._dht.call(
             lambda dht: dht.blobs.fetch(cid, to=to, start=start, stop=stop, keep=keep, progress=progress),
@@ -182,7 +182,7 @@ class BlockingBlobs:
 
         Raises:
             BlobError: nobody has the rest; raised from the loop.
-            ValidationError: it is no CID; raised from the loop.
+            ValidationError: it is no CID, or no such part; raised from the loop.
         """
         return self._streamed(cid, start, stop, progress, timeout)
 
