@@ -43,7 +43,7 @@ MIB = 1 << 20
 READ_BYTES = 1 << 16
 WANTED_AT_ONCE = 32
 ADDED_AT_ONCE = 4
-STORED_AT_A_TIME = 2  # one goes on while another waits for the disk
+TAKEN_AT_A_TIME = 2  # one goes on while another waits for the disk
 
 
 async def measure_blocks(*, quick: bool) -> Table:
@@ -133,34 +133,37 @@ async def _ask(mebibytes: int, rounds: int, address: str) -> None:
 
 
 async def _fetch(host: IHost, peer: ID, cids: list[Cid], store: BlockStore | None) -> None:
-    """Fetch all, some at a time, and store what came while more comes."""
+    """Fetch all, some at a time, and verify and store what came while more comes."""
     stream = BlockStream(await host.new_stream(peer, [BLOCKS]))
     left = iter(cids)
-    to_store, came = trio.open_memory_channel[BlockCame](ADDED_AT_ONCE)
+    to_take, came = trio.open_memory_channel[BlockCame](ADDED_AT_ONCE)
 
-    async def store_what_came() -> None:
+    async def take(blocks: list[BlockCame]) -> None:
+        assert all(await stream.verify(blocks))
+        if store is not None:
+            await store.add(ROOT, [(block.cid, block.data) for block in blocks])
+
+    async def take_what_came() -> None:
         batch: list[BlockCame] = []
         async for each in came:
             batch.append(each)
-            if store is not None and len(batch) == ADDED_AT_ONCE:
-                await store.add(ROOT, [(block.cid, block.data) for block in batch])
+            if len(batch) == ADDED_AT_ONCE:
+                await take(batch)
                 batch.clear()
-        if store is not None:
-            await store.add(ROOT, [(block.cid, block.data) for block in batch])
+        await take(batch)
 
     if store is not None:
         await store.claim(Claim(root=ROOT), size_bytes=len(cids) * MIB)
     await stream.ask(list(islice(left, WANTED_AT_ONCE)))
     async with trio.open_nursery() as nursery:
-        for _ in range(STORED_AT_A_TIME):
-            nursery.start_soon(store_what_came)
-        async with to_store:
+        for _ in range(TAKEN_AT_A_TIME):
+            nursery.start_soon(take_what_came)
+        async with to_take:
             for _ in cids:
                 while isinstance(outcome := await stream.receive(), PartCame):
                     pass
                 assert isinstance(outcome, BlockCame)
-                if store is not None:
-                    await to_store.send(outcome)
+                await to_take.send(outcome)
                 await stream.ask(list(islice(left, 1)))
     await stream.close()
 
