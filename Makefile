@@ -72,7 +72,7 @@ torch-interop: $(STAMP)  ## Keep PyTorch's checkpoints on a swarm; PyTorch goes 
 	@test -e $(TORCH_VENV)/.installed || { echo "installing PyTorch into $(TORCH_VENV) (once; its build for the CPU will do)" && \
 	$(PYTHON) -m venv --clear $(TORCH_VENV) && \
 	$(TORCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH_PIP) torch numpy && \
-	$(TORCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[fsspec,ml]' && \
+	$(TORCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,fsspec,ml]' && \
 	touch $(TORCH_VENV)/.installed; } || echo "skipped: pip cannot install PyTorch, for the reason above"
 	@if test -e $(TORCH_VENV)/.installed; then \
 	$(TORCH_VENV)/bin/python -W ignore::UserWarning tests/interop/checkpoints/check.py; fi

@@ -150,8 +150,11 @@ def example(options: dict[str, Any]) -> None:
             (100, ["begins after step 0", "step 50", "step 100"]),
             (150, ["begins after step 100", "step 150"]),
         ):
-            ended = run(sys.executable, EXAMPLE, address, "--steps", str(steps), env={"XDG_CACHE_HOME": cache})
+            ended = run(
+                sys.executable, EXAMPLE, address, "--steps", str(steps), env={"XDG_CACHE_HOME": cache}, cwd=Path(cache)
+            )
             assert ended.status == 0, ended.err
+            assert (Path(cache) / "accuracy_by_round.png").exists()
             assert [line.partition(":")[0] for line in ended.out.decode().splitlines()] == said
 
 
