@@ -78,8 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         complain(error.format_message())
         return Status.FAILED
-    # A person at a terminal is owed one line, whatever happened; -v shows the developer where.
-    except Exception as error:
+    except Exception as error:  # a person at a terminal is owed one line, whatever happened; -v shows where
         if (message := expected(error)) is not None:
             complain(message)
             return Status.FAILED

@@ -146,7 +146,7 @@ class Gradients:
         try:
             check_value_size(len(value), announcement)
             done = self._put(announcement, value, ttl, timeout, wait)
-        except BaseException:  # Ctrl-C among them
+        except BaseException:  # Ctrl-C among them: what was not published is still to be sent
             if feedback is not None and before is not None:
                 feedback.errors = before
             raise

@@ -226,7 +226,7 @@ class Checkpoints:
         if not is_saving:
             try:
                 self._saving = self._dht.call(self._save_waiting, wait=False)
-            except BaseException:
+            except BaseException:  # Ctrl-C among them: nobody will save what waits
                 self._drop()
                 raise
             self._saving.add_done_callback(self._note_end)

@@ -64,7 +64,7 @@ class Outgoing:
             file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - whoever pushes closes it
             try:
                 return cls._of_open(file, write_safetensors(cast(BinaryIO, file), weights))
-            except BaseException:
+            except BaseException:  # Ctrl-C among them: nobody else has the file
                 file.close()
                 raise
         except OSError as error:

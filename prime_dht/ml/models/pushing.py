@@ -125,7 +125,7 @@ def _taking(taken: dict[str, int], model_id: str, number: int) -> Iterator[None]
     taken[model_id] = number
     try:
         yield
-    except BaseException:
+    except BaseException:  # passed on, trio.Cancelled as well
         if taken[model_id] == number:
             taken[model_id] = before
         raise
