@@ -51,6 +51,7 @@ from prime_dht.net.hardening.negotiation import guard_negotiation
 from prime_dht.net.hardening.outbound import guard_dials
 from prime_dht.net.hardening.parts import parts_of
 from prime_dht.net.hardening.peer_state import forget_gone_peers, roomy_peerstore
+from prime_dht.net.hardening.registration import guard_registration
 from prime_dht.net.hardening.stream_guard import guard_streams
 from prime_dht.net.hardening.stream_slots import guard_new_streams
 from prime_dht.net.idle import IdleConnections
@@ -208,6 +209,7 @@ def _guard(host: BasicHost, swarm: Swarm, limits: HostLimits, *, finish_streams:
     guard_streams(swarm, limits, finish_streams=finish_streams)
     guard_new_streams(swarm, limits.max_outbound_streams_per_peer)
     guard_inbound(swarm, limits)
+    guard_registration(swarm)
     guard_paths(swarm)
     guard_negotiation(host, swarm)
     guard_identify(host)

@@ -53,26 +53,29 @@ class IdleConnections(INotifee):
 
     async def run(self) -> NoReturn:
         """Close what is idle, until cancelled."""
-        while True:
-            await trio.sleep(self._grace_s / LOOKS_PER_GRACE)
-            while (connection := self._to_close()) is not None:
-                peer = PeerId(connection.muxed_conn.peer_id.to_bytes())
-                logger.debug("closing the connection to %s, which is idle", short(peer))
-                await connection.close()
+        async with trio.open_nursery() as nursery:  # closing one whose path is dead takes long
+            while True:
+                await trio.sleep(self._grace_s / LOOKS_PER_GRACE)
+                for connection in self._outlived():
+                    peer = PeerId(connection.muxed_conn.peer_id.to_bytes())
+                    logger.debug("closing the connection to %s, which is idle", short(peer))
+                    nursery.start_soon(connection.close)
 
-    def _to_close(self) -> INetConn | None:
-        """The connection that has been idle for longest, if it is to go."""
-        connections = self._swarm.get_connections()
-        if len(connections) <= self._low_water:
-            return None
+    def _outlived(self) -> list[INetConn]:
+        """The connections that are to go."""
+        # One that is being closed stays in the swarm's table until its muxer has said good-bye.
+        connections = [connection for connection in self._swarm.get_connections() if not connection.is_closed]
+        too_many = len(connections) - self._low_water
+        if too_many <= 0:
+            return []
         now_s = trio.current_time()
         since_s = {
             connection: self._used_at_s.setdefault(connection, now_s)  # one that nobody has told us of yet is new
             for connection in connections
             if not connection.get_streams() and not self._is_protected(connection)
         }
-        longest = min(since_s, key=since_s.__getitem__, default=None)
-        return longest if longest is not None and now_s >= since_s[longest] + self._grace_s else None
+        outlived = [connection for connection, idle_s in since_s.items() if now_s >= idle_s + self._grace_s]
+        return sorted(outlived, key=since_s.__getitem__)[:too_many]
 
     def _is_protected(self, connection: INetConn) -> bool:
         """Whether the host's owner wants the connection kept, by py-libp2p's own means."""

@@ -108,6 +108,28 @@ async def test_who_is_protected_stays_connected(patient_clock: MockClock) -> Non
         assert connected(hub) == ids(rays[1:2])
 
 
+async def test_one_that_takes_long_to_close_keeps_none_of_the_others(
+    patient_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with star(3, low_water=0) as (hub, *rays):
+        (slow,) = parts_of(hub)[1].get_connections(rays[0].get_id())
+        close, at_last = slow.muxed_conn.close, trio.Event()
+
+        async def close_at_last() -> None:
+            await at_last.wait()
+            await close()
+
+        monkeypatch.setattr(slow.muxed_conn, "close", close_at_last)
+        await trio.sleep(2 * GRACE_S)
+        assert connected(hub) == ids(rays[:1])
+        await hub.connect(PeerInfo(rays[1].get_id(), rays[1].get_addrs()))
+        await trio.sleep(2 * GRACE_S)
+        assert connected(hub) == ids(rays[:1])
+        at_last.set()
+        await trio.sleep(1)
+        assert not connected(hub)
+
+
 def test_the_marks_are_checked() -> None:
     with pytest.raises(ConfigError, match="low_water_connections must be at least 0, not -1"):
         settings(low_water_connections=-1)

@@ -33,5 +33,6 @@ A10   two nodes share a port without noticing; a failed listen goes unreported  
 A11   listeners stay open when a host with a live connection stops                 ``net/host.py``
 A12   inbound IPv6 connections pass the connection gate unseen                     :mod:`.inbound`
 A13   a connection whose path has died stays open for a quarter of an hour         :mod:`.dead_paths`
+A14   a connection that closes while it is registered is kept as an open one       :mod:`.registration`
 ====  ==========================================================================  ==============================
 """
