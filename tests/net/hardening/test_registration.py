@@ -14,6 +14,7 @@ from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 from multiaddr import Multiaddr
+from trio.testing import wait_all_tasks_blocked
 
 from prime_dht.net.hardening.parts import parts_of
 from prime_dht.net.identity import new_identity
@@ -57,7 +58,7 @@ async def test_a_stock_host_keeps_a_dead_connection_for_ever(stock: OpenHost) ->
         dead = HungUp()
         connection = await swarm.add_conn(dead, direction="inbound")
         await connection.close()
-        await trio.testing.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
         assert swarm.get_connections(dead.peer_id) == [connection]
 
 
