@@ -181,6 +181,7 @@ class _Candidate:
     depth: int
     state: _State = _State.HEARD
     asked_at_s: float = -math.inf
+    is_held_up: bool = False
     answered_at_s: float | None = None
     heard_of: int = 0
     failure: str = ""
@@ -292,6 +293,16 @@ class Lookup:
             candidate.state = _State.FAILED
             candidate.failure = reason
 
+    def on_held_up(self, peer: PeerId) -> None:
+        """A query cannot be sent yet, and not because of its peer: until it is, it does not become slow and fail."""
+        self._in_flight[peer].is_held_up = True
+
+    def on_sent(self, peer: PeerId, now_s: float) -> None:
+        """A query that was held up is held up no longer. Ignored unless in flight."""
+        candidate = self._in_flight.get(peer)
+        if candidate is not None:
+            candidate.is_held_up, candidate.asked_at_s = False, now_s
+
     def widen(self, alpha: int) -> None:
         """From the next call of :meth:`next` on keep up to ``alpha`` queries in flight, if that is more, but at most k.
 
@@ -354,6 +365,8 @@ class Lookup:
     def _pass_time(self, now_s: float) -> None:
         """Queries that have waited long enough become slow or fail."""
         for candidate in list(self._in_flight.values()):
+            if candidate.is_held_up:
+                continue
             if now_s >= candidate.asked_at_s + self._config.query_timeout_s:
                 self.on_failure(candidate.contact.peer, "no answer before the deadline")
             elif now_s >= candidate.asked_at_s + self._config.slow_after_s:
@@ -413,8 +426,9 @@ class Lookup:
         """When a query in flight becomes slow or fails, or the lookup runs out of time, whichever comes first."""
         config = self._config
         patience_s = {_State.ASKED: config.slow_after_s, _State.SLOW: config.query_timeout_s}
-        changes = (candidate.asked_at_s + patience_s[candidate.state] for candidate in self._in_flight.values())
-        return min(self._started_at_s + config.timeout_s, *changes)
+        sent = (candidate for candidate in self._in_flight.values() if not candidate.is_held_up)
+        changes = (candidate.asked_at_s + patience_s[candidate.state] for candidate in sent)
+        return min((self._started_at_s + config.timeout_s, *changes))
 
     def _end(self, outcome: Outcome, now_s: float) -> LookupResult:
         answered = (

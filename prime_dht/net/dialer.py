@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
+import math
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from weakref import WeakValueDictionary
 
@@ -280,8 +281,24 @@ class Dialer:
                 return bytes(address.to_bytes())
         return None
 
-    async def connect(self, peer: PeerId, addresses: Iterable[bytes] = (), *, source: str = "manual") -> None:
+    async def connect(
+        self,
+        peer: PeerId,
+        addresses: Iterable[bytes] = (),
+        *,
+        source: str = "manual",
+        timeout_s: float = math.inf,
+        on_turn: Callable[[], None] | None = None,
+    ) -> float:
         """Make sure there is a connection to a peer; ``addresses``, binary multiaddrs, go into the book first.
+
+        Args:
+            timeout_s: for the dial, if that is less than the dialer's own time. The wait for a turn to dial does not
+                count: it is this process that keeps the peer waiting.
+            on_turn: called when that wait is over; at once if the peer is connected.
+
+        Returns:
+            The seconds that the dial took.
 
         Raises:
             QueryError: it is this node, is left alone after a failure, has no known address, or could not be reached;
@@ -291,22 +308,26 @@ class Dialer:
             raise QueryError("a node does not dial itself")
         self.book.add(peer, addresses, source=source, now_s=trio.current_time())
         if self.is_connected(peer):
-            return
+            if on_turn is not None:
+                on_turn()
+            return 0.0
         with trio.move_on_after(self._race.total_timeout_s) as waiting:
             async with self._locks.setdefault(peer, trio.Lock()), _turns():
                 # The dial that follows has its own deadline, and says what it tried.
-                waiting.deadline = float("inf")
-                await self._dial(peer)
-        if waiting.cancelled_caught:
-            raise QueryError(f"peer {short(peer)}: no turn to dial it within {self._race.total_timeout_s:g} s")
+                waiting.deadline = math.inf
+                began_s = trio.current_time()
+                if on_turn is not None:
+                    on_turn()
+                await self._dial(peer, began_s + min(timeout_s, self._race.total_timeout_s))
+                return trio.current_time() - began_s
+        raise QueryError(f"peer {short(peer)}: no turn to dial it within {self._race.total_timeout_s:g} s")
 
-    async def _dial(self, peer: PeerId) -> None:
+    async def _dial(self, peer: PeerId, deadline_s: float) -> None:
         if self.is_connected(peer):
             return
         wait_s = self.book.wait_s(peer, now_s=trio.current_time())
         if wait_s > 0:
             raise QueryError(f"peer {short(peer)} could not be reached; it is left alone for {wait_s:.0f} s")
-        deadline_s = trio.current_time() + self._race.total_timeout_s
         tried: set[bytes] = set()
         failures: list[FailedAddress] = []
         # Addresses may come in while others fail.

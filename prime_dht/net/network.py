@@ -113,8 +113,15 @@ class Network(Protocol):
         """Binary multiaddrs at which others may reach this node; empty if it does not listen."""
         ...
 
-    async def call(self, peer: PeerId, request: Request, *, timeout_s: float) -> Reply:
+    async def call(
+        self, peer: PeerId, request: Request, *, timeout_s: float, on_turn: Callable[[], None] | None = None
+    ) -> Reply:
         """Ask a peer, dialling it if need be.
+
+        Args:
+            timeout_s: for dial and answer. The wait for a turn to dial, of which there are only so many at a time in a
+                process, does not count: the peer cannot help it.
+            on_turn: called when that wait is over, or at once.
 
         Raises:
             QueryError: it cannot be reached or did not answer in time.

@@ -7,7 +7,7 @@ Kademlia protocol on one host.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
@@ -123,9 +123,12 @@ class Overlay:
             self._own_until_s = now_s + OWN_ADDRESSES_FRESH_S
         return self._own
 
-    async def call(self, peer: PeerId, request: Request, *, timeout_s: float) -> Reply:
+    async def call(
+        self, peer: PeerId, request: Request, *, timeout_s: float, on_turn: Callable[[], None] | None = None
+    ) -> Reply:
         asked_at_s = trio.current_time()
         self._check_dealt_with(peer)
+        timeout_s -= await self._dialer.connect(peer, timeout_s=timeout_s, on_turn=on_turn)
         try:
             reply = await self._client.call(peer, request, timeout_s=timeout_s)
         except RemoteProtocolError:

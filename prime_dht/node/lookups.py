@@ -228,9 +228,13 @@ class Explorer:
             else:
                 conclude(contact, asked_at_s, reply)
 
+        def sent(peer: PeerId) -> None:
+            lookup.on_sent(peer, self._clock.monotonic_s())
+            woken.set()
+
         async def query(contact: Contact, asked_at_s: float) -> None:
             try:
-                reply = await self._neighbourhood.ask(contact, request)
+                reply = await self._neighbourhood.ask(contact, request, on_turn=partial(sent, contact.peer))
             except (QueryError, RemoteProtocolError) as error:
                 answered(contact, asked_at_s, error)
             else:
@@ -245,6 +249,7 @@ class Explorer:
                             case Query(contact):
                                 # Most go over a stream that is open, and need no task that waits.
                                 if not self._neighbourhood.post(contact, request, partial(answered, contact, now_s)):
+                                    lookup.on_held_up(contact.peer)
                                     nursery.start_soon(query, contact, now_s)
                             case WaitUntil(at_s):
                                 left_s = at_s - self._clock.monotonic_s()

@@ -26,7 +26,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import TYPE_CHECKING, TypeVar
@@ -247,15 +247,18 @@ class Neighbourhood:
 
     # What peers prove
 
-    async def ask(self, contact: Contact, request: Request) -> Reply:
+    async def ask(self, contact: Contact, request: Request, *, on_turn: Callable[[], None] | None = None) -> Reply:
         """Send a request, and note what the answer, or its absence, says of the peer.
+
+        Args:
+            on_turn: see :meth:`prime_dht.net.network.Network.call`.
 
         Raises:
             QueryError: no answer.
             RemoteProtocolError: a wrong one.
         """
         try:
-            reply = await self.tell(contact, request)
+            reply = await self.tell(contact, request, on_turn=on_turn)
         except (QueryError, RemoteProtocolError) as error:
             self.failed(contact.peer, str(error))
             raise
@@ -279,10 +282,11 @@ class Neighbourhood:
         self._network.learn_addresses(contact.peer, contact.addresses, source="kad")
         return self._network.post(contact.peer, request, timeout_s=self._config.rpc_timeout_s, then=answered)
 
-    async def tell(self, contact: Contact, request: Request) -> Reply:
+    async def tell(self, contact: Contact, request: Request, *, on_turn: Callable[[], None] | None = None) -> Reply:
         """As :meth:`ask`, but nothing is noted: a peer refuses a record, or a provider, by resetting the stream."""
         self._network.learn_addresses(contact.peer, contact.addresses, source="kad")
-        return await self._network.call(contact.peer, request, timeout_s=self._config.rpc_timeout_s)
+        timeout_s = self._config.rpc_timeout_s
+        return await self._network.call(contact.peer, request, timeout_s=timeout_s, on_turn=on_turn)
 
     def answered(self, peer: PeerId, reply: Reply) -> None:
         """A peer answered a request: it is a server, and it is alive.

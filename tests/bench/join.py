@@ -48,7 +48,7 @@ IDLE_S = ServerLimits().idle_timeout_s + 4 * IDLE_CONNECTION_S
 """For streams to end, then connections."""
 
 POLL_S = 0.25
-ENOUGH = 0.95
+ENOUGH = 0.99
 """Of all pairs of which one has to know the other, those that do when a swarm has joined. In a process that is busy
 with thousands of handshakes a few are too slow to answer, and are asked again a minute later."""
 

@@ -410,6 +410,23 @@ def test_of_too_many_peers_the_farthest_are_forgotten() -> None:
     assert keys(result) == [30, 200]
 
 
+def test_a_query_that_is_held_up_here_counts_as_asked_and_neither_becomes_slow_nor_fails_until_it_is_sent() -> None:
+    lookup = lookup_of(1, 2, 3)
+    assert asked(lookup.next(0.0)) == [1, 2]
+    lookup.on_held_up(tiny_contact(1).peer)
+    reply(lookup, 2)
+    assert asked(lookup.next(0.0)) == [3]
+    reply(lookup, 3)
+    assert lookup.next(20.0) == [WaitUntil(SMALL.timeout_s)]
+    lookup.on_sent(tiny_contact(1).peer, 20.0)
+    assert lookup.next(20.0) == [WaitUntil(21.0)]
+    assert lookup.next(21.0) == [WaitUntil(25.0)]
+    result = result_of(lookup.next(25.0))
+    assert keys(result) == [2, 3]
+    lookup.on_sent(tiny_contact(1).peer, 26.0)  # of one that has failed it is ignored
+    assert result_of(lookup.next(26.0)) is result
+
+
 def test_the_lookup_ends_at_its_deadline_with_what_has_answered() -> None:
     lookup = lookup_of(10, 20, config=replace(SMALL, timeout_s=4.0))
     assert lookup.next(0.0)[-1] == WaitUntil(1.0)

@@ -210,14 +210,6 @@ async def host(*listen: str) -> AsyncIterator[IHost]:
         yield opened
 
 
-@pytest.fixture
-async def silent() -> AsyncIterator[bytes]:
-    """The address of a TCP server that accepts and says nothing."""
-    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    async with listener:
-        yield binary(f"/ip4/127.0.0.1/tcp/{listener.socket.getsockname()[1]}")
-
-
 def id_of(opened: IHost) -> PeerId:
     return PeerId(opened.get_id().to_bytes())
 

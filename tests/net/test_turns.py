@@ -1,0 +1,94 @@
+"""Whoever waits for a turn to dial waits for this process, and not for the peer."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from libp2p.abc import IHost
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from prime_dht.config import DhtConfig
+from prime_dht.errors import QueryError
+from prime_dht.ids import PeerId
+from prime_dht.net import dialer as dialer_module
+from prime_dht.net.dialer import AddressBook, Dialer
+from prime_dht.net.hardening.outbound import RaceSettings
+from prime_dht.net.host import HostSettings, open_host
+from prime_dht.net.identity import new_identity, peer_id_of
+from prime_dht.net.overlay import Overlay
+from prime_dht.wire.kad import Ping, Reply, Request
+
+ADDRESS_TIMEOUT_S = RaceSettings().address_timeout_s
+
+
+async def answer(_peer: PeerId, _request: Request) -> Reply:
+    return Reply()
+
+
+@asynccontextmanager
+async def host() -> AsyncIterator[IHost]:
+    async with open_host(HostSettings(key_pair=new_identity(), listen=("/ip4/127.0.0.1/tcp/0",))) as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def server() -> AsyncIterator[Overlay]:
+    async with host() as opened, trio.open_nursery() as nursery:
+        overlay = Overlay(opened, DhtConfig(), answer)
+        await nursery.start(overlay.run)
+        overlay.mount(as_server=True)
+        yield overlay
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture(autouse=True)
+def one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dialer_module, "DIALS_AT_ONCE", 1)
+
+
+async def take_the_turn(client: IHost, silent: bytes) -> None:
+    """Dial one that never answers, until the time for its address is over."""
+    with pytest.raises(QueryError, match="no answer within"):
+        await Dialer(client, AddressBook()).connect(peer_id_of(new_identity()), [silent])
+
+
+async def test_the_wait_for_a_turn_does_not_count_as_the_time_that_a_peer_takes(
+    patient_clock: MockClock, silent: bytes
+) -> None:
+    async with server() as one, server() as other, host() as busy:
+        one.learn_addresses(other.local, other.own_addresses(), source="manual")
+        turns_s: list[float] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(take_the_turn, busy, silent)
+            await wait_all_tasks_blocked()
+            start_s = trio.current_time()
+            await one.call(
+                other.local,
+                Ping(),
+                timeout_s=ADDRESS_TIMEOUT_S / 2,
+                on_turn=lambda: turns_s.append(trio.current_time() - start_s),
+            )
+        assert turns_s == [ADDRESS_TIMEOUT_S]
+        await one.call(other.local, Ping(), timeout_s=1, on_turn=lambda: turns_s.append(0.0))
+        assert turns_s == [ADDRESS_TIMEOUT_S, 0.0], "one that is connected needs no turn"
+
+
+async def test_a_dial_takes_no_longer_than_its_caller_allows(patient_clock: MockClock, silent: bytes) -> None:
+    async with host() as client:
+        start_s = trio.current_time()
+        with pytest.raises(QueryError, match="not done within 1 s"):
+            await Dialer(client, AddressBook()).connect(peer_id_of(new_identity()), [silent], timeout_s=1)
+        assert trio.current_time() == start_s + 1
+
+
+async def test_what_the_dial_took_is_no_longer_there_for_the_answer(patient_clock: MockClock, silent: bytes) -> None:
+    async with server() as one:
+        peer = peer_id_of(new_identity())
+        one.learn_addresses(peer, [silent], source="manual")
+        start_s = trio.current_time()
+        with pytest.raises(QueryError):
+            await one.call(peer, Ping(), timeout_s=1)
+        assert trio.current_time() == start_s + 1
