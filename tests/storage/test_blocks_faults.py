@@ -306,6 +306,16 @@ async def test_a_block_whose_file_is_gone_is_not_there(path: Path) -> None:
 # Opening
 
 
+def test_reading_leaves_no_file_open(tmp_path: Path) -> None:
+    files = DiskFiles(tmp_path)
+    digest = bytes(32)
+    free = lowest_free_descriptor()
+    assert files.read(digest) is None
+    files.write(digest, b"block")
+    assert files.read(digest) == b"block"
+    assert lowest_free_descriptor() == free
+
+
 async def test_what_was_stored_is_there_when_the_store_is_opened_again(path: Path) -> None:
     await fill(path)
     async with await open_store(path) as store:
@@ -368,6 +378,12 @@ async def test_files_that_are_not_ours_are_let_alone(path: Path) -> None:
 async def test_only_its_owner_may_look_into_it(path: Path) -> None:
     await fill(path)
     assert os.stat(path).st_mode & 0o777 == 0o700
+
+
+def lowest_free_descriptor() -> int:
+    descriptor = os.dup(0)
+    os.close(descriptor)
+    return descriptor
 
 
 @contextmanager

@@ -8,8 +8,9 @@ through cannot be told so, and are fetched again.
 
 A block that is in the blob several times is written to all its places, and found again by one of them.
 
-What was written is brought to the disk bit by bit, and the system's cache let go of it: otherwise a blob of the size of
-memory would push out of it what the reader works with, and its last byte would wait for all others to reach the disk.
+What was written goes to the disk at once, past the system's cache, or is brought there bit by bit
+(:mod:`prime_dht.node.blobs.disk`): otherwise a blob of the size of memory would push out of the cache what the reader
+works with, and its last byte would wait for all others to reach the disk.
 """
 
 from __future__ import annotations
@@ -29,14 +30,12 @@ from prime_dht.blobs.unixfs import MAX_BLOCK_BYTES
 from prime_dht.blobs.walk import Piece
 from prime_dht.errors import BlobError, StorageError, ValidationError
 from prime_dht.node.blobs.destination import Together, ToldWalk
+from prime_dht.node.blobs.disk import DiskWriter
 
 T = TypeVar("T")
 
 MAX_REMEMBERED = 1 << 17
 """Leaves whose places are remembered, in case they come again: of 128 GiB with the fixed chunker."""
-
-SYNCED_BYTES = 8 << 20
-"""What is written and not yet brought to the disk, about."""
 
 NAME_BYTES = 160
 """Of a file's name, at most, in those of the files that are beside it."""
@@ -69,8 +68,7 @@ class FileDestination:
         self._resources = contextlib.ExitStack()
         self._content = self._node_file = -1
         self._was_there = self._is_finished = False
-        self._unsynced: list[range] = []
-        self._unsynced_bytes = 0
+        self._writer: DiskWriter | None = None
         self._together = Together(self._take)
 
     async def open(self) -> None:
@@ -132,6 +130,7 @@ class FileDestination:
             self._node_file = self._opened(self._nodes_path, resources)
             self._was_there = os.fstat(content).st_size > 0
             self._read_nodes()
+            self._writer = DiskWriter(content, resources)
             self._content, self._resources = content, resources.pop_all()
 
     def _opened_alone(self, resources: contextlib.ExitStack) -> int:
@@ -217,28 +216,15 @@ class FileDestination:
         return None
 
     def _write(self, places: Sequence[Piece], data: BlockBytes) -> None:
+        assert self._writer is not None
         for place in places:
-            part = self.walk.part(place, data)
-            start = max(place.start - self._start, 0)
-            _write_all(self._content, part, start)
-            self._unsynced.append(range(start, start + len(part)))
-            self._unsynced_bytes += len(part)
-        if self._unsynced_bytes >= SYNCED_BYTES:
-            self._sync()
-
-    def _sync(self) -> None:
-        """Bring what was written to the disk, and let the system's cache go of it."""
-        os.fsync(self._content)
-        if hasattr(os, "posix_fadvise"):  # not on macOS
-            for written in self._unsynced:
-                os.posix_fadvise(self._content, written.start, len(written), os.POSIX_FADV_DONTNEED)
-        self._unsynced.clear()
-        self._unsynced_bytes = 0
+            self._writer.write(self.walk.part(place, data), max(place.start - self._start, 0))
 
     def _finish(self) -> None:
         assert self.walk.part_bytes is not None
+        assert self._writer is not None
         os.ftruncate(self._content, self.walk.part_bytes)
-        self._sync()
+        self._writer.sync()
         self._partial.rename(self._path)
         self._is_finished = True
         self._nodes_path.unlink(missing_ok=True)

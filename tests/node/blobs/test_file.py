@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import resource
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
 
 import pytest
 import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from prime_dht.blobs.actions import Ask, Finished, Look, Store
 from prime_dht.blobs.cid import BlockBytes, Cid
@@ -330,6 +336,104 @@ async def test_when_the_disk_is_full_what_came_stays_and_the_next_fetch_goes_on(
     await second.finish()
     await second.aclose()
     assert path.read_bytes() == CONTENT
+
+
+LARGE_CHUNKS = [bytes([number]) * 100_000 for number in range(6)]
+
+
+@pytest.mark.parametrize("room_bytes", [0, 65_536, 150_000, 299_008])
+async def test_when_the_disk_is_full_within_a_large_block_all_whole_ones_stay(
+    room_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, blocks = blocks_of(LARGE_CHUNKS, links_per_node=9)
+    path = tmp_path / "out"
+    first = FileDestination(path, root)
+    await first.open()
+    pwrite = os.pwrite
+
+    def until_full(descriptor: int, data: memoryview, at: int) -> int:
+        if at >= room_bytes and at + len(data) > 1000:  # nodes are small, and in a file of their own
+            raise OSError(errno.ENOSPC, "no space")
+        return pwrite(descriptor, data[: max(1000, room_bytes - at)], at)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", until_full)
+        with pytest.raises(StorageError, match=f"{path}: no space"):
+            await bring(first, blocks)
+    await first.aclose()
+    assert not path.exists()
+    second = FileDestination(path, root)
+    await second.open()
+    assert len(await bring(second, blocks)) == len(LARGE_CHUNKS) - room_bytes // 100_000
+    await second.finish()
+    await second.aclose()
+    assert path.read_bytes() == b"".join(LARGE_CHUNKS)
+
+
+@pytest.mark.parametrize("start", [0, 1000])
+async def test_all_of_a_blob_is_on_the_disk_before_it_gets_its_name(
+    start: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, blocks = blocks_of(LARGE_CHUNKS, links_per_node=9)
+    done: list[str] = []
+
+    def note(owner: object, name: str) -> None:
+        call = getattr(owner, name)
+
+        def noted(*arguments: object) -> object:
+            done.append(name)
+            return call(*arguments)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    note(os, "pwrite")
+    note(os, "ftruncate")
+    note(os, "fsync")
+    note(Path, "rename")
+    destination = FileDestination(tmp_path / "out", root, start=start)
+    await destination.open()
+    await bring(destination, blocks)
+    await destination.finish()
+    await destination.aclose()
+    assert done[-4:] == ["ftruncate", "fsync", "rename", "fsync"]
+    assert done.count("pwrite") > len(LARGE_CHUNKS)
+
+
+@settings(derandomize=True, deadline=None, max_examples=40)
+@given(
+    sizes=st.lists(
+        st.sampled_from([1, 4095, 4096, 65_535, 65_536, 65_537, 69_632, 200_000, 1_044_480, 1_048_575, 1_048_576]),
+        min_size=1,
+        max_size=5,
+    ),
+    order=st.lists(st.integers(0, 4), min_size=1, max_size=7),
+    start=st.sampled_from([0, 1, 4095, 4096, 65_537, 300_000]),
+    cut_at_end=st.sampled_from([None, 1, 5000]),
+    at_most=st.integers(1, 9),
+    seed=st.integers(0, 99),
+)
+async def test_a_part_is_whole_wherever_it_was_interrupted_and_however_often_its_blocks_come(
+    sizes: list[int], order: list[int], start: int, cut_at_end: int | None, at_most: int, seed: int
+) -> None:
+    rng = Random(seed)
+    kinds = [rng.randbytes(size) for size in sizes]
+    chunks = [kinds[index % len(kinds)] for index in order]
+    content = b"".join(chunks)
+    stop = None if cut_at_end is None else max(0, len(content) - cut_at_end)
+    root, blocks = blocks_of(chunks, links_per_node=3)
+    with TemporaryDirectory() as directory:
+        path = Path(directory) / "out"
+        brought: list[set[Cid]] = []
+        for so_many in (at_most, None):
+            destination = FileDestination(path, root, size=len(content), start=start, stop=stop)
+            await destination.open()
+            brought.append(set(await bring(destination, blocks, at_most=so_many)))
+            if so_many is None:
+                await destination.finish()
+            await destination.aclose()
+        assert path.read_bytes() == content[start:stop]
+        if (start, stop) == (0, None):
+            assert brought[0].isdisjoint(brought[1])
 
 
 async def test_a_file_may_have_the_longest_name_there_is(tmp_path: Path) -> None:
