@@ -109,7 +109,8 @@ class DhtConfig:
     """Offer, and use towards peers that list it, ``<prefix>/rpc/1.0.0``: many requests in flight on one stream."""
 
     rpc_timeout_s: float = 10.0
-    """Seconds within which a peer must answer one request, connecting included."""
+    """Seconds within which a peer must answer one request, connecting included. What this process keeps it waiting,
+    because it is connecting to many others, does not count."""
 
     operation_timeout_s: float = 60.0
     """Seconds within which a put, a get or a lookup ends, whatever peers do."""

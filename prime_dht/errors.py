@@ -19,6 +19,10 @@ class QueryError(PrimeDHTError):
     """An operation on the swarm failed: no peer known, none answered, or the deadline passed."""
 
 
+class NoTurnError(QueryError):
+    """This node had no turn to dial a peer in time, which says nothing of the peer."""
+
+
 class ValidationError(PrimeDHTError, ValueError):
     """A key, value, entry or record breaks a rule or a limit."""
 

@@ -1,20 +1,27 @@
 """The iterative lookup: whom to ask, until the closest to a target have answered.
 
 A lookup holds *candidates*, the peers it has heard of, in order of distance to its target. It asks the nearest that it
-has not asked; whoever answers names more. A candidate is in one of five states::
+has not asked; whoever answers names more. A candidate is in one of six states::
 
     HEARD --asked--> ASKED --slow_after_s--> SLOW --query_timeout_s--> FAILED
+                      | ^                      |                          |
+               held up| |sent                  |                          |
+                      v |                      |                          |
+                    HELD_UP                    |                          |
                        |                       |                          |
                        +------- answer --------+-------- late answer -----+--> ANSWERED
 
-and a failure reported for one that is ASKED or SLOW makes it FAILED. Nothing leaves ANSWERED: a failure cannot
-overwrite a success. Each candidate is asked at most once, so no lie can make the lookup go round.
+and a failure reported for one that is ASKED, HELD_UP or SLOW makes it FAILED. Nothing leaves ANSWERED: a failure cannot
+overwrite a success. Each candidate is asked at most once, so no lie can make the lookup go round. A query is HELD_UP as
+long as this node cannot send it: that says nothing of the peer, so it is no reason to call it slow.
 
-**Window.** Going outward from the target, count the candidates that are HEARD, ASKED, or ANSWERED and eligible, until
-there are ``k``; FAILED and SLOW ones hold no place. Of this window the nearest HEARD are asked next. When nothing in it
-is HEARD, ASKED or SLOW, it is the ``k`` closest of all that were heard of and are alive: the lookup has *converged*.
+**Window.** Going outward from the target, count the candidates that are HEARD, ASKED, HELD_UP, or ANSWERED and
+eligible, until there are ``k``; FAILED and SLOW ones hold no place. Of this window the nearest HEARD are asked next.
+When nothing in it is HEARD, ASKED, HELD_UP or SLOW, it is the ``k`` closest of all that were heard of and are alive:
+the lookup has *converged*.
 
-**In flight.** At most ``alpha`` queries are ASKED, and ``alpha + k`` ASKED or SLOW. It is never round-synchronous: each
+**In flight.** At most ``alpha`` queries are ASKED, or HELD_UP for less than ``slow_after_s``: those that can be sent at
+once need not wait for the others. At most ``alpha + k`` ASKED or SLOW. It is never round-synchronous: each
 answer makes room for the next query at once. SLOW queries count neither for ``alpha`` nor for the window, so a lookup
 that stalls on slow peers widens, while their answers still count (as in rust-libp2p).
 
@@ -142,7 +149,10 @@ class LookupResult:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Ask this peer now, and report ``on_reply`` or ``on_failure``; from ``deadline_s`` on it has failed anyway."""
+    """Ask this peer now, and report ``on_reply`` or ``on_failure``; from ``deadline_s`` on it has failed anyway.
+
+    If it cannot be sent now, report ``on_held_up``, and ``on_sent`` later, when its time begins anew.
+    """
 
     contact: Contact
     deadline_s: float
@@ -168,6 +178,7 @@ Action = Query | WaitUntil | Finished
 class _State(Enum):
     HEARD = auto()
     ASKED = auto()
+    HELD_UP = auto()
     SLOW = auto()
     ANSWERED = auto()
     FAILED = auto()
@@ -181,7 +192,6 @@ class _Candidate:
     depth: int
     state: _State = _State.HEARD
     asked_at_s: float = -math.inf
-    is_held_up: bool = False
     answered_at_s: float | None = None
     heard_of: int = 0
     failure: str = ""
@@ -255,7 +265,7 @@ class Lookup:
                 queries = self._advance(now_s)
         if self._result is not None:
             return [Finished(self._result)]
-        return [*queries, WaitUntil(self._next_change_at_s())]
+        return [*queries, WaitUntil(self._next_change_at_s(now_s))]
 
     def on_reply(self, contact: Contact, closer: Iterable[Contact], now_s: float) -> None:
         """A peer answered and named others that may be closer.
@@ -295,13 +305,15 @@ class Lookup:
 
     def on_held_up(self, peer: PeerId) -> None:
         """A query cannot be sent yet, and not because of its peer: until it is, it does not become slow and fail."""
-        self._in_flight[peer].is_held_up = True
-
-    def on_sent(self, peer: PeerId, now_s: float) -> None:
-        """A query that was held up is held up no longer. Ignored unless in flight."""
         candidate = self._in_flight.get(peer)
         if candidate is not None:
-            candidate.is_held_up, candidate.asked_at_s = False, now_s
+            candidate.state = _State.HELD_UP
+
+    def on_sent(self, peer: PeerId, now_s: float) -> None:
+        """A query that was held up is held up no longer. Ignored unless it is."""
+        candidate = self._in_flight.get(peer)
+        if candidate is not None and candidate.state is _State.HELD_UP:
+            candidate.state, candidate.asked_at_s = _State.ASKED, now_s
 
     def widen(self, alpha: int) -> None:
         """From the next call of :meth:`next` on keep up to ``alpha`` queries in flight, if that is more, but at most k.
@@ -365,7 +377,7 @@ class Lookup:
     def _pass_time(self, now_s: float) -> None:
         """Queries that have waited long enough become slow or fail."""
         for candidate in list(self._in_flight.values()):
-            if candidate.is_held_up:
+            if candidate.state is _State.HELD_UP:
                 continue
             if now_s >= candidate.asked_at_s + self._config.query_timeout_s:
                 self.on_failure(candidate.contact.peer, "no answer before the deadline")
@@ -375,7 +387,7 @@ class Lookup:
     def _advance(self, now_s: float) -> list[Query]:
         """Walk the window: start what may be started; end the lookup if nothing in the window is open."""
         config = self._config
-        prompt = sum(candidate.state is _State.ASKED for candidate in self._in_flight.values())
+        prompt = sum(self._is_prompt(candidate, now_s) for candidate in self._in_flight.values())
         queries: list[Query] = []
         places = 0
         is_open = is_cut_short = False
@@ -385,7 +397,7 @@ class Lookup:
                     pass
                 case _State.ANSWERED:
                     places += self._eligible(candidate.contact)
-                case _State.ASKED:
+                case _State.ASKED | _State.HELD_UP:
                     places += 1
                     is_open = True
                 case _State.SLOW:
@@ -422,13 +434,17 @@ class Lookup:
         self._in_flight[candidate.contact.peer] = candidate
         return Query(candidate.contact, now_s + self._config.query_timeout_s)
 
-    def _next_change_at_s(self) -> float:
-        """When a query in flight becomes slow or fails, or the lookup runs out of time, whichever comes first."""
-        config = self._config
-        patience_s = {_State.ASKED: config.slow_after_s, _State.SLOW: config.query_timeout_s}
-        sent = (candidate for candidate in self._in_flight.values() if not candidate.is_held_up)
-        changes = (candidate.asked_at_s + patience_s[candidate.state] for candidate in sent)
-        return min((self._started_at_s + config.timeout_s, *changes))
+    def _is_prompt(self, candidate: _Candidate, now_s: float) -> bool:
+        """Whether a query in flight counts for ``alpha``."""
+        is_held_up = candidate.state is _State.HELD_UP and now_s < candidate.asked_at_s + self._config.slow_after_s
+        return is_held_up or candidate.state is _State.ASKED
+
+    def _next_change_at_s(self, now_s: float) -> float:
+        """When what a query in flight counts for changes next, or the lookup runs out of time, whichever is first."""
+        slow_after_s, query_timeout_s = self._config.slow_after_s, self._config.query_timeout_s
+        patience_s = {_State.ASKED: slow_after_s, _State.HELD_UP: slow_after_s, _State.SLOW: query_timeout_s}
+        changes = (candidate.asked_at_s + patience_s[candidate.state] for candidate in self._in_flight.values())
+        return min((self._started_at_s + self._config.timeout_s, *(at_s for at_s in changes if at_s > now_s)))
 
     def _end(self, outcome: Outcome, now_s: float) -> LookupResult:
         answered = (

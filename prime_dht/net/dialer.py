@@ -20,33 +20,30 @@ import ipaddress
 import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from weakref import WeakValueDictionary
 
 import trio
-from libp2p.abc import IHost
+from libp2p.abc import IHost, INetConn, INetStream, INetwork, INotifee
 from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
-from prime_dht.errors import QueryError, ValidationError
+from prime_dht.errors import NoTurnError, QueryError, ValidationError
 from prime_dht.ids import PeerId, peer_from_text, peer_text, short
 from prime_dht.net.addresses import Reach, begins_with_name
 from prime_dht.net.hardening.outbound import FailedAddress, RaceSettings, race_addresses
 from prime_dht.net.hardening.parts import parts_of
 from prime_dht.net.names import is_named, resolve
+from prime_dht.net.turns import Caller, Turns
 
 MAX_ADDRESS_BYTES = 256
 """The longest binary multiaddr that is kept."""
 
 HEARSAY = frozenset({"kad", "identify"})
 """Sources that are what peers say."""
-
-DIALS_AT_ONCE = 32
-"""Peers that are dialled at the same time, by all hosts of the process: they share its CPU, and handshakes that start
-by the hundred run out of time together."""
-
-_limiter: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("prime_dht dials")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,15 +234,6 @@ def _reach(raw: bytes) -> int:
     return 2 if ip.is_loopback else 0 if ip.is_private or ip.is_link_local else 1
 
 
-def _turns() -> trio.CapacityLimiter:
-    try:
-        return _limiter.get()
-    except LookupError:
-        limiter = trio.CapacityLimiter(DIALS_AT_ONCE)
-        _limiter.set(limiter)
-        return limiter
-
-
 class Dialer:
     """Connects a host to peers.
 
@@ -262,7 +250,7 @@ class Dialer:
         _, self._swarm = parts_of(host)
         self._own = PeerId(host.get_id().to_bytes())
         self._race = race or RaceSettings()
-        self._locks: WeakValueDictionary[PeerId, trio.Lock] = WeakValueDictionary()
+        self._turns: WeakValueDictionary[PeerId, Turns] = WeakValueDictionary()
         self.book = book
 
     def is_connected(self, peer: PeerId) -> bool:
@@ -281,6 +269,16 @@ class Dialer:
                 return bytes(address.to_bytes())
         return None
 
+    @contextmanager
+    def hearing(self) -> Iterator[None]:
+        """While the block runs, whoever waits for a turn to dial a peer waits no longer if it connects by itself."""
+        notifee = _Connected(self._turns)
+        self._swarm.register_notifee(notifee)
+        try:
+            yield
+        finally:
+            self._swarm.remove_notifee(notifee)
+
     async def connect(
         self,
         peer: PeerId,
@@ -294,40 +292,37 @@ class Dialer:
 
         Args:
             timeout_s: for the dial, if that is less than the dialer's own time. The wait for a turn to dial does not
-                count: it is this process that keeps the peer waiting.
-            on_turn: called when that wait is over; at once if the peer is connected.
+                count (see :mod:`prime_dht.net.turns`).
+            on_turn: called when that wait is over.
 
         Returns:
             The seconds that the dial took.
 
         Raises:
+            NoTurnError: that wait took too long.
             QueryError: it is this node, is left alone after a failure, has no known address, or could not be reached;
                 the message says what was tried and how each address failed.
         """
         if peer == self._own:
             raise QueryError("a node does not dial itself")
         self.book.add(peer, addresses, source=source, now_s=trio.current_time())
-        if self.is_connected(peer):
-            if on_turn is not None:
-                on_turn()
-            return 0.0
-        with trio.move_on_after(self._race.total_timeout_s) as waiting:
-            async with self._locks.setdefault(peer, trio.Lock()), _turns():
-                # The dial that follows has its own deadline, and says what it tried.
-                waiting.deadline = math.inf
-                began_s = trio.current_time()
-                if on_turn is not None:
-                    on_turn()
-                await self._dial(peer, began_s + min(timeout_s, self._race.total_timeout_s))
-                return trio.current_time() - began_s
-        raise QueryError(f"peer {short(peer)}: no turn to dial it within {self._race.total_timeout_s:g} s")
+        caller = Caller(timeout_s, on_turn)
+        if not self.is_connected(peer):
+            turns = self._turns.setdefault(peer, Turns())
+            with turns.waiting(caller, at_most_s=self._race.total_timeout_s):
+                await turns.dial(partial(self._dial, peer), is_connected=partial(self.is_connected, peer))
+            if caller.scope.cancelled_caught and not self.is_connected(peer):
+                if caller.began_s is None:
+                    raise NoTurnError(f"peer {short(peer)}: no turn to dial it within {self._race.total_timeout_s:g} s")
+                raise QueryError(f"peer {short(peer)} did not answer within {timeout_s:g} s")
+        caller.begin()
+        return caller.elapsed_s
 
-    async def _dial(self, peer: PeerId, deadline_s: float) -> None:
-        if self.is_connected(peer):
-            return
+    async def _dial(self, peer: PeerId) -> None:
         wait_s = self.book.wait_s(peer, now_s=trio.current_time())
         if wait_s > 0:
             raise QueryError(f"peer {short(peer)} could not be reached; it is left alone for {wait_s:.0f} s")
+        deadline_s = trio.current_time() + self._race.total_timeout_s
         tried: set[bytes] = set()
         failures: list[FailedAddress] = []
         # Addresses may come in while others fail.
@@ -379,3 +374,21 @@ class Dialer:
                 else:
                     to_dial[address] = raw
         return to_dial
+
+
+class _Connected(INotifee):
+    """Hears of connections for those who wait for a turn to dial."""
+
+    def __init__(self, turns: Mapping[PeerId, Turns]) -> None:
+        self._turns = turns
+
+    async def connected(self, _network: INetwork, conn: INetConn) -> None:
+        turns = self._turns.get(PeerId(conn.muxed_conn.peer_id.to_bytes()))
+        if turns is not None:
+            turns.connected()
+
+    async def disconnected(self, network: INetwork, conn: INetConn) -> None: ...
+    async def opened_stream(self, network: INetwork, stream: INetStream) -> None: ...
+    async def closed_stream(self, network: INetwork, stream: INetStream) -> None: ...
+    async def listen(self, network: INetwork, multiaddr: Multiaddr) -> None: ...
+    async def listen_close(self, network: INetwork, multiaddr: Multiaddr) -> None: ...

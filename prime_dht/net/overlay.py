@@ -85,7 +85,8 @@ class Overlay:
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Read answers until cancelled."""
-        await self._client.run(task_status=task_status)
+        with self._dialer.hearing():
+            await self._client.run(task_status=task_status)
 
     def mount(self, *, as_server: bool) -> None:
         """Answer requests on the host, in server mode. A client offers blocks alone: nobody asks it anything else."""
@@ -128,9 +129,9 @@ class Overlay:
     ) -> Reply:
         asked_at_s = trio.current_time()
         self._check_dealt_with(peer)
-        timeout_s -= await self._dialer.connect(peer, timeout_s=timeout_s, on_turn=on_turn)
+        spent_s = await self._dialer.connect(peer, timeout_s=timeout_s, on_turn=on_turn)
         try:
-            reply = await self._client.call(peer, request, timeout_s=timeout_s)
+            reply = await self._client.call(peer, request, timeout_s=timeout_s, spent_s=spent_s)
         except RemoteProtocolError:
             self._charge_once(peer, asked_at_s)
             raise

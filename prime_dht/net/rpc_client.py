@@ -90,6 +90,7 @@ class RpcClient:
         self._peers: OrderedDict[PeerId, _Peer] = OrderedDict()
         self._budget = FrameBudget(REPLY_BYTES_IN_FLIGHT)
         self._nursery: trio.Nursery | None = None
+        self._encoded: tuple[Request, bytes] | None = None
         self.calls = 0
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -104,8 +105,11 @@ class RpcClient:
                     self._forget(self._peers.popitem()[1])
                 self._nursery = None
 
-    async def call(self, peer: PeerId, request: Request, *, timeout_s: float) -> Reply:
+    async def call(self, peer: PeerId, request: Request, *, timeout_s: float, spent_s: float = 0.0) -> Reply:
         """Ask one peer.
+
+        Args:
+            spent_s: how much of ``timeout_s`` has passed already, for the dial.
 
         Towards a classical peer ``AddProvider`` has no answer: an empty reply means that the peer took it.
 
@@ -117,11 +121,11 @@ class RpcClient:
         if self._nursery is None:
             await trio.lowlevel.checkpoint_if_cancelled()  # both the caller and the run may be, by who ends the node
             raise LocalProtocolError("RpcClient.call outside of its run")
-        message = encode_request(request)
+        message = self._message_of(request)
         if len(message) > _MAX_MESSAGE_BYTES:
             raise QueryError(f"a request of {len(message)} bytes does not fit into a frame")
         self.calls += 1
-        return await self._call(peer, request, message, timeout_s)
+        return await self._call(peer, request, message, timeout_s, trio.current_time() - spent_s)
 
     def post(self, peer: PeerId, request: Request, *, timeout_s: float, then: OnOutcome) -> bool:
         """Ask one peer without waiting; ``False``, with nothing sent, if that is not possible just now.
@@ -135,7 +139,7 @@ class RpcClient:
         if nursery is None or state is None or state.pipeline is None:
             return False
         pipeline, started_s = state.pipeline, trio.current_time()
-        message = encode_request(request)
+        message = self._message_of(request)
 
         def answered(answer: Answer) -> None:
             match answer:
@@ -162,11 +166,18 @@ class RpcClient:
         self.calls += 1
         return True
 
+    def _message_of(self, request: Request) -> bytes:
+        """A request's bytes. A lookup sends the same one to several peers in a row, so it is encoded once for them."""
+        if self._encoded is None or self._encoded[0] is not request:
+            self._encoded = request, encode_request(request)
+        return self._encoded[1]
+
     async def _call_then(
         self, peer: PeerId, request: Request, message: bytes, deadline_s: float, then: OnOutcome
     ) -> None:
         try:
-            reply = await self._call(peer, request, message, deadline_s - trio.current_time(), is_repeated=True)
+            now_s = trio.current_time()
+            reply = await self._call(peer, request, message, deadline_s - now_s, now_s, is_repeated=True)
         except (QueryError, RemoteProtocolError) as error:
             then(error)
         except trio.Cancelled:
@@ -176,9 +187,15 @@ class RpcClient:
             then(reply)
 
     async def _call(
-        self, peer: PeerId, request: Request, message: bytes, timeout_s: float, *, is_repeated: bool = False
+        self,
+        peer: PeerId,
+        request: Request,
+        message: bytes,
+        timeout_s: float,
+        started_s: float,
+        *,
+        is_repeated: bool = False,
     ) -> Reply:
-        started_s = trio.current_time()
         try:
             try:
                 return await self._attempt(peer, request, message, started_s + timeout_s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
 from functools import partial
 from random import Random
 from typing import assert_never
@@ -11,7 +11,7 @@ from typing import assert_never
 import trio
 
 from prime_dht.config import DhtConfig
-from prime_dht.errors import QueryError, RemoteProtocolError
+from prime_dht.errors import NoTurnError, QueryError, RemoteProtocolError
 from prime_dht.events import LookupProgress
 from prime_dht.ids import KadKey, Key, PeerId, kad_key
 from prime_dht.kad.contact import Contact
@@ -40,8 +40,11 @@ REFRESH_DEPTH = 12
 bucket i costs 2^(i+1) hashes to find (some 10 ms at 12); what lies deeper is near enough for a lookup of this node
 itself to cover, unless the swarm has far more than 2^12 · k nodes."""
 
-Take = Callable[[Contact, Reply], Awaitable[None] | None]
-"""Takes a peer's reply in; returns what has to be awaited for the rest of it, if it is not all.
+Task = Callable[[], Awaitable[None]]
+"""The work of a task beside the lookup's own."""
+
+Take = Callable[[Contact, Reply], Task | None]
+"""Takes a peer's reply in; returns what is to be done for the rest of it, if it is not all.
 
 Raises RemoteProtocolError, and so may that, if it is no reply to what was asked. The peer has failed then.
 """
@@ -140,9 +143,8 @@ class Explorer:
         """
         target = kad_key(key)
         if self._neighbourhood.knows_all_near(target):
-            servers: Iterable[Contact] = self._neighbourhood.table.find_closest(target, replication, where=syncs)
-        else:
-            servers = (await self.find_closest(key, k=replication, replicas_only=True)).closest
+            return self._neighbourhood.nearest_replicas(target, replication)
+        servers = (await self.find_closest(key, k=replication, replicas_only=True)).closest
         return choose_replicas(target, servers, replication, own=self._neighbourhood.own_contact())
 
     async def servers_near(self, keys: Iterable[Key], replication: int) -> dict[Key, list[Contact]]:
@@ -192,15 +194,20 @@ class Explorer:
         """
         woken = trio.Event()
         is_over = False
+        to_start: list[Task] = []
+        blameless: set[PeerId] = set()
 
         def conclude(contact: Contact, asked_at_s: float, outcome: Reply | QueryError | RemoteProtocolError) -> None:
             now_s = self._clock.monotonic_s()
             if isinstance(outcome, Reply):
                 closer = self._neighbourhood.heard_of(outcome.closer)
-                lookup.on_reply(self._neighbourhood.contact(contact.peer), closer, now_s)
+                known = self._neighbourhood.table.get(contact.peer)  # if it has a place, its answer was noted there
+                lookup.on_reply(known or self._neighbourhood.contact(contact.peer), closer, now_s)
                 if until():
                     lookup.finish(now_s)
             else:
+                if isinstance(outcome, NoTurnError):
+                    blameless.add(contact.peer)
                 lookup.on_failure(contact.peer, str(outcome))
             if self._feed.is_heard:
                 self._publish(lookup, contact.peer, now_s - asked_at_s)
@@ -216,13 +223,14 @@ class Explorer:
                     outcome = error
                 else:
                     if rest is not None:
-                        nursery.start_soon(take_rest, contact, asked_at_s, outcome, rest)
+                        to_start.append(partial(take_rest, contact, asked_at_s, outcome, rest))
+                        woken.set()
                         return
             conclude(contact, asked_at_s, outcome)
 
-        async def take_rest(contact: Contact, asked_at_s: float, reply: Reply, rest: Awaitable[None]) -> None:
+        async def take_rest(contact: Contact, asked_at_s: float, reply: Reply, rest: Task) -> None:
             try:
-                await rest
+                await rest()
             except (QueryError, RemoteProtocolError) as error:
                 conclude(contact, asked_at_s, error)
             else:
@@ -240,30 +248,43 @@ class Explorer:
             else:
                 answered(contact, asked_at_s, reply)
 
+        async def go_on(nursery: trio.Nursery | None) -> LookupResult | None:
+            """Drive the lookup to its end; or, without a nursery, until there is a task to start."""
+            nonlocal woken, is_over
+            while True:
+                now_s = self._clock.monotonic_s()
+                for action in lookup.next(now_s):
+                    match action:
+                        case Query(contact):
+                            # Most go over a stream that is open, and need no task that waits.
+                            if not self._neighbourhood.post(contact, request, partial(answered, contact, now_s)):
+                                lookup.on_held_up(contact.peer)
+                                to_start.append(partial(query, contact, now_s))
+                        case WaitUntil(at_s):
+                            if to_start:
+                                if nursery is None:
+                                    return None
+                                for task in to_start:
+                                    nursery.start_soon(task)
+                                to_start.clear()
+                            with trio.CancelScope(deadline=trio.current_time() + at_s - self._clock.monotonic_s()):
+                                await woken.wait()
+                            woken = trio.Event()
+                        case Finished(result):
+                            is_over = True
+                            self._conclude(result, blameless)
+                            return result
+                        case _:
+                            assert_never(action)
+
         try:
-            async with trio.open_nursery() as nursery:
-                while True:
-                    now_s = self._clock.monotonic_s()
-                    for action in lookup.next(now_s):
-                        match action:
-                            case Query(contact):
-                                # Most go over a stream that is open, and need no task that waits.
-                                if not self._neighbourhood.post(contact, request, partial(answered, contact, now_s)):
-                                    lookup.on_held_up(contact.peer)
-                                    nursery.start_soon(query, contact, now_s)
-                            case WaitUntil(at_s):
-                                left_s = at_s - self._clock.monotonic_s()
-                                with trio.CancelScope(deadline=trio.current_time() + left_s):
-                                    await woken.wait()
-                                woken = trio.Event()
-                            case Finished(result):
-                                is_over = True
-                                if nursery.child_tasks:
-                                    nursery.cancel_scope.cancel()
-                                self._conclude(result)
-                                return result
-                            case _:
-                                assert_never(action)
+            result = await go_on(None)  # a nursery costs as much as a query, and most lookups need none
+            if result is None:
+                async with trio.open_nursery() as nursery:
+                    result = await go_on(nursery)
+                    nursery.cancel_scope.cancel()
+            assert result is not None
+            return result
         finally:
             is_over = True  # if it was cancelled as well: what was posted is answered all the same
 
@@ -282,14 +303,14 @@ class Explorer:
             )
         )
 
-    def _conclude(self, result: LookupResult) -> None:
+    def _conclude(self, result: LookupResult, blameless: Container[PeerId]) -> None:
         """What the node learns from a lookup: which bucket it refreshed, and who failed.
 
         That includes peers that let the lookup's deadline for them pass, though the call itself had not ended yet.
         """
         self._neighbourhood.table.looked_up(result.target, result.ended_at_s)
         for hop in result.path:
-            if hop.failure:
+            if hop.failure and hop.contact.peer not in blameless:
                 self._neighbourhood.failed(hop.contact.peer, hop.failure)
 
 

@@ -34,12 +34,12 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 
 from prime_dht.config import DhtConfig
-from prime_dht.errors import QueryError, RemoteProtocolError
+from prime_dht.errors import NoTurnError, PrimeDHTError, QueryError, RemoteProtocolError
 from prime_dht.events import PeerJoined, PeerLeft
 from prime_dht.ids import KadKey, PeerId, kad_key, short
 from prime_dht.kad.contact import Contact, subnets_of
 from prime_dht.kad.keyspace import Prefix, common_prefix_length
-from prime_dht.kad.replicas import TargetArc, syncs, target_arc
+from prime_dht.kad.replicas import TargetArc, choose_replicas, syncs, target_arc
 from prime_dht.kad.routing_table import Added, CheckFirst, Refreshed, Rejected, RoutingTable, Waiting
 from prime_dht.net.addresses import address_text
 from prime_dht.net.network import Network, OnOutcome
@@ -72,7 +72,7 @@ PROBE_AGAIN_S = 60.0
 """Seconds before a peer that sends requests is probed again."""
 
 PROBE_TIMEOUT_S = 5.0
-"""Seconds for a probe's answer: strangers that hang must not hold up honest newcomers for long."""
+"""Seconds for a probe's dial and answer: strangers that hang must not hold up honest newcomers for long."""
 
 NAMED_AT_MOST = 4
 """Times k: neighbours that are probed within ``PROBE_AGAIN_S`` because others named them. Two swarms that meet have k
@@ -131,6 +131,7 @@ class Neighbourhood:
         self.local: KadKey = kad_key(network.local)
         self.table = RoutingTable(self.local, config.k_bucket_size, refresh_interval_s=config.refresh_interval)
         self.is_server = is_server
+        self._own = Contact(peer=network.local, kad_key=self.local, syncs=True)
         self._network = network
         self._config = config
         self._clock = clock
@@ -159,9 +160,12 @@ class Neighbourhood:
 
     def own_contact(self) -> Contact | None:
         """This node as a replica, if it is a server."""
-        if not self.is_server:
-            return None
-        return Contact(peer=self._network.local, kad_key=self.local, syncs=True)
+        return self._own if self.is_server else None
+
+    def nearest_replicas(self, key: KadKey, replication: int) -> list[Contact]:
+        """The ``replication`` nearest of the servers known that keep entry sets and this node, if it is one."""
+        others = self.table.find_closest(key, replication, where=syncs)
+        return choose_replicas(key, others, replication, own=self.own_contact())
 
     def contact(self, peer: PeerId, addresses: Iterable[bytes] | None = None) -> Contact:
         """A peer as a contact, at the addresses given or, without any, at those known."""
@@ -260,7 +264,7 @@ class Neighbourhood:
         try:
             reply = await self.tell(contact, request, on_turn=on_turn)
         except (QueryError, RemoteProtocolError) as error:
-            self.failed(contact.peer, str(error))
+            self.failed(contact.peer, error)
             raise
         self.answered(contact.peer, reply)
         return reply
@@ -276,7 +280,7 @@ class Neighbourhood:
             if isinstance(outcome, Reply):
                 self.answered(contact.peer, outcome)
             else:
-                self.failed(contact.peer, str(outcome))
+                self.failed(contact.peer, outcome)
             then(outcome)
 
         self._network.learn_addresses(contact.peer, contact.addresses, source="kad")
@@ -329,8 +333,10 @@ class Neighbourhood:
             case Refreshed() | Waiting() | Rejected():
                 pass
 
-    def failed(self, peer: PeerId, reason: str) -> None:
+    def failed(self, peer: PeerId, reason: PrimeDHTError | str) -> None:
         """A peer did not answer a request, or answered wrongly. (That it disconnected would not be a failure.)"""
+        if isinstance(reason, NoTurnError):
+            return
         self._noted.pop(peer, None)
         self._failed_at_s[peer] = self._clock.monotonic_s()
         self._failed_at_s.move_to_end(peer)
@@ -340,7 +346,7 @@ class Neighbourhood:
         if not had_place:  # it may have been waiting for one
             return
         logger.debug("peer %s left the routing table: %s", short(peer), reason)
-        self._feed.publish(PeerLeft(peer=peer, reason=reason))
+        self._feed.publish(PeerLeft(peer=peer, reason=str(reason)))
         if successor is not None:
             self._joined(successor)
 
@@ -392,6 +398,8 @@ class Neighbourhood:
         async for peer in self._probes:
             try:
                 await self.meet(peer)
+            except NoTurnError:
+                self._probed.pop(peer, None)  # as soon as it asks for something again
             except (QueryError, RemoteProtocolError) as error:
                 self.strangers.pop(peer, None)
                 if peer in self._probed:
@@ -422,7 +430,7 @@ class Neighbourhood:
             reply = await self._network.call(peer, FindNode(peer), timeout_s=timeout_s)
         except (QueryError, RemoteProtocolError) as error:
             if self.table.get(peer) is not None:  # of others it says only that they do not serve, as clients do not
-                self.failed(peer, str(error))
+                self.failed(peer, error)
             raise
         if is_stranger and not reply.closer and self.table.get(peer) is None:
             raise QueryError(f"peer {short(peer)} names neither itself nor anybody else")

@@ -21,9 +21,10 @@ place up to which every replica's answer is complete.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -32,7 +33,7 @@ from prime_dht.config import DhtConfig
 from prime_dht.entries.admission import AdmissionRules, Admitted, Deferred, Refused, admit
 from prime_dht.entries.codec import decode_entry_set
 from prime_dht.entries.entry import Entry, Slot
-from prime_dht.entries.join import Selection, standing, state_of
+from prime_dht.entries.join import Selection, join, state_of
 from prime_dht.errors import ConfigError, QueryError, RemoteProtocolError, ValidationError
 from prime_dht.ids import Key, PeerId, kad_key
 from prime_dht.kad.contact import Contact
@@ -40,7 +41,7 @@ from prime_dht.kad.replicas import choose_replicas, syncs
 from prime_dht.net.network import Network
 from prime_dht.node.cache import Question, ReadCache
 from prime_dht.node.clock import Clock
-from prime_dht.node.lookups import Explorer
+from prime_dht.node.lookups import Explorer, Task
 from prime_dht.node.neighbourhood import Neighbourhood
 from prime_dht.node.results import Found, FoundPage
 from prime_dht.node.server import MAX_ENTRIES_PER_RECORD, Server
@@ -78,6 +79,7 @@ class _Answers:
         absence: replicas that must have, if none of them named an entry.
         selection: the slots asked for.
         by_peer: what each named.
+        joined: the join of that.
         counted: those that have answered.
     """
 
@@ -85,14 +87,17 @@ class _Answers:
     absence: int
     selection: Selection
     by_peer: dict[PeerId, dict[Slot, Entry]] = field(default_factory=dict)
+    joined: dict[Slot, Entry] = field(default_factory=dict)
     counted: set[PeerId] = field(default_factory=set)
     horizon: Place | None = None
     """The place up to which every answer is complete; ``None`` if all answers are."""
 
     def add(self, peer: PeerId, entries: Sequence[Entry], *, held: bool, end: Place | None = None) -> None:
         """Count what a peer answered; ``end`` is the place up to which it is complete, if it is not all."""
-        self.by_peer[peer] = state_of(entry for entry in entries if self.selection.includes(entry.slot))
-        if self.by_peer[peer] or held:
+        named = {slot: entry for slot, entry in state_of(entries).items() if self.selection.includes(slot)}
+        self.by_peer[peer] = named
+        self.joined = join(self.joined, named)
+        if named or held:
             self.counted.add(peer)
         if end is not None:
             self.horizon = end if self.horizon is None else min(self.horizon, end)
@@ -106,7 +111,7 @@ class _Answers:
     @property
     def found_nothing(self) -> bool:
         """Whether none of them named an entry."""
-        return not any(self.by_peer.values())
+        return not self.joined
 
     def leaves_in_doubt(self, nearest: Sequence[Contact]) -> bool:
         """Whether an acknowledged put may lie with those of the nearest replicas alone that have not answered.
@@ -120,23 +125,20 @@ class _Answers:
         """Those that have not answered."""
         return [replica for replica in replicas if replica.peer not in self.by_peer]
 
-    def joined(self) -> dict[Slot, Entry]:
-        return state_of(entry for state in self.by_peer.values() for entry in state.values())
-
     def behind(self, now_us: int) -> dict[PeerId, list[Entry]]:
         """Which peers lack which of the entries that stand.
 
         Of those that were asked for the newest only: nothing older than that, which they had no reason to send.
         """
-        joined = self.joined()
-        if self.selection.newest:
+        joined = self.joined
+        if self.selection.newest and len(joined) > 1:
             chosen = self.selection.choose(joined, now_us)
             joined = {slot: entry for slot, entry in joined.items() if not chosen or entry.version >= chosen[0].version}
         lacking = {
             peer: [
                 entry
                 for slot, entry in joined.items()
-                if slot not in state or standing(state[slot], entry).op_id != state[slot].op_id
+                if (named := state.get(slot)) is None or named.op_id != entry.op_id
             ]
             for peer, state in self.by_peer.items()
         }
@@ -211,7 +213,7 @@ class Reader:
         selection = Selection(publishers=publishers, subkeys=frozenset((subkey,)))
         with self._cache.reading(question) as remember:
             answers = await self._ask_replicas(key, selection, quorum)
-            chosen = selection.choose(answers.joined(), self._clock.now_us())
+            chosen = selection.choose(answers.joined, self._clock.now_us())
             if not chosen:
                 return None
             found = Found.of(chosen[0], answered=len(answers.counted))
@@ -239,7 +241,7 @@ class Reader:
         selection = Selection(publishers=publishers, subkeys=subkeys, newest=False)
         answers = await self._ask_replicas(key, selection, self._quorum(None), cursor=cursor)
         horizon = answers.horizon
-        chosen = selection.choose(answers.joined(), self._clock.now_us())
+        chosen = selection.choose(answers.joined, self._clock.now_us())
         within = [entry for entry in chosen if horizon is None or (entry.publisher, entry.header.subkey) <= horizon]
         end = horizon
         if limit is not None and len(within) > limit:
@@ -271,7 +273,7 @@ class Reader:
             asked = width
         found: dict[Key, Found | None] = {}
         for key, said in answers.items():
-            chosen = selection.choose(said.joined(), self._clock.now_us())
+            chosen = selection.choose(said.joined, self._clock.now_us())
             nearest = self._nearest_replicas(key, (server for server in servers[key] if server.peer in said.by_peer))
             if chosen or (self._neighbourhood.has_met_anybody() and not said.leaves_in_doubt(nearest)):
                 found[key] = Found.of(chosen[0], answered=len(said.counted)) if chosen else None
@@ -335,10 +337,10 @@ class Reader:
             await self._take_rest(contact, key, query, page, answers)
             adjust(contact)
 
-        def take(contact: Contact, reply: Reply) -> Awaitable[None] | None:
+        def take(contact: Contact, reply: Reply) -> Task | None:
             page = self._page(key, query, reply.record, reply.held, reply.next_cursor)
             if page.next_cursor and query.newest:
-                return take_rest(contact, page)
+                return partial(take_rest, contact, page)
             answers.add(contact.peer, page.entries, held=page.held, end=page.end)
             adjust(contact)
             return None
@@ -415,7 +417,7 @@ class Reader:
                     return
                 keys = keys[len(reply.batch) :]
         except (QueryError, RemoteProtocolError) as error:
-            self._neighbourhood.failed(peer, str(error))  # what this peer leaves open is asked of others
+            self._neighbourhood.failed(peer, error)  # what this peer leaves open is asked of others
         finally:
             place.release()
 

@@ -23,7 +23,7 @@ from prime_dht.entries.validators import ValidatorRegistry
 from prime_dht.errors import RemoteProtocolError, ValidationError
 from prime_dht.events import EntriesEvicted, EntryStored
 from prime_dht.ids import PRIME_NAMESPACE, US_PER_S, Key, OpId, PeerId, TimestampUs, is_peer_id, kad_key, namespace_of
-from prime_dht.kad.replicas import choose_replicas, digest, syncs
+from prime_dht.kad.replicas import digest
 from prime_dht.net.addresses import credible, is_address_of
 from prime_dht.net.network import Network
 from prime_dht.node.blobs.claims import refers_to_blob
@@ -305,12 +305,8 @@ class Server:
 
     def _knows_same_replicas(self, key: Key, theirs: bytes) -> bool:
         """Whether an asker's replicas of a key, of which it sent the digest, are those that this node would name."""
-        if not theirs:
-            return False
-        neighbourhood = self._neighbourhood
-        target, replication = kad_key(key), self._config.replication_factor
-        servers = neighbourhood.table.find_closest(target, replication, where=syncs)
-        return theirs == digest(choose_replicas(target, servers, replication, own=neighbourhood.own_contact()))
+        replication = self._config.replication_factor
+        return bool(theirs) and theirs == digest(self._neighbourhood.nearest_replicas(kad_key(key), replication))
 
     # Values
 
@@ -356,12 +352,12 @@ class Server:
         return Record(key, encode_entry_set(page.entries), rfc3339(self._clock.now_us()))
 
     def _put(self, request: PutValue, records: tuple[Record, ...], asker: PeerId) -> Reply | Awaitable[Reply]:
-        if len(records) == 1 and self._namespace(records[0].key) != PRIME_NAMESPACE:
+        if any(self._namespace(record.key) != PRIME_NAMESPACE for record in records):
+            if len(records) > 1:
+                raise RemoteProtocolError("a batched PUT_VALUE is for keys in /prime/")
             return self._put_plain(records[0], asker, want_closer=request.want_closer)
         candidates: list[Entry | Undecodable] = []
         for record in records:
-            if self._namespace(record.key) != PRIME_NAMESPACE:
-                raise RemoteProtocolError("a batched PUT_VALUE is for keys in /prime/")
             try:
                 entries = decode_entry_set(record.value, max_entries=MAX_ENTRIES_PER_RECORD - len(candidates))
             except ValidationError as error:

@@ -34,7 +34,7 @@ from prime_dht.entries.envelope import signature_of
 from prime_dht.entries.signing import sign_entry
 from prime_dht.entries.slot import EntryTimes, next_entry_times, tombstone_times
 from prime_dht.errors import ConfigError, QueryError, RemoteProtocolError, StorageError, ValidationError
-from prime_dht.ids import US_PER_S, Key, PeerId, kad_key, short
+from prime_dht.ids import US_PER_S, KadKey, Key, PeerId, kad_key, short
 from prime_dht.kad.contact import Contact
 from prime_dht.kad.replicas import choose_replicas, digest, quorum
 from prime_dht.net.network import Network
@@ -164,14 +164,15 @@ class Writer:
         (entry,) = await self._sign([statement])
         tally = _Tally(entry, wanted)
         own = self._neighbourhood.own_contact()
+        target = kad_key(statement.key)
         replicas = await self._explorer.replicas_of(statement.key, wanted)
         if own in replicas:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._store_here, [tally])
-                await self._put_along_lookup(tally, replicas, wanted - 1)
+                await self._put_along_lookup(tally, target, replicas, wanted - 1)
         else:
-            others = await self._put_along_lookup(tally, replicas, wanted)
-            if own is not None and own in choose_replicas(kad_key(statement.key), others, wanted, own=own):
+            others = await self._put_along_lookup(tally, target, replicas, wanted)
+            if own is not None and own in choose_replicas(target, others, wanted, own=own):
                 await self._store_here([tally])
         return self._receipts([tally], servers_known)[0]
 
@@ -297,7 +298,9 @@ class Writer:
         for tally, status in zip(tallies, statuses, strict=True):
             tally.note(self._network.local, status)
 
-    async def _put_along_lookup(self, tally: _Tally, replicas: Sequence[Contact], wanted: int) -> Sequence[Contact]:
+    async def _put_along_lookup(
+        self, tally: _Tally, target: KadKey, replicas: Sequence[Contact], wanted: int
+    ) -> Sequence[Contact]:
         """Put to the ``wanted`` closest other servers, at first to the replicas known, of which this node may be one.
 
         Returns:
@@ -305,9 +308,8 @@ class Writer:
         """
         if not wanted:
             return ()
-        key = tally.entry.header.key
         request = PutValue(
-            (Record(key, encode_entry_set((tally.entry,))),),
+            (Record(tally.entry.header.key, encode_entry_set((tally.entry,))),),
             want_closer=True,
             no_echo=True,
             replicas=digest(replicas) if tally.replication == self._config.replication_factor else b"",
@@ -320,7 +322,7 @@ class Writer:
                 tally.note(contact.peer, reply.statuses[0])
 
         lookup = self._explorer.lookup(
-            kad_key(key),
+            target,
             k=wanted,
             alpha=wanted,
             replicas_only=True,

@@ -410,21 +410,38 @@ def test_of_too_many_peers_the_farthest_are_forgotten() -> None:
     assert keys(result) == [30, 200]
 
 
-def test_a_query_that_is_held_up_here_counts_as_asked_and_neither_becomes_slow_nor_fails_until_it_is_sent() -> None:
-    lookup = lookup_of(1, 2, 3)
+def test_a_query_that_is_held_up_here_keeps_its_place_and_neither_becomes_slow_nor_fails_until_it_is_sent() -> None:
+    lookup = lookup_of(1, 2, 3, 4)
     assert asked(lookup.next(0.0)) == [1, 2]
     lookup.on_held_up(tiny_contact(1).peer)
     reply(lookup, 2)
     assert asked(lookup.next(0.0)) == [3]
     reply(lookup, 3)
-    assert lookup.next(20.0) == [WaitUntil(SMALL.timeout_s)]
+    assert lookup.next(0.0) == [WaitUntil(1.0)]
+    assert lookup.next(20.0) == [WaitUntil(SMALL.timeout_s)], "4 is asked only if 1 fails"
     lookup.on_sent(tiny_contact(1).peer, 20.0)
     assert lookup.next(20.0) == [WaitUntil(21.0)]
-    assert lookup.next(21.0) == [WaitUntil(25.0)]
-    result = result_of(lookup.next(25.0))
-    assert keys(result) == [2, 3]
-    lookup.on_sent(tiny_contact(1).peer, 26.0)  # of one that has failed it is ignored
-    assert result_of(lookup.next(26.0)) is result
+    actions = lookup.next(21.0)
+    assert (asked(actions), actions[-1]) == ([4], WaitUntil(22.0))
+    reply(lookup, 4, now_s=21.0)
+    lookup.on_failure(tiny_contact(1).peer, "silent")
+    result = result_of(lookup.next(21.0))
+    assert keys(result) == [2, 3, 4]
+
+
+def test_those_that_can_be_asked_at_once_do_not_wait_for_those_that_are_held_up() -> None:
+    lookup = lookup_of(1, 2, 3, 4)
+    assert asked(lookup.next(0.0)) == [1, 2]
+    for key in (1, 2):
+        lookup.on_held_up(tiny_contact(key).peer)
+    assert lookup.next(0.5) == [WaitUntil(1.0)]
+    assert asked(lookup.next(1.0)) == [3]
+    reply(lookup, 3, now_s=1.0)
+    assert lookup.next(1.0) == [WaitUntil(SMALL.timeout_s)]
+    lookup.on_sent(tiny_contact(3).peer, 2.0)  # of one that is not held up it is ignored
+    reply(lookup, 1, now_s=2.0)
+    lookup.on_failure(tiny_contact(2).peer, "no turn")
+    assert asked(lookup.next(2.0)) == [4]
 
 
 def test_the_lookup_ends_at_its_deadline_with_what_has_answered() -> None:

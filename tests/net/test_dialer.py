@@ -18,7 +18,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from prime_dht.errors import QueryError, ValidationError
 from prime_dht.ids import PeerId, peer_text
-from prime_dht.net import dialer as dialer_module
+from prime_dht.net import turns as turns_module
 from prime_dht.net.addresses import Reach
 from prime_dht.net.dialer import (
     MAX_ADDRESS_BYTES,
@@ -415,7 +415,7 @@ async def test_an_address_that_comes_in_during_a_dial_is_tried_too(patient_clock
 async def test_no_more_peers_are_dialled_at_once_than_allowed_in_the_process(
     patient_clock: MockClock, silent: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dialer_module, "DIALS_AT_ONCE", 1)
+    monkeypatch.setattr(turns_module, "DIALS_AT_ONCE", 1)
     async with host() as client, host() as other, host() as server:
         order: list[str] = []
 
@@ -435,7 +435,7 @@ async def test_no_more_peers_are_dialled_at_once_than_allowed_in_the_process(
 async def test_who_gets_no_turn_in_time_is_told_so(
     patient_clock: MockClock, silent: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dialer_module, "DIALS_AT_ONCE", 1)
+    monkeypatch.setattr(turns_module, "DIALS_AT_ONCE", 1)
     race = RaceSettings(address_timeout_s=2.0, total_timeout_s=3.0)
     outcomes: list[str] = []
 

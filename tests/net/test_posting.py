@@ -20,7 +20,17 @@ from prime_dht.net.streams import FrameStream
 from prime_dht.testing.rpc import KAD, RPC, SERVER, Script, read, running_client, scripted
 from prime_dht.wire.calls import MAX_CALLS_IN_FLIGHT, Refusal, decode_call, encode_answer
 from prime_dht.wire.frames import MAX_FRAME_BYTES
-from prime_dht.wire.kad import FindNode, Ping, PutValue, Record, Reply, Request, decode_request, encode_reply
+from prime_dht.wire.kad import (
+    FindNode,
+    Ping,
+    PutValue,
+    Record,
+    Reply,
+    Request,
+    decode_request,
+    encode_reply,
+    encode_request,
+)
 
 TIMEOUT_S = 10.0
 
@@ -285,3 +295,22 @@ async def test_however_many_posts_one_wrong_answer_fails_the_peer_is_charged_onc
             await trio.sleep(1)
             posted.pop()(RemoteProtocolError("and another"))
         assert not overlay.post(SERVER, FindNode(b"x"), timeout_s=TIMEOUT_S, then=outcomes.append)
+
+
+async def test_a_request_that_goes_out_several_times_in_a_row_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[Request] = []
+
+    def encode(request: Request) -> bytes:
+        encoded.append(request)
+        return encode_request(request)
+
+    monkeypatch.setattr("prime_dht.net.rpc_client.encode_request", encode)
+    first, second = FindNode(b"first"), FindNode(b"second")
+    async with running_client({RPC: scripted(answer_all)}) as (client, _):
+        outcomes = await opened(client)
+        encoded.clear()
+        for request in (first, first, second, first):
+            assert client.post(SERVER, request, timeout_s=TIMEOUT_S, then=outcomes.append)
+        await wait_all_tasks_blocked()
+        assert [outcome for outcome in outcomes if isinstance(outcome, Reply)] == outcomes
+        assert (len(outcomes), encoded) == (4, [first, second, first])

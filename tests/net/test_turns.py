@@ -4,24 +4,34 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 import trio
 from libp2p.abc import IHost
+from libp2p.peer.id import ID
+from libp2p.peer.peerinfo import PeerInfo
+from multiaddr import Multiaddr
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from prime_dht.config import DhtConfig
 from prime_dht.errors import QueryError
 from prime_dht.ids import PeerId
-from prime_dht.net import dialer as dialer_module
+from prime_dht.net import turns as turns_module
 from prime_dht.net.dialer import AddressBook, Dialer
 from prime_dht.net.hardening.outbound import RaceSettings
 from prime_dht.net.host import HostSettings, open_host
 from prime_dht.net.identity import new_identity, peer_id_of
+from prime_dht.net.network import Handler
 from prime_dht.net.overlay import Overlay
 from prime_dht.wire.kad import Ping, Reply, Request
 
 ADDRESS_TIMEOUT_S = RaceSettings().address_timeout_s
+
+
+async def be_silent(_peer: PeerId, _request: Request) -> Reply:
+    await trio.sleep_forever()
+    raise AssertionError
 
 
 async def answer(_peer: PeerId, _request: Request) -> Reply:
@@ -35,9 +45,9 @@ async def host() -> AsyncIterator[IHost]:
 
 
 @asynccontextmanager
-async def server() -> AsyncIterator[Overlay]:
+async def server(handler: Handler = answer) -> AsyncIterator[Overlay]:
     async with host() as opened, trio.open_nursery() as nursery:
-        overlay = Overlay(opened, DhtConfig(), answer)
+        overlay = Overlay(opened, DhtConfig(), handler)
         await nursery.start(overlay.run)
         overlay.mount(as_server=True)
         yield overlay
@@ -46,7 +56,7 @@ async def server() -> AsyncIterator[Overlay]:
 
 @pytest.fixture(autouse=True)
 def one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dialer_module, "DIALS_AT_ONCE", 1)
+    monkeypatch.setattr(turns_module, "DIALS_AT_ONCE", 1)
 
 
 async def take_the_turn(client: IHost, silent: bytes) -> None:
@@ -76,19 +86,63 @@ async def test_the_wait_for_a_turn_does_not_count_as_the_time_that_a_peer_takes(
         assert turns_s == [ADDRESS_TIMEOUT_S, 0.0], "one that is connected needs no turn"
 
 
-async def test_a_dial_takes_no_longer_than_its_caller_allows(patient_clock: MockClock, silent: bytes) -> None:
+async def test_a_dial_that_takes_longer_than_its_caller_allows_is_not_held_against_the_peer(
+    patient_clock: MockClock, silent: bytes
+) -> None:
     async with host() as client:
+        dialer, peer = Dialer(client, AddressBook()), peer_id_of(new_identity())
         start_s = trio.current_time()
-        with pytest.raises(QueryError, match="not done within 1 s"):
-            await Dialer(client, AddressBook()).connect(peer_id_of(new_identity()), [silent], timeout_s=1)
+        with pytest.raises(QueryError, match="did not answer within 1 s"):
+            await dialer.connect(peer, [silent], timeout_s=1)
         assert trio.current_time() == start_s + 1
+        assert dialer.book.wait_s(peer, now_s=start_s + 1) == 0
 
 
 async def test_what_the_dial_took_is_no_longer_there_for_the_answer(patient_clock: MockClock, silent: bytes) -> None:
-    async with server() as one:
-        peer = peer_id_of(new_identity())
-        one.learn_addresses(peer, [silent], source="manual")
+    async with server() as one, server(be_silent) as other:
+        # The addresses race, and the first is not given up before the second has had its time.
+        one.learn_addresses(other.local, [silent, *other.own_addresses()], source="manual")
         start_s = trio.current_time()
-        with pytest.raises(QueryError):
-            await one.call(peer, Ping(), timeout_s=1)
+        with pytest.raises(QueryError, match="did not answer within 1 s"):
+            await one.call(other.local, Ping(), timeout_s=1)
+        assert one.is_connected(other.local)
         assert trio.current_time() == start_s + 1
+
+
+async def test_who_waits_for_another_s_dial_of_the_same_peer_has_its_turn_with_it(
+    patient_clock: MockClock, silent: bytes
+) -> None:
+    turns_s: list[float] = []
+    async with host() as client:
+        dialer, peer = Dialer(client, AddressBook()), peer_id_of(new_identity())
+
+        async def connect(timeout_s: float) -> None:
+            with pytest.raises(QueryError):
+                await dialer.connect(
+                    peer, [silent], timeout_s=timeout_s, on_turn=lambda: turns_s.append(trio.current_time())
+                )
+
+        start_s = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connect, 10)
+            nursery.start_soon(connect, 10)
+            await wait_all_tasks_blocked()
+            await connect(1)
+            assert trio.current_time() == start_s + 1
+        assert turns_s == [start_s] * 3
+
+
+async def test_who_waits_for_a_turn_waits_no_longer_when_the_peer_connects_by_itself(
+    patient_clock: MockClock, silent: bytes
+) -> None:
+    async with server() as one, server() as other, host() as busy, trio.open_nursery() as nursery:
+        one.learn_addresses(other.local, other.own_addresses(), source="manual")
+        start_s = trio.current_time()
+        nursery.start_soon(take_the_turn, busy, silent)
+        await wait_all_tasks_blocked()
+        async with trio.open_nursery() as calls:
+            for _ in range(3):
+                calls.start_soon(partial(one.call, other.local, Ping(), timeout_s=1))
+            await wait_all_tasks_blocked()
+            await other._host.connect(PeerInfo(ID(one.local), list(map(Multiaddr, one.own_addresses()))))
+        assert trio.current_time() < start_s + ADDRESS_TIMEOUT_S

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
-
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -12,6 +10,7 @@ from prime_dht.errors import QueryError
 from prime_dht.kad.contact import Contact
 from prime_dht.net.network import OnOutcome
 from prime_dht.node.core import Node
+from prime_dht.node.lookups import Task
 from prime_dht.testing.swarm import open_swarm
 from prime_dht.wire.kad import FindNode, Reply, Request
 
@@ -39,9 +38,9 @@ async def test_a_reply_that_comes_when_its_lookup_was_cancelled_is_taken_by_nobo
         async def rest() -> None:
             raise AssertionError("it was waited for")
 
-        def take(contact: Contact, _reply: Reply) -> Awaitable[None]:
+        def take(contact: Contact, _reply: Reply) -> Task:
             taken.append(contact)
-            return rest()
+            return rest
 
         with trio.move_on_after(0.5):
             await node._explorer.run(node._explorer.lookup(node._neighbourhood.local), FindNode(b"x"), take=take)
@@ -78,3 +77,65 @@ async def test_a_reply_that_comes_when_its_lookup_has_ended_changes_nothing_of_t
             then(Reply(replicates=True))
         assert [contact.peer for contact in taken] == answered
         assert [contact.peer for contact in result.closest] == answered
+
+
+class CountSpawned(trio.abc.Instrument):
+    """Counts the tasks that are started."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def task_spawned(self, task: trio.lowlevel.Task) -> None:
+        self.count += 1
+
+
+async def test_a_lookup_whose_requests_can_all_be_posted_starts_no_task(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_swarm(seed=1, size=6) as swarm:
+        node = swarm.nodes[0]
+
+        def post(_contact: Contact, _request: Request, then: OnOutcome) -> bool:
+            then(Reply(replicates=True))
+            return True
+
+        monkeypatch.setattr(node._neighbourhood, "post", post)
+        spawned = CountSpawned()
+        trio.lowlevel.add_instrument(spawned)
+        result = await node._explorer.run(node._explorer.lookup(node._neighbourhood.local), FindNode(b"x"))
+        trio.lowlevel.remove_instrument(spawned)
+        assert (len(result.closest), spawned.count) == (5, 0)
+
+
+async def test_the_rest_of_a_reply_holds_up_no_other_reply_and_counts_when_it_is_done(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_swarm(seed=1, size=6) as swarm:
+        node = swarm.nodes[0]
+        held = hold_posts(node, monkeypatch)
+        others_answered = trio.Event()
+        done: list[Contact] = []
+
+        def take(contact: Contact, _reply: Reply) -> Task | None:
+            async def rest() -> None:
+                await others_answered.wait()
+                done.append(contact)
+
+            return rest if contact is held[0][0] else None
+
+        async def answer_each() -> None:
+            answered = 0
+            while answered < 5:
+                await wait_all_tasks_blocked()
+                for _, then in held[answered:]:
+                    then(Reply(replicates=True))
+                    answered += 1
+            others_answered.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer_each)
+            result = await node._explorer.run(
+                node._explorer.lookup(node._neighbourhood.local), FindNode(b"x"), take=take
+            )
+        assert [contact.peer for contact in done] == [held[0][0].peer]
+        assert len(result.closest) == 5

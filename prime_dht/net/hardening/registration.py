@@ -5,8 +5,8 @@ afterwards. If the other end has hung up by then, the task has already closed th
 table, in which it was not yet. So a dead connection is entered, and nothing takes it out again: it counts towards every
 limit for as long as the host lives, and closing it does nothing.
 
-Why this works: what ``add_conn`` does last is to tell the notifees. There a connection that has closed is taken out
-again and reported as an error, as any other that fails while it starts.
+Why this works: what ``add_conn`` does last is to tell the notifees. After that a connection that has closed is taken
+out again and reported as an error, as any other that fails while it starts.
 
 It can go when ``add_conn`` looks whether the connection is still open.
 """
@@ -24,9 +24,9 @@ def guard_registration(swarm: Swarm) -> None:
     stock = swarm.notify_connected
 
     async def notify_connected(conn: INetConn) -> None:
+        await stock(conn)  # first: they hear that it closed, too
         if isinstance(conn, SwarmConn) and conn.is_closed:
             swarm.remove_conn(conn)
             raise SwarmException("the connection closed while it started")
-        await stock(conn)
 
     swarm.notify_connected = notify_connected  # type: ignore[method-assign]
