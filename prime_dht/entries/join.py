@@ -19,9 +19,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from prime_dht.entries.entry import Entry, Slot, Version
+from prime_dht.entries.entry import Entry, Slot
 from prime_dht.entries.lifetime import as_of, is_retired
-from prime_dht.ids import PeerId
+from prime_dht.ids import OpId, PeerId
 
 KeyState = Mapping[Slot, Entry]
 """Which entry stands in each slot."""
@@ -50,17 +50,12 @@ def standing(a: Entry, b: Entry) -> Entry:
 
 def state_of(entries: Iterable[Entry]) -> dict[Slot, Entry]:
     """The join of single entries."""
-    state: dict[Slot, Entry] = {}
-    for entry in entries:
-        slot = entry.slot
-        held = state.get(slot)
-        state[slot] = entry if held is None else standing(held, entry)
-    return state
+    return _joined({}, ((entry.slot, entry) for entry in entries))
 
 
 def join(a: KeyState, b: KeyState) -> dict[Slot, Entry]:
     """The least state that knows all that ``a`` and ``b`` know."""
-    return state_of([*a.values(), *b.values()])
+    return _joined(dict(a), b.items())
 
 
 def settle(state: KeyState, now_us: int, unit_us: int) -> dict[Slot, Entry]:
@@ -105,5 +100,13 @@ class Selection:
         return tuple(sorted(wanted, key=lambda entry: (entry.publisher, entry.header.subkey)))
 
 
-def _order(entry: Entry) -> tuple[Version, bool, bytes]:
-    return entry.version, entry.value is not None, entry.envelope
+def _joined(state: dict[Slot, Entry], others: Iterable[tuple[Slot, Entry]]) -> dict[Slot, Entry]:
+    for slot, entry in others:
+        held = state.get(slot)
+        state[slot] = entry if held is None else standing(held, entry)
+    return state
+
+
+def _order(entry: Entry) -> tuple[int, OpId, bool, bytes]:
+    """By version, and then as said in :func:`standing`."""
+    return entry.header.created_at_us, entry.op_id, entry.value is not None, entry.envelope

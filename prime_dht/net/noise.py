@@ -360,8 +360,8 @@ class FastNoiseSession(SecureSession):
 
     async def _receive(self) -> bytes:
         # Not the socket's recv, which tries before it waits: what was there has mostly been read, so that is in vain.
-        while self._socket.fileno() >= 0:
-            await trio.lowlevel.wait_readable(self._socket.fileno())
+        while (descriptor := self._socket.fileno()) >= 0:
+            await trio.lowlevel.wait_readable(descriptor)
             try:
                 # Asked for anew: if the socket was closed meanwhile, the number may be another's by now.
                 return os.read(self._socket.fileno(), _RECEIVE_BYTES)

@@ -94,7 +94,7 @@ class MemoryBackend(StorageBackend):
         if slots is None:
             return EntryPage(())
         selected = _select((slots.values[place] for place in slots.behind(behind)), query, now_us)
-        if query.newest:
+        if query.newest and len(slots.values) > 1:
             live = (entry for entry in _select(slots.values.values(), query, now_us) if entry.is_live(now_us))
             newest = max((entry.version for entry in live), default=_OLDEST)
             selected = (entry for entry in selected if entry.version >= newest)

@@ -93,7 +93,7 @@ class FrameDecoder:
             source = data  # the usual case: a read holds whole frames, and nothing need be buffered
         frames: list[bytes] = []
         position = 0
-        while (length := decode_varint(source, position)) is not None:
+        while position < len(source) and (length := decode_varint(source, position)) is not None:
             size, body = length
             if size > self._max_frame_bytes:
                 raise RemoteProtocolError(f"frame of {size} bytes, the limit is {self._max_frame_bytes}")

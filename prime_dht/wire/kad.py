@@ -204,7 +204,7 @@ class Reply:
 
 def encode_request(request: Request) -> bytes:
     """The message's bytes, without a frame."""
-    message = _echo(request)
+    message = _headed(request)
     match request:
         case GetValue(_, query, batch):
             for batch_key in batch:
@@ -268,7 +268,7 @@ def decode_request(body: bytes) -> Request:
 
 def encode_reply(request: Request, reply: Reply) -> bytes:
     """The bytes of the answer to ``request``; type and key are echoed, as go-libp2p expects."""
-    message = _echo(request)
+    message = _headed(request)
     if reply.record is not None:
         _write_record(message.record, reply.record)
     room = PEER_LIST_BYTES - _write_peers(message.providerPeers, reply.providers, PEER_LIST_BYTES // 2)
@@ -292,7 +292,8 @@ def decode_reply(request: Request, body: bytes) -> Reply:
         RemoteProtocolError: it does not parse, exceeds a bound, or has the type or key of another request.
     """
     message = _parse(body)
-    if message.type != _type_of(request) or message.key not in (b"", _key_of(request)):
+    kind, key = _heading(request)
+    if message.type != kind or message.key not in (b"", key):
         raise RemoteProtocolError("a reply to another request")
     if len(message.next_cursor) > MAX_CURSOR_BYTES:
         raise RemoteProtocolError("a cursor that is too long")
@@ -314,43 +315,29 @@ def decode_reply(request: Request, body: bytes) -> Reply:
     )
 
 
-def _type_of(request: Request) -> pb.Message.MessageType.ValueType:
-    match request:
-        case FindNode():
-            return pb.Message.FIND_NODE
-        case GetValue():
-            return pb.Message.GET_VALUE
-        case PutValue():
-            return pb.Message.PUT_VALUE
-        case AddProvider():
-            return pb.Message.ADD_PROVIDER
-        case GetProviders():
-            return pb.Message.GET_PROVIDERS
-        case Ping():
-            return pb.Message.PING
-        case _:
-            assert_never(request)
-
-
-def _key_of(request: Request) -> bytes:
-    """What the message's ``key`` is; empty in a batch."""
+def _heading(request: Request) -> tuple[pb.Message.MessageType.ValueType, bytes]:
+    """The message's ``type`` and ``key``, which its reply repeats; in a batch the key is empty."""
     match request:
         case FindNode(target):
-            return target
+            return pb.Message.FIND_NODE, target
         case GetValue(key):
-            return key
+            return pb.Message.GET_VALUE, key
         case PutValue(records):
-            return records[0].key if len(records) == 1 else b""
-        case AddProvider(multihash) | GetProviders(multihash):
-            return multihash
+            return pb.Message.PUT_VALUE, records[0].key if len(records) == 1 else b""
+        case AddProvider(multihash):
+            return pb.Message.ADD_PROVIDER, multihash
+        case GetProviders(multihash):
+            return pb.Message.GET_PROVIDERS, multihash
         case Ping():
-            return b""
+            return pb.Message.PING, b""
         case _:
             assert_never(request)
 
 
-def _echo(request: Request) -> pb.Message:
-    return pb.Message(type=_type_of(request), key=_key_of(request))
+def _headed(request: Request) -> pb.Message:
+    message = pb.Message()
+    message.type, message.key = _heading(request)
+    return message
 
 
 def _parse(body: bytes) -> pb.Message:
