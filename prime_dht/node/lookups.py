@@ -267,7 +267,8 @@ class Explorer:
                                 for task in to_start:
                                     nursery.start_soon(task)
                                 to_start.clear()
-                            with trio.CancelScope(deadline=trio.current_time() + at_s - self._clock.monotonic_s()):
+                            left_s = at_s - self._clock.monotonic_s()  # first: a sum of both clocks would round it away
+                            with trio.CancelScope(deadline=trio.current_time() + left_s):
                                 await woken.wait()
                             woken = trio.Event()
                         case Finished(result):
