@@ -151,7 +151,8 @@ async def test_a_reader_that_was_killed_goes_on_and_no_block_is_sent_twice(tmp_p
             before = blocks_sent(node)
             await trio.run_process([*command, "0"])
         assert (tmp_path / "out").read_bytes() == VALUE
-        assert 0 < blocks_sent(node) - before <= BLOCKS - 4  # three leaves and the root were written
+        # Three leaves and the root were written, and whatever was written with them: perhaps all but the file's name.
+        assert blocks_sent(node) - before <= BLOCKS - 4
 
 
 @pytest.mark.parametrize("size", [0, 1, MIB, MIB + 1])
