@@ -21,7 +21,7 @@ When nothing in it is HEARD, ASKED, HELD_UP or SLOW, it is the ``k`` closest of 
 the lookup has *converged*.
 
 **In flight.** At most ``alpha`` queries are ASKED, or HELD_UP for less than ``slow_after_s``: those that can be sent at
-once need not wait for the others. At most ``alpha + k`` ASKED or SLOW. It is never round-synchronous: each
+once need not wait for the others. At most ``alpha + k`` are in flight at all. It is never round-synchronous: each
 answer makes room for the next query at once. SLOW queries count neither for ``alpha`` nor for the window, so a lookup
 that stalls on slow peers widens, while their answers still count (as in rust-libp2p).
 

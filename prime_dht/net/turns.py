@@ -18,7 +18,6 @@ DIALS_AT_ONCE = 32
 
 _limiter: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("prime_dht dials")
 
-
 Dial = Callable[[], Awaitable[None]]
 
 

@@ -24,7 +24,6 @@ from operator import sub
 import numpy as np
 
 from prime_dht.ids import KAD_KEY_BITS, Key, PeerId, kad_key
-from prime_dht.kad.replicas import choose_replicas, syncs
 from prime_dht.node.neighbourhood import Neighbourhood
 from prime_dht.partition.arcs import ArcSet
 from prime_dht.partition.location import sector_of
@@ -97,9 +96,8 @@ class HeldSectors:
             return True
         if sector_of(location_of(key), sector_bits=self._sector_bits) not in self._held:
             return False
-        own, target = self._neighbourhood.own_contact(), kad_key(key)
-        nearest = self._neighbourhood.table.find_closest(target, self._replication, where=syncs)
-        return own in choose_replicas(target, nearest, self._replication, own=own)
+        replicas = self._neighbourhood.nearest_replicas(kad_key(key), self._replication)
+        return self._neighbourhood.own_contact() in replicas
 
     def _is_first(self) -> bool:
         """Whether there is nobody else, as far as a node can know that has looked."""
