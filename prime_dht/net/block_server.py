@@ -7,13 +7,24 @@ before blocks. Blocks are not verified here: who asked for them does that in any
 What a peer can do to this end is bounded: streams, of one peer and in all, each with two blocks in hand; blocks that
 one peer asks for and has not got, over all its streams (those beyond are answered ``busy``); seconds in which a stream
 may idle, or take nothing. When the peer ends its direction, what it asked for is still answered.
+
+**Places.** Each stream that is served takes one of :data:`SERVED_IN_ALL` *places*. It *dawdles* when it has been its
+peer's turn for a while: to ask, or to take what is sent. When all places are taken, a newcomer displaces a stream that
+dawdles: of the peer that has the most places, the one that has dawdled longest. That one is reset, as if its connection
+were lost. Nobody is charged, and the peer may come back, as fetches of ours do. A stream is never displaced while it is
+this end's turn, however slow the store is. While none dawdles, newcomers are reset.
+
+So a place is kept by using it, and whoever opens and drops streams, under however many ids, displaces nobody who does.
+To keep others out, strangers have to ask on all streams within :data:`IDLE_S` each time, or to take 64 KiB within
+:data:`UNTAKEN_S`, or to open all anew within that.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Protocol
 
 import trio
@@ -35,6 +46,14 @@ SERVED_IN_ALL = 32
 
 TIMEOUT_S = 30.0
 """Seconds after which a stream is reset on which nothing is asked, or on which 64 KiB are not taken."""
+
+IDLE_S = 3.0
+"""A stream dawdles on which all is answered and nothing was asked for so long. A fetch asks again within a round trip
+and the hashing of a block. One that is turned away comes back for 4 s, and so outlasts strangers who do nothing."""
+
+UNTAKEN_S = 10.0
+"""So does one on which 64 KiB were not taken for so long. To displace it wastes the part of a block that was sent, so
+this is longer. At three times that speed, a block of 1 MiB in 60 s, a fetch gives a provider up of its own accord."""
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +80,8 @@ class BlockServer:
     def __init__(self, store: BlockSource, offenders: Offenders) -> None:
         self._store = store
         self._offenders = offenders
-        self._served: Counter[PeerId] = Counter()
         self._unanswered: Counter[PeerId] = Counter()
-        self._serving: set[trio.CancelScope] = set()
+        self._places: dict[trio.CancelScope, BlockChannel] = {}
         self.blocks_sent = 0
         self.bytes_sent = 0
 
@@ -71,15 +89,11 @@ class BlockServer:
         """A stream handler for ``<prefix>/blocks/1.0.0``."""
         channel = BlockChannel(stream, asks=False, progress_timeout_s=TIMEOUT_S)
         peer = channel.peer
-        is_tolerated = self._offenders.standing(peer, now_s=trio.current_time()) is Standing.TOLERATED
-        is_within_bounds = self._served[peer] < SERVED_OF_PEER and self._served.total() < SERVED_IN_ALL
-        if not (is_tolerated and is_within_bounds):
+        scope = trio.CancelScope()
+        if not self._take_place(channel, scope):
             await channel.reset()
             return
         clean = False
-        self._served[peer] += 1
-        scope = trio.CancelScope()
-        self._serving.add(scope)
         try:
             with scope:
                 await self._answer(channel)
@@ -92,15 +106,45 @@ class BlockServer:
         except* PrimeDHTError as group:
             logger.warning("blocks for peer %s could not be sent: %s", short(peer), group.exceptions[0])
         finally:
-            self._serving.discard(scope)
-            self._served[peer] -= 1
-            self._served += Counter()  # drops those at zero
+            self._places.pop(scope, None)  # if it was displaced, its place is another's
             await (channel.close() if clean else channel.reset())
 
     def stop(self) -> None:
         """Reset every stream that is being served."""
-        for scope in self._serving:
+        for scope in self._places:
             scope.cancel()
+
+    def _take_place(self, channel: BlockChannel, scope: trio.CancelScope) -> bool:
+        """Take a place for a stream, if need be that of another; ``False`` if it gets none."""
+        now_s = trio.current_time()
+        if self._offenders.standing(channel.peer, now_s=now_s) is not Standing.TOLERATED:
+            return False
+        served = Counter(other.peer for other in self._places.values())
+        if served[channel.peer] == SERVED_OF_PEER:
+            return False
+        if len(self._places) == SERVED_IN_ALL and not self._displace_one(served, now_s):
+            return False
+        self._places[scope] = channel
+        return True
+
+    def _displace_one(self, served: Mapping[PeerId, int], now_s: float) -> bool:
+        """Free the place of a stream that dawdles, which is reset a little later; ``False`` if none does.
+
+        Args:
+            served: how many streams of each peer have a place.
+        """
+        dawdling = [
+            (served[channel.peer], dawdles_s, scope)
+            for scope, channel in self._places.items()
+            if (dawdles_s := _dawdles_s(channel, now_s)) >= 0
+        ]
+        if not dawdling:
+            return False
+        *_, displaced = max(dawdling, key=itemgetter(0, 1))
+        channel = self._places.pop(displaced)
+        logger.debug("a stream of peer %s, which dawdles, gives way to a newcomer", short(channel.peer))
+        displaced.cancel()
+        return True
 
     async def _answer(self, channel: BlockChannel) -> None:
         asked = _Asked(channel.peer, self._unanswered)
@@ -159,6 +203,11 @@ class BlockServer:
         await channel.send_block(number, data)
         self.blocks_sent += 1
         self.bytes_sent += len(data)
+
+
+def _dawdles_s(channel: BlockChannel, now_s: float) -> float:
+    """How long a stream has dawdled; negative if it does not."""
+    return max(channel.silent_s(now_s) - IDLE_S, channel.untaken_s(now_s) - UNTAKEN_S)
 
 
 class _Asked:
