@@ -128,7 +128,7 @@ def check_capability(
     statement_id = envelope.statement_id(CAPABILITY.domain(network_id))
     if verified is not None and verified.knows(statement_id, envelope.signature):
         return
-    if not has_valid_signature(envelope, CAPABILITY, network_id):
+    if not has_valid_signature(data, CAPABILITY, network_id):
         raise ValidationError("the capability was not signed by the group's root key")
     if verified is not None:
         verified.remember(statement_id, envelope.signature)

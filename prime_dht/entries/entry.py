@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from types import MappingProxyType
+from typing import NamedTuple
 
 from prime_dht.ids import Key, OpId, PeerId, TimestampUs
 
@@ -72,16 +73,14 @@ class EntryHeader:
     capability: bytes = b""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Version:
+class Version(NamedTuple):
     """The place of an entry in its slot's total order: the greatest stands."""
 
     created_at_us: TimestampUs
     op_id: OpId
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(NamedTuple):
     """What an entry is about: of one slot, one entry stands."""
 
     key: Key

@@ -174,17 +174,21 @@ def signature_of(data: bytes) -> bytes:
     return data[-SIGNATURE_BYTES:]
 
 
-def has_valid_signature(envelope: Envelope, purpose: Purpose, network_id: str) -> bool:
-    """Whether the envelope's key signed its payload for this purpose in this network; about 40 µs.
+def has_valid_signature(data: bytes, purpose: Purpose, network_id: str) -> bool:
+    """Whether the key in an envelope signed its payload for this purpose in this network; about 40 µs.
 
     libsodium's verification is strict: it refuses keys and points of small order and non-canonical scalars.
+
+    Args:
+        data: an envelope that :func:`open_envelope` has read.
 
     Raises:
         ValidationError: the network id is invalid.
     """
-    message = signed_bytes(purpose.domain(network_id), purpose.payload_type, envelope.payload)
+    payload = data[_PUBLIC_KEY_END + len(purpose.middle) : -_SIGNATURE_FIELD_BYTES]  # its length first, as it is signed
+    message = _signed_start(purpose.domain(network_id), purpose.payload_type) + payload
     try:
-        crypto_sign_open(envelope.signature + message, envelope.public_key[len(_ED25519_PUBLIC_KEY) :])
+        crypto_sign_open(signature_of(data) + message, data[_PUBLIC_KEY_END - _RAW_KEY_BYTES : _PUBLIC_KEY_END])
     except BadSignatureError:
         return False
     return True
@@ -196,9 +200,7 @@ def signed_bytes(domain: bytes, payload_type: bytes, payload: bytes) -> bytes:
     >>> signed_bytes(b"prime-entry:test", b"t", b"payload")
     b'\\x10prime-entry:test\\x01t\\x07payload'
     """
-    return b"".join(
-        (_varint(len(domain)), domain, _varint(len(payload_type)), payload_type, _varint(len(payload)), payload)
-    )
+    return b"".join((_signed_start(domain, payload_type), _varint(len(payload)), payload))
 
 
 def _why_no_envelope(data: bytes, purpose: Purpose) -> str:
@@ -240,6 +242,12 @@ def _domain(name: str, network_id: str) -> bytes:
     if not 0 < len(encoded) <= MAX_NETWORK_ID_BYTES or b"\0" in encoded:
         raise ValidationError(f"a network id is 1 to {MAX_NETWORK_ID_BYTES} bytes without NUL")
     return name.encode() + b":" + encoded
+
+
+@lru_cache(maxsize=64)
+def _signed_start(domain: bytes, payload_type: bytes) -> bytes:
+    """What is signed before the payload and its length."""
+    return b"".join((_varint(len(domain)), domain, _varint(len(payload_type)), payload_type))
 
 
 def _varint(value: int) -> bytes:

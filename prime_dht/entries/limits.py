@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 from prime_dht.entries.entry import BlobRef, Entry, Inline, Tombstone
 from prime_dht.entries.envelope import MAX_ENVELOPE_BYTES
@@ -20,8 +20,7 @@ MAX_ENTRY_BYTES = (1 << 20) - (64 << 10)
 """Of an entry, envelope and value, that travels: a message between replicas is of 1 MiB, and has more in it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Occupancy:
+class Occupancy(NamedTuple):
     """What a store holds without the entry in question and the one it would displace from its slot.
 
     Attributes:
@@ -29,11 +28,11 @@ class Occupancy:
             (:func:`~prime_dht.entries.access.shares_slots`).
     """
 
-    slots_of_key: int
-    store_entries: int
-    store_bytes: int
-    publisher_entries: int
-    publisher_bytes: int
+    slots_of_key: int = 0
+    store_entries: int = 0
+    store_bytes: int = 0
+    publisher_entries: int = 0
+    publisher_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

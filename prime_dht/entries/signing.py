@@ -16,7 +16,6 @@ from prime_dht.entries.envelope import (
     ENTRY,
     VerifiedEnvelopes,
     has_valid_signature,
-    open_envelope,
     seal,
     signature_of,
 )
@@ -50,7 +49,7 @@ def verify_signature(entry: Entry, verified: VerifiedEnvelopes | None = None) ->
     signature = signature_of(entry.envelope)
     if verified is not None and verified.knows(entry.op_id, signature):
         return True
-    if not has_valid_signature(open_envelope(entry.envelope, ENTRY), ENTRY, entry.header.network_id):
+    if not has_valid_signature(entry.envelope, ENTRY, entry.header.network_id):
         return False
     if verified is not None:
         verified.remember(entry.op_id, signature)

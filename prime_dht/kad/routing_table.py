@@ -189,13 +189,17 @@ class RoutingTable:
         what this node shares with it, and no more), then the rest, towards the far side.
         """
         wanted = self.k if n is None else n
+        return closest(self.near(target, wanted, where=where), target, wanted)
+
+    def near(self, target: KadKey, n: int, *, where: Callable[[Contact], bool] | None = None) -> list[Contact]:
+        """In any order, contacts that satisfy ``where``, among them the ``n`` nearest to ``target`` of all that do."""
         found: list[Contact] = []
         for buckets in self._groups(target):
             contacts = [place.contact for bucket in buckets for place in bucket.places.values()]
             found += filter(where, contacts) if where else contacts
-            if len(found) >= wanted:
+            if len(found) >= n:
                 break
-        return closest(found, target, wanted)
+        return found
 
     def _groups(self, target: KadKey) -> Iterator[Iterable[_Bucket]]:
         home = common_prefix_length(self.local, target, bits=self.bits)

@@ -83,7 +83,7 @@ def credible_reply(reply: Reply, *, told_from: Callable[[], bytes | None]) -> Re
     def checked(told: tuple[PeerRecord, ...]) -> tuple[PeerRecord, ...]:
         return tuple(replace(record, addresses=credible(record.addresses, told_from=source)) for record in told)
 
-    return replace(reply, closer=checked(reply.closer), providers=checked(reply.providers))
+    return reply._replace(closer=checked(reply.closer), providers=checked(reply.providers))
 
 
 def address_text(address: bytes) -> str:

@@ -38,8 +38,8 @@ from prime_dht.errors import NoTurnError, PrimeDHTError, QueryError, RemoteProto
 from prime_dht.events import PeerJoined, PeerLeft
 from prime_dht.ids import KadKey, PeerId, kad_key, short
 from prime_dht.kad.contact import Contact, subnets_of
-from prime_dht.kad.keyspace import Prefix, common_prefix_length
-from prime_dht.kad.replicas import TargetArc, choose_replicas, syncs, target_arc
+from prime_dht.kad.keyspace import Prefix, closest, common_prefix_length
+from prime_dht.kad.replicas import TargetArc, syncs, target_arc
 from prime_dht.kad.routing_table import Added, CheckFirst, Refreshed, Rejected, RoutingTable, Waiting
 from prime_dht.net.addresses import address_text
 from prime_dht.net.network import Network, OnOutcome
@@ -164,8 +164,8 @@ class Neighbourhood:
 
     def nearest_replicas(self, key: KadKey, replication: int) -> list[Contact]:
         """The ``replication`` nearest of the servers known that keep entry sets and this node, if it is one."""
-        others = self.table.find_closest(key, replication, where=syncs)
-        return choose_replicas(key, others, replication, own=self.own_contact())
+        near = self.table.near(key, replication, where=syncs)
+        return closest((self._own, *near) if self.is_server else near, key, replication)
 
     def contact(self, peer: PeerId, addresses: Iterable[bytes] | None = None) -> Contact:
         """A peer as a contact, at the addresses given or, without any, at those known."""

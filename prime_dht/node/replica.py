@@ -407,7 +407,8 @@ def _is_behind(now_us: int, created_at_us: NDArray[np.int64], unit_us: int) -> b
 def _changes(entries: Sequence[Entry], results: Sequence[PutResult]) -> Iterator[_Change]:
     """What a put did."""
     for entry, result in zip(entries, results, strict=True):
-        yield from _left(result.evicted)
+        if result.evicted:
+            yield from _left(result.evicted)
         if result.displaced is not None:
             yield from _left((result.displaced,))
         if result.outcome is PutOutcome.INSERTED and is_op(entry):

@@ -83,7 +83,7 @@ ENTRIES_PER_TURN = 64
 ENTRIES_AT_ONCE = 4
 """Entries of one request that are joined without waiting, where the store allows it."""
 
-_Judged = tuple[Entry | None, EntryStatus | None]
+_Judged = Entry | EntryStatus
 """An entry that may enter the store, or why one may not."""
 
 _STATUS_OF = {
@@ -174,7 +174,7 @@ class Server:
             if start:
                 await trio.lowlevel.checkpoint()
             judged += self._judge(candidates[start : start + ENTRIES_PER_TURN], relayer, now_us)
-        admitted = [entry for entry, _ in judged if entry is not None]
+        admitted = [one for one in judged if isinstance(one, Entry)]
         results = await self._replica.put_entries(admitted, now_us=now_us) if admitted else []
         return self._conclude(judged, admitted, results)
 
@@ -182,7 +182,7 @@ class Server:
         """As :meth:`join`, where the replica is immediate."""
         now_us = self._clock.now_us()
         judged = self._judge(candidates, relayer, now_us)
-        admitted = [entry for entry, _ in judged if entry is not None]
+        admitted = [one for one in judged if isinstance(one, Entry)]
         return self._conclude(judged, admitted, self._replica.put_entries_now(admitted, now_us=now_us))
 
     def _judge(self, candidates: Sequence[Entry | Undecodable], relayer: PeerId | None, now_us: int) -> list[_Judged]:
@@ -192,14 +192,13 @@ class Server:
             verdict = admit(candidate, now_us=now_us, rules=self._rules, verified=self.verified)
             match verdict:
                 case Admitted(entry):
-                    judged.append((entry, None))
+                    judged.append(entry)
                 case Deferred():
-                    status = EntryStatus(op_id, StatusCode.DEFERRED, "dated too far in the future")
-                    judged.append((None, status))
+                    judged.append(EntryStatus(op_id, StatusCode.DEFERRED, "dated too far in the future"))
                 case Refused(reason, text):
                     if verdict.blame and relayer is not None:
                         raise RemoteProtocolError(f"{reason.value}: {text}")
-                    judged.append((None, EntryStatus(op_id, StatusCode.REFUSED, f"{reason.value}: {text}")))
+                    judged.append(EntryStatus(op_id, StatusCode.REFUSED, f"{reason.value}: {text}"))
                 case _:
                     assert_never(verdict)
         return judged
@@ -208,11 +207,8 @@ class Server:
         self, judged: Sequence[_Judged], admitted: Sequence[Entry], results: Sequence[PutResult]
     ) -> list[EntryStatus]:
         self.publish(admitted, results)
-        stored = (
-            EntryStatus(entry.op_id, _STATUS_OF[result.outcome], result.reason)
-            for entry, result in zip(admitted, results, strict=True)
-        )
-        return [status or next(stored) for _, status in judged]
+        rest = iter(results)
+        return [_status(one, next(rest)) if isinstance(one, Entry) else one for one in judged]
 
     def publish(self, entries: Sequence[Entry], results: Sequence[PutResult]) -> None:
         """Tell of what became of entries that were put into the store, and forget older answers of theirs."""
@@ -471,6 +467,10 @@ def _entry_query(key: Key, query: SlotQuery) -> EntryQuery:
         cursor=query.cursor,
         max_bytes=min(query.max_bytes or MAX_REPLY_VALUE_BYTES, MAX_REPLY_VALUE_BYTES),
     )
+
+
+def _status(entry: Entry, result: PutResult) -> EntryStatus:
+    return EntryStatus(entry.op_id, _STATUS_OF[result.outcome], result.reason)
 
 
 def _echo(record: Record, received_at_us: int) -> Record:

@@ -10,8 +10,7 @@ What goes when the store is full, and in which order, is said in :mod:`prime_dht
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from prime_dht.entries.access import shares_slots
 from prime_dht.entries.entry import Entry, Slot, Version
@@ -23,8 +22,7 @@ from prime_dht.storage.base import MAX_STEP_BACK_US, Gone, PutOutcome, PutResult
 from prime_dht.storage.capacity import Capacity, further_away, location_of
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(NamedTuple):
     """What stands in a slot."""
 
     version: Version
@@ -32,15 +30,11 @@ class Standing:
     has_value: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(NamedTuple):
     """How many entries there are, and how many bytes of envelopes and values."""
 
     entries: int
     bytes: int
-
-
-_NOTHING = Held(0, 0)
 
 
 class Holdings(Protocol):
@@ -120,8 +114,8 @@ def _check_shares(entry: Entry, standing: Standing | None, holdings: Holdings, l
     key = entry.header.key
     # A slot that is filled already takes no other.
     slots = 0 if standing else holdings.slots_of(key, None if shares_slots(key) else entry.publisher)
-    publishers = _besides(standing, holdings.held_of(entry.publisher))
-    limits.check_room(entry, _occupancy(slots_of_key=slots, publishers=publishers))
+    entries, size_bytes = _besides(standing, holdings.held_of(entry.publisher))
+    limits.check_room(entry, Occupancy(slots_of_key=slots, publisher_entries=entries, publisher_bytes=size_bytes))
 
 
 def _make_room(entry: Entry, holdings: Holdings, capacity: Capacity, now_us: int, evicted: list[Gone]) -> None:
@@ -148,7 +142,7 @@ def _make_room(entry: Entry, holdings: Holdings, capacity: Capacity, now_us: int
             break
         victims.append(op_id)
         left = Held(left.entries - 1, left.bytes - size_bytes)
-    limits.check_room(entry, _occupancy(store=left))
+    limits.check_room(entry, Occupancy(store_entries=left.entries, store_bytes=left.bytes))
     evicted += [holdings.evict(op_id) for op_id in victims]
 
 
@@ -160,13 +154,3 @@ def _has_room(entry: Entry, others: Held, limits: Limits) -> bool:
 def _besides(standing: Standing | None, held: Held) -> Held:
     """What is held but for what stands in a slot."""
     return held if standing is None else Held(held.entries - 1, held.bytes - standing.size_bytes)
-
-
-def _occupancy(*, slots_of_key: int = 0, store: Held = _NOTHING, publishers: Held = _NOTHING) -> Occupancy:
-    return Occupancy(
-        slots_of_key=slots_of_key,
-        store_entries=store.entries,
-        store_bytes=store.bytes,
-        publisher_entries=publishers.entries,
-        publisher_bytes=publishers.bytes,
-    )

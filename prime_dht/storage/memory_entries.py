@@ -41,8 +41,8 @@ class MemoryEntries(Holdings):
         self._by_location: Ordered[int, dict[OpId, None]] = Ordered()
         self._held = _NOTHING
         self._held_of: dict[PeerId, Held] = {}
-        self._retention = Deadlines[OpId](self._retained_until)
-        self._value_expiry = Deadlines[OpId](self._value_expires_at)
+        self._retention = Deadlines[OpId](self._retained_until, self.by_op_id.__len__)
+        self._value_expiry = Deadlines[OpId](self._value_expires_at, self.by_op_id.__len__)
 
     def standing(self, slot: Slot) -> Standing | None:
         slots = self.slots.values.get(slot.key)
@@ -152,9 +152,10 @@ class MemoryEntries(Holdings):
 
     def _count(self, entry: Entry, sign: int) -> None:
         size_bytes = sign * entry.size_bytes
-        self._held = Held(self._held.entries + sign, self._held.bytes + size_bytes)
-        of_publisher = self.held_of(entry.publisher)
-        left = Held(of_publisher.entries + sign, of_publisher.bytes + size_bytes)
+        entries, held_bytes = self._held
+        self._held = Held(entries + sign, held_bytes + size_bytes)
+        entries, held_bytes = self.held_of(entry.publisher)
+        left = Held(entries + sign, held_bytes + size_bytes)
         if left.entries:
             self._held_of[entry.publisher] = left
         else:

@@ -32,7 +32,7 @@ class MemoryShelf(Shelf[N], Generic[N, R]):
         self.by_name: Ordered[N, R] = Ordered()
         self._by_location: Ordered[int, dict[N, None]] = Ordered()
         self._bytes = 0
-        self._expiry = Deadlines[N](self._expires_at)
+        self._expiry = Deadlines[N](self._expires_at, self.by_name.values.__len__)
 
     def load(self) -> Load:
         return Load(len(self.by_name.values), self._bytes)

@@ -5,8 +5,6 @@ Part of :class:`prime_dht.testing.storage_conformance.StorageConformance`.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from prime_dht.entries.entry import Entry
 from prime_dht.entries.limits import Limits
 from prime_dht.ids import KAD_KEY_BITS, KadKey, Key, kad_key
@@ -106,8 +104,8 @@ class CapacityConformance:
         older = make_entry(key=far, expires_at_us=150, retain_until_us=180)
         await backend.put_entries([old, older, make_entry(key=farthest)], now_us=NOW_US)
         backend.capacity.responsible = Prefix.of(LOCAL, 0)
-        assert await put(backend, make_entry(key=newcomer)) == replace(INSERTED, evicted=(Gone.of(older),))
-        assert await put(backend, make_entry(key=far)) == replace(INSERTED, evicted=(Gone.of(old),))
+        assert await put(backend, make_entry(key=newcomer)) == INSERTED._replace(evicted=(Gone.of(older),))
+        assert await put(backend, make_entry(key=far)) == INSERTED._replace(evicted=(Gone.of(old),))
         assert is_refused(await put(backend, make_entry(key=near)), "the limit is 3")
 
     async def test_expired_values_go_before_any_entry_and_their_headers_stay(self, backend: StorageBackend) -> None:
@@ -129,9 +127,9 @@ class CapacityConformance:
         entries = {number: make_entry(key=NEAREST_FIRST[number]) for number in range(16)}
         assert await backend.put_entries([entries[number] for number in order], now_us=NOW_US) == [INSERTED] * 4
         assert is_refused(await put(backend, entries[13]), "the limit is 4")
-        assert await put(backend, entries[11]) == replace(INSERTED, evicted=(Gone.of(entries[12]),))
+        assert await put(backend, entries[11]) == INSERTED._replace(evicted=(Gone.of(entries[12]),))
         results = await backend.put_entries([entries[0], entries[1], entries[10]], now_us=NOW_US)
-        assert results[:2] == [replace(INSERTED, evicted=(Gone.of(entries[gone]),)) for gone in (11, 9)]
+        assert results[:2] == [INSERTED._replace(evicted=(Gone.of(entries[gone]),)) for gone in (11, 9)]
         assert is_refused(results[2], "the limit is 4")
         assert await held(backend) == [NEAREST_FIRST[number] for number in (0, 1, 2, 7)]
 
@@ -141,12 +139,12 @@ class CapacityConformance:
         await backend.put_entries([bare(first), second, third], now_us=NOW_US)
         assert await put(backend, first) == PutResult(PutOutcome.DUPLICATE)  # its value came later, not itself
         assert is_refused(await put(backend, make_entry(key=NEAREST_FIRST[9], subkey=b"d")), "the limit is 3")
-        assert await put(backend, make_entry(key=NEAREST_FIRST[3])) == replace(INSERTED, evicted=(Gone.of(first),))
+        assert await put(backend, make_entry(key=NEAREST_FIRST[3])) == INSERTED._replace(evicted=(Gone.of(first),))
         anew = make_entry(b"anew", key=NEAREST_FIRST[9], subkey=b"a", created_at_us=101)
         await put(backend, anew)
         for number, gone in enumerate((third, anew)):
             nearer = make_entry(key=NEAREST_FIRST[number])
-            assert await put(backend, nearer) == replace(INSERTED, evicted=(Gone.of(gone),))
+            assert await put(backend, nearer) == INSERTED._replace(evicted=(Gone.of(gone),))
 
     async def test_nothing_inside_the_arc_goes_while_anything_else_can(self, backend: StorageBackend) -> None:
         arc = Prefix.of(LOCAL, 1)
@@ -156,8 +154,8 @@ class CapacityConformance:
         entries = {key: make_entry(key=key) for key in NEAREST_FIRST}
         for key in (outside[0], inside[-1], outside[-1]):
             assert await put(backend, entries[key]) == INSERTED
-        assert await put(backend, entries[inside[-2]]) == replace(INSERTED, evicted=(Gone.of(entries[outside[-1]]),))
-        assert await put(backend, entries[inside[-3]]) == replace(INSERTED, evicted=(Gone.of(entries[outside[0]]),))
+        assert await put(backend, entries[inside[-2]]) == INSERTED._replace(evicted=(Gone.of(entries[outside[-1]]),))
+        assert await put(backend, entries[inside[-3]]) == INSERTED._replace(evicted=(Gone.of(entries[outside[0]]),))
         assert is_refused(await put(backend, entries[inside[0]]), "the limit is 3")
         assert is_refused(await put(backend, entries[outside[0]]), "the limit is 3")
         assert await held(backend) == inside[-3:]
@@ -169,7 +167,7 @@ class CapacityConformance:
         near, far = make_entry(key=NEAREST_FIRST[0]), make_entry(key=NEAREST_FIRST[15])
         backend.capacity = Capacity(limits=Limits(max_store_entries=1), local=LOCAL, responsible=elsewhere)
         assert await put(backend, near) == INSERTED
-        assert await put(backend, far) == replace(INSERTED, evicted=(Gone.of(near),))
+        assert await put(backend, far) == INSERTED._replace(evicted=(Gone.of(near),))
         assert is_refused(await put(backend, near), "the limit is 1")
 
     async def test_as_many_go_as_the_bytes_of_the_newcomer_take(self, backend: StorageBackend) -> None:
@@ -180,7 +178,7 @@ class CapacityConformance:
         large = make_entry(bytes(600), key=NEAREST_FIRST[0])
         result = await put(backend, large)
         gone = next(n for n in range(7) if sum(e.size_bytes for e in entries[-n:]) >= large.size_bytes and n)
-        assert result == replace(INSERTED, evicted=tuple(Gone.of(entry) for entry in entries[: -gone - 1 : -1]))
+        assert result == INSERTED._replace(evicted=tuple(Gone.of(entry) for entry in entries[: -gone - 1 : -1]))
         assert (await backend.stats()).bytes <= limits.max_store_bytes
 
     async def test_where_all_that_could_go_is_not_enough_nothing_goes(self, backend: StorageBackend) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import islice
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, NamedTuple, assert_never
 
 from google.protobuf.message import DecodeError
 
@@ -100,8 +100,7 @@ class PeerRecord:
     connection: Connection = Connection.NOT_CONNECTED
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A libp2p record. Under a ``/prime/`` key the value is an encoded entry set."""
 
     key: Key
@@ -122,8 +121,7 @@ class SlotQuery:
     max_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class EntryStatus:
+class EntryStatus(NamedTuple):
     op_id: OpId
     code: StatusCode
     reason: str = ""
@@ -188,8 +186,7 @@ class BatchReply:
     held: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
+class Reply(NamedTuple):
     """The answer to any request; what a request does not ask for stays empty."""
 
     record: Record | None = None

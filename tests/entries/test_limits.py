@@ -128,11 +128,11 @@ def test_an_entry_that_just_fits_has_room() -> None:
 @pytest.mark.parametrize(
     ("occupancy", "message"),
     [
-        (replace(ALMOST_FULL, slots_of_key=2), "the key: 3 slots; the limit is 2 slots"),
-        (replace(ALMOST_FULL, store_entries=4), "the store: 5 entries; the limit is 4 entries"),
-        (replace(ALMOST_FULL, store_bytes=301), "the store: 406 bytes; the limit is 405 bytes"),
-        (replace(ALMOST_FULL, publisher_entries=3), "the publisher: 4 entries; the limit is 3 entries"),
-        (replace(ALMOST_FULL, publisher_bytes=201), "the publisher: 306 bytes; the limit is 305 bytes"),
+        (ALMOST_FULL._replace(slots_of_key=2), "the key: 3 slots; the limit is 2 slots"),
+        (ALMOST_FULL._replace(store_entries=4), "the store: 5 entries; the limit is 4 entries"),
+        (ALMOST_FULL._replace(store_bytes=301), "the store: 406 bytes; the limit is 405 bytes"),
+        (ALMOST_FULL._replace(publisher_entries=3), "the publisher: 4 entries; the limit is 3 entries"),
+        (ALMOST_FULL._replace(publisher_bytes=201), "the publisher: 306 bytes; the limit is 305 bytes"),
     ],
 )
 def test_an_entry_that_does_not_fit_is_refused(occupancy: Occupancy, message: str) -> None:

@@ -82,7 +82,7 @@ REQUESTS: tuple[Request, ...] = (
     GetValue(KEY, SlotQuery((b"s",), (PEER,), newest=True, cursor=encode_cursor(PEER, b"s"), max_bytes=1000)),
     GetValue(Key(b""), None, (KEY, Key(b"/prime/other"))),
     PutValue((RECORD,), want_closer=True),
-    PutValue((RECORD, replace(RECORD, key=Key(b"/prime/other"))), no_echo=True),
+    PutValue((RECORD, RECORD._replace(key=Key(b"/prime/other"))), no_echo=True),
     AddProvider(b"\x12\x20" + bytes(32), PEERS),
     GetProviders(b"\x12\x20" + bytes(32)),
     Ping(),

@@ -282,7 +282,7 @@ async def test_a_store_of_many_pages_of_everything_is_written_whole() -> None:
             await store.put_record(record(b"%d" % number), now_us=NOW_US)
             await store.add_provider(provider(b"peer", multihash=b"%d" % number), now_us=NOW_US)
         await store.put_peers([known_peer(b"%d" % number, last_seen_us=number) for number in range(many)])
-        slots = [replace(OWN_SLOT.slot, subkey=b"%d" % number) for number in range(many)]
+        slots = [OWN_SLOT.slot._replace(subkey=b"%d" % number) for number in range(many)]
         await store.put_own_slots([replace(OWN_SLOT, slot=slot) for slot in slots])
         dump = await dump_of(store)
         await import_(other, io.BytesIO(dump), now_us=NOW_US)

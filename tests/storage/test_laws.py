@@ -157,7 +157,7 @@ async def test_backends_do_as_the_model_does(steps: Sequence[Step], now_us: int)
                     results = [model.put(entry, at_us) for entry in entries]
                     for store in stores:
                         said = await store.put_entries(entries, now_us=at_us)
-                        assert [replace(result, reason="") for result in said] == results
+                        assert [result._replace(reason="") for result in said] == results
                 case Remove(op_ids):
                     removed = model.remove(op_ids)
                     for store in stores:

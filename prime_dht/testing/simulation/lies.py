@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from random import Random
 from typing import assert_never
 
@@ -24,7 +23,7 @@ def lie_of(falsehood: Falsehood, rng: Random) -> Lie:
         reply = decode_reply(request, answer)
         displaced = tuple(PeerRecord(record.peer, (_address(rng),)) for record in reply.closer)
         invented = tuple(PeerRecord(_peer(rng), (_address(rng),)) for _ in range(FALSE_PEERS))
-        return encode_reply(request, replace(reply, closer=displaced + invented))
+        return encode_reply(request, reply._replace(closer=displaced + invented))
 
     match falsehood:
         case Falsehood.FALSE_PEERS:

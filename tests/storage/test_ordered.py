@@ -1,0 +1,33 @@
+"""An ordered dictionary is at every moment what sorting its keys would give."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from prime_dht.storage.ordered import FEW, Ordered
+
+
+@pytest.mark.parametrize("most", [1, FEW, 4 * FEW])
+def test_it_is_what_sorting_would_give_however_many_came_between_two_looks(most: int) -> None:
+    rng = random.Random(most)
+    ordered = Ordered[int, int]()
+    model: dict[int, int] = {}
+    for step in range(400):
+        for _ in range(rng.randint(1, most)):
+            key = rng.randrange(20 * most)
+            model[key] = step
+            ordered.put(key, step)
+        if rng.random() < 0.7:
+            for key in rng.sample(sorted(model), len(model) // 5):
+                del model[key]
+                ordered.remove(key)
+        if rng.random() < 0.7:
+            start, stop = sorted((rng.randrange(20 * most), rng.randrange(20 * most)))
+            within = sorted(key for key in model if start <= key < stop)
+            assert ordered.count(start, stop) == len(within)
+            assert ordered.ends(range(start, stop)) == ((within[0], within[-1]) if within else None)
+            assert list(ordered.behind(start)) == sorted(key for key in model if key > start)
+        assert ordered.values == model
+    assert list(ordered.behind(None)) == sorted(model)
