@@ -441,10 +441,14 @@ class Lookup:
 
     def _next_change_at_s(self, now_s: float) -> float:
         """When what a query in flight counts for changes next, or the lookup runs out of time, whichever is first."""
-        slow_after_s, query_timeout_s = self._config.slow_after_s, self._config.query_timeout_s
-        patience_s = {_State.ASKED: slow_after_s, _State.HELD_UP: slow_after_s, _State.SLOW: query_timeout_s}
-        changes = (candidate.asked_at_s + patience_s[candidate.state] for candidate in self._in_flight.values())
-        return min((self._started_at_s + self._config.timeout_s, *(at_s for at_s in changes if at_s > now_s)))
+        config = self._config
+        earliest_s = self._started_at_s + config.timeout_s
+        for candidate in self._in_flight.values():
+            patience_s = config.query_timeout_s if candidate.state is _State.SLOW else config.slow_after_s
+            at_s = candidate.asked_at_s + patience_s
+            if now_s < at_s < earliest_s:
+                earliest_s = at_s
+        return earliest_s
 
     def _end(self, outcome: Outcome, now_s: float) -> LookupResult:
         answered = (

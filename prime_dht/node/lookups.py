@@ -1,25 +1,25 @@
-"""The driver of :class:`prime_dht.kad.lookup.Lookup`: does what the machine says, tells it what happened."""
+"""Lookups over the network: with what they begin, and what the node wants of them.
+
+:mod:`prime_dht.node.lookup_run` drives each to its end.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from random import Random
-from typing import assert_never
 
 import trio
 
 from prime_dht.config import DhtConfig
-from prime_dht.errors import NoTurnError, QueryError, RemoteProtocolError
-from prime_dht.events import LookupProgress
-from prime_dht.ids import KadKey, Key, PeerId, kad_key
+from prime_dht.ids import KadKey, Key, kad_key
 from prime_dht.kad.contact import Contact
 from prime_dht.kad.keyspace import common_prefix_length
-from prime_dht.kad.lookup import Finished, Lookup, LookupConfig, LookupResult, Query, WaitUntil, anyone
+from prime_dht.kad.lookup import Lookup, LookupConfig, LookupResult, anyone
 from prime_dht.kad.replicas import answered_keys, choose_replicas, syncs
 from prime_dht.node.clock import Clock
 from prime_dht.node.feed import Feed
+from prime_dht.node.lookup_run import LookupRun, Take, Until
 from prime_dht.node.neighbourhood import Neighbourhood
 from prime_dht.wire.kad import FindNode, Reply, Request
 
@@ -39,15 +39,6 @@ REFRESH_DEPTH = 12
 """Buckets below this index are refreshed by a random target each. A target must be the hash of something, so one in
 bucket i costs 2^(i+1) hashes to find (some 10 ms at 12); what lies deeper is near enough for a lookup of this node
 itself to cover, unless the swarm has far more than 2^12 · k nodes."""
-
-Task = Callable[[], Awaitable[None]]
-"""The work of a task beside the lookup's own."""
-
-Take = Callable[[Contact, Reply], Task | None]
-"""Takes a peer's reply in; returns what is to be done for the rest of it, if it is not all.
-
-Raises RemoteProtocolError, and so may that, if it is no reply to what was asked. The peer has failed then.
-"""
 
 
 def _take_nothing(_contact: Contact, _reply: Reply) -> None:
@@ -184,7 +175,7 @@ class Explorer:
         request: Request,
         *,
         take: Take = _take_nothing,
-        until: Callable[[], bool] = lambda: False,
+        until: Until = lambda: False,
     ) -> LookupResult:
         """Drive a lookup to its end, which is early if after some answer ``until`` says so.
 
@@ -192,127 +183,8 @@ class Explorer:
             request: what each peer is asked.
             take: is given each reply before the lookup is.
         """
-        woken = trio.Event()
-        is_over = False
-        to_start: list[Task] = []
-        blameless: set[PeerId] = set()
-
-        def conclude(contact: Contact, asked_at_s: float, outcome: Reply | QueryError | RemoteProtocolError) -> None:
-            now_s = self._clock.monotonic_s()
-            if isinstance(outcome, Reply):
-                closer = self._neighbourhood.heard_of(outcome.closer)
-                known = self._neighbourhood.table.get(contact.peer)  # if it has a place, its answer was noted there
-                lookup.on_reply(known or self._neighbourhood.contact(contact.peer), closer, now_s)
-                if until():
-                    lookup.finish(now_s)
-            else:
-                if isinstance(outcome, NoTurnError):
-                    blameless.add(contact.peer)
-                lookup.on_failure(contact.peer, str(outcome))
-            if self._feed.is_heard:
-                self._publish(lookup, contact.peer, now_s - asked_at_s)
-            woken.set()
-
-        def answered(contact: Contact, asked_at_s: float, outcome: Reply | QueryError | RemoteProtocolError) -> None:
-            if is_over:
-                return
-            if isinstance(outcome, Reply):
-                try:
-                    rest = take(contact, outcome)
-                except RemoteProtocolError as error:
-                    outcome = error
-                else:
-                    if rest is not None:
-                        to_start.append(partial(take_rest, contact, asked_at_s, outcome, rest))
-                        woken.set()
-                        return
-            conclude(contact, asked_at_s, outcome)
-
-        async def take_rest(contact: Contact, asked_at_s: float, reply: Reply, rest: Task) -> None:
-            try:
-                await rest()
-            except (QueryError, RemoteProtocolError) as error:
-                conclude(contact, asked_at_s, error)
-            else:
-                conclude(contact, asked_at_s, reply)
-
-        def sent(peer: PeerId) -> None:
-            lookup.on_sent(peer, self._clock.monotonic_s())
-            woken.set()
-
-        async def query(contact: Contact, asked_at_s: float) -> None:
-            try:
-                reply = await self._neighbourhood.ask(contact, request, on_turn=partial(sent, contact.peer))
-            except (QueryError, RemoteProtocolError) as error:
-                answered(contact, asked_at_s, error)
-            else:
-                answered(contact, asked_at_s, reply)
-
-        async def go_on(nursery: trio.Nursery | None) -> LookupResult | None:
-            """Drive the lookup to its end; or, without a nursery, until there is a task to start."""
-            nonlocal woken, is_over
-            while True:
-                now_s = self._clock.monotonic_s()
-                for action in lookup.next(now_s):
-                    match action:
-                        case Query(contact):
-                            # Most go over a stream that is open, and need no task that waits.
-                            if not self._neighbourhood.post(contact, request, partial(answered, contact, now_s)):
-                                lookup.on_held_up(contact.peer)
-                                to_start.append(partial(query, contact, now_s))
-                        case WaitUntil(at_s):
-                            if to_start:
-                                if nursery is None:
-                                    return None
-                                for task in to_start:
-                                    nursery.start_soon(task)
-                                to_start.clear()
-                            left_s = at_s - self._clock.monotonic_s()  # first: a sum of both clocks would round it away
-                            with trio.CancelScope(deadline=trio.current_time() + left_s):
-                                await woken.wait()
-                            woken = trio.Event()
-                        case Finished(result):
-                            is_over = True
-                            self._conclude(result, blameless)
-                            return result
-                        case _:
-                            assert_never(action)
-
-        try:
-            result = await go_on(None)  # a nursery costs as much as a query, and most lookups need none
-            if result is None:
-                async with trio.open_nursery() as nursery:
-                    result = await go_on(nursery)
-                    nursery.cancel_scope.cancel()
-            assert result is not None
-            return result
-        finally:
-            is_over = True  # if it was cancelled as well: what was posted is answered all the same
-
-    def _publish(self, lookup: Lookup, peer: PeerId, elapsed_s: float) -> None:
-        hop = lookup.hop(peer)
-        self._feed.publish(
-            LookupProgress(
-                target=lookup.target,
-                peer=peer,
-                told_by=hop.told_by,
-                depth=hop.depth,
-                distance=hop.distance,
-                elapsed_s=elapsed_s,
-                heard_of=hop.heard_of,
-                failure=hop.failure,
-            )
-        )
-
-    def _conclude(self, result: LookupResult, blameless: Container[PeerId]) -> None:
-        """What the node learns from a lookup: which bucket it refreshed, and who failed.
-
-        That includes peers that let the lookup's deadline for them pass, though the call itself had not ended yet.
-        """
-        self._neighbourhood.table.looked_up(result.target, result.ended_at_s)
-        for hop in result.path:
-            if hop.failure and hop.contact.peer not in blameless:
-                self._neighbourhood.failed(hop.contact.peer, hop.failure)
+        run = LookupRun(lookup, request, self._neighbourhood, self._clock, self._feed, take=take, until=until)
+        return await run.result()
 
 
 def raw_target(local: KadKey, index: int, rng: Random) -> bytes:

@@ -2,8 +2,7 @@
 
 A get is a :class:`~prime_dht.kad.lookup.Lookup` whose query is GET_VALUE. It ends as soon as ``read_quorum`` replicas
 have *answered*: have named an entry of the slots asked for (a tombstone counts), or said that they hold the sector, so
-that their finding nothing means something. Replicas that only just joined do neither; then the lookup goes on outwards
-to those that do.
+that their finding nothing means something. Replicas that only just joined do neither; then the lookup goes on outwards.
 
 As long as nobody named any entry, r replicas must answer, not ``read_quorum``: of an acknowledged put that missed a
 replica, a copy may lie with the next server, and the rest of the r closest may have nothing yet. When the lookup runs
@@ -41,7 +40,8 @@ from prime_dht.kad.replicas import choose_replicas, syncs
 from prime_dht.net.network import Network
 from prime_dht.node.cache import Question, ReadCache
 from prime_dht.node.clock import Clock
-from prime_dht.node.lookups import Explorer, Task
+from prime_dht.node.lookup_run import Task
+from prime_dht.node.lookups import Explorer
 from prime_dht.node.neighbourhood import Neighbourhood
 from prime_dht.node.results import Found, FoundPage
 from prime_dht.node.server import MAX_ENTRIES_PER_RECORD, Server

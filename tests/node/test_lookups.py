@@ -10,7 +10,7 @@ from prime_dht.errors import QueryError
 from prime_dht.kad.contact import Contact
 from prime_dht.net.network import OnOutcome
 from prime_dht.node.core import Node
-from prime_dht.node.lookups import Task
+from prime_dht.node.lookup_run import Task
 from prime_dht.testing.swarm import open_swarm
 from prime_dht.wire.kad import FindNode, Reply, Request
 
