@@ -134,12 +134,6 @@ class Round:
             steps = _accept(node, opened, rng, state)
         return cls(_guarded(steps, state), node.view)
 
-    @classmethod
-    def refuse(cls, node: Participant, reason: Refusal, text: str = "") -> Round:
-        """The side that was asked and does not take part."""
-        state = _State()
-        return cls(_guarded(_refuse(Refuse(reason, text)), state), node.view)
-
     def step(self, event: Event) -> Action:
         """What to do next, given the result of what was to be done before.
 

@@ -13,7 +13,7 @@ from prime_dht.entries.entry import Entry
 from prime_dht.errors import LocalProtocolError
 from prime_dht.partition.arcs import ArcSet
 from prime_dht.partition.parameters import PARAMETERS, PartitionParameters
-from prime_dht.sync.actions import Ending, Fate, Finish, Judged, Outcome, Send
+from prime_dht.sync.actions import Ending, Fate, Finish, Judged, Outcome, Receive, Send
 from prime_dht.sync.messages import Message, Network, Open, Refusal, Refuse, Turn
 from prime_dht.sync.round import Round
 from prime_dht.testing.storage_samples import make_entry
@@ -257,10 +257,11 @@ def test_clocks_further_apart_are_refused() -> None:
     assert run_round(Party(), half).outcomes[0].ending is Ending.REFUSED
 
 
-def test_a_responder_can_refuse_without_looking() -> None:  # 38, 43
-    refusing = Round.refuse(Party().node(), Refusal.BUSY)
-    assert refusing.step(None) == Send(Refuse(Refusal.BUSY))
-    finish = refusing.step(None)
+def test_a_round_with_a_node_that_is_busy_ends_at_once_and_says_so() -> None:  # 38, 43
+    begun = Round.initiate(Party().node(), nonce=1, rng=Random(1))
+    assert isinstance(begun.step(None), Send)
+    assert isinstance(begun.step(None), Receive)
+    finish = begun.step(Refuse(Refusal.BUSY))
     assert isinstance(finish, Finish)
     assert str(finish.outcome) == "refused(busy)"
 
