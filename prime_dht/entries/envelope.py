@@ -33,6 +33,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
+from libp2p.crypto.keys import KeyType
 from nacl.bindings import crypto_sign_open
 from nacl.exceptions import BadSignatureError
 
@@ -136,11 +137,11 @@ def seal(private_key: PrivateKey, purpose: Purpose, network_id: str, payload: by
     Raises:
         ValidationError: the key is not Ed25519, the network id is invalid, or the envelope would be too large.
     """
-    public_key = private_key.get_public_key().serialize()
-    if len(public_key) != PUBLIC_KEY_BYTES or not public_key.startswith(_ED25519_PUBLIC_KEY):
+    public_key = private_key.get_public_key()
+    if public_key.get_type() is not KeyType.Ed25519:
         raise ValidationError("only Ed25519 keys can sign entries and capabilities")
     signature = private_key.sign(signed_bytes(purpose.domain(network_id), purpose.payload_type, payload))
-    data = _encode(public_key, purpose, payload, signature)
+    data = _encode(public_key.to_bytes(), purpose, payload, signature)
     if len(data) > MAX_ENVELOPE_BYTES:
         raise ValidationError(f"an envelope is at most {MAX_ENVELOPE_BYTES} bytes; this one would be {len(data)}")
     return data
@@ -218,10 +219,10 @@ def _why_no_envelope(data: bytes, purpose: Purpose) -> str:
     return "an envelope is encoded canonically: its four fields in order, and nothing else"
 
 
-def _encode(public_key: bytes, purpose: Purpose, payload: bytes, signature: bytes) -> bytes:
+def _encode(raw_key: bytes, purpose: Purpose, payload: bytes, signature: bytes) -> bytes:
     """The canonical protobuf encoding: tags 1, 2, 3 and 5 of wire type 2."""
-    start = _PUBLIC_KEY_START + public_key[len(_ED25519_PUBLIC_KEY) :]
-    return b"".join((start, purpose.middle, _varint(len(payload)), payload, _SIGNATURE_START, signature))
+    length = _varint(len(payload))
+    return b"".join((_PUBLIC_KEY_START, raw_key, purpose.middle, length, payload, _SIGNATURE_START, signature))
 
 
 def _length_of_the_rest(size: int) -> bytes:
