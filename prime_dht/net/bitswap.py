@@ -11,6 +11,21 @@ asked, whatever the priority.
 What a peer can do to this end is bounded: wants that are kept, streams that are read, bytes of a message, one block in
 hand, seconds for it to take an answer; and peers that are answered at a time. What is wanted beyond is not here.
 
+**Places.** Each peer that has a stream open here takes one of :data:`MAX_PEERS` *places*. It *dawdles* when it has been
+its turn for a while: to want something, or to take what is sent. A message that leaves nothing to answer does not end
+its turn. When all places are taken, a newcomer displaces the peer that has dawdled longest. That one's streams are
+reset, as if its connection were lost, and its wants are forgotten. Nobody is charged, and the peer may come back, as a
+newcomer. A peer is never displaced while it is this end's turn, however slow the store is. While none dawdles,
+newcomers are reset.
+
+So a place is kept by wanting and taking, and whoever opens and drops streams, under however many ids, displaces nobody
+who does. To keep others out, strangers have to want something under all ids within :data:`IDLE_S` each time, or to take
+64 KiB within :data:`UNTAKEN_S`, or to come anew within that.
+
+IPFS nodes that want nothing lose no more than a stream. Helia opens one for each message and ends it, so its place is
+free once that is answered. go-bitswap keeps one open; when it next wants something and finds it reset, it opens another
+0.1 s later. What was not answered, it wants again after 30 s.
+
 py-libp2p's own Bitswap is not used. In version 0.8.1 it refuses to add blocks over 512 KiB, answers only on the stream
 on which it was asked, where go-bitswap and Helia do not listen, answers the question whether it has a block with the
 block, loads all blocks of a wantlist before it sends the first, and stores whatever block anybody sends it.
@@ -19,6 +34,7 @@ block, loads all blocks of a wantlist before it sends the first, and stores what
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Sequence
 
 import trio
@@ -44,19 +60,49 @@ MAX_PEERS = 32
 """Peers that are answered at a time, with one block and the message that holds it in hand each."""
 
 IDLE_TIMEOUT_S = 60.0
+"""Seconds after which a stream is reset on which nothing came."""
+
 ANSWER_TIMEOUT_S = 60.0
 """Seconds for opening a stream to a peer, and for it to take one block."""
+
+IDLE_S = 3.0
+"""A peer dawdles that has wanted nothing for so long. While it fetches, go-bitswap sends a message every 2 s or sooner,
+if it has something to say."""
+
+UNTAKEN_S = 10.0
+"""So does one that accepts no stream, or does not take 64 KiB, for so long. To displace it wastes the part of a block
+that was sent, and many who share this end's uplink are slow by no fault of theirs, so this is longer."""
 
 logger = logging.getLogger(__name__)
 
 
 class _Peer:
-    """What a peer wants and was not answered yet, by CID, in the order in which it was asked."""
+    """A peer that has a place.
+
+    Attributes:
+        scopes: one for each of its streams.
+        wants: what it wants and was not answered yet, by CID, in the order in which it was asked.
+        turn_since_s: since when it has been its turn; infinite while it is this end's.
+    """
 
     def __init__(self) -> None:
-        self.streams = 0
+        self.scopes: set[trio.CancelScope] = set()
         self.wants: dict[bytes, Want] = {}
         self.is_being_answered = False
+        self.begin_turn()
+
+    def begin_turn(self) -> None:
+        """From now on it is the peer's turn, to want something or to take what is offered."""
+        self.turn_since_s = trio.current_time()
+
+    def dawdles_s(self, now_s: float) -> float:
+        """How long it has dawdled; negative if it does not."""
+        return now_s - self.turn_since_s - (UNTAKEN_S if self.is_being_answered else IDLE_S)
+
+    def reset(self) -> None:
+        """Reset all its streams, a little later."""
+        for scope in self.scopes:
+            scope.cancel()
 
 
 class BitswapServer:
@@ -77,25 +123,18 @@ class BitswapServer:
         self._open_stream = open_stream
         self._offenders = offenders
         self._peers: dict[PeerId, _Peer] = {}
-        self._serving: set[trio.CancelScope] = set()
         self.blocks_sent = 0
 
     async def serve(self, stream: INetStream) -> None:
         """A stream handler for :data:`PROTOCOL`."""
         peer = PeerId(stream.muxed_conn.peer_id.to_bytes())
         frames = FrameStream(stream, budget=FrameBudget(MAX_WANTLIST_BYTES), max_frame_bytes=MAX_WANTLIST_BYTES)
-        is_tolerated = self._offenders.standing(peer, now_s=trio.current_time()) is Standing.TOLERATED
-        if not is_tolerated or (peer not in self._peers and len(self._peers) == MAX_PEERS):
-            await frames.reset()
-            return
-        state = self._peers.setdefault(peer, _Peer())
-        if state.streams == STREAMS_OF_PEER:
+        scope = trio.CancelScope()
+        state = self._take_place(peer, scope)
+        if state is None:
             await frames.reset()
             return
         clean = False
-        state.streams += 1
-        scope = trio.CancelScope()
-        self._serving.add(scope)
         try:
             with scope:
                 async with trio.open_nursery() as nursery:
@@ -109,16 +148,40 @@ class BitswapServer:
         except* PrimeDHTError as group:
             logger.warning("blocks for peer %s could not be sent: %s", short(peer), group.exceptions[0])
         finally:
-            self._serving.discard(scope)
-            state.streams -= 1
-            if not state.streams:
+            state.scopes.remove(scope)
+            if not state.scopes and self._peers.get(peer) is state:  # if it was displaced, its place is another's
                 del self._peers[peer]
             await (frames.close() if clean else frames.reset())
 
     def stop(self) -> None:
         """Reset every stream that is being served."""
-        for scope in self._serving:
-            scope.cancel()
+        for state in self._peers.values():
+            state.reset()
+
+    def _take_place(self, peer: PeerId, scope: trio.CancelScope) -> _Peer | None:
+        """Take a place for a peer that has none, if need be that of another; ``None`` if the stream is not served."""
+        now_s = trio.current_time()
+        if self._offenders.standing(peer, now_s=now_s) is not Standing.TOLERATED:
+            return None
+        state = self._peers.get(peer)
+        if state is None:
+            if len(self._peers) == MAX_PEERS and not self._displace_one(now_s):
+                return None
+            state = self._peers[peer] = _Peer()
+        elif len(state.scopes) == STREAMS_OF_PEER:
+            return None
+        state.scopes.add(scope)
+        return state
+
+    def _displace_one(self, now_s: float) -> bool:
+        """Free the place of the peer that has dawdled longest; ``False`` if none does."""
+        peer, state = max(self._peers.items(), key=lambda item: item[1].dawdles_s(now_s))
+        if state.dawdles_s(now_s) < 0:
+            return False
+        logger.debug("peer %s, which dawdles, gives way to a newcomer", short(peer))
+        del self._peers[peer]
+        state.reset()
+        return True
 
     async def _read(self, frames: FrameStream, peer: PeerId, state: _Peer, nursery: trio.Nursery) -> None:
         """Note what the peer wants until it ends the stream, and see that it is answered."""
@@ -128,6 +191,7 @@ class BitswapServer:
             _update(state.wants, wantlist)
             if state.wants and not state.is_being_answered:
                 state.is_being_answered = True
+                state.begin_turn()  # to accept a stream
                 nursery.start_soon(self._answer, peer, state)
 
     async def _answer(self, peer: PeerId, state: _Peer) -> None:
@@ -138,13 +202,15 @@ class BitswapServer:
             with trio.fail_after(ANSWER_TIMEOUT_S):
                 frames = FrameStream(await self._open_stream(peer), budget=FrameBudget(0))
             while state.wants:
+                state.turn_since_s = math.inf
                 body = await self._next_answer(state)
                 if body is not None:
                     with trio.fail_after(ANSWER_TIMEOUT_S):
-                        await frames.write_frame(body)
+                        await frames.write_frame(body, on_offer=state.begin_turn)
             clean = True
         finally:
             state.is_being_answered = False
+            state.begin_turn()
             if frames is not None:
                 await (frames.close() if clean else frames.reset())
 

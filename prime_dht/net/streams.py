@@ -30,6 +30,7 @@ from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamError
 
 from prime_dht.errors import QueryError
 from prime_dht.net.yamux import FastYamuxStream, Receiver
+from prime_dht.net.yamux.stream import MAX_PAYLOAD_BYTES
 from prime_dht.wire.frames import MAX_FRAME_BYTES, FrameDecoder, encode_frame
 
 SMALL_FRAME_BYTES = 64 << 10
@@ -172,8 +173,11 @@ class FrameStream:
             self.broken = True
             raise StreamLostError("the stream broke before a frame was written") from error
 
-    async def write_frame(self, body: bytes) -> None:
+    async def write_frame(self, body: bytes, *, on_offer: Callable[[], None] = lambda: None) -> None:
         """Send one frame, whole or not at all: if this is cancelled half way, the stream is reset.
+
+        Args:
+            on_offer: is called before each 64 KiB that the peer has to take; not if all can be sent at once.
 
         Raises:
             StreamLostError: the stream is broken, or closed by either end.
@@ -183,7 +187,9 @@ class FrameStream:
         frame = encode_frame(body)
         async with self._write_lock:
             try:
-                await (self._fast or self._stream).write(frame)
+                for start in range(0, len(frame), MAX_PAYLOAD_BYTES):
+                    on_offer()
+                    await (self._fast or self._stream).write(frame[start : start + MAX_PAYLOAD_BYTES])
             except trio.Cancelled:
                 await self.reset()
                 raise
