@@ -41,18 +41,17 @@ class Deadlines(Generic[T]):
         self._sweep_at = SWEEP_FROM
 
     def __len__(self) -> int:
-        """The number of items, some of the past: at most twice that of things when one was last new or had moved, or
-        ``SWEEP_FROM``."""
+        """The number of items, some of the past: at most twice the most things there ever were, or ``SWEEP_FROM``."""
         return len(self._heap)
 
     def add(self, at_us: int, thing: T) -> None:
-        """Take note that ``thing`` falls due at ``at_us``."""
-        heapq.heappush(self._heap, (at_us, thing))
-        if len(self._heap) > self._sweep_at:
+        """Take note that ``thing`` falls due at ``at_us``, as the owner will say before the next thing is added."""
+        if len(self._heap) >= self._sweep_at:
             self._sweep_at = max(SWEEP_FROM, 2 * self._count())
-            if len(self._heap) > self._sweep_at:
-                self._heap = list({(at_us, thing) for at_us, thing in self._heap if self._due_at(thing) == at_us})
+            if len(self._heap) >= self._sweep_at:
+                self._heap = list({item for item in self._heap if self._due_at(item[1]) == item[0]})
                 heapq.heapify(self._heap)
+        heapq.heappush(self._heap, (at_us, thing))
 
     def due(self, before_us: int, limit: int) -> Iterator[T]:
         """Take at most ``limit`` things due before ``before_us``; each must be dealt with before the next is taken."""

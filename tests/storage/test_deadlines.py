@@ -52,3 +52,16 @@ def test_where_no_thing_moves_the_owner_is_not_asked_before_they_are_due() -> No
         deadlines.add(thing, thing)
     assert asked == []
     assert list(deadlines.due(before_us=3, limit=10)) == asked == [0, 1, 2]
+
+
+def test_a_thing_that_its_owner_knows_only_after_it_was_added_is_not_swept_out() -> None:
+    due_at: dict[str, int] = {}
+    deadlines = Deadlines(due_at.get, due_at.__len__)
+    for at_us in range(20 * SWEEP_FROM):
+        due_at.clear()
+        deadlines.add(at_us, f"{at_us}")
+        due_at[f"{at_us}"] = at_us
+        assert len(deadlines) <= SWEEP_FROM
+        if at_us % SWEEP_FROM in (0, 1, SWEEP_FROM - 1):
+            assert list(deadlines.due(before_us=at_us + 1, limit=1)) == [f"{at_us}"]
+            deadlines.add(at_us, f"{at_us}")

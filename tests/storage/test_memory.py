@@ -10,6 +10,7 @@ import trio.testing
 
 from prime_dht.entries.entry import Entry
 from prime_dht.storage.base import EntryQuery, PutResult, StorageBackend
+from prime_dht.storage.deadlines import SWEEP_FROM
 from prime_dht.storage.memory import CALLS_IN_TURN, MemoryBackend
 from prime_dht.testing.storage_conformance import StorageConformance
 from prime_dht.testing.storage_samples import KEY, NOW_US, make_entry
@@ -53,3 +54,13 @@ async def test_a_put_that_was_cancelled_has_done_nothing() -> None:
             scope.cancel()
             await backend.put_entries([make_entry()], now_us=NOW_US)
         assert await backend.keys() == []
+
+
+@pytest.mark.parametrize("rewrites", [*range(SWEEP_FROM - 2, SWEEP_FROM + 3), 2 * SWEEP_FROM + 2])
+async def test_an_entry_retires_however_often_its_slot_was_rewritten_before(rewrites: int) -> None:
+    async with MemoryBackend() as backend:
+        for number in range(rewrites):
+            await backend.put_entries([make_entry(created_at_us=100 + number, expires_at_us=1000)], now_us=NOW_US)
+        gone = await backend.delete_expired(now_us=2000, retire_before_us=2000)
+        assert len(gone.retired) == 1
+        assert (await backend.stats()).entries == 0
