@@ -15,12 +15,13 @@ hand, seconds for it to take an answer; and peers that are answered at a time. W
 its turn for a while: to want something, or to take what is sent. A message that leaves nothing to answer does not end
 its turn. When all places are taken, a newcomer displaces the peer that has dawdled longest. That one's streams are
 reset, as if its connection were lost, and its wants are forgotten. Nobody is charged, and the peer may come back, as a
-newcomer. A peer is never displaced while it is this end's turn, however slow the store is. While none dawdles,
-newcomers are reset.
+newcomer. A peer is never displaced while it is this end's turn, however slow the store is, or while a large block may
+be on its way. While none dawdles, newcomers are reset.
 
 So a place is kept by wanting and taking, and whoever opens and drops streams, under however many ids, displaces nobody
-who does. To keep others out, strangers have to want something under all ids within :data:`IDLE_S` each time, or to take
-64 KiB within :data:`UNTAKEN_S`, or to come anew within that.
+who does. To keep others out, strangers have to want something under all ids within :data:`IDLE_S` each time, or a
+large block within :data:`~prime_dht.net.block_server.ON_ITS_WAY_S`, or to take 64 KiB within :data:`UNTAKEN_S`, or to
+come anew within that.
 
 IPFS nodes that want nothing lose no more than a stream. Helia opens one for each message and ends it, so its place is
 free once that is answered. go-bitswap keeps one open; when it next wants something and finds it reset, it opens another
@@ -43,9 +44,9 @@ from libp2p.abc import INetStream
 from prime_dht.blobs.cid import Cid
 from prime_dht.errors import PrimeDHTError, QueryError, RemoteProtocolError, ValidationError
 from prime_dht.ids import PeerId, short
-from prime_dht.net.block_server import BlockSource
+from prime_dht.net.block_server import ON_ITS_WAY_S, BlockSource
 from prime_dht.net.offenders import Offenders, Standing
-from prime_dht.net.streams import FrameBudget, FrameStream
+from prime_dht.net.streams import SMALL_FRAME_BYTES, FrameBudget, FrameStream
 from prime_dht.wire.bitswap import MAX_WANTLIST_BYTES, Want, Wantlist, decode_wantlist, encode_block, encode_presences
 
 PROTOCOL = "/ipfs/bitswap/1.2.0"
@@ -83,12 +84,14 @@ class _Peer:
         scopes: one for each of its streams.
         wants: what it wants and was not answered yet, by CID, in the order in which it was asked.
         turn_since_s: since when it has been its turn; infinite while it is this end's.
+        sent_much_at_s: when it was last sent a large message, which may be on its way still.
     """
 
     def __init__(self) -> None:
         self.scopes: set[trio.CancelScope] = set()
         self.wants: dict[bytes, Want] = {}
         self.is_being_answered = False
+        self.sent_much_at_s = -math.inf
         self.begin_turn()
 
     def begin_turn(self) -> None:
@@ -97,7 +100,10 @@ class _Peer:
 
     def dawdles_s(self, now_s: float) -> float:
         """How long it has dawdled; negative if it does not."""
-        return now_s - self.turn_since_s - (UNTAKEN_S if self.is_being_answered else IDLE_S)
+        waited_s = now_s - self.turn_since_s
+        if self.is_being_answered:
+            return waited_s - UNTAKEN_S
+        return min(waited_s - IDLE_S, now_s - self.sent_much_at_s - ON_ITS_WAY_S)
 
     def reset(self) -> None:
         """Reset all its streams, a little later."""
@@ -207,6 +213,8 @@ class BitswapServer:
                 if body is not None:
                     with trio.fail_after(ANSWER_TIMEOUT_S):
                         await frames.write_frame(body, on_offer=state.begin_turn)
+                    if len(body) > SMALL_FRAME_BYTES:
+                        state.sent_much_at_s = trio.current_time()
             clean = True
         finally:
             state.is_being_answered = False

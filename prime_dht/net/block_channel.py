@@ -66,6 +66,7 @@ class BlockChannel:
         self._progress_timeout_s = progress_timeout_s
         self._progressed_at_s = math.inf  # inf while nothing is awaited
         self._offered_at_s = math.inf  # inf while nothing is being sent
+        self._sent_much_at_s = -math.inf
         self._unprogressed_bytes = 0
         self._receiving = trio.CancelScope()
         self._write_lock = trio.Lock()
@@ -77,6 +78,10 @@ class BlockChannel:
     def silent_s(self, now_s: float) -> float:
         """How long the peer has sent nothing of what is awaited; negative while nothing is."""
         return now_s - self._progressed_at_s
+
+    def since_much_s(self, now_s: float) -> float:
+        """How long ago the last large block was sent; it may be on its way still. Infinite if none was."""
+        return now_s - self._sent_much_at_s
 
     # Sending
 
@@ -95,6 +100,8 @@ class BlockChannel:
             StreamLostError: the stream is broken, or the peer takes nothing.
         """
         await self._write(encode_block_header(number, len(data)), data)
+        if len(data) > PROGRESS_BYTES:
+            self._sent_much_at_s = trio.current_time()
 
     async def _write(self, *parts: bytes) -> None:
         try:

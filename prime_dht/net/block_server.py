@@ -9,22 +9,22 @@ one peer asks for and has not got, over all its streams (those beyond are answer
 may idle, or take nothing. When the peer ends its direction, what it asked for is still answered.
 
 **Places.** Each stream that is served takes one of :data:`SERVED_IN_ALL` *places*. It *dawdles* when it has been its
-peer's turn for a while: to ask, or to take what is sent. When all places are taken, a newcomer displaces a stream that
-dawdles: of the peer that has the most places, the one that has dawdled longest. That one is reset, as if its connection
-were lost. Nobody is charged, and the peer may come back, as fetches of ours do. A stream is never displaced while it is
-this end's turn, however slow the store is. While none dawdles, newcomers are reset.
+peer's turn for a while: to ask, or to take what is sent. When all places are taken, a newcomer displaces the stream
+that has dawdled longest. (How many places its peer has does not count, for ids cost nothing.) It is reset, as if its
+connection were lost. Nobody is charged, and the peer may come back, as fetches of ours do. A stream is never displaced
+while it is this end's turn, however slow the store is, or while a large block may be on its way. While none dawdles,
+newcomers are reset.
 
 So a place is kept by using it, and whoever opens and drops streams, under however many ids, displaces nobody who does.
-To keep others out, strangers have to ask on all streams within :data:`IDLE_S` each time, or to take 64 KiB within
-:data:`UNTAKEN_S`, or to open all anew within that.
+To keep others out, strangers have to ask on all streams within :data:`IDLE_S` each time, or for a large block within
+:data:`ON_ITS_WAY_S`, or to take 64 KiB within :data:`UNTAKEN_S`, or to open all anew within that.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from operator import itemgetter
+from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
 import trio
@@ -50,6 +50,10 @@ TIMEOUT_S = 30.0
 IDLE_S = 3.0
 """A stream dawdles on which all is answered and nothing was asked for so long. A fetch asks again within a round trip
 and the hashing of a block. One that is turned away comes back for 4 s, and so outlasts strangers who do nothing."""
+
+ON_ITS_WAY_S = 20.0
+"""But so long after a block of more than 64 KiB was sent it may be on its way: the buffers of both ends hold a megabyte
+or more, and that takes as long at 50 kB/s."""
 
 UNTAKEN_S = 10.0
 """So does one on which 64 KiB were not taken for so long. To displace it wastes the part of a block that was sent, so
@@ -119,31 +123,21 @@ class BlockServer:
         now_s = trio.current_time()
         if self._offenders.standing(channel.peer, now_s=now_s) is not Standing.TOLERATED:
             return False
-        served = Counter(other.peer for other in self._places.values())
-        if served[channel.peer] == SERVED_OF_PEER:
+        if sum(other.peer == channel.peer for other in self._places.values()) == SERVED_OF_PEER:
             return False
-        if len(self._places) == SERVED_IN_ALL and not self._displace_one(served, now_s):
+        if len(self._places) == SERVED_IN_ALL and not self._displace_one(now_s):
             return False
         self._places[scope] = channel
         return True
 
-    def _displace_one(self, served: Mapping[PeerId, int], now_s: float) -> bool:
-        """Free the place of a stream that dawdles, which is reset a little later; ``False`` if none does.
-
-        Args:
-            served: how many streams of each peer have a place.
-        """
-        dawdling = [
-            (served[channel.peer], dawdles_s, scope)
-            for scope, channel in self._places.items()
-            if (dawdles_s := _dawdles_s(channel, now_s)) >= 0
-        ]
-        if not dawdling:
+    def _displace_one(self, now_s: float) -> bool:
+        """Free the place of the stream that has dawdled longest, which is reset a little later; ``False`` if none."""
+        scope, channel = max(self._places.items(), key=lambda place: _dawdles_s(place[1], now_s))
+        if _dawdles_s(channel, now_s) < 0:
             return False
-        *_, displaced = max(dawdling, key=itemgetter(0, 1))
-        channel = self._places.pop(displaced)
         logger.debug("a stream of peer %s, which dawdles, gives way to a newcomer", short(channel.peer))
-        displaced.cancel()
+        del self._places[scope]
+        scope.cancel()
         return True
 
     async def _answer(self, channel: BlockChannel) -> None:
@@ -207,7 +201,8 @@ class BlockServer:
 
 def _dawdles_s(channel: BlockChannel, now_s: float) -> float:
     """How long a stream has dawdled; negative if it does not."""
-    return max(channel.silent_s(now_s) - IDLE_S, channel.untaken_s(now_s) - UNTAKEN_S)
+    idle_s = min(channel.silent_s(now_s) - IDLE_S, channel.since_much_s(now_s) - ON_ITS_WAY_S)
+    return max(idle_s, channel.untaken_s(now_s) - UNTAKEN_S)
 
 
 class _Asked:

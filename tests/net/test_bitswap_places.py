@@ -14,6 +14,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from prime_dht.blobs.cid import Cid
 from prime_dht.ids import PeerId
 from prime_dht.net.bitswap import IDLE_S, MAX_PEERS, PROTOCOL, STREAMS_OF_PEER, UNTAKEN_S, BitswapServer
+from prime_dht.net.block_server import ON_ITS_WAY_S
 from prime_dht.net.offenders import Offenders
 from prime_dht.net.yamux import FastYamux
 from prime_dht.pb.bitswap_pb2 import Message
@@ -262,9 +263,8 @@ async def test_over_our_own_muxer_as_well_a_peer_that_takes_nothing_gives_way(
     slow = await served.open(HONEST)
     await want(slow, CID)
     heard = await listener.accept_stream()
-    for _ in range(3):
-        await jump(mock_clock, UNTAKEN_S - 1)
-        await heard.read(128 << 10)  # what Yamux grants anew
+    await jump(mock_clock, UNTAKEN_S - 1)
+    await heard.read(128 << 10)  # that is when Yamux grants more, but not all
     crowd = await served.open_all(STRANGERS[1:])
     await jump(mock_clock, 1)
     assert (await served.open(STRANGERS[0])).is_reset
@@ -274,6 +274,21 @@ async def test_over_our_own_muxer_as_well_a_peer_that_takes_nothing_gives_way(
     newcomer = await served.open(STRANGERS[0])
     assert slow.is_reset
     assert still_open([*crowd, newcomer]) == [True] * MAX_PEERS
+
+
+async def test_a_peer_is_not_displaced_while_a_large_block_may_be_on_its_way(
+    served: Served, mock_clock: MockClock
+) -> None:
+    sent = await served.open(HONEST)
+    await want(sent, CID)
+    assert await served.took_block(HONEST)
+    crowd = await served.open_all(STRANGERS[1:])
+    for pause_s, is_displaced in ((IDLE_S, False), (ON_ITS_WAY_S - IDLE_S - 1, False), (1, True)):
+        await jump(mock_clock, pause_s)
+        for stream in crowd:
+            await want(stream, ABSENT)
+        assert (await served.open(STRANGERS[0])).is_reset is not is_displaced
+    assert still_open([sent, *crowd]) == [False] + [True] * (MAX_PEERS - 1)
 
 
 async def test_newcomers_under_many_ids_never_push_out_who_wants_something_now_and_then(

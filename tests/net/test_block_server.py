@@ -15,7 +15,7 @@ from prime_dht.blobs.cid import Cid
 from prime_dht.blobs.plan import FetchPlan
 from prime_dht.blobs.walk import Walk
 from prime_dht.ids import US_PER_S, PeerId
-from prime_dht.net.block_server import IDLE_S, SERVED_IN_ALL, SERVED_OF_PEER, UNTAKEN_S, BlockServer
+from prime_dht.net.block_server import IDLE_S, ON_ITS_WAY_S, SERVED_IN_ALL, SERVED_OF_PEER, UNTAKEN_S, BlockServer
 from prime_dht.net.block_streams import BlockCame, BlockStream, BlockStreams, LacksBlock
 from prime_dht.net.offenders import Offenders
 from prime_dht.net.streams import StreamLostError
@@ -136,16 +136,31 @@ async def test_each_of_several_newcomers_at_once_displaces_a_stream_of_its_own(
     assert still_open(crowd) == [False] * 4 + [True] * (SERVED_IN_ALL - 4)
 
 
-async def test_whoever_has_most_places_loses_one_first_though_others_have_been_idle_longer(
+async def test_whoever_has_several_places_loses_none_while_others_have_been_idle_longer(
     served: Served, mock_clock: MockClock
 ) -> None:
     single = await served.open_all(STRANGERS[: SERVED_IN_ALL - 2])
     await jump(mock_clock, 1)
-    double = await served.open_all([STRANGERS[-1]] * 2)
+    double = await served.open_all([HONEST] * 2)
     await jump(mock_clock, IDLE_S)
-    await served.open(HONEST)
-    assert still_open(single) == [True] * len(single)
-    assert still_open(double) == [False, True]
+    await served.open(STRANGERS[-1])
+    assert still_open(double) == [True, True]
+    assert still_open(single) == [False] + [True] * (len(single) - 1)
+
+
+async def test_a_stream_is_not_displaced_while_a_large_block_may_be_on_its_way(
+    served: Served, mock_clock: MockClock
+) -> None:
+    crowd = await served.open_all(STRANGERS)
+    sent, *others = [BlockStream(raw) for raw in crowd]
+    await sent.ask([CID])
+    assert await sent.receive() == BlockCame(CID, bytearray(DATA))
+    for pause_s, is_displaced in ((IDLE_S, False), (ON_ITS_WAY_S - IDLE_S - 1, False), (1, True)):
+        await jump(mock_clock, pause_s)
+        for raw, stream in zip(crowd[1:], others, strict=True):
+            await ask_for_what_is_not_there(raw, stream)
+        assert (await served.open(HONEST)).is_reset is not is_displaced
+    assert still_open(crowd) == [False] + [True] * (SERVED_IN_ALL - 1)
 
 
 async def test_whoever_has_most_places_keeps_those_that_it_uses(served: Served, mock_clock: MockClock) -> None:
