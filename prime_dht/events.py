@@ -89,7 +89,7 @@ class LookupProgress:
         told_by: who named the peer; ``None`` if this node's own table did.
         depth: 1 for a peer of the own table, otherwise one more than the teller's.
         distance: from the peer to the target.
-        elapsed_s: from the request to the answer, or to the failure.
+        elapsed_s: from the request, once it could be sent, to the answer, or to the failure.
         heard_of: how many peers it named.
         failure: why there is no answer; empty if there is one.
     """

@@ -45,7 +45,10 @@ def sign_entry(
 
 
 def verify_signature(entry: Entry, verified: VerifiedEnvelopes | None = None) -> bool:
-    """Whether the publisher signed the entry. One that ``verified`` knows is not verified again; others it learns."""
+    """Whether the publisher signed the entry, which was decoded from the bytes of its envelope.
+
+    One that ``verified`` knows is not verified again; others it learns.
+    """
     signature = signature_of(entry.envelope)
     if verified is not None and verified.knows(entry.op_id, signature):
         return True

@@ -100,6 +100,7 @@ class LookupRun:
     async def result(self) -> LookupResult:
         """Run the lookup to its end. Await it once."""
         try:
+            await trio.lowlevel.checkpoint_if_cancelled()
             now_s = self._clock.monotonic_s()
             self._advance(now_s)
             if self._is_over:
@@ -131,6 +132,7 @@ class LookupRun:
             with trio.CancelScope(deadline=trio.current_time() + left_s):
                 self._sleeper = trio.lowlevel.current_task()
                 await trio.lowlevel.wait_task_rescheduled(self._disturbed)
+            await trio.lowlevel.checkpoint_if_cancelled()  # it may have been since it was woken
             self._has_news = True
             now_s = self._clock.monotonic_s()
             self._advance(now_s)

@@ -287,6 +287,38 @@ async def test_what_answers_while_the_run_is_cancelled_has_nothing_sent(
     assert not {5, 6} & set(nearby.posted)
 
 
+async def test_a_run_that_is_cancelled_once_its_task_was_woken_sends_nothing(autojump_clock: MockClock) -> None:
+    nearby = Nearby()
+    turns: list[Callable[[], None]] = []
+
+    def dial(on_turn: Callable[[], None]) -> Task:
+        turns.append(on_turn)
+        return trio.sleep_forever
+
+    nearby.dialled[20] = dial
+    scope = trio.CancelScope()
+
+    def wake_and_answer_and_cancel() -> None:
+        turns[0]()
+        nearby.answer(10, naming(5))
+        scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(in_order, wake_and_answer_and_cancel)
+        with scope:
+            await run(nearby, lookup_of(10, 20, 30))
+    assert scope.cancelled_caught
+    assert nearby.posted == [10, 30]
+
+
+async def test_a_run_that_is_cancelled_before_it_begins_sends_nothing() -> None:
+    nearby = Nearby()
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await run(nearby, lookup_of(10, 20))
+    assert nearby.posted == []
+
+
 async def test_the_time_of_a_query_that_was_held_up_begins_with_its_turn(autojump_clock: MockClock) -> None:
     """The task sleeps until the lookup's end then; it has to wake for the query's."""
     nearby = Nearby()
