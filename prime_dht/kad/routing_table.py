@@ -182,17 +182,17 @@ class RoutingTable:
     def find_closest(
         self, target: KadKey, n: int | None = None, *, where: Callable[[Contact], bool] | None = None
     ) -> list[Contact]:
-        """The ``n`` contacts (``k`` by default) nearest to ``target``, nearest first, of those that satisfy ``where``.
+        """The ``n`` contacts (``k`` by default) that satisfy ``where`` nearest to ``target``, nearest first."""
+        wanted = self.k if n is None else n
+        return closest(self.near(target, wanted, where=where), target, wanted)
+
+    def near(self, target: KadKey, n: int, *, where: Callable[[Contact], bool] | None = None) -> list[Contact]:
+        """In any order, contacts that satisfy ``where``, among them the ``n`` nearest to ``target`` of all that do.
 
         Buckets lie in groups around a target, each group farther than the one before, so only those needed are looked
         at: first the bucket whose range the target is in, then all nearer to this node (they share with the target
         what this node shares with it, and no more), then the rest, towards the far side.
         """
-        wanted = self.k if n is None else n
-        return closest(self.near(target, wanted, where=where), target, wanted)
-
-    def near(self, target: KadKey, n: int, *, where: Callable[[Contact], bool] | None = None) -> list[Contact]:
-        """In any order, contacts that satisfy ``where``, among them the ``n`` nearest to ``target`` of all that do."""
         found: list[Contact] = []
         for buckets in self._groups(target):
             contacts = [place.contact for bucket in buckets for place in bucket.places.values()]

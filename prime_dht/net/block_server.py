@@ -51,13 +51,13 @@ IDLE_S = 3.0
 """A stream dawdles on which all is answered and nothing was asked for so long. A fetch asks again within a round trip
 and the hashing of a block. One that is turned away comes back for 4 s, and so outlasts strangers who do nothing."""
 
-ON_ITS_WAY_S = 20.0
-"""But so long after a block of more than 64 KiB was sent it may be on its way: the buffers of both ends hold a megabyte
-or more, and that takes as long at 50 kB/s."""
-
 UNTAKEN_S = 10.0
 """So does one on which 64 KiB were not taken for so long. To displace it wastes the part of a block that was sent, so
 this is longer. At three times that speed, a block of 1 MiB in 60 s, a fetch gives a provider up of its own accord."""
+
+ON_ITS_WAY_S = 20.0
+"""For so long after a block of more than 64 KiB was sent a stream is not idle, for the block may be on its way: the
+buffers of both ends hold a megabyte or more, and that takes as long at 50 kB/s."""
 
 logger = logging.getLogger(__name__)
 

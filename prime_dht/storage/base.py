@@ -58,7 +58,7 @@ class PutOutcome(Enum):
     REFUSED = "refused"
 
 
-# Of these there is at least one for each entry that is stored, and named tuples are made in a third of the time.
+# Of these there is at least one for each entry that is stored, and named tuples are made in half the time.
 
 
 class Op(NamedTuple):
