@@ -197,7 +197,7 @@ async def test_a_peer_that_waits_for_the_store_is_not_displaced_however_long_tha
     assert [await served.took_block(peer) for peer in STRANGERS] == [True] * MAX_PEERS
 
 
-async def test_who_was_answered_may_be_idle_as_long_as_anybody_from_then_on(
+async def test_who_was_answered_with_little_may_be_idle_as_long_as_anybody_from_then_on(
     served: Served, mock_clock: MockClock
 ) -> None:
     crowd = await served.open_all(STRANGERS)
