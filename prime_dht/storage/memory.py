@@ -90,12 +90,12 @@ class MemoryBackend(StorageBackend):
     def get_entries_now(self, query: EntryQuery, *, now_us: int) -> EntryPage:
         self._check_open()
         behind = decode_cursor(query.cursor)
-        slots = self._entries.slots.values.get(query.key)
-        if slots is None:
+        entries = self._entries.by_key.values.get(query.key)
+        if entries is None:
             return EntryPage(())
-        selected = _select((slots.values[place] for place in slots.behind(behind)), query, now_us)
-        if query.newest and len(slots.values) > 1:
-            live = (entry for entry in _select(slots.values.values(), query, now_us) if entry.is_live(now_us))
+        selected = _select(self._entries.behind(behind, query.key), query, now_us)
+        if query.newest and len(entries) > 1:
+            live = (entry for entry in _select(entries, query, now_us) if entry.is_live(now_us))
             newest = max((entry.version for entry in live), default=_OLDEST)
             selected = (entry for entry in selected if entry.version >= newest)
         return take_page(selected, query.max_bytes)
@@ -128,7 +128,7 @@ class MemoryBackend(StorageBackend):
 
     async def keys(self, *, after: Key | None = None, limit: int = 1000) -> list[Key]:
         await self._turn()
-        return list(islice(self._entries.slots.behind(after), limit))
+        return list(islice(self._entries.by_key.behind(after), limit))
 
     async def remove_ops(self, op_ids: Sequence[OpId]) -> list[Gone]:
         await self._turn()
@@ -226,7 +226,7 @@ class MemoryBackend(StorageBackend):
     async def stats(self) -> StoreStats:
         await self._turn()
         return StoreStats(
-            keys=len(self._entries.slots.values),
+            keys=len(self._entries.by_key.values),
             entries=self._entries.held().entries,
             bytes=self._entries.held().bytes,
             records=self._records.load().count,

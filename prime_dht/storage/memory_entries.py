@@ -1,13 +1,17 @@
 """The entries of the memory backend: dictionaries, and an index for each way in which entries are looked for.
 
-An entry stands under its *place* among the slots of its key, under its op id, under its location, and, if it is an op,
-under its version. What falls due at a time lies in a heap (:mod:`prime_dht.storage.deadlines`), so expiry costs what
-expires and not what is stored.
+An entry stands at its *place* among those of its key, under its op id, under its location, and, if it is an op, under
+its version. What falls due at a time lies in a heap (:mod:`prime_dht.storage.deadlines`), so expiry costs what expires
+and not what is stored.
+
+The garbage collector looks again and again at whatever is held and may refer to something, so there is little of that:
+of an entry that is alone under its key, itself and a list.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from prime_dht.entries.entry import Entry, Slot
@@ -27,14 +31,14 @@ class MemoryEntries(Holdings):
     """See the module.
 
     Attributes:
-        slots: of each key, its entries by their place.
+        by_key: of each key, its entries in the order of their places.
         by_op_id: all entries.
         ops: the locations of entries that are ops, by (created_at_us, op id).
         ops_by_head: the ids of those, by their first bytes.
     """
 
     def __init__(self) -> None:
-        self.slots: Ordered[Key, Ordered[Place, Entry]] = Ordered()
+        self.by_key: Ordered[Key, list[Entry]] = Ordered()
         self.by_op_id: dict[OpId, Entry] = {}
         self.ops: Ordered[tuple[int, OpId], int] = Ordered()
         self.ops_by_head: dict[bytes, tuple[OpId, ...]] = {}
@@ -44,19 +48,26 @@ class MemoryEntries(Holdings):
         self._retention = Deadlines[OpId](self._retained_until, self.by_op_id.__len__)
         self._value_expiry = Deadlines[OpId](self._value_expires_at, self.by_op_id.__len__)
 
+    def behind(self, place: Place | None, key: Key) -> list[Entry]:
+        """The entries of a key whose places are greater than ``place``, or all of them, in order."""
+        entries = self.by_key.values.get(key, [])
+        return entries if place is None else entries[bisect_right(entries, place, key=_place_of) :]
+
+    def get(self, slot: Slot) -> Entry | None:
+        """What stands in a slot, expired or not."""
+        return _find(self.by_key.values.get(slot.key, ()), (slot.publisher, slot.subkey))[1]
+
     def standing(self, slot: Slot) -> Standing | None:
-        slots = self.slots.values.get(slot.key)
-        entry = None if slots is None else slots.values.get((slot.publisher, slot.subkey))
+        entry = self.get(slot)
         return None if entry is None else Standing(entry.version, entry.size_bytes, entry.value is not None)
 
     def slots_of(self, key: Key, publisher: PeerId | None = None) -> int:
-        slots = self.slots.values.get(key)
-        if slots is None:
-            return 0
+        entries = self.by_key.values.get(key, [])
         if publisher is None:
-            return len(slots.values)
+            return len(entries)
         behind = PeerId(publisher + b"\0")  # the next in the order of bytes
-        return slots.count((publisher, b""), (behind, b""))
+        start, stop = (bisect_left(entries, (peer, b""), key=_place_of) for peer in (publisher, behind))
+        return stop - start
 
     def held(self) -> Held:
         return self._held
@@ -65,13 +76,11 @@ class MemoryEntries(Holdings):
         return self._held_of.get(publisher, _NOTHING)
 
     def hold(self, entry: Entry) -> Gone | None:
-        header = entry.header
-        slots = self.slots.values.get(header.key)
-        if slots is None:
-            slots = Ordered()
-            self.slots.put(header.key, slots)
-        place = (entry.publisher, header.subkey)
-        standing = slots.values.get(place)
+        entries = self.by_key.values.get(entry.header.key)
+        if entries is None:
+            entries = []
+            self.by_key.put(entry.header.key, entries)
+        index, standing = _find(entries, _place_of(entry))
         displaced = None
         if standing is None or standing.op_id != entry.op_id:
             if standing is not None:
@@ -80,20 +89,24 @@ class MemoryEntries(Holdings):
             self._index(entry)
         else:
             self._count(standing, -1)
-        slots.put(place, entry)
+        if standing is None:
+            entries.insert(index, entry)
+        else:
+            entries[index] = entry
         self.by_op_id[entry.op_id] = entry
         self._count(entry, +1)
         if entry.value is not None:
-            self._value_expiry.add(header.expires_at_us, entry.op_id)
+            self._value_expiry.add(entry.header.expires_at_us, entry.op_id)
         return displaced
 
     def evict(self, op_id: OpId) -> Gone:
         entry = self.by_op_id[op_id]
         self._forget(entry)
-        slots = self.slots.values[entry.header.key]
-        slots.remove((entry.publisher, entry.header.subkey))
-        if not slots.values:
-            self.slots.remove(entry.header.key)
+        entries = self.by_key.values[entry.header.key]
+        index, _ = _find(entries, _place_of(entry))
+        del entries[index]
+        if not entries:
+            self.by_key.remove(entry.header.key)
         return Gone.of(entry)
 
     def evict_unretained(self, now_us: int) -> Gone | None:
@@ -168,3 +181,14 @@ class MemoryEntries(Holdings):
     def _value_expires_at(self, op_id: OpId) -> int | None:
         entry = self.by_op_id.get(op_id)
         return None if entry is None or entry.value is None else entry.header.expires_at_us
+
+
+def _find(entries: Sequence[Entry], place: Place) -> tuple[int, Entry | None]:
+    """Where a place lies among the entries of a key, and the entry that stands there."""
+    index = bisect_left(entries, place, key=_place_of)
+    here = index < len(entries) and _place_of(entries[index]) == place
+    return index, entries[index] if here else None
+
+
+def _place_of(entry: Entry) -> Place:
+    return entry.publisher, entry.header.subkey

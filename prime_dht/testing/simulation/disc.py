@@ -41,8 +41,7 @@ class Disc(MemoryBackend):
 
     def standing(self, slot: Slot) -> Entry | None:
         """What stands in a slot, expired or not."""
-        slots = self._entries.slots.values.get(slot.key)
-        return None if slots is None else slots.values.get((slot.publisher, slot.subkey))
+        return self._entries.get(slot)
 
     def slots(self) -> Iterator[Slot]:
         """The slots in which something stands."""
