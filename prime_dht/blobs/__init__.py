@@ -12,6 +12,7 @@ Pure: nothing here opens a file or a socket, reads a clock or draws a random num
 ``plan``         which block from whom, and what to do when that fails
 ``under_way``    the blocks that a plan has begun with, and how far each is
 ``provider``     what a plan knows of one provider, and how much it may be asked for
+``breadth``      how many of its providers a plan asks at a time
 ``actions``      what a plan tells its driver to do
 ===============  =======================================================================
 """

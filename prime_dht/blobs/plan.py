@@ -7,11 +7,13 @@ block goes is told in :mod:`prime_dht.blobs.under_way`.
 - *Resuming.* Every block is looked for in the store before it is asked of anybody; what is there is not fetched again.
 - *Order.* The blocks of the walk in its order, so that a reader can follow; nodes before leaves, so that there is
   always a next leaf. What comes back from a provider is the first to be asked of another.
-- *From whom.* Of the providers with room in their window (:mod:`prime_dht.blobs.provider`) the one that would have
-  delivered it first.
-- *Endgame.* A block is asked of one provider at a time, but when there is nothing else to ask for: at the end, and
-  where everything waits for a node, such as the root. Then what has been open for half a second is asked of a second
-  provider too, one that is idle, from the last block backwards. Whoever comes first counts.
+- *From whom.* Of the providers in use (:mod:`prime_dht.blobs.breadth`: no more than make it faster) with room in their
+  window (:mod:`prime_dht.blobs.provider`) the one that would have delivered it first. What those in use lack is asked
+  of any.
+- *Endgame.* A block is asked of one provider at a time, but when there is nothing else to ask for: at the end, where
+  everything waits for a node, such as the root, and where no more may be under way because of a provider that has been
+  silent for half a second. Then what has been open for so long is asked of a second provider too, one that is idle,
+  from the last block backwards. Whoever comes first counts.
 - *Providers* come and go at any time. One that sent bytes that are not the block is dropped for good. One is dropped
   that stalls, twice in a row if it has delivered before, that lacks the root, that lacks 8 blocks more than it brought,
   or that is busy 8 times in a row while others wait for its place; if it is found again, it may try again after all
@@ -47,6 +49,7 @@ from prime_dht.blobs.actions import (
     Store,
     WaitUntil,
 )
+from prime_dht.blobs.breadth import Breadth
 from prime_dht.blobs.cid import BlockBytes, Cid
 from prime_dht.blobs.provider import Provider
 from prime_dht.blobs.under_way import BlockUnderWay, State, UnderWay
@@ -104,6 +107,7 @@ class FetchPlan:
         self._walk = walk
         self._limits = limits or FetchLimits()
         self._blocks = UnderWay()
+        self._breadth = Breadth(now_us)
         self._providers: dict[PeerId, Provider] = {}
         self._hostile: dict[PeerId, str] = {}
         self._left: dict[PeerId, str] = {}
@@ -139,6 +143,7 @@ class FetchPlan:
         if self._end is None:
             self._take_from_the_stalled(now_us)
             self._admit()
+            self._breadth.step(self._providers, now_us)
             self._draw_blocks()
         if self._end is None:
             self._assign(now_us)
@@ -204,6 +209,7 @@ class FetchPlan:
         for other in block.asked_of:
             if self._providers[other].take_back(cid):
                 self._actions.append(Cancel(other, (cid,)))
+        self._breadth.hear(len(data))
         self._fetched_bytes += len(data)
         self._fetched_blocks += 1
         self._progress_at_us = now_us
@@ -316,7 +322,8 @@ class FetchPlan:
 
     def _assign(self, now_us: int) -> None:
         """Ask for the blocks that are wanted, the first first, of whoever has room and would deliver soonest."""
-        free = [provider for provider in self._providers.values() if provider.has_room(now_us)]
+        in_use = self._breadth.in_use(self._providers)
+        free = [provider for provider in in_use if provider.has_room(now_us)]
         asks: dict[PeerId, list[Cid]] = {}
         lacked: list[BlockUnderWay] = []
         while free and (block := self._blocks.take_wanted()):
@@ -332,9 +339,11 @@ class FetchPlan:
         for block in lacked:
             self._blocks.want(block)
         self._actions += [Ask(peer, tuple(cids)) for peer, cids in asks.items()]
+        if lacked and self._breadth.use_all(now_us):
+            self._assign(now_us)
 
     def _ask_a_second(self, now_us: int) -> None:
-        for block in self._endgame_blocks():
+        for block in self._endgame_blocks(now_us):
             if now_us < block.asked_at_us + SECOND_AFTER_US:
                 continue
             able = (
@@ -346,10 +355,18 @@ class FetchPlan:
                 self._ask(second, block, now_us)
                 self._actions.append(Ask(second.peer, (block.cid,)))
 
-    def _endgame_blocks(self) -> list[BlockUnderWay]:
+    def _endgame_blocks(self, now_us: int) -> list[BlockUnderWay]:
         """The blocks that may be asked of a second provider: none while there is anything else to ask for."""
-        is_endgame = self._is_drawn and not self._blocks.count(State.LOOKING, State.WANTED)
-        return self._blocks.asked_of_one() if is_endgame else []
+        if self._blocks.count(State.LOOKING, State.WANTED):
+            return []
+        if self._is_drawn:
+            return self._blocks.asked_of_one()
+        silent = {
+            peer
+            for peer, provider in self._providers.items()
+            if not provider.is_idle and now_us >= provider.heard_us + SECOND_AFTER_US
+        }
+        return [block for block in self._blocks.asked_of_one() if block.asked_of[0] in silent] if silent else []
 
     def _search_or_end(self, now_us: int) -> None:
         if self._walk.done and not self._blocks:
@@ -377,10 +394,11 @@ class FetchPlan:
 
     def _next_change_at_us(self, now_us: int) -> int:
         """When :meth:`next` will have something to do, always later than now."""
-        times = [self._progress_at_us + self._limits.patience_us, self._may_search_at_us]
-        times += [block.asked_at_us + SECOND_AFTER_US for block in self._endgame_blocks()]
+        times = [self._progress_at_us + self._limits.patience_us, self._may_search_at_us, self._breadth.lags_at_us]
+        times += [block.asked_at_us + SECOND_AFTER_US for block in self._endgame_blocks(now_us)]
         for provider in self._providers.values():
-            times += [provider.rests_until_us, provider.stalls_at_us(self._limits.silence_us) or 0]
+            times += [provider.rests_until_us, provider.heard_us + SECOND_AFTER_US]
+            times.append(provider.stalls_at_us(self._limits.silence_us) or 0)
         return min((time for time in times if time > now_us), default=now_us + self._limits.patience_us)
 
     def _ask(self, provider: Provider, block: BlockUnderWay, now_us: int) -> None:

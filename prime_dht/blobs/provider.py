@@ -71,6 +71,11 @@ class Provider:
         return not self._asked
 
     @property
+    def heard_us(self) -> int:
+        """When it last said something, or was asked for something after a pause."""
+        return max(self._heard_us, self._part_heard_us)
+
+    @property
     def window_bytes(self) -> int:
         return self._counted_bytes * WINDOW_US // self._counted_us
 
@@ -96,7 +101,7 @@ class Provider:
         if self.is_idle:
             return None
         _, oldest_us = next(iter(self._asked.values()))
-        return min(max(self._heard_us, self._part_heard_us) + silence_us, oldest_us + OPEN_SILENCES * silence_us)
+        return min(self.heard_us + silence_us, oldest_us + OPEN_SILENCES * silence_us)
 
     def ask(self, cid: Cid, size_bytes: int, now_us: int) -> None:
         if self.is_idle:

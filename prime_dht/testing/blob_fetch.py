@@ -96,6 +96,7 @@ class FetchWorld:
         blocks: all blocks of the blob.
         providers: who can be found, and how they answer.
         store: what is in the store; blocks are added to it.
+        reader_block_us: what the reader itself takes for each block that comes, one after the other.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class FetchWorld:
         *,
         store: dict[Cid, bytes] | None = None,
         now_us: int = 0,
+        reader_block_us: int = 0,
     ) -> None:
         self.plan = plan
         self.blocks = blocks
@@ -120,6 +122,8 @@ class FetchWorld:
         self._open: dict[Cid, list[PeerId]] = {}
         self._storing: set[Cid] = set()
         self._free_at_us: dict[PeerId, int] = {}
+        self._reader_block_us = reader_block_us
+        self._reader_free_at_us = now_us
 
     def after(self, delay_us: int, event: Callable[[], None]) -> None:
         """Have something happen later."""
@@ -200,7 +204,11 @@ class FetchWorld:
         temper = self.providers[peer]
         begins_us = max(self._free_at_us.get(peer, 0), self.now_us + temper.round_trip_us)
         self._free_at_us[peer] = begins_us + temper.block_us
-        self.after(begins_us + temper.block_us - self.now_us, lambda: self._answer(peer, cid, temper))
+        self.after(begins_us + temper.block_us - self.now_us, lambda: self._arrive(peer, cid, temper))
+
+    def _arrive(self, peer: PeerId, cid: Cid, temper: Temper) -> None:
+        self._reader_free_at_us = max(self._reader_free_at_us, self.now_us) + self._reader_block_us
+        self.after(self._reader_free_at_us - self.now_us, lambda: self._answer(peer, cid, temper))
 
     def _answer(self, peer: PeerId, cid: Cid, temper: Temper) -> None:
         draw = self._rng.random()
