@@ -11,9 +11,10 @@ that it is the limit itself, so it tries.
 - *Enough* are those with whom the fetch never lags more than ``MAX_LAG_US`` behind ``KEPT`` of the rate of all. The lag
   is a cumulative sum (CUSUM; E. S. Page, "Continuous inspection schemes", Biometrika 41, 1954): it grows with time,
   shrinks with each block, and is never below 0. So a short pause says nothing, and what lasts shows soon.
-- *Wider.* A fetch that lags takes back the last step, and waits longer before the next. All are in use at once when one
-  that is in use goes or rests, and when those in use lack a block; and after ``TRUSTED_US`` in any case, to be measured
-  anew, for what was true once need not be any more.
+- *Wider.* A fetch that lags takes back the last step, and waits longer before the next; what it waits for from one that
+  has fallen silent it asks of others. All are in use at once when one that is in use goes or rests, and when those in
+  use lack a block; and after ``TRUSTED_US`` in any case, to be measured anew, for what was true once need not be any
+  more.
 
 A step in vain costs what did not come until it was taken back. With three equal providers that are all needed, these
 are so many seconds of fetching:
@@ -86,8 +87,9 @@ class Breadth:
             self._begin(now_us)
         return had_others
 
-    def step(self, providers: Mapping[PeerId, Provider], now_us: int) -> None:
-        """Decide which of these are in use from now on."""
+    def step(self, providers: Mapping[PeerId, Provider], now_us: int) -> bool:
+        """Decide which of these are in use from now on. Returns whether the fetch lags with those that were."""
+        lags = False
         if not self._halves:
             self._measure(now_us)
         elif any(peer not in providers or now_us < providers[peer].rests_until_us for peer in self._halves[-1]):
@@ -96,9 +98,10 @@ class Breadth:
             self._wait_us = max(self._wait_us // WAIT_FACTOR, FIRST_WAIT_US)
             self.use_all(now_us)
         else:
-            self._compare(now_us)
+            lags = self._compare(now_us)
         if self._is_steady and now_us >= self._begun_at_us + self._wait_us:
             self._narrow(providers, now_us)
+        return lags
 
     def _measure(self, now_us: int) -> None:
         """Measure the rate of all, one period after the other."""
@@ -111,16 +114,18 @@ class Breadth:
         self._measured_at_us = self._seen_at_us = now_us
         self._came_bytes = 0
 
-    def _compare(self, now_us: int) -> None:
-        """Take the last step back if the fetch lags behind the rate of all."""
+    def _compare(self, now_us: int) -> bool:
+        """Take the last step back if the fetch lags behind the rate of all. Returns whether it does."""
         came_us = self._came_bytes * US_PER_S / self._rate
         self._lag_us = max(self._lag_us + KEPT * (now_us - self._seen_at_us) - came_us, 0)
         self._seen_at_us = now_us
         self._came_bytes = 0
-        if self._lag_us > MAX_LAG_US:
+        lags = self._lag_us > MAX_LAG_US
+        if lags:
             self._wait_us = min(self._wait_us * WAIT_FACTOR, LONGEST_WAIT_US)
             self._halves.pop()
             self._begin(now_us)
+        return lags
 
     def _narrow(self, providers: Mapping[PeerId, Provider], now_us: int) -> None:
         """Use only the faster half."""

@@ -10,10 +10,9 @@ block goes is told in :mod:`prime_dht.blobs.under_way`.
 - *From whom.* Of the providers in use (:mod:`prime_dht.blobs.breadth`: no more than make it faster) with room in their
   window (:mod:`prime_dht.blobs.provider`) the one that would have delivered it first. What those in use lack is asked
   of any.
-- *Endgame.* A block is asked of one provider at a time, but when there is nothing else to ask for: at the end, where
-  everything waits for a node, such as the root, and where no more may be under way because of a provider that has been
-  silent for half a second. Then what has been open for so long is asked of a second provider too, one that is idle,
-  from the last block backwards. Whoever comes first counts.
+- *Endgame.* A block is asked of one provider at a time, but when there is nothing else to ask for: at the end, and
+  where everything waits for a node, such as the root. Then what has been open for half a second is asked of a second
+  provider too, one that is idle, from the last block backwards. Whoever comes first counts.
 - *Providers* come and go at any time. One that sent bytes that are not the block is dropped for good. One is dropped
   that stalls, twice in a row if it has delivered before, that lacks the root, that lacks 8 blocks more than it brought,
   or that is busy 8 times in a row while others wait for its place; if it is found again, it may try again after all
@@ -49,7 +48,7 @@ from prime_dht.blobs.actions import (
     Store,
     WaitUntil,
 )
-from prime_dht.blobs.breadth import Breadth
+from prime_dht.blobs.breadth import MAX_LAG_US, Breadth
 from prime_dht.blobs.cid import BlockBytes, Cid
 from prime_dht.blobs.provider import Provider
 from prime_dht.blobs.under_way import BlockUnderWay, State, UnderWay
@@ -143,7 +142,7 @@ class FetchPlan:
         if self._end is None:
             self._take_from_the_stalled(now_us)
             self._admit()
-            self._breadth.step(self._providers, now_us)
+            self._set_breadth(now_us)
             self._draw_blocks()
         if self._end is None:
             self._assign(now_us)
@@ -269,9 +268,15 @@ class FetchPlan:
             if provider.stalls == MAX_STALLS or not provider.delivered:
                 self._drop(provider, "stalled", is_hostile=False)
             else:
-                self._actions.append(Cancel(provider.peer, provider.asked))
-                self._take_back(provider, provider.asked)
-                provider.rest(now_us + REST_US)
+                self._relieve(provider, provider.asked, now_us)
+
+    def _set_breadth(self, now_us: int) -> None:
+        """Decide who is in use. If it had become too few, of one that is silent no more is expected than a block."""
+        in_use = self._breadth.in_use(self._providers)
+        if self._breadth.step(self._providers, now_us):
+            for provider in in_use:
+                if provider.asked[1:] and now_us >= provider.heard_us + MAX_LAG_US:
+                    self._relieve(provider, provider.asked[1:], now_us)
 
     def _admit(self) -> None:
         """Fill up the providers with those that wait: first those that were not tried before."""
@@ -339,11 +344,12 @@ class FetchPlan:
         for block in lacked:
             self._blocks.want(block)
         self._actions += [Ask(peer, tuple(cids)) for peer, cids in asks.items()]
-        if lacked and self._breadth.use_all(now_us):
+        peers = {provider.peer for provider in in_use}
+        if any(peers <= block.lacking for block in lacked) and self._breadth.use_all(now_us):
             self._assign(now_us)
 
     def _ask_a_second(self, now_us: int) -> None:
-        for block in self._endgame_blocks(now_us):
+        for block in self._endgame_blocks():
             if now_us < block.asked_at_us + SECOND_AFTER_US:
                 continue
             able = (
@@ -355,18 +361,10 @@ class FetchPlan:
                 self._ask(second, block, now_us)
                 self._actions.append(Ask(second.peer, (block.cid,)))
 
-    def _endgame_blocks(self, now_us: int) -> list[BlockUnderWay]:
+    def _endgame_blocks(self) -> list[BlockUnderWay]:
         """The blocks that may be asked of a second provider: none while there is anything else to ask for."""
-        if self._blocks.count(State.LOOKING, State.WANTED):
-            return []
-        if self._is_drawn:
-            return self._blocks.asked_of_one()
-        silent = {
-            peer
-            for peer, provider in self._providers.items()
-            if not provider.is_idle and now_us >= provider.heard_us + SECOND_AFTER_US
-        }
-        return [block for block in self._blocks.asked_of_one() if block.asked_of[0] in silent] if silent else []
+        is_endgame = self._is_drawn and not self._blocks.count(State.LOOKING, State.WANTED)
+        return self._blocks.asked_of_one() if is_endgame else []
 
     def _search_or_end(self, now_us: int) -> None:
         if self._walk.done and not self._blocks:
@@ -395,15 +393,20 @@ class FetchPlan:
     def _next_change_at_us(self, now_us: int) -> int:
         """When :meth:`next` will have something to do, always later than now."""
         times = [self._progress_at_us + self._limits.patience_us, self._may_search_at_us, self._breadth.lags_at_us]
-        times += [block.asked_at_us + SECOND_AFTER_US for block in self._endgame_blocks(now_us)]
+        times += [block.asked_at_us + SECOND_AFTER_US for block in self._endgame_blocks()]
         for provider in self._providers.values():
-            times += [provider.rests_until_us, provider.heard_us + SECOND_AFTER_US]
-            times.append(provider.stalls_at_us(self._limits.silence_us) or 0)
+            times += [provider.rests_until_us, provider.stalls_at_us(self._limits.silence_us) or 0]
         return min((time for time in times if time > now_us), default=now_us + self._limits.patience_us)
 
     def _ask(self, provider: Provider, block: BlockUnderWay, now_us: int) -> None:
         provider.ask(block.cid, block.budget_bytes, now_us)
         self._blocks.ask(block, provider.peer, now_us)
+
+    def _relieve(self, provider: Provider, cids: tuple[Cid, ...], now_us: int) -> None:
+        """Ask others for some of what was asked of a provider, and it for nothing new for a while."""
+        self._actions.append(Cancel(provider.peer, cids))
+        self._take_back(provider, cids)
+        provider.rest(now_us + REST_US)
 
     def _take_back(self, provider: Provider, cids: Iterable[Cid]) -> int:
         """What was asked of a provider it will not bring; returns how many of these asks were open."""

@@ -49,7 +49,8 @@ TIMEOUT_S = 30.0
 
 IDLE_S = 3.0
 """A stream dawdles on which all is answered and nothing was asked for so long. A fetch asks again within a round trip
-and the hashing of a block. One that is turned away comes back for 4 s, and so outlasts strangers who do nothing."""
+and the hashing of a block, if it needs this provider. One that is turned away comes back for 4 s, and so outlasts
+strangers who do nothing."""
 
 UNTAKEN_S = 10.0
 """So does one on which 64 KiB were not taken for so long. To displace it wastes the part of a block that was sent, so

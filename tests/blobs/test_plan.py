@@ -267,13 +267,6 @@ def test_the_last_blocks_of_a_slow_provider_are_asked_of_an_idle_one_too() -> No
     assert world.now_us < 12 * US_PER_S
 
 
-def test_a_silent_provider_of_whom_as_much_is_asked_as_may_be_under_way_holds_nothing_up_for_long() -> None:
-    world = world_of({BOB: Temper(is_silent=1.0), ANNE: HONEST}, chunks=8, limits=FetchLimits(max_blocks=1))
-    assert world.run() == Finished()
-    assert world.log.asked_twice
-    assert world.now_us < 5 * US_PER_S
-
-
 def test_when_a_block_that_two_were_asked_for_has_come_it_is_cancelled_at_the_other() -> None:
     leaf = Cid.of_raw(b"leaf")
     plan = FetchPlan(Walk(leaf, size=4), now_us=0)

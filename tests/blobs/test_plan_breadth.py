@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prime_dht.blobs import breadth
-from prime_dht.blobs.actions import Ask, Finished, WaitUntil
+from prime_dht.blobs.actions import Action, Ask, Cancel, Finished, WaitUntil
 from prime_dht.blobs.plan import FetchLimits, FetchPlan
 from prime_dht.blobs.walk import Walk
 from prime_dht.ids import US_PER_S, PeerId
@@ -154,6 +154,40 @@ def test_what_waits_for_a_silent_one_in_use_is_asked_of_the_others_before_a_tent
     asks = [action for action in world.plan.next(wait.at_us) if isinstance(action, Ask)]
     assert asks
     assert peer not in {ask.provider for ask in asks}
+
+
+def test_of_one_in_use_that_fell_silent_no_more_than_a_block_is_expected() -> None:
+    world = narrow_world()
+    [peer] = asked(world)
+    waited_for = world.open_asks(peer)
+    assert len(waited_for) > 10
+    [*_, wait] = world.plan.next(world.now_us)
+    assert isinstance(wait, WaitUntil)
+    actions = world.plan.next(wait.at_us)
+    [cancel] = [action for action in actions if isinstance(action, Cancel)]
+    assert cancel.provider == peer
+    assert len(waited_for - set(cancel.cids)) == 1
+    asks = [action for action in actions if isinstance(action, Ask)]
+    assert {cid for ask in asks for cid in ask.cids} == set(cancel.cids)
+    assert {ask.provider for ask in asks} == world.providers.keys() - {peer}
+
+
+def test_one_in_use_that_goes_on_delivering_keeps_what_it_was_asked_for_when_the_others_come_back() -> None:
+    world = narrow_world()
+    [peer] = asked(world)
+    world.providers[peer] = Temper(block_us=20_000)
+    cancelled: list[Cancel] = []
+    plan_next = world.plan.next
+
+    def noted(now_us: int) -> list[Action]:
+        actions = plan_next(now_us)
+        cancelled.extend(action for action in actions if isinstance(action, Cancel))
+        return actions
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world.plan, "next", noted)
+        assert world.run(until=lambda: len(asked(world)) == 3) is None
+    assert cancelled == []
 
 
 def test_who_goes_on_delivering_is_left_to_it_though_others_are_idle() -> None:
