@@ -7,6 +7,7 @@ are added together.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
 import numpy as np
 import numpy.typing as npt
@@ -41,12 +42,25 @@ class Planes:
         return cls(np.zeros((3, n), np.uint64))
 
     @classmethod
+    def unwritten(cls, n: int) -> Planes:
+        """Symbols of nothing, of which those that are never written take no memory.
+
+        They come from the system and go back to it. What malloc once had back it clears and hands out whole.
+        """
+        pages = mmap(-1, 3 * n * 8, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+        return cls(np.frombuffer(pages, np.uint64).reshape(3, n))
+
+    @classmethod
     def unpacked(cls, symbols: Symbols) -> Planes:
         """Symbols that travelled."""
         planes = cls.zeros(len(symbols))
         planes.low[:], planes.high[:] = symbols["low"], symbols["high"]
         planes.checksum[:], planes.count[:] = symbols["checksum"], symbols["count"]
         return planes
+
+    def copy(self) -> Planes:
+        """The same, to be changed on its own. It is for a short time, so malloc may keep its memory for the next."""
+        return Planes(self.block.copy())
 
     def packed(self) -> Symbols:
         """The symbols as they travel."""

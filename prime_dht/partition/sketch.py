@@ -34,6 +34,7 @@ that same set (:meth:`Sketch.extended`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -182,7 +183,7 @@ class SectorSketches(SectorSymbols):
     """The first ``m`` coded symbols of every sector, kept as ops come and go."""
 
     def __init__(self, sector_count: int, m: int = 128) -> None:
-        super().__init__(Planes.zeros(sector_count * m), sector_count)
+        super().__init__(Planes.unwritten(sector_count * m), sector_count)  # of most sectors a node holds nothing
 
     def insert(self, op_id: bytes, sector: int) -> None:
         """Add one op, by its id of 16 bytes or more."""
@@ -202,8 +203,8 @@ class SectorSketches(SectorSymbols):
 
     def copy(self) -> SectorSketches:
         """The symbols as they are now, for a round; what comes and goes later is in one of the two alone."""
-        copied = SectorSketches(self.sector_count, self.m)
-        copied._planes.block[:] = self._planes.block
+        copied = copy(self)
+        copied._planes = self._planes.copy()
         return copied
 
     def _toggle(self, op_id: bytes, sector: int, sign: int) -> None:
