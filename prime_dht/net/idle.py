@@ -56,10 +56,13 @@ class IdleConnections(INotifee):
         async with trio.open_nursery() as nursery:  # closing one whose path is dead takes long
             while True:
                 await trio.sleep(self._grace_s / LOOKS_PER_GRACE)
-                for connection in self._outlived():
-                    peer = PeerId(connection.muxed_conn.peer_id.to_bytes())
-                    logger.debug("closing the connection to %s, which is idle", short(peer))
-                    nursery.start_soon(connection.close)
+                self._close_outlived(nursery)
+
+    def _close_outlived(self, nursery: trio.Nursery) -> None:
+        for connection in self._outlived():
+            peer = PeerId(connection.muxed_conn.peer_id.to_bytes())
+            logger.debug("closing the connection to %s, which is idle", short(peer))
+            nursery.start_soon(connection.close)
 
     def _outlived(self) -> list[INetConn]:
         """The connections that are to go."""

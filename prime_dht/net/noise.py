@@ -168,9 +168,10 @@ class CipherState:
 class FastNoiseSession(SecureSession):
     """One secured TCP connection: synchronous sending, and reading of all that one ``recv`` brings.
 
-    A muxer uses ``send_now``, ``backpressure``, ``room_bytes`` and ``read_some``, and runs ``drain`` in a task. Without
-    one (muxer negotiation, py-libp2p's own Yamux) ``read``, ``write`` and ``close`` do what they do in the base class,
-    except that a cancelled ``write`` leaves the connection intact: the rest of its frame leaves with the next write.
+    A muxer uses ``send_now``, ``backpressure``, ``room_bytes`` and ``read_some``, and ``flush`` when not all could be
+    sent. Without one (muxer negotiation, py-libp2p's own Yamux) ``read``, ``write`` and ``close`` do what they do in
+    the base class, except that a cancelled ``write`` leaves the connection intact: the rest of its frame leaves with
+    the next write.
 
     Args:
         handshaken: the session that py-libp2p's handshake made; it must not be used again.
@@ -203,7 +204,6 @@ class FastNoiseSession(SecureSession):
         self._ciphertext = b""  # the beginning of a frame whose rest is to come
         self._plaintext = bytearray()  # opened, and not yet read by `read`
         self._flushing = trio.Lock()  # trio lets only one task wait for a socket to become writable
-        self._drainer = trio.lowlevel.ParkingLot()
         self._writers = trio.lowlevel.ParkingLot()
 
     # Sending
@@ -213,8 +213,11 @@ class FastNoiseSession(SecureSession):
         """How much the outgoing buffer is below its soft bound; 0 or less means that writers have to wait."""
         return OUTGOING_SOFT_BYTES - len(self._outgoing)
 
-    def send_now(self, data: bytes | memoryview) -> None:
+    def send_now(self, data: bytes | memoryview) -> bool:
         """Seal ``data`` and give it to the kernel, or else to the outgoing buffer, at once and whole.
+
+        Returns:
+            whether the kernel has taken all there was to send; if not, somebody has to ``flush``.
 
         Raises:
             ConnectionClosedError: the connection is closed, broke, or is closed now because the peer does not read.
@@ -228,9 +231,10 @@ class FastNoiseSession(SecureSession):
         except ConnectionClosedError as error:
             raise self._end(str(error)) from error
         taken = 0 if self._outgoing else self._offer(packet)
-        if taken < len(packet):
-            self._outgoing += memoryview(packet)[taken:]
-            self._drainer.unpark_all()
+        if taken == len(packet):
+            return True
+        self._outgoing += memoryview(packet)[taken:]
+        return False
 
     async def backpressure(self) -> None:
         """Wait until there is room in the outgoing buffer. Returns at once, without a checkpoint, when there is.
@@ -242,15 +246,6 @@ class FastNoiseSession(SecureSession):
             await self._writers.park()
         if self._is_dead:
             raise _closed("the connection is closed")
-
-    async def drain(self) -> None:
-        """Give the kernel what it did not take at first, for as long as the connection lives. The muxer runs this."""
-        with contextlib.suppress(ConnectionClosedError):  # `_end` has told all who need to know
-            while not self._is_dead:
-                if self._outgoing:
-                    await self.flush()
-                else:
-                    await self._drainer.park()
 
     async def flush(self) -> None:
         """Wait until the kernel has taken everything.
@@ -402,7 +397,6 @@ class FastNoiseSession(SecureSession):
         self._is_dead = True
         self._outgoing.clear()
         self._writers.unpark_all()
-        self._drainer.unpark_all()
 
 
 def _closed(reason: str) -> ConnectionClosedError:
@@ -420,9 +414,11 @@ def _take_over(session: ISecureConn) -> ISecureConn:
     stream: object = raw.stream.stream  # py-libp2p wraps a stream of a listener that several transports share
     if not isinstance(stream, trio.SocketStream):
         return session
-    protocol = session.conn.noise_state.noise_protocol
-    sending, receiving = protocol.cipher_state_encrypt, protocol.cipher_state_decrypt
-    del session.conn.noise_state  # several kilobytes that nobody needs any more, and a second copy of the keys
+    state = session.conn.noise_state
+    sending, receiving = state.noise_protocol.cipher_state_encrypt, state.noise_protocol.cipher_state_decrypt
+    # Several kilobytes that nobody needs any more, and a second copy of the keys. The state refers to itself.
+    del session.conn.noise_state
+    vars(state).pop("_next_fn", None)
     return FastNoiseSession(
         session,
         stream.socket,

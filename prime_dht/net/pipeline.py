@@ -9,7 +9,9 @@ A stream is *lost* when it ends, breaks, carries what no answer can be, takes no
 abandoned. Every call that waits on it then fails at once.
 
 A cancel scope for the deadline of each call would cost a tenth of the call. So all calls of a stream share one timer: a
-task that sleeps until the earliest deadline that there was when it began, and then ends the calls whose time is up.
+task that sleeps until the earliest deadline that there was when it began, and then ends the calls whose time is up. A
+node keeps dozens of streams on which nothing is asked, so of those only the task that reads is there: the timer ends
+when no call is left by its deadline, and what could not be sent at once has a task of its own until it is sent.
 """
 
 from __future__ import annotations
@@ -34,19 +36,23 @@ OnAnswer = Callable[[Answer], None]
 class Pipeline:
     """Calls over one stream, while :meth:`run` runs.
 
+    Args:
+        nursery: for the tasks that are there only while calls are; it outlives ``run``.
+
     Attributes:
         heard_s: when the last answer came, on trio's clock.
     """
 
-    def __init__(self, frames: FrameStream) -> None:
+    def __init__(self, frames: FrameStream, nursery: trio.Nursery) -> None:
         self._frames = frames
+        self._nursery = nursery
         self._calls: dict[int, _Call] = {}
         self._numbers = itertools.count()
         self._places = trio.Semaphore(MAX_CALLS_IN_FLIGHT)
-        # A request waits here only while it has a place, so there is always room.
-        self._to_send, self._unsent = trio.open_memory_channel[bytes](MAX_CALLS_IN_FLIGHT)
+        self._unsent: list[bytes] = []  # each has a place, so it is short; while there are any, a task writes the first
         self._scope = trio.CancelScope()
-        self._timer = trio.CancelScope()
+        self._writing: trio.CancelScope | None = None
+        self._timer: trio.CancelScope | None = None  # around the sleep of the task that there is with calls
         self._loss: StreamLostError | RemoteProtocolError | None = None
         self.heard_s = -math.inf
 
@@ -101,10 +107,7 @@ class Pipeline:
         """Send requests and hand answers to their callers until the stream is lost."""
         try:
             with self._scope:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._write)
-                    nursery.start_soon(self._time_out)
-                    await self._read()
+                await self._read()
         finally:
             self.abandon("this node is closing")  # unless it was lost for another reason
             await self._frames.reset()
@@ -113,38 +116,49 @@ class Pipeline:
         """Send a message that has a place."""
         number = next(self._numbers)
         self._calls[number] = _Call(deadline_s, then)
-        if deadline_s < self._timer.deadline:
+        if self._timer is None:
+            self._timer = trio.CancelScope(deadline=deadline_s)
+            self._nursery.start_soon(self._time_out, self._timer)
+        elif deadline_s < self._timer.deadline:
             self._timer.deadline = deadline_s
         self._send(encode_call(number, message))
 
     def _send(self, frame: bytes) -> None:
         try:
-            if not self._frames.write_now(frame):
-                self._to_send.send_nowait(frame)
+            if not self._unsent and self._frames.write_now(frame):
+                return
         except StreamLostError as error:
             self._lose(error)
+            return
+        self._unsent.append(frame)
+        if len(self._unsent) == 1:
+            self._nursery.start_soon(self._write)
 
     async def _write(self) -> None:
         try:
-            async for frame in self._unsent:
-                with trio.fail_after(WRITE_TIMEOUT_S):
-                    await self._frames.write_frame(frame)
+            while self._unsent:
+                with trio.fail_after(WRITE_TIMEOUT_S) as self._writing:
+                    await self._frames.write_frame(self._unsent[0])
+                del self._unsent[0]
         except StreamLostError as error:
             self._lose(error)
         except trio.TooSlowError:
             self.abandon("the peer does not read")
 
-    async def _time_out(self) -> None:
+    async def _time_out(self, timer: trio.CancelScope) -> None:
         """End calls whose deadline has passed. Their places stay taken, for the peer still works for them."""
         while True:
-            with self._timer:
+            with timer:
                 await trio.sleep(math.inf)
             now_s = trio.current_time()
             for call in list(self._calls.values()):
                 if call.deadline_s <= now_s:
                     call.end(trio.TooSlowError())
-            deadlines_s = (call.deadline_s for call in self._calls.values() if call.then is not None)
-            self._timer = trio.CancelScope(deadline=min(deadlines_s, default=math.inf))
+            deadlines_s = [call.deadline_s for call in self._calls.values() if call.then is not None]
+            if not deadlines_s:
+                self._timer = None
+                return
+            self._timer = timer = trio.CancelScope(deadline=min(deadlines_s))
 
     async def _read(self) -> None:
         try:
@@ -169,8 +183,11 @@ class Pipeline:
     def _lose(self, loss: StreamLostError | RemoteProtocolError) -> None:
         if self._loss is not None:
             return
-        self._loss = loss
+        self._loss = type(loss)(str(loss))  # what was raised has a traceback, which leads back here
         self._scope.cancel()
+        for waiting in (self._timer, self._writing):
+            if waiting is not None:
+                waiting.cancel()
         calls, self._calls = self._calls, {}
         for call in calls.values():
             self._places.release()

@@ -233,8 +233,8 @@ class RpcClient:
             state.pipeline, state.is_classical = None, True
             await self._keep(state, frames)
         elif self._nursery is not None and not state.is_forgotten:
-            state.pipeline = Pipeline(frames)
-            self._nursery.start_soon(state.pipeline.run)
+            state.pipeline = Pipeline(frames, self._nursery)
+            self._nursery.start_soon(_run, state, state.pipeline)
         else:
             await frames.reset()
             raise _StaleStreamError(f"peer {short(peer)} was forgotten")
@@ -317,6 +317,13 @@ class RpcClient:
             frames = state.idle.pop()
             if self._nursery is not None:
                 self._nursery.start_soon(frames.reset)
+
+
+async def _run(state: _Peer, pipeline: Pipeline) -> None:
+    """Run a peer's pipeline, and let go of it when it is lost: it holds its stream, and that its connection."""
+    await pipeline.run()
+    if state.pipeline is pipeline:
+        state.pipeline = None
 
 
 def _decoded(peer: PeerId, request: Request, answer: bytes) -> Reply | RemoteProtocolError:

@@ -105,7 +105,7 @@ class FrameStream:
         muxed = stream.muxed_stream if isinstance(stream, NetStream) else None
         self._fast = muxed if isinstance(muxed, FastYamuxStream) else None
         self._decoder = FrameDecoder(max_frame_bytes)
-        self._ready: deque[bytes] = deque()
+        self._ready: deque[bytes] | None = None  # few streams ever need one, and it takes 760 bytes
         self._budget = budget
         self._under_way_bytes = 0  # of the large frame that is being read
         self._taken_bytes = 0  # of the budget: that frame's, and those of frames nobody is done with
@@ -280,6 +280,8 @@ class FrameStream:
             self._under_way_bytes = 0  # its room is now the first frame's
         for frame in frames:
             if self._ready or not take(frame):
+                if self._ready is None:
+                    self._ready = deque()
                 self._ready.append(frame)
         return self._decoder.is_between_frames and not self._ready
 

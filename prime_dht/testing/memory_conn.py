@@ -25,11 +25,12 @@ class MemoryConn:
     def room_bytes(self) -> int:
         return 0 if self.is_stalled else 1
 
-    def send_now(self, data: bytes) -> None:
+    def send_now(self, data: bytes) -> bool:
         if self.is_lost:
             raise ConnectionClosedError("lost")
         self.other.inbox.append(bytes(data))
         self.other._changed.unpark_all()
+        return True
 
     async def backpressure(self) -> None:
         while self.is_stalled and not self.is_lost:
@@ -48,9 +49,6 @@ class MemoryConn:
     def resume(self) -> None:
         self.is_stalled = False
         self._changed.unpark_all()
-
-    async def drain(self) -> None:
-        await trio.sleep_forever()
 
     async def flush(self) -> None:
         await trio.lowlevel.checkpoint()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator
 
 import pytest
@@ -16,6 +17,7 @@ from libp2p.peer.id import ID
 from libp2p.security.noise.io import NoiseTransportReadWriter
 from libp2p.security.noise.transport import PROTOCOL_ID, Transport
 from libp2p.security.secure_session import SecureSession
+from noise.connection import NoiseConnection
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from prime_dht.net.noise import (
@@ -82,6 +84,12 @@ def raw_of(session: SecureSession) -> RawConnection:
     raw = session.conn.conn
     assert isinstance(raw, RawConnection)
     return raw
+
+
+@pytest.mark.usefixtures("uncollected")
+async def test_nothing_of_the_handshake_is_kept(fast_pair: FastPair) -> None:
+    assert not any(hasattr(session.conn, "noise_state") for session in fast_pair)
+    assert not [each for each in gc.get_objects() if isinstance(each, NoiseConnection)]
 
 
 @pytest.mark.parametrize("listener_class", [FastNoise, Transport], ids=["fast listener", "stock listener"])
@@ -233,15 +241,14 @@ async def test_writers_wait_while_the_peer_does_not_read_and_nothing_is_lost(
     fast_pair: FastPair, nursery: trio.Nursery
 ) -> None:
     dialer, listener = fast_pair
-    nursery.start_soon(dialer.drain)
-    await wait_all_tasks_blocked()
     most = 0
 
     async def write(number: int) -> None:
         nonlocal most
         for _ in range(40):
             await dialer.backpressure()
-            dialer.send_now(bytes([number]) * 50_000)
+            if not dialer.send_now(bytes([number]) * 50_000):
+                nursery.start_soon(dialer.flush)
             most = max(most, OUTGOING_SOFT_BYTES - dialer.room_bytes)
 
     async with trio.open_nursery() as writers:
@@ -287,15 +294,20 @@ async def test_a_peer_that_takes_nothing_for_long_is_cut_off(
     fast_pair: FastPair, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     dialer, _ = fast_pair
-    nursery.start_soon(dialer.drain)
     fill(dialer)
     started = trio.current_time()
-    with pytest.raises(ConnectionClosedError):
-        await dialer.backpressure()
+
+    async def wait_for_room() -> None:
+        with pytest.raises(ConnectionClosedError):
+            await dialer.backpressure()
+
+    nursery.start_soon(wait_for_room)
+    with pytest.raises(ConnectionClosedError, match="takes no data"):
+        await dialer.flush()
     assert trio.current_time() - started == SEND_STALL_S
 
 
-async def test_closing_wakes_readers_writers_and_the_drainer(fast_pair: FastPair) -> None:
+async def test_closing_wakes_readers_and_writers(fast_pair: FastPair) -> None:
     dialer, _ = fast_pair
     woken: list[str] = []
 
@@ -306,7 +318,6 @@ async def test_closing_wakes_readers_writers_and_the_drainer(fast_pair: FastPair
             woken.append(name)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(dialer.drain)
         fill(dialer)
         for name in ("read_some", "backpressure", "flush"):
             nursery.start_soon(expect_end, name)
@@ -317,14 +328,6 @@ async def test_closing_wakes_readers_writers_and_the_drainer(fast_pair: FastPair
         dialer.send_now(b"x")
     with pytest.raises(ConnectionClosedError):
         await dialer.write(b"x")
-
-
-async def test_closing_an_idle_session_ends_its_drainer(fast_pair: FastPair) -> None:
-    dialer, _ = fast_pair
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(dialer.drain)
-        await wait_all_tasks_blocked()
-        await dialer.close()
 
 
 def test_the_last_nonce_is_never_used() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import random
+from collections import Counter
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -11,6 +14,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from prime_dht.errors import QueryError, RemoteProtocolError, ValidationError
 from prime_dht.ids import PeerId
+from prime_dht.net.pipeline import Pipeline
 from prime_dht.net.rpc_client import RpcClient
 from prime_dht.net.rpc_server import RpcServer
 from prime_dht.net.streams import FrameStream
@@ -61,6 +65,44 @@ async def test_200_calls_at_once_share_one_stream_and_each_gets_its_own_answer()
             for number in range(200):
                 nursery.start_soon(ask, client, b"%d" % number)
         assert len(opener.opened) == 1
+
+
+async def test_an_idle_stream_has_one_task_and_any_number_of_calls_in_a_row_one_timer(
+    autojump_clock: MockClock,
+) -> None:
+    started = Counter[str]()
+
+    class Tasks(trio.abc.Instrument):
+        def task_spawned(self, task: trio.lowlevel.Task) -> None:
+            started[task.name.rpartition(".")[2]] += 1
+
+    async with running_client({RPC: scripted(answer_all)}) as (client, _):
+        trio.lowlevel.add_instrument(Tasks())
+        await ask(client, b"first")
+        alone = trio.lowlevel.current_statistics().tasks_living - 1  # without the timer
+        for number in range(20):
+            await ask(client, b"%d" % number)
+        assert (started["_run"], started["_time_out"]) == (1, 1)
+        await trio.sleep(20)
+        assert trio.lowlevel.current_statistics().tasks_living == alone
+        await ask(client, b"after a while")
+        assert started["_time_out"] == 2
+
+
+@pytest.mark.parametrize("end", [FrameStream.close, FrameStream.reset], ids=["closed", "reset"])
+@pytest.mark.usefixtures("uncollected")
+async def test_a_client_lets_go_of_a_stream_that_was_lost(end: Callable[[FrameStream], Awaitable[None]]) -> None:
+    async def answer_one(frames: FrameStream) -> None:
+        await frames.write_frame(answer_to(await read(frames)))
+        await answered.wait()
+        await end(frames)
+
+    answered = trio.Event()
+    async with running_client({RPC: scripted(answer_one)}) as (client, _):
+        await ask(client, b"the only one")
+        answered.set()
+        await wait_all_tasks_blocked()
+        assert not [each for each in gc.get_objects() if isinstance(each, Pipeline)]
 
 
 async def test_answers_may_come_in_any_order() -> None:

@@ -23,9 +23,10 @@ from dataclasses import dataclass
 
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
 from libp2p.rcmgr import ResourceManager
 from libp2p.rcmgr.connection_limits import ConnectionLimits
-from libp2p.rcmgr.manager import ResourceLimits
+from libp2p.rcmgr.manager import ConnectionScope, ResourceLimits
 
 from prime_dht.errors import ConfigError
 
@@ -95,9 +96,22 @@ def connection_config(limits: HostLimits) -> ConnectionConfig:
     )
 
 
+class _PlainScopes(ResourceManager):
+    """Its scopes are closed by their own method: the one that the stock manager gives to each refers back to it, so
+    that none would go before garbage is collected, and does nothing more while addresses are not counted."""
+
+    def open_connection(
+        self, peer_id: ID | None = None, endpoint_ip: str | None = None, direction: str = "inbound"
+    ) -> ConnectionScope | None:
+        scope = super().open_connection(peer_id, endpoint_ip, direction)
+        if scope is not None:
+            vars(scope).pop("close", None)
+        return scope
+
+
 def apply_limits(swarm: Swarm, limits: HostLimits) -> None:
     """Put the limits, and nothing that changes them by itself, in place of the swarm's resource manager."""
-    manager = ResourceManager(
+    manager = _PlainScopes(
         limits=ResourceLimits(
             max_connections=sys.maxsize,
             max_streams=limits.max_inbound_streams + limits.max_connections * limits.max_outbound_streams_per_peer,

@@ -23,6 +23,7 @@ stream that finds no place fails after ``OPEN_TIMEOUT_S`` instead of never, no s
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
 import trio
@@ -58,6 +59,9 @@ CLOSE_FLUSH_S = 1.0
 
 _logger = logging.getLogger(__name__)
 
+OnStream = Callable[[FastYamuxStream], None]
+OnEnd = Callable[[], None]
+
 
 class MuxableConn(Protocol):
     """What the muxer needs of the secured connection; :class:`~prime_dht.net.noise.FastNoiseSession` has it."""
@@ -66,10 +70,9 @@ class MuxableConn(Protocol):
 
     @property
     def room_bytes(self) -> int: ...
-    def send_now(self, data: bytes, /) -> None: ...
+    def send_now(self, data: bytes, /) -> bool: ...
     async def backpressure(self) -> None: ...
     async def read_some(self) -> list[bytes]: ...
-    async def drain(self) -> None: ...
     async def flush(self) -> None: ...
     async def close(self) -> None: ...
     def get_remote_address(self) -> tuple[str, int] | None: ...
@@ -104,7 +107,13 @@ class FastYamux(IMuxedConn):
         self._next_stream_id = 1 if conn.is_initiator else 2
         self._outbound_slots = trio.Semaphore(max_outbound_streams)
         self._free_inbound = max_inbound_streams
-        self._to_accept, self._accepted = trio.open_memory_channel[FastYamuxStream](max_inbound_streams)
+        self._max_inbound = max_inbound_streams
+        self._to_accept: list[FastYamuxStream] = []
+        self._acceptors = trio.lowlevel.ParkingLot()
+        self._on_stream: OnStream | None = None
+        self._on_end: OnEnd | None = None
+        self._nursery: trio.Nursery | None = None
+        self._is_flushing = False
         self._replies: bytearray | None = None  # what the read loop has to send, while it handles what it received
         self._buffered_bytes = 0
         self._spare_window_bytes = SPARE_WINDOW_BYTES
@@ -132,19 +141,25 @@ class FastYamux(IMuxedConn):
         """Read from the peer until the connection ends, whichever side ends it. A second call does nothing."""
         if self.event_started.is_set():
             return
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.secured_conn.drain)
-            self.event_started.set()
-            try:
-                await self._read_frames()
-            except ConnectionClosedError as reason:
-                _logger.debug("connection to %s ended: %s", self._peer, reason)
-            except RemoteProtocolError as error:
-                _logger.info("closing the connection to %s: %s", self._peer, error)
-                self._shut(frames.PROTOCOL_ERROR)
-            finally:
-                await self.close()
-            nursery.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self.event_started.set()
+                await self._run()
+                self._nursery.cancel_scope.cancel()
+        finally:
+            # They refer back to this, which would wait for garbage collection.
+            self._nursery = self._on_stream = self._on_end = None
+
+    async def _run(self) -> None:
+        try:
+            await self._read_frames()
+        except ConnectionClosedError as reason:
+            _logger.debug("connection to %s ended: %s", self._peer, reason)
+        except RemoteProtocolError as error:
+            _logger.info("closing the connection to %s: %s", self._peer, error)
+            self._shut(frames.PROTOCOL_ERROR)
+        finally:
+            await self.close()
 
     async def open_stream(self) -> FastYamuxStream:
         """Open a stream to the peer. If this is cancelled, no stream was opened.
@@ -172,10 +187,27 @@ class FastYamux(IMuxedConn):
         Raises:
             MuxedConnUnavailable: the connection is closed.
         """
-        async for stream in self._accepted:
-            if not stream.is_reset:
-                return stream
-        raise MuxedConnUnavailable("the connection is closed")
+        if self._to_accept:
+            await trio.lowlevel.checkpoint()
+        while True:
+            while self._to_accept:
+                stream = self._to_accept.pop(0)
+                if not stream.is_reset:
+                    return stream
+            if self._is_closed:
+                raise MuxedConnUnavailable("the connection is closed")
+            await self._acceptors.park()
+
+    def tell(self, on_stream: OnStream, on_end: OnEnd) -> None:
+        """From here on, tell of each stream that the peer opens and does not reset at once, and of the end.
+
+        That is the moment from which no stream can be opened or read, and not when the socket is closed. What is told
+        takes the place of ``accept_stream``, which needs a task that waits. Neither may block.
+        """
+        self._on_stream, self._on_end = on_stream, on_end
+        self._pass_on_streams()
+        if self._is_closed:
+            on_end()
 
     async def close(self) -> None:
         """Say GO_AWAY, end all streams and close the connection. In a cancelled scope it does so without waiting."""
@@ -224,7 +256,9 @@ class FastYamux(IMuxedConn):
             self._replies += frame
             return
         try:
-            self.secured_conn.send_now(frame)
+            if not self.secured_conn.send_now(frame) and self._nursery is not None and not self._is_flushing:
+                self._is_flushing = True
+                self._nursery.start_soon(self._flush)
         except ConnectionClosedError as error:
             _logger.debug("nothing can be sent to %s: %s", self._peer, error)
 
@@ -272,23 +306,37 @@ class FastYamux(IMuxedConn):
     def _is_ours(self, stream_id: int) -> bool:
         return stream_id % 2 == self._next_stream_id % 2
 
+    async def _flush(self) -> None:
+        """Give the kernel what it did not take at first. This is rare, so no task is kept for it."""
+        try:
+            await self.secured_conn.flush()
+        except ConnectionClosedError as error:
+            _logger.debug("not all could be sent to %s: %s", self._peer, error)
+        finally:
+            self._is_flushing = False
+
     # The read loop
 
     async def _read_frames(self) -> None:
         parser = frames.FrameParser()
-        while True:
-            chunks = await self.secured_conn.read_some()
-            if self._is_closed:
-                return
-            self._replies = bytearray()
-            try:
-                for chunk in chunks:
-                    for frame in parser.feed(chunk):
-                        self._handle(frame)
-            finally:
-                replies, self._replies = self._replies, None
-                if replies:
-                    self.send(bytes(replies))
+        while not self._is_closed:
+            # Without a name: it would keep the last of what was received for as long as nothing more is.
+            self._handle_all(parser, await self.secured_conn.read_some())
+
+    def _handle_all(self, parser: frames.FrameParser, chunks: list[bytes]) -> None:
+        if self._is_closed:
+            return
+        self._replies = bytearray()
+        try:
+            for chunk in chunks:
+                for frame in parser.feed(chunk):
+                    self._handle(frame)
+        finally:
+            replies, self._replies = self._replies, None
+            if replies:
+                self.send(bytes(replies))
+            if self._to_accept:
+                self._pass_on_streams()
 
     def _handle(self, frame: frames.Frame) -> None:
         kind, flags, stream_id, value, payload = frame
@@ -316,19 +364,26 @@ class FastYamux(IMuxedConn):
         """The stream that the peer opens, or ``None`` if there is no place for it and it was reset."""
         if not stream_id or self._is_ours(stream_id) or stream_id in self._streams:
             raise RemoteProtocolError(f"the peer cannot open Yamux stream {stream_id}")
-        stream = FastYamuxStream(self, stream_id)
-        try:
-            if not self._free_inbound:
-                raise trio.WouldBlock
-            # Streams that were reset while nobody accepted them are still in here, so it can be full before the limit.
-            self._to_accept.send_nowait(stream)
-        except trio.WouldBlock:
+        # Streams that were reset while nobody accepted them wait as well, so there may be no place before the limit.
+        if not self._free_inbound or len(self._to_accept) == self._max_inbound:
             self.send(frames.encode(frames.WINDOW_UPDATE, frames.RST, stream_id, 0))
             return None
+        stream = FastYamuxStream(self, stream_id)
         self._free_inbound -= 1
         self._streams[stream_id] = stream
+        self._to_accept.append(stream)
         self.send(frames.encode(frames.WINDOW_UPDATE, frames.ACK, stream_id, 0))
         return stream
+
+    def _pass_on_streams(self) -> None:
+        """Only when all that was received is handled: by then many a stream of a flood has been reset again."""
+        if self._on_stream is None:
+            self._acceptors.unpark_all()
+            return
+        opened, self._to_accept = self._to_accept, []
+        for stream in opened:
+            if not stream.is_reset:
+                self._on_stream(stream)
 
     def _shut(self, reason: int) -> None:
         """End everything but the socket, synchronously; the first call counts."""
@@ -336,9 +391,11 @@ class FastYamux(IMuxedConn):
             return
         self.send(frames.encode(frames.GO_AWAY, 0, 0, reason))
         self._is_closed = True
-        self._to_accept.close()
+        self._acceptors.unpark_all()
         for stream in list(self._streams.values()):
             stream.feed_lost()
+        if self._on_end is not None:
+            self._on_end()
 
     @property
     def _peer(self) -> str:

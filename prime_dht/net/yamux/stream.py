@@ -18,7 +18,6 @@ no time limit of their own: give them one with a cancel scope.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, assert_never
@@ -70,7 +69,7 @@ class FastYamuxStream(IMuxedStream):
         self._reading = Half.OPEN
         self._writing = Half.OPEN
         self._reset_reason = ""
-        self._arrived: deque[bytearray] = deque()  # what was not read, in pieces, none of them empty
+        self._arrived: list[bytearray] = []  # what was not read, in a few pieces (PIECE_BYTES), none of them empty
         self._buffered_bytes = 0
         self._window_bytes = INITIAL_WINDOW_BYTES  # the size to which the peer's window is restored
         self._receive_window = INITIAL_WINDOW_BYTES  # what the peer may still send
@@ -167,7 +166,7 @@ class FastYamuxStream(IMuxedStream):
                 pieces.append(piece[:n])
                 del piece[:n]
                 break
-            pieces.append(self._arrived.popleft())
+            pieces.append(self._arrived.pop(0))
             n -= len(piece)
         data = b"".join(pieces)
         self._buffered_bytes -= len(data)
