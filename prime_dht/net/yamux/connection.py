@@ -201,8 +201,8 @@ class FastYamux(IMuxedConn):
     def tell(self, on_stream: OnStream, on_end: OnEnd) -> None:
         """From here on, tell of each stream that the peer opens and does not reset at once, and of the end.
 
-        That is the moment from which no stream can be opened or read, and not when the socket is closed. What is told
-        takes the place of ``accept_stream``, which needs a task that waits. Neither may block.
+        The end is when no stream can be opened any more, which may be a second before the socket is closed. This takes
+        the place of ``accept_stream``, which needs a task that waits. Neither function may block.
         """
         self._on_stream, self._on_end = on_stream, on_end
         self._pass_on_streams()
