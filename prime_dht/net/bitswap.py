@@ -20,8 +20,7 @@ be on its way. While none dawdles, newcomers are reset.
 
 So a place is kept by wanting and taking, and whoever opens and drops streams, under however many ids, displaces nobody
 who does. To keep others out, strangers have to want something under all ids within :data:`IDLE_S` each time, or a
-large block within :data:`~prime_dht.net.block_server.ON_ITS_WAY_S`, or to take 64 KiB within :data:`UNTAKEN_S`, or to
-come anew within that.
+large block within :data:`ON_ITS_WAY_S`, or to take 64 KiB within :data:`UNTAKEN_S`, or to come anew within that.
 
 IPFS nodes that want nothing lose no more than a stream. Helia opens one for each message and ends it, so its place is
 free once that is answered. go-bitswap keeps one open; when it next wants something and finds it reset, it opens another
@@ -44,7 +43,7 @@ from libp2p.abc import INetStream
 from prime_dht.blobs.cid import Cid
 from prime_dht.errors import PrimeDHTError, QueryError, RemoteProtocolError, ValidationError
 from prime_dht.ids import PeerId, short
-from prime_dht.net.block_server import ON_ITS_WAY_S, BlockSource
+from prime_dht.net.block_server import BlockSource
 from prime_dht.net.offenders import Offenders, Standing
 from prime_dht.net.streams import SMALL_FRAME_BYTES, FrameBudget, FrameStream
 from prime_dht.wire.bitswap import MAX_WANTLIST_BYTES, Want, Wantlist, decode_wantlist, encode_block, encode_presences
@@ -73,6 +72,10 @@ if it has something to say."""
 UNTAKEN_S = 10.0
 """So does one that accepts no stream, or does not take 64 KiB, for so long. To displace it wastes the part of a block
 that was sent, and many who share this end's uplink are slow by no fault of theirs, so this is longer."""
+
+ON_ITS_WAY_S = 20.0
+"""For so long after a block of more than 64 KiB was sent a peer is not idle, for the block may be on its way: the
+buffers of both ends hold a megabyte or more, and that takes as long at 50 kB/s."""
 
 logger = logging.getLogger(__name__)
 

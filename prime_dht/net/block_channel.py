@@ -65,23 +65,9 @@ class BlockChannel:
         self._told_at_s = trio.current_time()
         self._progress_timeout_s = progress_timeout_s
         self._progressed_at_s = math.inf  # inf while nothing is awaited
-        self._offered_at_s = math.inf  # inf while nothing is being sent
-        self._sent_much_at_s = -math.inf
         self._unprogressed_bytes = 0
         self._receiving = trio.CancelScope()
         self._write_lock = trio.Lock()
-
-    def untaken_s(self, now_s: float) -> float:
-        """How long the peer has not taken the part of a message that is offered; negative while none is."""
-        return now_s - self._offered_at_s
-
-    def silent_s(self, now_s: float) -> float:
-        """How long the peer has sent nothing of what is awaited; negative while nothing is."""
-        return now_s - self._progressed_at_s
-
-    def since_much_s(self, now_s: float) -> float:
-        """How long ago the last large block was sent; it may be on its way still. Infinite if none was."""
-        return now_s - self._sent_much_at_s
 
     # Sending
 
@@ -100,21 +86,17 @@ class BlockChannel:
             StreamLostError: the stream is broken, or the peer takes nothing.
         """
         await self._write(encode_block_header(number, len(data)), data)
-        if len(data) > PROGRESS_BYTES:
-            self._sent_much_at_s = trio.current_time()
 
     async def _write(self, *parts: bytes) -> None:
         try:
             async with self._write_lock:
                 with trio.CancelScope() as progress:
                     for piece in _pieces(parts):
-                        self._offered_at_s = trio.current_time()
-                        progress.deadline = self._offered_at_s + self._progress_timeout_s
+                        progress.deadline = trio.current_time() + self._progress_timeout_s
                         if self._fast is not None:
                             await self._fast.write(piece)
                         else:
                             await self._stream.write(bytes(piece))
-                self._offered_at_s = math.inf
         except trio.Cancelled:
             await self.reset()
             raise

@@ -4,20 +4,14 @@ A stream has a task that reads what is asked, one that loads blocks, and one tha
 faster than the stream takes: at any time one block is loaded and waits while another is sent. Word of presence goes
 before blocks. Blocks are not verified here: who asked for them does that in any case.
 
-What a peer can do to this end is bounded: streams, of one peer and in all, each with two blocks in hand; blocks that
-one peer asks for and has not got, over all its streams (those beyond are answered ``busy``); seconds in which a stream
-may idle, or take nothing. When the peer ends its direction, what it asked for is still answered.
+What a peer can do to this end is bounded: streams, of one peer and in all; blocks in hand
+(:mod:`prime_dht.net.blocks_in_hand`), also of one peer and in all; blocks that are asked for and not answered, likewise
+(those beyond are answered ``busy``); seconds in which a stream may idle, or take nothing. When the peer ends its
+direction, what it asked for is still answered.
 
-**Places.** Each stream that is served takes one of :data:`SERVED_IN_ALL` *places*. It *dawdles* when it has been its
-peer's turn for a while: to ask, or to take what is sent. When all places are taken, a newcomer displaces the stream
-that has dawdled longest. (How many places its peer has does not count, for ids cost nothing.) It is reset, as if its
-connection were lost. Nobody is charged, and the peer may come back, as fetches of ours do. A stream is never displaced
-while it is this end's turn, however slow the store is, or while a large block may be on its way. While none dawdles,
-newcomers are reset.
-
-So a place is kept by using it, and whoever opens and drops streams, under however many ids, displaces nobody who does.
-To keep others out, strangers have to ask on all streams within :data:`IDLE_S` each time, or for a large block within
-:data:`ON_ITS_WAY_S`, or to take 64 KiB within :data:`UNTAKEN_S`, or to open all anew within that.
+**Places.** Each stream that is served takes one of :data:`SERVED_IN_ALL` *places*, more than a node has connections by
+default. When all are taken, a peer that has none gets one of whoever has most, whose latest stream is reset, as if its
+connection were lost. Nobody is charged. So a peer that is connected is served, whatever others do with their places.
 """
 
 from __future__ import annotations
@@ -26,6 +20,7 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 import trio
 from libp2p.abc import INetStream
@@ -34,6 +29,7 @@ from prime_dht.blobs.cid import Cid
 from prime_dht.errors import PrimeDHTError, QueryError, RemoteProtocolError
 from prime_dht.ids import PeerId, short
 from prime_dht.net.block_channel import BlockChannel
+from prime_dht.net.blocks_in_hand import IN_HAND_OF_PEER, BlocksInHand, Hand
 from prime_dht.net.offenders import Offenders, Standing
 from prime_dht.wire.blocks import MAX_UNANSWERED, Answer, Ask, Cancel
 
@@ -41,24 +37,17 @@ SERVED_OF_PEER = 8
 """Streams of one peer that are served at a time; an honest one needs one for each blob that it fetches, and a few to
 ask whether this node holds what it put."""
 
-SERVED_IN_ALL = 32
-"""With two blocks of 1 MiB, or 2 MiB at most, in hand each."""
+SERVED_IN_ALL = 1024
+"""With some 20 kB each, besides the blocks in hand."""
+
+UNANSWERED_IN_ALL = 32 * MAX_UNANSWERED
+"""Blocks that all peers together may ask for and not be answered yet, ..."""
+
+UNANSWERED_AT_LEAST = 32
+"""... beyond so many of each."""
 
 TIMEOUT_S = 30.0
 """Seconds after which a stream is reset on which nothing is asked, or on which 64 KiB are not taken."""
-
-IDLE_S = 3.0
-"""A stream dawdles on which all is answered and nothing was asked for so long. A fetch asks again within a round trip
-and the hashing of a block, if it needs this provider. One that is turned away comes back for 4 s, and so outlasts
-strangers who do nothing."""
-
-UNTAKEN_S = 10.0
-"""So does one on which 64 KiB were not taken for so long. To displace it wastes the part of a block that was sent, so
-this is longer. At three times that speed, a block of 1 MiB in 60 s, a fetch gives a provider up of its own accord."""
-
-ON_ITS_WAY_S = 20.0
-"""For so long after a block of more than 64 KiB was sent a stream is not idle, for the block may be on its way: the
-buffers of both ends hold a megabyte or more, and that takes as long at 50 kB/s."""
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +74,10 @@ class BlockServer:
     def __init__(self, store: BlockSource, offenders: Offenders) -> None:
         self._store = store
         self._offenders = offenders
+        self._in_hand = BlocksInHand()
+        self._turns: WeakValueDictionary[PeerId, trio.CapacityLimiter] = WeakValueDictionary()
         self._unanswered: Counter[PeerId] = Counter()
-        self._places: dict[trio.CancelScope, BlockChannel] = {}
+        self._places: dict[trio.CancelScope, PeerId] = {}
         self.blocks_sent = 0
         self.bytes_sent = 0
 
@@ -95,7 +86,7 @@ class BlockServer:
         channel = BlockChannel(stream, asks=False, progress_timeout_s=TIMEOUT_S)
         peer = channel.peer
         scope = trio.CancelScope()
-        if not self._take_place(channel, scope):
+        if not self._take_place(peer, scope):
             await channel.reset()
             return
         clean = False
@@ -119,40 +110,44 @@ class BlockServer:
         for scope in self._places:
             scope.cancel()
 
-    def _take_place(self, channel: BlockChannel, scope: trio.CancelScope) -> bool:
+    def _take_place(self, peer: PeerId, scope: trio.CancelScope) -> bool:
         """Take a place for a stream, if need be that of another; ``False`` if it gets none."""
-        now_s = trio.current_time()
-        if self._offenders.standing(channel.peer, now_s=now_s) is not Standing.TOLERATED:
+        if self._offenders.standing(peer, now_s=trio.current_time()) is not Standing.TOLERATED:
             return False
-        if sum(other.peer == channel.peer for other in self._places.values()) == SERVED_OF_PEER:
+        served = Counter(self._places.values())
+        if served[peer] == SERVED_OF_PEER:
             return False
-        if len(self._places) == SERVED_IN_ALL and not self._displace_one(now_s):
+        if len(self._places) == SERVED_IN_ALL and (served[peer] or not self._displace_one(served)):
             return False
-        self._places[scope] = channel
+        self._places[scope] = peer
         return True
 
-    def _displace_one(self, now_s: float) -> bool:
-        """Free the place of the stream that has dawdled longest, which is reset a little later; ``False`` if none."""
-        scope, channel = max(self._places.items(), key=lambda place: _dawdles_s(place[1], now_s))
-        if _dawdles_s(channel, now_s) < 0:
+    def _displace_one(self, served: Counter[PeerId]) -> bool:
+        """Free the latest place of the peer that has most; its stream is reset a little later. ``False`` if none."""
+        ((peer, most),) = served.most_common(1)
+        if most == 1:
             return False
-        logger.debug("a stream of peer %s, which dawdles, gives way to a newcomer", short(channel.peer))
+        scope = next(scope for scope in reversed(self._places) if self._places[scope] == peer)
+        logger.debug("one of %d streams of peer %s gives way to a newcomer", most, short(peer))
         del self._places[scope]
         scope.cancel()
         return True
 
     async def _answer(self, channel: BlockChannel) -> None:
         asked = _Asked(channel.peer, self._unanswered)
+        hand = Hand(self._in_hand, self._turns.setdefault(channel.peer, trio.CapacityLimiter(IN_HAND_OF_PEER)))
         to_send, loaded = trio.open_memory_channel[tuple[int, bytes | None]](0)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._read, channel, asked)
-                nursery.start_soon(self._load, channel, asked, to_send)
+                nursery.start_soon(self._load, channel, asked, hand, to_send)
                 async for number, data in loaded:
-                    await self._send(channel, number, data)
+                    with hand.giving():
+                        await self._send(channel, number, data)
                     asked.answered([number])
                     channel.await_progress(is_awaited=not asked.unanswered)
         finally:
+            hand.let_go_of_all()
             asked.drop_all()
 
     async def _read(self, channel: BlockChannel, asked: _Asked) -> None:
@@ -174,7 +169,11 @@ class BlockServer:
                 await channel.send(Answer(busy=refused))
 
     async def _load(
-        self, channel: BlockChannel, asked: _Asked, to_send: trio.MemorySendChannel[tuple[int, bytes | None]]
+        self,
+        channel: BlockChannel,
+        asked: _Asked,
+        hand: Hand,
+        to_send: trio.MemorySendChannel[tuple[int, bytes | None]],
     ) -> None:
         """Answer what is asked about presence, and hand loaded blocks on, in the order in which they were asked for."""
         async with to_send:
@@ -186,10 +185,14 @@ class BlockServer:
                     await channel.send(Answer(have=have, not_have=not_have))
                     asked.answered(presences)
                     channel.await_progress(is_awaited=not asked.unanswered)
-                else:
+                    continue
+                await hand.take()
+                if asked.wants_blocks:
                     number, cid = asked.next_block()
                     (data,) = await self._store.read([cid])
                     await to_send.send((number, data))
+                else:  # they were cancelled meanwhile
+                    hand.put_back()
 
     async def _send(self, channel: BlockChannel, number: int, data: bytes | None) -> None:
         if data is None:
@@ -200,22 +203,16 @@ class BlockServer:
         self.bytes_sent += len(data)
 
 
-def _dawdles_s(channel: BlockChannel, now_s: float) -> float:
-    """How long a stream has dawdled; negative if it does not."""
-    idle_s = min(channel.silent_s(now_s) - IDLE_S, channel.since_much_s(now_s) - ON_ITS_WAY_S)
-    return max(idle_s, channel.untaken_s(now_s) - UNTAKEN_S)
-
-
 class _Asked:
     """What a peer has asked for on one stream, and has not got.
 
     Args:
-        peer_unanswered: how much of each peer's is unanswered, over all its streams; kept up to date.
+        of_peers: how much of each peer's is unanswered, over all its streams; kept up to date.
     """
 
-    def __init__(self, peer: PeerId, peer_unanswered: Counter[PeerId]) -> None:
+    def __init__(self, peer: PeerId, of_peers: Counter[PeerId]) -> None:
         self._peer = peer
-        self._peer_unanswered = peer_unanswered
+        self._of_peers = of_peers
         self._next_number = 0
         self._presences: dict[int, Cid] = {}
         self._blocks: dict[int, Cid] = {}
@@ -227,7 +224,9 @@ class _Asked:
         """Take what is asked for; returns the numbers of what is too much."""
         numbers = range(self._next_number, self._next_number + len(cids))
         self._next_number = numbers.stop
-        room = max(0, MAX_UNANSWERED - self._peer_unanswered[self._peer])
+        in_all = self._of_peers.total() + len(cids)
+        most = MAX_UNANSWERED if in_all <= UNANSWERED_IN_ALL else UNANSWERED_AT_LEAST
+        room = max(0, most - self._of_peers[self._peer])
         taken = dict(zip(numbers[:room], cids, strict=False))
         (self._presences if presence_only else self._blocks).update(taken)
         self._count(len(taken))
@@ -257,6 +256,10 @@ class _Asked:
         presences, self._presences = self._presences, {}
         return presences
 
+    @property
+    def wants_blocks(self) -> bool:
+        return bool(self._blocks)
+
     def next_block(self) -> tuple[int, Cid]:
         """The block that was asked for first; it is under way from now on."""
         number = next(iter(self._blocks))
@@ -271,6 +274,6 @@ class _Asked:
 
     def _count(self, more: int) -> None:
         self.unanswered += more
-        self._peer_unanswered[self._peer] += more
-        if not self._peer_unanswered[self._peer]:
-            del self._peer_unanswered[self._peer]
+        self._of_peers[self._peer] += more
+        if not self._of_peers[self._peer]:
+            del self._of_peers[self._peer]

@@ -13,8 +13,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from prime_dht.blobs.cid import Cid
 from prime_dht.ids import PeerId
-from prime_dht.net.bitswap import IDLE_S, MAX_PEERS, PROTOCOL, STREAMS_OF_PEER, UNTAKEN_S, BitswapServer
-from prime_dht.net.block_server import ON_ITS_WAY_S
+from prime_dht.net.bitswap import IDLE_S, MAX_PEERS, ON_ITS_WAY_S, PROTOCOL, STREAMS_OF_PEER, UNTAKEN_S, BitswapServer
 from prime_dht.net.offenders import Offenders
 from prime_dht.net.yamux import FastYamux
 from prime_dht.pb.bitswap_pb2 import Message
