@@ -4,14 +4,10 @@ A stream has a task that reads what is asked, one that loads blocks, and one tha
 faster than the stream takes: at any time one block is loaded and waits while another is sent. Word of presence goes
 before blocks. Blocks are not verified here: who asked for them does that in any case.
 
-What a peer can do to this end is bounded: streams, of one peer and in all; blocks in hand
-(:mod:`prime_dht.net.blocks_in_hand`), also of one peer and in all; blocks that are asked for and not answered, likewise
-(those beyond are answered ``busy``); seconds in which a stream may idle, or take nothing. When the peer ends its
-direction, what it asked for is still answered.
-
-**Places.** Each stream that is served takes one of :data:`SERVED_IN_ALL` *places*, more than a node has connections by
-default. When all are taken, a peer that has none gets one of whoever has most, whose latest stream is reset, as if its
-connection were lost. Nobody is charged. So a peer that is connected is served, whatever others do with their places.
+What a peer can do to this end is bounded: its streams and those of all (:mod:`prime_dht.net.places`); blocks in hand
+(:mod:`prime_dht.net.blocks_in_hand`), likewise; blocks that are asked for and not answered, likewise (those beyond are
+answered ``busy``); seconds in which a stream may idle, or take nothing. When the peer ends its direction, what it asked
+for is still answered.
 """
 
 from __future__ import annotations
@@ -31,6 +27,7 @@ from prime_dht.ids import PeerId, short
 from prime_dht.net.block_channel import BlockChannel
 from prime_dht.net.blocks_in_hand import IN_HAND_OF_PEER, BlocksInHand, Hand
 from prime_dht.net.offenders import Offenders, Standing
+from prime_dht.net.places import Places
 from prime_dht.wire.blocks import MAX_UNANSWERED, Answer, Ask, Cancel
 
 SERVED_OF_PEER = 8
@@ -38,7 +35,8 @@ SERVED_OF_PEER = 8
 ask whether this node holds what it put."""
 
 SERVED_IN_ALL = 1024
-"""With some 20 kB each, besides the blocks in hand."""
+"""With some 20 kB each, besides the blocks in hand. A node has fewer connections by default, so whoever is connected is
+served."""
 
 UNANSWERED_IN_ALL = 32 * MAX_UNANSWERED
 """Blocks that all peers together may ask for and not be answered yet, ..."""
@@ -77,7 +75,7 @@ class BlockServer:
         self._in_hand = BlocksInHand()
         self._turns: WeakValueDictionary[PeerId, trio.CapacityLimiter] = WeakValueDictionary()
         self._unanswered: Counter[PeerId] = Counter()
-        self._places: dict[trio.CancelScope, PeerId] = {}
+        self._places = Places(of_peer=SERVED_OF_PEER, in_all=SERVED_IN_ALL)
         self.blocks_sent = 0
         self.bytes_sent = 0
 
@@ -85,8 +83,9 @@ class BlockServer:
         """A stream handler for ``<prefix>/blocks/1.0.0``."""
         channel = BlockChannel(stream, asks=False, progress_timeout_s=TIMEOUT_S)
         peer = channel.peer
-        scope = trio.CancelScope()
-        if not self._take_place(peer, scope):
+        is_tolerated = self._offenders.standing(peer, now_s=trio.current_time()) is Standing.TOLERATED
+        scope = self._places.take(peer) if is_tolerated else None
+        if scope is None:
             await channel.reset()
             return
         clean = False
@@ -102,36 +101,12 @@ class BlockServer:
         except* PrimeDHTError as group:
             logger.warning("blocks for peer %s could not be sent: %s", short(peer), group.exceptions[0])
         finally:
-            self._places.pop(scope, None)  # if it was displaced, its place is another's
+            self._places.leave(scope)
             await (channel.close() if clean else channel.reset())
 
     def stop(self) -> None:
         """Reset every stream that is being served."""
-        for scope in self._places:
-            scope.cancel()
-
-    def _take_place(self, peer: PeerId, scope: trio.CancelScope) -> bool:
-        """Take a place for a stream, if need be that of another; ``False`` if it gets none."""
-        if self._offenders.standing(peer, now_s=trio.current_time()) is not Standing.TOLERATED:
-            return False
-        served = Counter(self._places.values())
-        if served[peer] == SERVED_OF_PEER:
-            return False
-        if len(self._places) == SERVED_IN_ALL and (served[peer] or not self._displace_one(served)):
-            return False
-        self._places[scope] = peer
-        return True
-
-    def _displace_one(self, served: Counter[PeerId]) -> bool:
-        """Free the latest place of the peer that has most; its stream is reset a little later. ``False`` if none."""
-        ((peer, most),) = served.most_common(1)
-        if most == 1:
-            return False
-        scope = next(scope for scope in reversed(self._places) if self._places[scope] == peer)
-        logger.debug("one of %d streams of peer %s gives way to a newcomer", most, short(peer))
-        del self._places[scope]
-        scope.cancel()
-        return True
+        self._places.cancel_all()
 
     async def _answer(self, channel: BlockChannel) -> None:
         asked = _Asked(channel.peer, self._unanswered)

@@ -1,15 +1,14 @@
 """Streams of sync rounds on a libp2p host: one stream a round, a frame a message.
 
-What a peer can make this end hold is bounded: streams that are served, for one peer and in all, and bytes of a message.
-A stream over a bound is reset. How long a message or a round takes, and how many rounds there are, is for those who run
-them.
+What a peer can make this end hold is bounded: streams that are served (:mod:`prime_dht.net.places`), and bytes of a
+message. A stream over a bound is reset. How long a message or a round takes, and how many rounds there are, is for
+those who run them.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -20,6 +19,7 @@ from prime_dht.errors import PrimeDHTError, QueryError, RemoteProtocolError
 from prime_dht.ids import PeerId, short
 from prime_dht.net.network import SyncHandler
 from prime_dht.net.offenders import Offenders, Standing
+from prime_dht.net.places import Places
 from prime_dht.net.streams import FrameBudget, FrameStream
 from prime_dht.sync.limits import MAX_MESSAGE_BYTES
 from prime_dht.wire.frames import MAX_FRAME_BYTES
@@ -74,8 +74,7 @@ class SyncStreams:
     def __init__(self, open_stream: Callable[[PeerId], Awaitable[INetStream]], offenders: Offenders) -> None:
         self._open_stream = open_stream
         self._offenders = offenders
-        self._served: Counter[PeerId] = Counter()
-        self._serving: set[trio.CancelScope] = set()
+        self._places = Places(of_peer=SERVED_OF_PEER, in_all=SERVED_IN_ALL)
         self.handler: SyncHandler | None = None
 
     @asynccontextmanager
@@ -102,14 +101,11 @@ class SyncStreams:
         messages = MessageStream(stream)
         peer = messages.peer
         is_tolerated = self._offenders.standing(peer, now_s=trio.current_time()) is Standing.TOLERATED
-        is_within_bounds = self._served[peer] < SERVED_OF_PEER and self._served.total() < SERVED_IN_ALL
-        if self.handler is None or not (is_tolerated and is_within_bounds):
+        scope = self._places.take(peer) if self.handler is not None and is_tolerated else None
+        if self.handler is None or scope is None:
             await messages.reset()
             return
         clean = False
-        self._served[peer] += 1
-        scope = trio.CancelScope()
-        self._serving.add(scope)
         try:
             with scope:
                 await self.handler(messages)
@@ -122,12 +118,9 @@ class SyncStreams:
         except PrimeDHTError as error:
             logger.warning("a round of peer %s could not be carried out: %s", short(peer), error)
         finally:
-            self._serving.discard(scope)
-            self._served[peer] -= 1
-            self._served += Counter()  # drops those at zero
+            self._places.leave(scope)
             await (messages.close() if clean else messages.reset())
 
     def stop(self) -> None:
         """Reset every stream that is being served."""
-        for scope in self._serving:
-            scope.cancel()
+        self._places.cancel_all()
