@@ -173,18 +173,6 @@ class BlockChannel:
 
     # The end
 
-    async def end_sending(self) -> None:
-        """Say that nothing more will be sent; what the peer sends can still be received.
-
-        Raises:
-            StreamLostError: the stream is broken.
-        """
-        try:
-            # For a stream that is not py-libp2p's, closing is ending our direction.
-            await (self._stream.close_write() if isinstance(self._stream, NetStream) else self._stream.close())
-        except _STREAM_LOST as error:
-            raise StreamLostError("the stream broke before its end was sent") from error
-
     async def close(self) -> None:
         """End our direction; what the peer still sends is read by nobody. Never raises and never waits long."""
         with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:
