@@ -1,8 +1,9 @@
 """Connections that nobody uses are closed, so that a node does not stay connected to all whom it ever met.
 
 A connection is *in use* while a stream is open on it, and *idle* since the last one ended, or since it was made. The
-streams that the DHT keeps for its requests end when nothing was asked for a while (``ServerLimits.idle_timeout_s`` of
-:mod:`prime_dht.net.rpc_server`), so they keep a connection no longer than it is needed.
+streams that the DHT keeps for its requests end when nothing was asked for a while (``UNUSED_S`` of
+:mod:`prime_dht.net.rpc_client` where there are many, ``ServerLimits.idle_timeout_s`` of
+:mod:`prime_dht.net.rpc_server` otherwise), so they keep a connection no longer than it is needed.
 
 While a host has more connections than its *low-water mark*, those that have been idle for the *grace period* are
 closed, the one idle for longest first. So a node stays connected to those it deals with most, its neighbours. A peer

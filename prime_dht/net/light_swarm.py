@@ -11,7 +11,8 @@ CPU time of 48 nodes of one process that join at once:
   six objects about each. Here they are started in the swarm's own nursery, which ends with the manager. A fault in one
   of them ends its connection or its stream, and not the host as it does in the manager.
 - *A task that waits for streams*, for each connection: with its nursery and its queue, a quarter of what an idle
-  connection takes in memory. :class:`~prime_dht.net.yamux.connection.FastYamux` tells of its streams instead.
+  connection takes in memory. :class:`~prime_dht.net.yamux.connection.FastYamux` tells of its streams instead. Nor has
+  it a nursery of its own, for what it seldom starts, nor events, which are alike once they are set.
 - *Cycles.* A connection and its muxer refer to each other, so one that is over stays in memory until garbage is
   collected, which in a process of many nodes may be minutes later. Here they let go of each other at the end.
 """
@@ -47,28 +48,33 @@ class _LightSwarm:
                 await getattr(notifee, event)(self._swarm, *args)
 
     def _run_task(self, task: Callable[..., Awaitable[None]], *args: object) -> None:
-        nursery = self._swarm.background_nursery
-        if nursery is None:  # the swarm has stopped, and nothing is started any more
-            return
         match getattr(task, "__self__", None):
+            case FastYamux() as muxed:
+                self._start(muxed.run, self._start)
             case SwarmConn(muxed_conn=FastYamux() as muxed) as connection:
+                for hook in ("on_close", "remove_stream"):  # which refer back to it, and which only other muxers call
+                    delattr(muxed, hook)
                 connection.event_started.set()
-                start = partial(nursery.start_soon, _contain)
-                muxed.tell(partial(start, connection._handle_muxed_stream), partial(start, _end, connection))
+                connection.event_started = muxed.event_started  # one that many share
+                muxed.tell(
+                    partial(self._start, connection._handle_muxed_stream), partial(self._start, connection.close)
+                )
             case _:
-                nursery.start_soon(_contain, task, *args)
+                self._start(task, *args)
+
+    def _start(self, task: Callable[..., Awaitable[None]], *args: object) -> None:
+        nursery = self._swarm.background_nursery
+        if nursery is not None:  # else the swarm has stopped, and nothing is started any more
+            nursery.start_soon(_contain, task, *args)
 
 
 async def _contain(task: Callable[..., Awaitable[None]], *args: object) -> None:
-    with contained(lambda faults: logger.debug("a connection ended", exc_info=faults)):
+    with contained(_note_end):
         await task(*args)
 
 
-async def _end(connection: SwarmConn) -> None:
-    """Close a connection whose muxer has ended, and undo what it has hung on that."""
-    for hook in ("on_close", "remove_stream"):
-        vars(connection.muxed_conn).pop(hook, None)
-    await connection.close()
+def _note_end(faults: ExceptionGroup[Exception]) -> None:
+    logger.debug("a connection ended", exc_info=faults)
 
 
 def lighten(swarm: Swarm) -> None:

@@ -29,7 +29,10 @@ import contextlib
 import os
 import socket
 import struct
+from collections import deque
 from functools import cached_property
+from typing import ClassVar, cast
+from weakref import ref
 
 import trio
 from cryptography.exceptions import InvalidTag
@@ -38,6 +41,7 @@ from libp2p.abc import IRawConnection, ISecureConn
 from libp2p.crypto.keys import KeyPair
 from libp2p.crypto.x25519 import create_new_key_pair
 from libp2p.custom_types import TSecurityOptions
+from libp2p.io.abc import EncryptedMsgReadWriter
 from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.io.trio import TrioTCPStream
 from libp2p.network.connection.raw_connection import RawConnection
@@ -58,6 +62,9 @@ OUTGOING_SOFT_BYTES = 256 << 10
 
 OUTGOING_HARD_BYTES = 1 << 20
 """Beyond this the connection is closed: the peer makes us answer and does not read the answers."""
+
+CIPHERS_KEPT = 512
+"""Ciphers that are ready for use in a process: those of 256 connections, a megabyte."""
 
 SEND_STALL_S = 30.0
 """How long the kernel may take nothing while something is to be sent."""
@@ -125,17 +132,22 @@ class _Handshake(PatternXX):
 class CipherState:
     """One direction's key, and the nonce that the next frame has.
 
+    The cipher made of a key takes 2 kB, and making it as long as sealing a short frame. So only the ``CIPHERS_KEPT``
+    made last in the process are kept, whichever connections they are of; another is made again when there is need.
+
     Args:
         key: 32 bytes.
         nonce: of the first frame to be sealed or opened.
     """
 
-    __slots__ = ("_aead", "_nonce")
+    __slots__ = ("__weakref__", "_cipher", "_key", "_nonce")
 
     _encode_nonce = struct.Struct("<4xQ").pack
+    _kept: ClassVar[deque[ref[CipherState]]] = deque()
 
     def __init__(self, key: bytes, nonce: int = 0) -> None:
-        self._aead = ChaCha20Poly1305(key)
+        self._key = key
+        self._cipher: ChaCha20Poly1305 | None = None
         self._nonce = nonce
 
     def seal(self, plaintext: bytes | memoryview) -> bytes:
@@ -144,7 +156,7 @@ class CipherState:
         Raises:
             ConnectionClosedError: all nonces are used up.
         """
-        return self._aead.encrypt(self._next_nonce(), plaintext, None)
+        return (self._cipher or self._make_cipher()).encrypt(self._next_nonce(), plaintext, None)
 
     def open(self, ciphertext: memoryview) -> bytes:
         """Decrypt the next frame's payload.
@@ -153,9 +165,18 @@ class CipherState:
             ConnectionClosedError: it is not what the peer sealed as its next frame, or all nonces are used up.
         """
         try:
-            return self._aead.decrypt(self._next_nonce(), ciphertext, None)
+            return (self._cipher or self._make_cipher()).decrypt(self._next_nonce(), ciphertext, None)
         except InvalidTag as error:
             raise _closed("a Noise frame failed authentication") from error
+
+    def _make_cipher(self) -> ChaCha20Poly1305:
+        self._cipher = cipher = ChaCha20Poly1305(self._key)
+        self._kept.append(ref(self))
+        while len(self._kept) > CIPHERS_KEPT:
+            oldest = self._kept.popleft()()
+            if oldest is not None:
+                oldest._cipher = None
+        return cipher
 
     def _next_nonce(self) -> bytes:
         nonce = self._nonce
@@ -175,6 +196,7 @@ class FastNoiseSession(SecureSession):
 
     Args:
         handshaken: the session that py-libp2p's handshake made; it must not be used again.
+        below: what the handshake went over; closing it closes the socket.
         sock: the connection's socket, which this session alone reads and writes from now on.
         sending: seals what we send.
         receiving: opens what the peer sends.
@@ -183,6 +205,7 @@ class FastNoiseSession(SecureSession):
     def __init__(
         self,
         handshaken: SecureSession,
+        below: IRawConnection,
         sock: trio.socket.SocketType,
         *,
         sending: CipherState,
@@ -194,7 +217,7 @@ class FastNoiseSession(SecureSession):
             remote_peer=handshaken.remote_peer,
             remote_permanent_pubkey=handshaken.remote_permanent_pubkey,
             is_initiator=handshaken.is_initiator,
-            conn=handshaken.conn,
+            conn=cast(EncryptedMsgReadWriter, below),  # of which the base class uses what any connection has
         )
         self._socket = sock
         self._sending = sending
@@ -203,8 +226,18 @@ class FastNoiseSession(SecureSession):
         self._outgoing = bytearray()  # sealed frames that the kernel has not taken
         self._ciphertext = b""  # the beginning of a frame whose rest is to come
         self._plaintext = bytearray()  # opened, and not yet read by `read`
-        self._flushing = trio.Lock()  # trio lets only one task wait for a socket to become writable
-        self._writers = trio.lowlevel.ParkingLot()
+
+    # Most connections never need these two, of half a kilobyte.
+
+    @cached_property
+    def _flushing(self) -> trio.Lock:
+        """Trio lets only one task wait for a socket to become writable."""
+        return trio.Lock()
+
+    @cached_property
+    def _writers(self) -> trio.lowlevel.ParkingLot:
+        """Those who wait for room in the outgoing buffer."""
+        return trio.lowlevel.ParkingLot()
 
     # Sending
 
@@ -253,18 +286,11 @@ class FastNoiseSession(SecureSession):
         Raises:
             ConnectionClosedError: the connection is closed, broke, or stalled for ``SEND_STALL_S``.
         """
-        async with self._flushing:
-            while self._outgoing:
-                with trio.move_on_after(SEND_STALL_S) as stall:
-                    await self._until_writable()
-                if stall.cancelled_caught:
-                    raise self._end("the peer takes no data")
-                del self._outgoing[: self._offer(self._outgoing)]
-                # One writer for each frame there is room for, since waking all of them for one place would cost as
-                # many reschedules. One that does not write after all holds up no other: an empty buffer wakes the rest.
-                if self.room_bytes > 0:
-                    wake = self.room_bytes // MAX_PLAINTEXT_BYTES + 1 if self._outgoing else len(self._writers)
-                    self._writers.unpark(count=wake)
+        if self._outgoing:
+            async with self._flushing:
+                await self._give_to_kernel()
+        else:
+            await trio.lowlevel.checkpoint()
         if self._is_dead:
             raise _closed("the connection is closed")
 
@@ -299,6 +325,19 @@ class FastNoiseSession(SecureSession):
             return 0
         except OSError as error:
             raise self._end(f"sending failed: {error}") from error
+
+    async def _give_to_kernel(self) -> None:
+        while self._outgoing:
+            with trio.move_on_after(SEND_STALL_S) as stall:
+                await self._until_writable()
+            if stall.cancelled_caught:
+                raise self._end("the peer takes no data")
+            del self._outgoing[: self._offer(self._outgoing)]
+            # One writer for each frame there is room for, since waking all of them for one place would cost as many
+            # reschedules. One that does not write after all holds up no other: an empty buffer wakes the rest.
+            if self.room_bytes > 0:
+                wake = self.room_bytes // MAX_PLAINTEXT_BYTES + 1 if self._outgoing else len(self._writers)
+                self._writers.unpark(count=wake)
 
     async def _until_writable(self) -> None:
         if self._socket.fileno() < 0:
@@ -416,11 +455,11 @@ def _take_over(session: ISecureConn) -> ISecureConn:
         return session
     state = session.conn.noise_state
     sending, receiving = state.noise_protocol.cipher_state_encrypt, state.noise_protocol.cipher_state_decrypt
-    # Several kilobytes that nobody needs any more, and a second copy of the keys. The state refers to itself.
-    del session.conn.noise_state
-    vars(state).pop("_next_fn", None)
+    vars(state).pop("_next_fn", None)  # else it refers to itself: several kilobytes, and a second copy of the keys
+    del raw.stream.read_lock, raw.stream.write_lock  # from here on it is only closed
     return FastNoiseSession(
         session,
+        raw,
         stream.socket,
         sending=CipherState(sending.k, sending.n),
         receiving=CipherState(receiving.k, receiving.n),

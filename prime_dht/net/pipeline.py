@@ -60,6 +60,10 @@ class Pipeline:
     def is_lost(self) -> bool:
         return self._loss is not None
 
+    def is_unused(self, *, since_s: float) -> bool:
+        """Whether no call is under way, nor was answered since ``since_s`` on trio's clock."""
+        return not self._calls and self.heard_s < since_s
+
     async def call(self, message: bytes, *, deadline_s: float) -> bytes | Refusal:
         """Send one message and wait for its answer, until ``deadline_s`` on trio's clock.
 

@@ -8,6 +8,8 @@ each.
 - A kept stream may have been closed by the other side while it idled. A request whose stream is lost before its answer
   came is repeated once, on a fresh one; requests are idempotent, so repeating is safe. Other streams that idled as long
   are then not trusted either, and the protocol is settled anew: the peer may have been restarted.
+- A kept stream takes 9 kB at each end, and keeps its connection from counting as idle. A node that joins asks a hundred
+  peers, most of them once. So of the pipelined streams only some are kept though they are not used (``KEPT_UNUSED``).
 - On a classical stream nothing but its order ties an answer to its request. A stream is therefore used again only if
   nothing came behind the answer, and an answer of another type or key is a breach of protocol.
 - ``ADD_PROVIDER`` has no answer on a classical stream, though py-libp2p sends one. Its stream is ended behind it, and
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, assert_never
 
 import trio
@@ -41,6 +44,12 @@ STREAMS_PER_PEER = 4
 
 MAX_PEERS = 2000
 """Peers to which streams are kept; beyond, those of the peer unused for longest are closed."""
+
+KEPT_UNUSED = 16
+"""Pipelined streams that are kept though nothing is asked on them, until their peers end them: those used last."""
+
+UNUSED_S = 15.0
+"""Seconds without a call after which others are ended; it is looked as often, so they may stay for twice as long."""
 
 REPLY_BYTES_IN_FLIGHT = 64 << 20
 """Bytes that large replies under way may take together, over all peers."""
@@ -67,8 +76,12 @@ class _Peer:
         self.pipeline: Pipeline | None = None
         self.is_classical = False
         self.idle: list[FrameStream] = []
-        self.places = trio.Semaphore(STREAMS_PER_PEER)
         self.is_forgotten = False  # so that requests still under way keep no streams
+
+    @cached_property
+    def places(self) -> trio.Semaphore:
+        """For classical requests."""
+        return trio.Semaphore(STREAMS_PER_PEER)
 
 
 class RpcClient:
@@ -99,7 +112,9 @@ class RpcClient:
             self._nursery = nursery
             task_status.started()
             try:
-                await trio.sleep_forever()
+                while True:
+                    await trio.sleep(UNUSED_S)
+                    self._end_unused()
             finally:
                 while self._peers:
                     self._forget(self._peers.popitem()[1])
@@ -303,6 +318,18 @@ class RpcClient:
             await frames.reset()
         else:
             state.idle.append(frames)
+
+    def _end_unused(self) -> None:
+        """End the streams that nobody uses, but for a few, and keep nothing of the peers to whom there are none."""
+        since_s = trio.current_time() - UNUSED_S
+        pipelines = 0
+        for peer, state in list(reversed(self._peers.items())):  # used last first
+            if state.pipeline is not None:
+                pipelines += 1
+                if pipelines > KEPT_UNUSED and state.pipeline.is_unused(since_s=since_s):
+                    state.pipeline.abandon("nobody uses it")
+            elif not (state.is_classical or state.opening.locked()):
+                del self._peers[peer]
 
     def _forget(self, state: _Peer) -> None:
         state.is_forgotten = True

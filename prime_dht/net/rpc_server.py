@@ -92,7 +92,7 @@ class RpcServer:
         self._limits = limits or ServerLimits()
         self.offenders = offenders or Offenders()
         self._peers: dict[PeerId, _PeerState] = {}
-        self._serving: set[trio.CancelScope] = set()
+        self._serving: dict[FrameStream, trio.CancelScope] = {}
         self._is_stopped = False
         self.requests: Counter[str] = Counter()
 
@@ -107,11 +107,11 @@ class RpcServer:
     def stop(self) -> None:
         """Reset every stream that is being served."""
         self._is_stopped = True  # what is being read in this moment is not answered either
-        for scope in self._serving:
+        for scope in self._serving.values():
             scope.cancel()
 
     async def _serve(
-        self, stream: INetStream, answer_all: Callable[[FrameStream, PeerId, _PeerState], Awaitable[None]]
+        self, stream: INetStream, answer_all: Callable[[FrameStream, PeerId, _PeerState], Awaitable[bool]]
     ) -> None:
         peer = PeerId(stream.muxed_conn.peer_id.to_bytes())
         if self._standing(peer) is not Standing.TOLERATED:
@@ -125,12 +125,8 @@ class RpcServer:
             return
         state.streams += 1
         clean = False
-        scope = trio.CancelScope()
-        self._serving.add(scope)
         try:
-            with scope:
-                await answer_all(frames, peer, state)
-                clean = True
+            clean = await answer_all(frames, peer, state)
         except* (StreamLostError, trio.TooSlowError):
             # A peer may reset a stream it no longer needs (js-libp2p does), vanish, or stall: none is an offence.
             pass
@@ -139,23 +135,29 @@ class RpcServer:
         except* PrimeDHTError as group:
             self._note(peer, group.exceptions[0])
         finally:
-            self._serving.discard(scope)
+            self._serving.pop(frames, None)
             state.streams -= 1
             if not state.streams:
                 self._peers.pop(peer, None)
             await (frames.close() if clean else self._turn_away(frames, peer))
 
-    async def _answer_in_order(self, frames: FrameStream, peer: PeerId, state: _PeerState) -> None:
-        while (body := await frames.read_frame(idle_timeout_s=self._limits.idle_timeout_s)) is not None:
-            async with state.places:
-                request = decode_request(body)
-                reply = await self._answer(peer, request)
-                if not isinstance(request, AddProvider):
-                    await self._send(frames, encode_reply(request, reply))
-            frames.done_with(body)
+    async def _answer_in_order(self, frames: FrameStream, peer: PeerId, state: _PeerState) -> bool:
+        """Returns whether the peer ended the stream, and not this end."""
+        with trio.CancelScope() as scope:
+            self._serving[frames] = scope
+            while (body := await frames.read_frame(idle_timeout_s=self._limits.idle_timeout_s)) is not None:
+                async with state.places:
+                    request = decode_request(body)
+                    reply = await self._answer(peer, request)
+                    if not isinstance(request, AddProvider):
+                        await self._send(frames, encode_reply(request, reply))
+                frames.done_with(body)
+        return not scope.cancelled_caught
 
-    async def _answer_as_ready(self, frames: FrameStream, peer: PeerId, state: _PeerState) -> None:
+    async def _answer_as_ready(self, frames: FrameStream, peer: PeerId, state: _PeerState) -> bool:
+        """Returns whether the peer ended the stream, and not this end."""
         async with trio.open_nursery() as nursery:
+            self._serving[frames] = nursery.cancel_scope
 
             def begin(body: bytes) -> bool:
                 try:
@@ -169,6 +171,7 @@ class RpcServer:
             while (body := await frames.read_frame(idle_timeout_s=idle_timeout_s, take=begin)) is not None:
                 await state.places.acquire()
                 self._begin_call(nursery, frames, peer, state, body)
+        return not nursery.cancel_scope.cancelled_caught
 
     def _begin_call(
         self, nursery: trio.Nursery, frames: FrameStream, peer: PeerId, state: _PeerState, body: bytes

@@ -112,7 +112,7 @@ class FrameStream:
         self._frame_timeout_s = frame_timeout_s
         self._heard_at_s = -math.inf  # since when nothing has come
         self._began_at_s = -math.inf  # when the frame that is under way began
-        self._write_lock = trio.Lock()
+        self._writing: trio.Lock | None = None  # held while a frame is sent that cannot be sent at once
         self.broken = False
 
     async def read_frame(self, *, idle_timeout_s: float, take: Take = _take_none) -> bytes | None:
@@ -138,16 +138,24 @@ class FrameStream:
                 frame = self._ready.popleft()
                 if not take(frame):
                     return frame
-            # Not trio.fail_after: its two context managers cost as much as the scope within.
-            with trio.CancelScope(deadline=self._deadline_s(idle_timeout_s)) as scope:
+            deadline_s = self._deadline_s(idle_timeout_s)
+            if deadline_s == math.inf:  # a scope takes 700 bytes, and there may be dozens of streams that idle
                 await self._make_room()
-                if not await self._receive(receiver):
-                    if self._decoder.is_between_frames:
-                        return None
-                    raise StreamLostError("the stream ended within a frame")
-            # Frames that were taken meanwhile have put the deadline off.
-            if scope.cancelled_caught and trio.current_time() >= self._deadline_s(idle_timeout_s):
-                raise trio.TooSlowError
+                has_ended = not await self._receive(receiver)
+            else:
+                # Not trio.fail_after: its two context managers cost as much as the scope within.
+                with trio.CancelScope(deadline=deadline_s) as scope:
+                    await self._make_room()
+                    has_ended = not await self._receive(receiver)
+                if scope.cancelled_caught:
+                    # Frames that were taken meanwhile have put the deadline off.
+                    if trio.current_time() >= self._deadline_s(idle_timeout_s):
+                        raise trio.TooSlowError
+                    continue
+            if has_ended:
+                if self._decoder.is_between_frames:
+                    return None
+                raise StreamLostError("the stream ended within a frame")
 
     def done_with(self, frame: bytes) -> None:
         """The reader no longer holds a frame that :meth:`read_frame` returned: its room is free."""
@@ -165,7 +173,7 @@ class FrameStream:
         Raises:
             StreamLostError: the stream is broken, or closed by either end.
         """
-        if self._fast is None or self._write_lock.locked():
+        if self._fast is None or (self._writing is not None and self._writing.locked()):
             return False
         try:
             return self._fast.write_now(encode_frame(body))
@@ -185,7 +193,8 @@ class FrameStream:
         if self.write_now(body):
             return
         frame = encode_frame(body)
-        async with self._write_lock:
+        self._writing = self._writing or trio.Lock()
+        async with self._writing:
             try:
                 for start in range(0, len(frame), MAX_PAYLOAD_BYTES):
                     on_offer()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+from collections import Counter
 from weakref import ref
 
 import pytest
@@ -128,6 +130,22 @@ async def test_an_idle_connection_takes_a_task_at_each_end_and_the_one_that_acce
             await parts_of(client)[1].dial_addr(listen_addresses(server)[0], server.get_id())
             await trio.testing.wait_all_tasks_blocked(0.1)
             assert trio.lowlevel.current_statistics().tasks_living - before == 3
+
+
+def living(*kinds: type[object]) -> Counter[str]:
+    gc.collect()
+    return Counter(type(each).__name__ for each in gc.get_objects() if isinstance(each, kinds))
+
+
+async def test_an_idle_connection_has_nothing_for_those_who_wait_but_for_its_end_and_nothing_for_tasks() -> None:
+    kinds = (trio.lowlevel.ParkingLot, trio.Lock, trio.Semaphore, trio.Event, trio.Nursery)
+    with trio.fail_after(30):
+        async with open_host(settings()) as client, open_host(settings()) as server:
+            await trio.testing.wait_all_tasks_blocked()
+            before = living(*kinds)
+            await parts_of(client)[1].dial_addr(listen_addresses(server)[0], server.get_id())
+            await trio.testing.wait_all_tasks_blocked(0.1)
+            assert living(*kinds) - before == {"Event": 2}, "one at each end"
 
 
 @pytest.mark.usefixtures("uncollected")

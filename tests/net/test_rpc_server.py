@@ -469,3 +469,4 @@ async def test_a_server_that_stops_resets_the_streams_it_serves(kind: str) -> No
     assert busy.is_reset
     assert len(handler.asked) == 1
     assert not server._peers
+    assert not server._serving

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from weakref import ref
 
 import pytest
 import trio
 from libp2p.peer.id import ID
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from prime_dht.net.yamux import FastYamux
 from prime_dht.net.yamux.frames import ACK, DATA, FIN, GO_AWAY, NORMAL, RST, SYN, WINDOW_UPDATE, encode
@@ -134,10 +135,39 @@ async def test_a_task_flushes_what_the_kernel_did_not_take_and_there_is_none_bef
     peer, dialer = MemoryConn(is_initiator=False), Slow(is_initiator=True)
     peer.other, dialer.other = dialer, peer
     muxer = FastYamux(dialer, PEER)
-    nursery.start_soon(muxer.start)
+    started: list[object] = []
+
+    def start_soon(task: Callable[[], Awaitable[None]]) -> None:
+        started.append(task)
+        nursery.start_soon(task)
+
+    nursery.start_soon(muxer.run, start_soon)
     await wait_all_tasks_blocked()
-    assert Slow.flushes == 0
+    assert Slow.flushes == len(started) == 0
     for _ in range(3):
         await muxer.open_stream()
     await wait_all_tasks_blocked()
-    assert Slow.flushes == 1
+    assert Slow.flushes == len(started) == 1
+
+
+async def test_what_is_not_flushed_at_the_end_is_not_waited_for(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    class Stuck(MemoryConn):
+        def send_now(self, data: bytes) -> bool:
+            super().send_now(data)
+            return False
+
+        async def flush(self) -> None:
+            await trio.sleep_forever()
+
+    peer, dialer = MemoryConn(is_initiator=False), Stuck(is_initiator=True)
+    peer.other, dialer.other = dialer, peer
+    muxer = FastYamux(dialer, PEER)
+    async with trio.open_nursery() as running:
+        running.start_soon(muxer.start)
+        await wait_all_tasks_blocked()
+        await muxer.open_stream()
+        await wait_all_tasks_blocked()
+        nursery.start_soon(peer.close)
+    assert muxer.is_closed

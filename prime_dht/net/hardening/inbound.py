@@ -21,8 +21,6 @@ from __future__ import annotations
 import ipaddress
 import logging
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from libp2p.abc import IMuxedConn, INetConn
 from libp2p.io.abc import ReadWriteCloser
@@ -34,6 +32,8 @@ from libp2p.network.swarm import Swarm
 from multiaddr import Multiaddr
 
 from prime_dht.net.hardening.limits import HostLimits
+
+_HALF_OPEN, _ESTABLISHED = "half-open", "established"
 
 logger = logging.getLogger(__name__)
 
@@ -47,52 +47,47 @@ class Admission:
 
     def __init__(self, limits: HostLimits) -> None:
         self._limits = limits
-        self._half_open = 0
-        self._established = 0
-        self._by_source: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()  # of states and of sources
 
     def refusal(self, source: str | None) -> str | None:
         """Why a new connection cannot be taken now; ``None`` if it can."""
-        if self._half_open >= self._limits.max_half_open:
+        if self._counts[_HALF_OPEN] >= self._limits.max_half_open:
             return "too many connections are half-open"
-        if self._established >= self._limits.max_inbound_connections:
+        if self._counts[_ESTABLISHED] >= self._limits.max_inbound_connections:
             return "too many connections are open"
-        if source is not None and self._by_source[source] >= self._limits.max_inbound_per_address:
+        if source is not None and self._counts[source] >= self._limits.max_inbound_per_address:
             return f"too many connections from {source}"
         return None
 
-    @contextmanager
-    def half_open(self, source: str | None) -> Iterator[None]:
+    def half_open(self, source: str | None) -> _Counted:
         """Count a connection as half-open while the block lasts."""
-        self._half_open += 1
-        try:
-            with self._counted(source):
-                yield
-        finally:
-            self._half_open -= 1
+        return _Counted(self._counts, _HALF_OPEN, source)
 
-    @contextmanager
-    def established(self, source: str | None) -> Iterator[None]:
+    def established(self, source: str | None) -> _Counted:
         """Count a connection as established while the block lasts."""
-        self._established += 1
-        try:
-            with self._counted(source):
-                yield
-        finally:
-            self._established -= 1
+        return _Counted(self._counts, _ESTABLISHED, source)
 
-    @contextmanager
-    def _counted(self, source: str | None) -> Iterator[None]:
-        if source is None:
-            yield
-            return
-        self._by_source[source] += 1
-        try:
-            yield
-        finally:
-            self._by_source[source] -= 1
-            if not self._by_source[source]:
-                del self._by_source[source]
+
+class _Counted:
+    """Counts a connection by its state and its source while the block lasts.
+
+    (A class: each inbound connection lives in such a block, and a generator's takes half a kilobyte.)
+    """
+
+    __slots__ = ("_as", "_counts")
+
+    def __init__(self, counts: Counter[str], state: str, source: str | None) -> None:
+        self._counts = counts
+        self._as = (state,) if source is None else (state, source)
+
+    def __enter__(self) -> None:
+        self._counts.update(self._as)
+
+    def __exit__(self, *_: object) -> None:
+        self._counts.subtract(self._as)
+        for key in self._as:
+            if not self._counts[key]:
+                del self._counts[key]
 
 
 class _InboundGuard:

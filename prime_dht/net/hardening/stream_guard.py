@@ -23,6 +23,7 @@ import logging
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from types import MappingProxyType
 
 import trio
@@ -79,20 +80,17 @@ class StreamGuard:
             await _reset(stream)
             return
         self._open[peer] += 1
+        ended = False
         try:
-            await self._serve(stream, peer)
+            with contained(partial(self._note, peer, stream)):
+                await self._handler(stream)
+                ended = not self._finish_streams or await _finish(stream)
+            if not ended:
+                await _reset(stream)
         finally:
             self._open[peer] -= 1
             if not self._open[peer]:
                 del self._open[peer]
-
-    async def _serve(self, stream: INetStream, peer: PeerId) -> None:
-        ended = False
-        with contained(lambda faults: self._note(peer, stream, faults)):
-            await self._handler(stream)
-            ended = not self._finish_streams or await _finish(stream)
-        if not ended:
-            await _reset(stream)
 
     def _note(self, peer: PeerId, stream: INetStream, faults: ExceptionGroup[Exception]) -> None:
         self._faults[peer] = self._faults.pop(peer, 0) + 1

@@ -23,7 +23,8 @@ stream that finds no place fails after ``OPEN_TIMEOUT_S`` instead of never, no s
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import cached_property
 from typing import Protocol
 
 import trio
@@ -61,6 +62,10 @@ _logger = logging.getLogger(__name__)
 
 OnStream = Callable[[FastYamuxStream], None]
 OnEnd = Callable[[], None]
+StartSoon = Callable[[Callable[[], Awaitable[None]]], None]
+
+_SET = trio.Event()
+_SET.set()
 
 
 class MuxableConn(Protocol):
@@ -105,18 +110,28 @@ class FastYamux(IMuxedConn):
         self._streams: dict[int, FastYamuxStream] = {}
         self._lingering: dict[int, FastYamuxStream] = {}  # in the order of their closing
         self._next_stream_id = 1 if conn.is_initiator else 2
-        self._outbound_slots = trio.Semaphore(max_outbound_streams)
+        self._max_outbound = max_outbound_streams
         self._free_inbound = max_inbound_streams
         self._max_inbound = max_inbound_streams
         self._to_accept: list[FastYamuxStream] = []
-        self._acceptors = trio.lowlevel.ParkingLot()
         self._on_stream: OnStream | None = None
         self._on_end: OnEnd | None = None
-        self._nursery: trio.Nursery | None = None
+        self._start_soon: StartSoon | None = None
         self._is_flushing = False
         self._replies: bytearray | None = None  # what the read loop has to send, while it handles what it received
         self._buffered_bytes = 0
         self._spare_window_bytes = SPARE_WINDOW_BYTES
+
+    # Each takes a quarter of a kilobyte. Only who opens streams needs the first, and only who accepts them the second.
+
+    @cached_property
+    def _outbound_slots(self) -> trio.Semaphore:
+        return trio.Semaphore(self._max_outbound)
+
+    @cached_property
+    def _acceptors(self) -> trio.lowlevel.ParkingLot:
+        """Those who wait for the peer to open a stream."""
+        return trio.lowlevel.ParkingLot()
 
     # What py-libp2p's swarm uses
 
@@ -139,27 +154,37 @@ class FastYamux(IMuxedConn):
 
     async def start(self) -> None:
         """Read from the peer until the connection ends, whichever side ends it. A second call does nothing."""
+        async with trio.open_nursery() as nursery:
+            await self.run(nursery.start_soon)
+            nursery.cancel_scope.cancel()
+
+    async def run(self, start_soon: StartSoon) -> None:
+        """As ``start``, with a place for tasks that is shared: one is needed rarely, and a nursery takes a kilobyte.
+
+        Args:
+            start_soon: starts a task, as a nursery's own does; it may outlive the connection for a moment.
+        """
         if self.event_started.is_set():
             return
+        self._start_soon = start_soon
+        self.event_started.set()
+        self.event_started = _SET  # an event takes a quarter of a kilobyte
+        parser = frames.FrameParser()
         try:
-            async with trio.open_nursery() as self._nursery:
-                self.event_started.set()
-                await self._run()
-                self._nursery.cancel_scope.cancel()
-        finally:
-            # They refer back to this, which would wait for garbage collection.
-            self._nursery = self._on_stream = self._on_end = None
-
-    async def _run(self) -> None:
-        try:
-            await self._read_frames()
+            while not self._is_closed:
+                # Without a name: it would keep the last of what was received for as long as nothing more is.
+                self._handle_all(parser, await self.secured_conn.read_some())
         except ConnectionClosedError as reason:
             _logger.debug("connection to %s ended: %s", self._peer, reason)
         except RemoteProtocolError as error:
             _logger.info("closing the connection to %s: %s", self._peer, error)
             self._shut(frames.PROTOCOL_ERROR)
         finally:
-            await self.close()
+            try:
+                await self.close()
+            finally:
+                # They refer back to this, which would wait for garbage collection.
+                self._start_soon = self._on_stream = self._on_end = None
 
     async def open_stream(self) -> FastYamuxStream:
         """Open a stream to the peer. If this is cancelled, no stream was opened.
@@ -256,9 +281,9 @@ class FastYamux(IMuxedConn):
             self._replies += frame
             return
         try:
-            if not self.secured_conn.send_now(frame) and self._nursery is not None and not self._is_flushing:
+            if not self.secured_conn.send_now(frame) and self._start_soon is not None and not self._is_flushing:
                 self._is_flushing = True
-                self._nursery.start_soon(self._flush)
+                self._start_soon(self._flush)
         except ConnectionClosedError as error:
             _logger.debug("nothing can be sent to %s: %s", self._peer, error)
 
@@ -316,12 +341,6 @@ class FastYamux(IMuxedConn):
             self._is_flushing = False
 
     # The read loop
-
-    async def _read_frames(self) -> None:
-        parser = frames.FrameParser()
-        while not self._is_closed:
-            # Without a name: it would keep the last of what was received for as long as nothing more is.
-            self._handle_all(parser, await self.secured_conn.read_some())
 
     def _handle_all(self, parser: frames.FrameParser, chunks: list[bytes]) -> None:
         if self._is_closed:

@@ -221,6 +221,7 @@ def test_every_connection_that_ends_gives_its_place_back(connections: list[tuple
         with getattr(admission, state)(source):
             assert admission.refusal(source) is not None or (state, source) == ("established", None)
     assert [admission.refusal(source) for source in ("a", "b", None)] == [None, None, None]
+    assert not admission._counts.keys() - {"half-open", "established"}, "sources are not remembered"
 
 
 @pytest.mark.parametrize(
