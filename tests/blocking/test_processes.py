@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from prime_dht.testing.processes import run, running, running_node
+from prime_dht.testing.processes import run, run_warm, running, running_node, running_warm
 
 WORKERS = Path(__file__).with_name("workers.py")
 
@@ -30,18 +31,28 @@ dht = connect(sys.argv[1], data_dir=sys.argv[2] if len(sys.argv) > 2 else None)
 """
 
 
-def program(body: str, *arguments: str) -> tuple[str, ...]:
-    """The command that runs a program, which has a client, ``dht``."""
-    return sys.executable, "-c", OPENING + body, *arguments
+Program = Callable[[str], str]
+
+
+@pytest.fixture
+def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
+    """Makes a file of a program, which has a client, ``dht``."""
+
+    def written(body: str) -> str:
+        path = tmp_path_factory.mktemp("program") / "program.py"
+        path.write_text(OPENING + body)
+        return str(path)
+
+    return written
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_worker_processes_load_with_clients_of_their_own_one_each(swarm: tuple[str, ...], method: str) -> None:
-    ended = run(sys.executable, str(WORKERS), method, swarm[0])
+    ended = run_warm(str(WORKERS), method, swarm[0])
     assert (ended.status, ended.out, ended.err) == (0, b"4 [0, 0]\n", "")
 
 
-def test_a_forked_child_is_another_node_and_leaves_its_parents_alone(swarm: tuple[str, ...]) -> None:
+def test_a_forked_child_is_another_node_and_leaves_its_parents_alone(swarm: tuple[str, ...], program: Program) -> None:
     body = """
 dht.put("processes:forked", b"by the parent")
 mine = dht.peer_id
@@ -67,7 +78,7 @@ connected = {peer.peer for peer in dht.peers() if peer.connected}
 tell(status, len(connected), dht.get("processes:forked", publisher=mine, latest=True).value, dht.peer_id == mine)
 pending.cancel()
 """
-    ended = run(*program(body, swarm[0]))
+    ended = run_warm(program(body), swarm[0])
     theirs = "this was begun in the process that forked this one, and goes on only there"
     assert (ended.status, ended.err) == (0, "")
     assert ended.out.decode().splitlines() == [
@@ -82,7 +93,7 @@ pending.cancel()
     ]
 
 
-def test_forks_in_the_middle_of_calls_of_other_threads_do_not_hang(swarm: tuple[str, ...]) -> None:
+def test_forks_in_the_middle_of_calls_of_other_threads_do_not_hang(swarm: tuple[str, ...], program: Program) -> None:
     body = """
 stop = threading.Event()
 
@@ -105,7 +116,7 @@ for thread in threads:
     thread.join()
 tell(statuses)
 """
-    ended = run(*program(body, swarm[0]))
+    ended = run_warm(program(body), swarm[0])
     assert (ended.status, ended.out, ended.err) == (0, b"[1, 1, 1, 1, 1, 1]\n", "")
 
 
@@ -123,7 +134,7 @@ with connect(serve=True, config=NodeConfig(listen=(LOOPBACK,))) as server:
     assert (ended.status, ended.out, ended.err) == (0, b"0\n", "")
 
 
-def test_ctrl_c_ends_the_call_at_once_and_the_client_goes_on(swarm: tuple[str, ...]) -> None:
+def test_ctrl_c_ends_the_call_at_once_and_the_client_goes_on(swarm: tuple[str, ...], program: Program) -> None:
     body = """
 for _ in range(2):
     try:
@@ -131,7 +142,7 @@ for _ in range(2):
     except KeyboardInterrupt:
         tell(dht.put("processes:interrupted", b"value").acknowledged)
 """
-    with running(*program(body, swarm[0])) as script:
+    with running_warm(program(body), swarm[0]) as script:
         for _ in range(2):
             assert script.line() == "asking"
             script.process.send_signal(signal.SIGINT)
@@ -140,7 +151,7 @@ for _ in range(2):
     assert (ended.status, ended.err) == (0, "")
 
 
-def test_ctrl_c_ends_a_get_that_waits_for_a_silent_peer() -> None:
+def test_ctrl_c_ends_a_get_that_waits_for_a_silent_peer(program: Program) -> None:
     body = """
 tell("connected")
 sys.stdin.readline()
@@ -152,7 +163,7 @@ except KeyboardInterrupt:
 sys.stdin.readline()
 tell(dht.put("k", b"value").acknowledged)
 """
-    with running_node() as (node, address), running(*program(body, address)) as script:
+    with running_node() as (node, address), running_warm(program(body), address) as script:
         stdin = script.process.stdin
         assert stdin is not None
         assert script.line() == "connected"
@@ -202,7 +213,7 @@ def test_ctrl_c_ends_connecting() -> None:
     ],
 )
 def test_a_program_that_does_not_close_its_client_just_ends(
-    swarm: tuple[str, ...], tmp_path: Path, body: str, out: list[str], status: int
+    swarm: tuple[str, ...], program: Program, tmp_path: Path, body: str, out: list[str], status: int
 ) -> None:
-    ended = run(*program(body, swarm[0], str(tmp_path)))
+    ended = run_warm(program(body), swarm[0], str(tmp_path))
     assert (ended.status, sorted(ended.out.decode().splitlines()), ended.err) == (status, out, "")

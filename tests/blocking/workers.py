@@ -48,7 +48,8 @@ def main(method: str, peer: str) -> None:
             queue.put(None)
         for worker in workers:
             worker.join()
-        with multiprocessing.Pool(2) as pool:  # which sends a copy with every task
+        # Neither begins before the other is there, and might then do everything.
+        with multiprocessing.Pool(2, multiprocessing.Barrier(2).wait) as pool:  # which sends a copy with every task
             loaded += pool.map(samples.__getitem__, range(SAMPLES), chunksize=1)
         assert sorted(value for value, _ in loaded) == sorted(2 * [b"%d" % number for number in range(SAMPLES)])
         identities = {identity for _, identity in loaded}

@@ -13,14 +13,14 @@ import pytest
 
 from prime_dht.cli.commands.swarm import LOOPBACK, config_of
 from prime_dht.config import NodeConfig
-from prime_dht.testing.processes import PRIME_DHT, Ended, prime_dht, running
+from prime_dht.testing.processes import PRIME_DHT, Ended, prime_dht, running, running_warm
 
 
 def test_its_nodes_serve_until_a_signal_and_their_directories_bring_them_back(
     here: Callable[..., Ended], tmp_path: Path
 ) -> None:
     arguments = (*PRIME_DHT, "swarm", "4", "--data-dir", str(tmp_path))
-    with running(*arguments) as swarm:
+    with running_warm(*arguments) as swarm:
         assert swarm.line().split() == ["node", "address"]
         addresses = [swarm.line().split()[1] for _ in range(4)]
         assert here("put", "durable", "survives", "--peer", addresses[1]).err == ""
@@ -29,7 +29,7 @@ def test_its_nodes_serve_until_a_signal_and_their_directories_bring_them_back(
     assert "Traceback" not in ended.err
     assert f"ready: 4 nodes, until Ctrl-C; try: prime-dht put greeting hello --peer {addresses[0]}" in ended.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["node-1", "node-2", "node-3", "node-4"]
-    with running(*arguments, "--json") as again:
+    with running_warm(*arguments, "--json") as again:
         nodes = [json.loads(again.line()) for _ in range(4)]
         assert [node["peer"] for node in nodes] == [address.rpartition("/")[2] for address in addresses]
         assert here("get", "durable", "--peer", nodes[2]["addresses"][0]).out == b"survives"

@@ -8,7 +8,7 @@ import signal
 import socket
 from collections.abc import Callable
 
-from prime_dht.testing.processes import PRIME_DHT, Ended, running
+from prime_dht.testing.processes import PRIME_DHT, Ended, running_warm
 
 NOBODY = "12D3KooWLRPJAA5o6Ue7HZ1ZUKzNx1bmXZzHnQXEMNvvTHDsdc1B"
 
@@ -61,7 +61,7 @@ def test_another_peer_at_the_address_is_no_answer(here: Callable[..., Ended], th
 
 
 def test_ctrl_c_ends_it_with_the_summary(three_nodes: tuple[str, ...]) -> None:
-    with running(*PRIME_DHT, "ping", three_nodes[0], "--interval", "60") as pinging:
+    with running_warm(*PRIME_DHT, "ping", three_nodes[0], "--interval", "60") as pinging:
         assert pinging.line().startswith("answer 1: ")
         ended = pinging.stop(signal.SIGINT)
     assert (ended.status, ended.err) == (130, "")

@@ -6,7 +6,7 @@ import json
 import signal
 from collections.abc import Callable
 
-from prime_dht.testing.processes import LOOPBACK, PRIME_DHT, Ended, running
+from prime_dht.testing.processes import LOOPBACK, PRIME_DHT, Ended, running_warm
 
 CID = "bafybeigdyrzt5sfp7udm7hu76uh7y26nf3efuylqabf3oclgtqy55fbzdi"
 OTHER_CID = "bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy"
@@ -14,7 +14,7 @@ OTHER_CID = "bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy"
 
 def test_what_is_provided_is_found_until_ctrl_c(here: Callable[..., Ended], three_nodes: tuple[str, ...]) -> None:
     arguments = ("provide", CID, "--peer", three_nodes[0], "--listen", LOOPBACK, "--json")
-    with running(*PRIME_DHT, *arguments) as providing:
+    with running_warm(*PRIME_DHT, *arguments) as providing:
         announced = json.loads(providing.line())
         found = here("providers", CID, "--peer", three_nodes[1])
         as_json = here("providers", CID, "--peer", three_nodes[2], "--json")

@@ -12,7 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from prime_dht.testing.processes import LOOPBACK, PRIME_DHT, TIMEOUT_S, Ended, prime_dht, running, running_node
+from prime_dht.testing.processes import (
+    LOOPBACK,
+    PRIME_DHT,
+    TIMEOUT_S,
+    Ended,
+    prime_dht,
+    running,
+    running_node,
+    running_warm,
+)
 
 Here = Callable[..., Ended]
 
@@ -167,7 +176,7 @@ def test_a_reader_that_stops_reading_ends_a_get_quietly(through: dict[str, str])
 @pytest.mark.parametrize("command", [("get", "key"), ("put", "key", "value")], ids=["get", "put"])
 def test_ctrl_c_ends_a_command_that_waits(command: tuple[str, ...], silent: tuple[socket.socket, str]) -> None:
     listener, peer = silent
-    with running(*PRIME_DHT, *command, "--peer", peer) as waiting:
+    with running_warm(*PRIME_DHT, *command, "--peer", peer) as waiting:
         connection, _ = listener.accept()
         with connection:
             assert waiting.stop(signal.SIGINT) == Ended(130, b"", "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from prime_dht.testing.processes import run, running_node
+from prime_dht.testing.processes import run, run_warm, running_node
 
 EXAMPLE = str(Path(__file__).parents[2] / "examples" / "blocking.py")
 
@@ -13,13 +13,13 @@ EXAMPLE = str(Path(__file__).parents[2] / "examples" / "blocking.py")
 def test_two_workers_fit_the_same_slope() -> None:
     with running_node() as (_, address):
         for name in ("alice", "bob"):
-            ended = run(sys.executable, EXAMPLE, address, name)
+            ended = run_warm(EXAMPLE, address, name)
             shown = f"{name}: slope 3.0, 20 of 20 gradients shared\n".encode()
             assert (ended.status, ended.out, ended.err) == (0, shown, "")
 
 
 def test_it_says_how_it_is_used_and_what_is_wrong() -> None:
     assert b"usage: blocking.py" in run(sys.executable, EXAMPLE, "--help").out
-    ended = run(sys.executable, EXAMPLE, "typo", "alice")
+    ended = run_warm(EXAMPLE, "typo", "alice")
     assert (ended.status, ended.err.count("\n")) == (1, 1)
     assert "typo" in ended.err

@@ -8,40 +8,40 @@ from pathlib import Path
 
 import pytest
 
-from prime_dht.testing.processes import LOOPBACK, run, running
+from prime_dht.testing.processes import LOOPBACK, run, run_warm, running_warm
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def example(name: str) -> tuple[str, str]:
-    return sys.executable, str(EXAMPLES / name)
+def example(name: str) -> str:
+    return str(EXAMPLES / name)
 
 
 def test_put_get_puts_through_a_node_of_run_node_and_gets_it_back_later(tmp_path: Path) -> None:
-    with running(*example("run_node.py"), "--listen", LOOPBACK, "--data-dir", str(tmp_path / "node")) as node:
+    with running_warm(example("run_node.py"), "--listen", LOOPBACK, "--data-dir", str(tmp_path / "node")) as node:
         address = node.line()
-        put = run(*example("put_get.py"), address, "greeting", "hello, swarm")
+        put = run_warm(example("put_get.py"), address, "greeting", "hello, swarm")
         assert (put.status, put.out) == (0, b"stored by 1 of 3 replicas\nhello, swarm\n"), put.err
         assert node.line().startswith("EntryStored(key=b'/prime/greeting'")
-        assert run(*example("put_get.py"), address, "greeting").out == b"hello, swarm\n"
-        assert run(*example("put_get.py"), address, "nobody").out == b"nothing there\n"
+        assert run_warm(example("put_get.py"), address, "greeting").out == b"hello, swarm\n"
+        assert run_warm(example("put_get.py"), address, "nobody").out == b"nothing there\n"
         ended = node.stop(signal.SIGINT)
     assert (ended.status, ended.err) == (0, "")
 
 
 def test_run_node_joins_another(tmp_path: Path) -> None:
-    with running(*example("run_node.py"), "--listen", LOOPBACK) as first:
+    with running_warm(example("run_node.py"), "--listen", LOOPBACK) as first:
         address = first.line()
-        with running(*example("run_node.py"), "--listen", LOOPBACK, "--peer", address) as second:
+        with running_warm(example("run_node.py"), "--listen", LOOPBACK, "--peer", address) as second:
             peer_id = second.line().rpartition("/")[2]
             assert "PeerJoined" in second.line()
             assert "PeerJoined" in first.line(), peer_id
 
 
 def test_a_host_with_a_protocol_of_its_own_serves_that_and_the_dht() -> None:
-    with running(*example("embed_in_host.py")) as first:
+    with running_warm(example("embed_in_host.py")) as first:
         address = first.line()
-        second = run(*example("embed_in_host.py"), address)
+        second = run_warm(example("embed_in_host.py"), address)
         assert (second.status, second.out) == (0, b"echo, echo\nknown to both, stored by 2\n"), second.err
         ended = first.stop(signal.SIGINT)
     assert ended.status == 0
@@ -52,9 +52,9 @@ def test_share_file_fetches_what_another_adds_and_shows_how_far_it_is(tmp_path: 
     content = bytes(range(256)) * 10_000
     added, fetched = tmp_path / "added", tmp_path / "fetched"
     added.write_bytes(content)
-    with running(*example("share_file.py"), "add", str(added), "--listen", LOOPBACK) as node:
+    with running_warm(example("share_file.py"), "add", str(added), "--listen", LOOPBACK) as node:
         address, cid = node.line().split()
-        ended = run(*example("share_file.py"), "fetch", address, cid, str(fetched))
+        ended = run_warm(example("share_file.py"), "fetch", address, cid, str(fetched))
         assert (ended.status, ended.out) == (0, f"{fetched}: 2,560,000 bytes\n".encode()), ended.err
         assert "2,560,000 of 2,560,000 bytes, " in ended.err
         assert fetched.read_bytes() == content
@@ -63,14 +63,14 @@ def test_share_file_fetches_what_another_adds_and_shows_how_far_it_is(tmp_path: 
 
 @pytest.mark.parametrize("name", ["run_node.py", "put_get.py", "share_file.py", "demo.py"])
 def test_each_says_how_it_is_used(name: str) -> None:
-    ended = run(*example(name), "--help")
+    ended = run(sys.executable, example(name), "--help")
     assert (ended.status, ended.err) == (0, "")
     assert b"usage: " + name.encode() in ended.out
 
 
 def test_a_mistake_is_one_line() -> None:
-    for command in ([*example("put_get.py"), "typo", "key"], [*example("run_node.py"), "--listen", "typo"]):
-        ended = run(*command)
+    for command in ([example("put_get.py"), "typo", "key"], [example("run_node.py"), "--listen", "typo"]):
+        ended = run_warm(*command)
         assert ended.status == 1
         assert "typo" in ended.err
         assert ended.err.count("\n") == 1

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 
-from prime_dht.testing.processes import run, running, running_node
+from prime_dht.testing.processes import run_warm, running_node, running_warm
 
-TRAINER = (sys.executable, str(Path(__file__).parents[2] / "examples" / "trainer.py"))
+TRAINER = str(Path(__file__).parents[2] / "examples" / "trainer.py")
 
 
 def test_it_is_run_watched_started_again_and_stopped(tmp_path: Path) -> None:
@@ -33,8 +32,8 @@ def test_it_is_run_watched_started_again_and_stopped(tmp_path: Path) -> None:
             "TRAINER_DATA_DIR": str(tmp_path / "0"),
             "TRAINER_HEALTH_FILE": str(tmp_path / "health.json"),
         }
-        with running(*TRAINER, "--rounds", "4", "--round-timeout", "4", env=first) as trainer:
-            second = run(*TRAINER, "--rank", "1", "--rounds", "3", env=common)
+        with running_warm(TRAINER, "--rounds", "4", "--round-timeout", "4", env=first) as trainer:
+            second = run_warm(TRAINER, "--rank", "1", "--rounds", "3", env=common)
             ended = trainer.end()
 
         assert (second.status, second.err) == (0, "")
@@ -50,7 +49,7 @@ def test_it_is_run_watched_started_again_and_stopped(tmp_path: Path) -> None:
         assert (health()["state"], health()["last_round"]) == ("stopped", 2)
 
         # What it has pushed is where it goes on.
-        with running(*TRAINER, "--rounds", "9", env=first) as trainer:
+        with running_warm(TRAINER, "--rounds", "9", env=first) as trainer:
             (resumed,) = events(trainer.line_with("resumed"))["resumed"]
             assert (resumed["version"], resumed["round"]) == (1, 2)
             assert health()["state"] == "running"
@@ -69,6 +68,6 @@ def test_it_is_run_watched_started_again_and_stopped(tmp_path: Path) -> None:
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(arguments: str, environment: dict[str, str], mistake: str) -> None:
-    ended = run(*TRAINER, *arguments.split(), env=environment)
+    ended = run_warm(TRAINER, *arguments.split(), env=environment)
     assert (ended.status, ended.out, ended.err.count("\n")) == (2, b"", 1)
     assert mistake in ended.err

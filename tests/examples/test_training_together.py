@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from prime_dht.testing.processes import run, running, running_node
+from prime_dht.testing.processes import run, run_warm, running_node, running_warm
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FEDERATED, DILOCO = (str(EXAMPLES / f"{name}.py") for name in ("federated_digits", "diloco"))
@@ -18,7 +18,7 @@ PNG = b"\x89PNG\r\n"
 
 def check(example: str, shown: str, *arguments: str, folder: Path) -> None:
     """A short run: it says of each round what it should, comes within 2 points of training in one place, and draws."""
-    ended = run(sys.executable, example, "--workers", "2", "--rounds", "8", *arguments, cwd=folder)
+    ended = run_warm(example, "--workers", "2", "--rounds", "8", *arguments, cwd=folder)
     assert (ended.status, ended.err) == (0, "")
     *rounds, last = ended.out.decode().splitlines()
     assert len(rounds) == 8
@@ -41,7 +41,7 @@ def test_diloco_in_a_swarm_that_is_there_is_as_good_though_it_sends_a_tenth(tmp_
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_no_worker_outlives_it(signum: int, status: int, tmp_path: Path) -> None:
-    with running(sys.executable, FEDERATED, "--workers", "2", "--rounds", "10000", cwd=tmp_path) as example:
+    with running_warm(FEDERATED, "--workers", "2", "--rounds", "10000", cwd=tmp_path) as example:
         assert example.line().startswith("round  1: ")
         ended = example.stop(signum)  # when all that have its standard streams have ended
         assert (ended.status, ended.err) == (status, "")
@@ -58,7 +58,7 @@ def test_no_worker_outlives_it(signum: int, status: int, tmp_path: Path) -> None
     ],
 )
 def test_a_mistake_is_one_line(arguments: str, status: int, mistake: str, tmp_path: Path) -> None:
-    ended = run(sys.executable, FEDERATED, *arguments.split(), cwd=tmp_path)
+    ended = run_warm(FEDERATED, *arguments.split(), cwd=tmp_path)
     assert (ended.status, ended.out, ended.err.count("\n")) == (status, b"", 1)
     assert mistake in ended.err
 
