@@ -13,6 +13,8 @@ Pure: nothing here opens a file or a socket, reads a clock or draws a random num
 ``under_way``    the blocks that a plan has begun with, and how far each is
 ``provider``     what a plan knows of one provider, and how much it may be asked for
 ``breadth``      how many of its providers a plan asks at a time
+``choice``       and of which of these a block
+``searches``     when a plan searches for more of them
 ``actions``      what a plan tells its driver to do
 ===============  =======================================================================
 """

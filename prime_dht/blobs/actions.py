@@ -91,9 +91,11 @@ class Progress:
         size_bytes: of what is walked, the blob or a part of it; ``None`` until it is known.
         settled_bytes: of these, those whose blocks are in the store; at the end all.
         fetched_bytes, fetched_blocks: what providers brought, nodes included.
+        fetched_parts: that were reported of blocks which take their time, whether or not these came to their end.
     """
 
     size_bytes: int | None
     settled_bytes: int
     fetched_bytes: int
     fetched_blocks: int
+    fetched_parts: int

@@ -87,9 +87,9 @@ class Breadth:
             self._begin(now_us)
         return had_others
 
-    def step(self, providers: Mapping[PeerId, Provider], now_us: int) -> bool:
-        """Decide which of these are in use from now on. Returns whether the fetch lags with those that were."""
-        lags = False
+    def step(self, providers: Mapping[PeerId, Provider], now_us: int) -> list[Provider]:
+        """Decide which of these are in use from now on. Returns those that were, if the fetch lags with them."""
+        too_few: list[Provider] = []
         if not self._halves:
             self._measure(now_us)
         elif any(peer not in providers or now_us < providers[peer].rests_until_us for peer in self._halves[-1]):
@@ -97,11 +97,14 @@ class Breadth:
         elif now_us >= self._measured_at_us + TRUSTED_US:
             self._wait_us = max(self._wait_us // WAIT_FACTOR, FIRST_WAIT_US)
             self.use_all(now_us)
-        else:
-            lags = self._compare(now_us)
+        elif self._lags(now_us):
+            too_few = self.in_use(providers)
+            self._wait_us = min(self._wait_us * WAIT_FACTOR, LONGEST_WAIT_US)
+            self._halves.pop()
+            self._begin(now_us)
         if self._is_steady and now_us >= self._begun_at_us + self._wait_us:
             self._narrow(providers, now_us)
-        return lags
+        return too_few
 
     def _measure(self, now_us: int) -> None:
         """Measure the rate of all, one period after the other."""
@@ -114,18 +117,13 @@ class Breadth:
         self._measured_at_us = self._seen_at_us = now_us
         self._came_bytes = 0
 
-    def _compare(self, now_us: int) -> bool:
-        """Take the last step back if the fetch lags behind the rate of all. Returns whether it does."""
+    def _lags(self, now_us: int) -> bool:
+        """Count what came since; whether the fetch lags too far behind the rate of all."""
         came_us = self._came_bytes * US_PER_S / self._rate
         self._lag_us = max(self._lag_us + KEPT * (now_us - self._seen_at_us) - came_us, 0)
         self._seen_at_us = now_us
         self._came_bytes = 0
-        lags = self._lag_us > MAX_LAG_US
-        if lags:
-            self._wait_us = min(self._wait_us * WAIT_FACTOR, LONGEST_WAIT_US)
-            self._halves.pop()
-            self._begin(now_us)
-        return lags
+        return self._lag_us > MAX_LAG_US
 
     def _narrow(self, providers: Mapping[PeerId, Provider], now_us: int) -> None:
         """Use only the faster half."""

@@ -9,17 +9,19 @@ block goes is told in :mod:`prime_dht.blobs.under_way`.
   always a next leaf. What comes back from a provider is the first to be asked of another.
 - *From whom.* Of the providers in use (:mod:`prime_dht.blobs.breadth`: no more than make it faster) with room in their
   window (:mod:`prime_dht.blobs.provider`) the one that would have delivered it first. What those in use lack is asked
-  of any.
-- *Endgame.* A block is asked of one provider at a time, but when there is nothing else to ask for: at the end, and
-  where everything waits for a node, such as the root. Then what has been open for half a second is asked of a second
-  provider too, one that is idle, from the last block backwards. Whoever comes first counts.
+  of any. Newcomers are tried before all others, but at the end (:mod:`prime_dht.blobs.choice`).
+- *Twice.* A block is asked of one provider at a time, but when there is nothing else to ask for: at the end, where
+  everything waits for a node, such as the root, and where no more may be under way. Then what has been open for half a
+  second is asked of a second provider too, one that is idle, from the last block backwards; or, where no more may be
+  under way, the first block, if whoever was asked has not answered for so long. Whoever comes first counts.
 - *Providers* come and go at any time. One that sent bytes that are not the block is dropped for good. One is dropped
   that stalls, twice in a row if it has delivered before, that lacks the root, that lacks 8 blocks more than it brought,
   or that is busy 8 times in a row while others wait for its place; if it is found again, it may try again after all
   others. A block that one lacks is asked of others.
-- *Nobody left.* When no provider has the next block, others are searched for. After ``max_searches`` in a row that
-  brought not a single block, or ``patience_us`` without one, the plan has *failed*; all that was stored stays, and
-  another fetch goes on from there. If the blob breaks a rule of DAGs, it is *refused*: no provider can help.
+- *Nobody left.* When no provider has the next block, and when few are left, others are searched for
+  (:mod:`prime_dht.blobs.searches`). After ``max_searches`` that were needed and brought not a single block, or
+  ``patience_us`` without one, the plan has *failed*; all that was stored stays, and another fetch goes on from there.
+  If the blob breaks a rule of DAGs, it is *refused*: no provider can help.
 
 **Bounds.** Of blocks that are asked for or not yet stored there are never more than ``max_bytes`` and one block, beside
 a few nodes, and ``max_blocks``; this is also how a slow disk slows the network down. A block that is in the blob
@@ -31,7 +33,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from operator import methodcaller
 
 from prime_dht.blobs.actions import (
     Action,
@@ -49,24 +50,23 @@ from prime_dht.blobs.actions import (
     WaitUntil,
 )
 from prime_dht.blobs.breadth import MAX_LAG_US, Breadth
+from prime_dht.blobs.choice import SECOND_AFTER_US, first_for, newcomers, second_for
 from prime_dht.blobs.cid import BlockBytes, Cid
-from prime_dht.blobs.provider import Provider
+from prime_dht.blobs.provider import WINDOW_US, Provider
+from prime_dht.blobs.searches import Searches
 from prime_dht.blobs.under_way import BlockUnderWay, State, UnderWay
 from prime_dht.blobs.walk import Walk
 from prime_dht.errors import BlobError
 from prime_dht.ids import US_PER_S, PeerId, peer_text
 
-SECOND_AFTER_US = US_PER_S // 2
-"""In the endgame a block is asked of a second provider when the first has had it for so long."""
-
 REST_US = US_PER_S // 2
 """A provider that is busy is not asked for so long."""
 
-SEARCH_PAUSE_US = 2 * US_PER_S
-"""From the end of one search for providers to the next."""
-
 REFILL_BELOW = 0.75
 """Of the blocks that may be under way; with fewer, more are drawn."""
+
+A_WHILE_US = 3 * US_PER_S
+"""If all that is still to be fetched takes longer, and there are few providers, others are searched for."""
 
 MAX_STALLS = 2
 MAX_MISSES = 8
@@ -88,7 +88,7 @@ class FetchLimits:
         max_providers: asked at a time.
         silence_us: a provider that says nothing for so long has stalled.
         patience_us: a fetch that gets no block for so long has failed.
-        max_searches: for providers, in a row, without a block from any.
+        max_searches: for providers, when nobody has the next block, in a row and without a block from any.
     """
 
     max_bytes: int = 32 << 20
@@ -112,11 +112,9 @@ class FetchPlan:
         self._left: dict[PeerId, str] = {}
         self._waiting: dict[PeerId, str] = {}
         self._actions: list[Action] = []
-        self._is_searching = False
-        self._searches = 0
-        self._may_search_at_us = now_us
+        self._searches = Searches(now_us)
         self._progress_at_us = now_us
-        self._settled_bytes = self._fetched_bytes = self._fetched_blocks = 0
+        self._settled_bytes = self._fetched_bytes = self._fetched_blocks = self._fetched_parts = 0
         self._is_drawn = False  # whether the walk has nothing more to fetch before what is under way has come
         self._end: End | None = None
 
@@ -132,6 +130,7 @@ class FetchPlan:
             settled_bytes=self._settled_bytes,
             fetched_bytes=self._fetched_bytes,
             fetched_blocks=self._fetched_blocks,
+            fetched_parts=self._fetched_parts,
         )
 
     def next(self, now_us: int) -> list[Action]:
@@ -166,8 +165,7 @@ class FetchPlan:
 
     def on_search_ended(self, now_us: int) -> None:
         """All providers that a search found have been reported."""
-        self._is_searching = False
-        self._may_search_at_us = now_us + SEARCH_PAUSE_US
+        self._searches.on_ended(now_us)
 
     def on_present(self, cid: Cid, data: BlockBytes | None, now_us: int) -> None:
         """A block that was looked for is in the store. Bring the bytes of nodes and of the root; others need none."""
@@ -206,13 +204,13 @@ class FetchPlan:
         provider.stalls = provider.refusals = 0
         provider.delivered += 1
         for other in block.asked_of:
-            if self._providers[other].take_back(cid):
+            if self._providers[other].lose(cid, now_us):
                 self._actions.append(Cancel(other, (cid,)))
         self._breadth.hear(len(data))
         self._fetched_bytes += len(data)
         self._fetched_blocks += 1
         self._progress_at_us = now_us
-        self._searches = 0
+        self._searches.on_block()
         if block.size is None:
             self._give(cid, data)
         elif block.size != len(data):
@@ -225,6 +223,7 @@ class FetchPlan:
         """A block that takes its time goes on coming from a provider: it is slow, but has not stalled."""
         if provider := self._providers.get(peer):
             provider.hear_part(now_us)
+            self._fetched_parts += 1
 
     def on_false_block(self, peer: PeerId, cid: Cid) -> None:
         """A provider sent other bytes than those of a block."""
@@ -272,11 +271,9 @@ class FetchPlan:
 
     def _set_breadth(self, now_us: int) -> None:
         """Decide who is in use. If it had become too few, of one that is silent no more is expected than a block."""
-        in_use = self._breadth.in_use(self._providers)
-        if self._breadth.step(self._providers, now_us):
-            for provider in in_use:
-                if provider.asked[1:] and now_us >= provider.heard_us + MAX_LAG_US:
-                    self._relieve(provider, provider.asked[1:], now_us)
+        for provider in self._breadth.step(self._providers, now_us):
+            if provider.asked[1:] and now_us >= provider.heard_us + MAX_LAG_US:
+                self._relieve(provider, provider.asked[1:], now_us)
 
     def _admit(self) -> None:
         """Fill up the providers with those that wait: first those that were not tried before."""
@@ -329,42 +326,49 @@ class FetchPlan:
         """Ask for the blocks that are wanted, the first first, of whoever has room and would deliver soonest."""
         in_use = self._breadth.in_use(self._providers)
         free = [provider for provider in in_use if provider.has_room(now_us)]
+        trying = [] if self._is_drawn else newcomers(in_use, now_us)  # what is learned at the end is of no more use
         asks: dict[PeerId, list[Cid]] = {}
         lacked: list[BlockUnderWay] = []
         while free and (block := self._blocks.take_wanted()):
-            able = [provider for provider in free if provider.peer not in block.lacking]
-            if not able:
+            provider = first_for(block, free, trying)
+            if provider is None:
                 lacked.append(block)
                 continue
-            best = min(able, key=methodcaller("expected_us", block.budget_bytes))
-            self._ask(best, block, now_us)
-            asks.setdefault(best.peer, []).append(block.cid)
-            if not best.has_room(now_us):
-                free.remove(best)
+            self._ask(provider, block, now_us)
+            asks.setdefault(provider.peer, []).append(block.cid)
+            if provider in trying:
+                trying.remove(provider)
+            if not provider.has_room(now_us):
+                free.remove(provider)
         for block in lacked:
             self._blocks.want(block)
         self._actions += [Ask(peer, tuple(cids)) for peer, cids in asks.items()]
-        peers = {provider.peer for provider in in_use}
-        if any(peers <= block.lacking for block in lacked) and self._breadth.use_all(now_us):
-            self._assign(now_us)
+        if lacked:
+            peers = {provider.peer for provider in in_use}
+            if any(peers <= block.lacking for block in lacked) and self._breadth.use_all(now_us):
+                self._assign(now_us)
 
     def _ask_a_second(self, now_us: int) -> None:
-        for block in self._endgame_blocks():
-            if now_us < block.asked_at_us + SECOND_AFTER_US:
-                continue
-            able = (
-                provider
-                for provider in self._providers.values()
-                if provider.is_idle and provider.has_room(now_us) and provider.peer not in block.lacking
-            )
-            if second := min(able, key=methodcaller("expected_us", block.budget_bytes), default=None):
-                self._ask(second, block, now_us)
-                self._actions.append(Ask(second.peer, (block.cid,)))
+        for late_us, block in self._asked_of_one():
+            if now_us >= late_us and (provider := second_for(block, self._providers.values(), now_us)):
+                self._ask(provider, block, now_us)
+                self._actions.append(Ask(provider.peer, (block.cid,)))
 
-    def _endgame_blocks(self) -> list[BlockUnderWay]:
-        """The blocks that may be asked of a second provider: none while there is anything else to ask for."""
-        is_endgame = self._is_drawn and not self._blocks.count(State.LOOKING, State.WANTED)
-        return self._blocks.asked_of_one() if is_endgame else []
+    def _asked_of_one(self) -> list[tuple[int, BlockUnderWay]]:
+        """The blocks that may be asked of a second provider, and from when on.
+
+        There are none as long as there is anything else to ask for. Where that is because no more may be under way, it
+        is the first block that holds up all others, if whoever was asked for it has fallen silent.
+        """
+        if self._blocks.count(State.LOOKING, State.WANTED):
+            return []
+        if self._is_drawn:
+            return [(block.asked_at_us + SECOND_AFTER_US, block) for block in self._blocks.asked_of_one()]
+        first = self._blocks.first()
+        if first is None or len(first.asked_of) != 1:
+            return []
+        answered_us = self._providers[first.asked_of[0]].answered_us
+        return [(max(first.asked_at_us, answered_us) + SECOND_AFTER_US, first)]
 
     def _search_or_end(self, now_us: int) -> None:
         if self._walk.done and not self._blocks:
@@ -374,16 +378,24 @@ class FetchPlan:
         if not is_local and now_us >= self._progress_at_us + self._limits.patience_us:
             self._fail(f"got no block for {self._limits.patience_us // US_PER_S} s")
             return
-        block = self._lacked_by_all()
-        if block is None or self._is_searching:
-            return
-        if self._searches < self._limits.max_searches:
-            if now_us >= self._may_search_at_us:
-                self._searches += 1
-                self._is_searching = True
+        searches, block = self._searches, self._lacked_by_all()
+        if block is None or searches.in_vain < self._limits.max_searches:
+            is_needed = block is not None
+            if searches.is_due(now_us, is_needed=is_needed) and (is_needed or self._are_more_of_use()):
+                searches.begin(is_needed=is_needed)
                 self._actions.append(FindProviders())
-        elif not is_local and all(provider.is_idle for provider in self._providers.values()):
+        elif not (is_local or searches.is_under_way) and all(each.is_idle for each in self._providers.values()):
             self._fail(f"nobody has block {block.cid}")
+
+    def _are_more_of_use(self) -> bool:
+        """Whether more providers would be, though those that are there may have all: see :mod:`.searches`."""
+        if self._searches.is_first:
+            return self._blocks.count(State.ASKED) > 0
+        if len(self._providers) + len(self._waiting) > 1:
+            return False
+        soon_bytes = sum(provider.window_bytes for provider in self._providers.values()) * A_WHILE_US // WINDOW_US
+        part_bytes = self._walk.part_bytes
+        return part_bytes is None or part_bytes - self._settled_bytes > soon_bytes
 
     def _lacked_by_all(self) -> BlockUnderWay | None:
         """The first block that is wanted, if no provider may have it."""
@@ -392,8 +404,8 @@ class FetchPlan:
 
     def _next_change_at_us(self, now_us: int) -> int:
         """When :meth:`next` will have something to do, always later than now."""
-        times = [self._progress_at_us + self._limits.patience_us, self._may_search_at_us, self._breadth.lags_at_us]
-        times += [block.asked_at_us + SECOND_AFTER_US for block in self._endgame_blocks()]
+        times = [self._progress_at_us + self._limits.patience_us, self._breadth.lags_at_us, *self._searches.times_us]
+        times += [at_us for at_us, _ in self._asked_of_one()]
         for provider in self._providers.values():
             times += [provider.rests_until_us, provider.stalls_at_us(self._limits.silence_us) or 0]
         return min((time for time in times if time > now_us), default=now_us + self._limits.patience_us)
@@ -443,7 +455,7 @@ class FetchPlan:
         tried = {**self._left, **{provider.peer: provider.standing for provider in self._providers.values()}}
         told = [f"{peer_text(peer)} {why}" for peer, why in list(tried.items())[-TOLD_IN_FAILURE:]]
         among = f"tried {len(tried)} providers: {'; '.join(told)}" if told else "no provider was found"
-        self._end = Failed(f"blob {self.root}: {reason}; {among}, in {self._searches} searches")
+        self._end = Failed(f"blob {self.root}: {reason}; {among}, in {self._searches.in_vain} searches")
 
 
 def _remember(peers: dict[PeerId, str], peer: PeerId, reason: str) -> None:

@@ -4,7 +4,7 @@
 with a shorter round trip full, and never more than a second's work to ask of another when it fails. How fast it
 delivers is measured while something is asked of it, and what is long ago counts less and less. A provider begins with a
 window of 2 MiB, and one block may always be asked. A block takes time however small it is, so it counts as 16 KiB at
-least.
+least. If another provider brings a block first, the time that this one had it counts, and nothing else.
 
 **Stalled** is a provider that said nothing for ``silence_us`` although it was asked, and sent no part of a block
 either; or left one ask open for four times that, whatever else it sent.
@@ -35,7 +35,8 @@ MIN_COUNTED_BYTES = 16 << 10
 OPEN_SILENCES = 4
 """An ask may stay open for so many times as a provider may be silent."""
 
-_FIRST_WEIGHT = 4  # the first window counts as if it had been measured for a fourth of WINDOW_US
+FIRST_COUNTS_US = WINDOW_US // 4
+"""The first window counts as if it had been measured for so long."""
 
 
 class Provider:
@@ -44,6 +45,7 @@ class Provider:
     Attributes:
         stalls, refusals: how often it stalled, and was busy, since it last delivered.
         delivered, missed: the blocks that it brought, and those that it said it has not.
+        answered_us: when it last answered, or was asked for something after a pause.
         rests_until_us: it is not asked for anything before.
     """
 
@@ -55,11 +57,12 @@ class Provider:
         self.missed = 0
         self._asked: dict[Cid, tuple[int, int]] = {}  # bytes and time, the oldest first
         self._asked_bytes = 0
-        self._heard_us = 0
         self._part_heard_us = 0
+        self._measured_us = 0
+        self.answered_us = 0
         self.rests_until_us = 0
-        self._counted_bytes = FIRST_WINDOW_BYTES // _FIRST_WEIGHT
-        self._counted_us = WINDOW_US // _FIRST_WEIGHT
+        self._counted_bytes = FIRST_WINDOW_BYTES * FIRST_COUNTS_US // WINDOW_US
+        self._counted_us = FIRST_COUNTS_US
 
     @property
     def asked(self) -> tuple[Cid, ...]:
@@ -71,9 +74,14 @@ class Provider:
         return not self._asked
 
     @property
+    def is_new(self) -> bool:
+        """Whether its window says little yet: it has been measured for less time than the first one counts."""
+        return self._counted_us < 2 * FIRST_COUNTS_US
+
+    @property
     def heard_us(self) -> int:
         """When it last said something, or was asked for something after a pause."""
-        return max(self._heard_us, self._part_heard_us)
+        return max(self.answered_us, self._part_heard_us)
 
     @property
     def window_bytes(self) -> int:
@@ -105,7 +113,7 @@ class Provider:
 
     def ask(self, cid: Cid, size_bytes: int, now_us: int) -> None:
         if self.is_idle:
-            self._heard_us = now_us
+            self.answered_us = self._measured_us = now_us
         counted_bytes = max(size_bytes, MIN_COUNTED_BYTES)
         self._asked[cid] = (counted_bytes, now_us)
         self._asked_bytes += counted_bytes
@@ -116,15 +124,16 @@ class Provider:
         self._asked_bytes -= counted_bytes
         return counted_bytes > 0
 
+    def lose(self, cid: Cid, now_us: int) -> bool:
+        """Another brought a block that it was asked for; returns whether the ask was open. Its time counts."""
+        self._measure(now_us, 0)
+        return self.take_back(cid)
+
     def hear(self, now_us: int, block_bytes: int | None = None) -> None:
         """It answered, with a block of so many bytes, or without. Report it before the ask is taken back."""
         if not self.is_idle:
-            self._counted_us += max(now_us - self._heard_us, 0)
-            self._counted_bytes += max(block_bytes, MIN_COUNTED_BYTES) if block_bytes is not None else 0
-            self._heard_us = now_us
-        if self._counted_us > WINDOW_US:
-            self._counted_us //= 2
-            self._counted_bytes //= 2
+            self._measure(now_us, max(block_bytes, MIN_COUNTED_BYTES) if block_bytes is not None else 0)
+            self.answered_us = now_us
 
     def hear_part(self, now_us: int) -> None:
         """Some of a block came; how fast shows when it is whole."""
@@ -134,3 +143,11 @@ class Provider:
         """It has too much to do: ask it for nothing until then, and for half as much afterwards."""
         self.rests_until_us = until_us
         self._counted_bytes //= 2
+
+    def _measure(self, now_us: int, came_bytes: int) -> None:
+        self._counted_us += max(now_us - self._measured_us, 0)
+        self._counted_bytes += came_bytes
+        self._measured_us = now_us
+        if self._counted_us > WINDOW_US:
+            self._counted_us //= 2
+            self._counted_bytes //= 2

@@ -88,6 +88,10 @@ class UnderWay:
         block = self._blocks.get(cid)
         return block if block and (not states or block.state in states) else None
 
+    def first(self) -> BlockUnderWay | None:
+        """The block that was drawn before all others."""
+        return next(iter(self._blocks.values()), None)
+
     def asked_of_one(self) -> list[BlockUnderWay]:
         """The blocks that are asked of one provider, the last drawn first."""
         return [block for block in reversed(self._blocks.values()) if len(block.asked_of) == 1]

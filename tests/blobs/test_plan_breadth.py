@@ -19,7 +19,7 @@ from prime_dht.blobs.walk import Walk
 from prime_dht.ids import US_PER_S, PeerId
 from prime_dht.testing.blob_fetch import FetchWorld, Temper, blocks_of
 
-ANNE, BOB, CARL = (PeerId(name) for name in (b"anne", b"bob", b"carl"))
+ANNE, BOB, CARL, DORA = (PeerId(name) for name in (b"anne", b"bob", b"carl", b"dora"))
 THREE = (ANNE, BOB, CARL)
 QUICK = Temper(block_us=2_500)
 READER_BLOCK_US = 3_000
@@ -132,6 +132,20 @@ def test_a_block_that_the_one_in_use_lacks_is_asked_of_others_at_once() -> None:
     actions = world.plan.next(world.now_us)
     [ask] = [action for action in actions if isinstance(action, Ask) and lacked in action.cids]
     assert ask.provider != peer
+
+
+def test_a_block_that_one_of_two_in_use_lacks_waits_for_the_other_and_brings_back_nobody() -> None:
+    providers = dict.fromkeys((*THREE, DORA), Temper(block_us=10_000))
+    world = world_of(providers, chunks=3000, reader_block_us=5_000, max_blocks=512)
+    assert world.run(until=lambda: world.now_us > 3 * US_PER_S and len(asked(world)) == 2) is None
+    peer, other = asked(world)
+    assert not world.plan._providers[other].has_room(world.now_us)
+    lacked = next(iter(world.open_asks(peer)))
+    world.plan.on_not_have(peer, [lacked], world.now_us)
+    [*actions, _] = world.plan.next(world.now_us)
+    asks = [action for action in actions if isinstance(action, Ask)]
+    assert {ask.provider for ask in asks} == {peer}
+    assert lacked not in {cid for ask in asks for cid in ask.cids}
 
 
 def test_when_the_one_in_use_falls_silent_the_fetch_goes_on_after_half_a_second() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from random import Random
 
 from hypothesis import given, settings
@@ -34,7 +35,7 @@ def tempers(draw: st.DrawFn) -> Temper:
     rng=st.randoms(use_true_random=False),
     chunk_count=st.integers(1, 60),
     links_per_node=st.integers(2, 9),
-    others=st.lists(tempers(), max_size=5),
+    others=st.lists(st.tuples(tempers(), st.sampled_from([0, 300_000, 3 * US_PER_S])), max_size=5),
     honest_block_us=st.sampled_from([0, 1_000, US_PER_S]),
     honest_comes_at_us=st.sampled_from([0, US_PER_S, 20 * US_PER_S]),
     max_bytes=st.sampled_from([1, 40, 1 << 20]),
@@ -47,7 +48,7 @@ def test_with_one_honest_provider_a_fetch_completes_whatever_the_others_do(
     rng: Random,
     chunk_count: int,
     links_per_node: int,
-    others: list[Temper],
+    others: list[tuple[Temper, int]],
     honest_block_us: int,
     honest_comes_at_us: int,
     max_bytes: int,
@@ -61,13 +62,17 @@ def test_with_one_honest_provider_a_fetch_completes_whatever_the_others_do(
     size = sum(map(len, chunks))
     store = {cid: data for cid, data in blocks.items() if rng.random() < share_present}
     present = set(store)
-    limits = FetchLimits(max_bytes=max_bytes, max_blocks=max_blocks, max_providers=3, max_searches=10)
+    limits = FetchLimits(max_bytes=max_bytes, max_blocks=max_blocks, max_providers=3, max_searches=20)
     plan = FetchPlan(Walk(root, size=size if knows_size else None), now_us=0, limits=limits)
-    world = FetchWorld(plan, blocks, {PeerId(bytes([i])): temper for i, temper in enumerate(others)}, rng, store=store)
-    for peer in world.providers:
+    world = FetchWorld(plan, blocks, {}, rng, store=store)
+
+    def come(peer: PeerId, temper: Temper) -> None:
+        world.providers[peer] = temper
         plan.on_provider(peer)
-    world.providers[HONEST_PEER] = Temper(block_us=honest_block_us)
-    world.after(honest_comes_at_us, lambda: plan.on_provider(HONEST_PEER))
+
+    for index, (temper, comes_at_us) in enumerate(others):
+        world.after(comes_at_us, partial(come, PeerId(bytes([index])), temper))
+    world.after(honest_comes_at_us, partial(come, HONEST_PEER, Temper(block_us=honest_block_us)))
     assert world.run() == Finished()
     assert world.store == blocks
     assert sorted(world.log.stored, key=bytes) == sorted(blocks.keys() - present, key=bytes)

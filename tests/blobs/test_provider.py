@@ -34,6 +34,25 @@ def test_time_in_which_nothing_is_asked_does_not_count() -> None:
     assert abs(provider.window_bytes - before_bytes) < MIB
 
 
+def test_of_a_block_that_another_brings_the_time_counts_and_nothing_else() -> None:
+    provider = Provider(PeerId(b"anne"))
+    provider.ask(CIDS[0], MIB, 0)
+    assert provider.lose(CIDS[0], 3 * US_PER_S // 4)
+    assert not provider.lose(CIDS[0], 3 * US_PER_S // 4)
+    assert not provider.is_new
+    assert provider.window_bytes == FIRST_WINDOW_BYTES // 4
+    assert provider.answered_us == 0
+
+
+def test_time_in_which_another_brought_a_block_counts_once() -> None:
+    provider = Provider(PeerId(b"anne"))
+    provider.ask(CIDS[0], MIB, 0)
+    provider.ask(CIDS[1], MIB, 0)
+    provider.lose(CIDS[0], US_PER_S // 4)
+    provider.hear(US_PER_S // 4, MIB)
+    assert provider.window_bytes == 2 * (FIRST_WINDOW_BYTES // 4 + MIB)
+
+
 def test_one_block_may_always_be_asked_and_no_more_than_the_window() -> None:
     slow = delivering(60 * US_PER_S, blocks=10)
     assert slow.has_room(0)

@@ -45,6 +45,15 @@ def test_bytes_and_states_are_counted_until_a_block_is_settled() -> None:
     assert (blocks.bytes, blocks.count(*State), len(blocks)) == (0, 0, 0)
 
 
+def test_the_first_is_the_one_that_was_drawn_before_all_others_that_are_not_settled() -> None:
+    blocks = UnderWay()
+    assert blocks.first() is None
+    one, other = blocks.draw(LEAVES[1], 1), blocks.draw(LEAVES[0], 1)
+    assert blocks.first() is one
+    blocks.settle(one)
+    assert blocks.first() is other
+
+
 def test_a_block_is_wanted_again_when_nobody_is_left_who_was_asked() -> None:
     blocks = UnderWay()
     block = blocks.draw(LEAVES[0], 5)

@@ -51,9 +51,6 @@ FETCHES_AT_ONCE = 4
 
 OPENING_TIMEOUT_S = 10.0
 SEARCH_TIMEOUT_S = 30.0
-EARLY_SEARCH_S = 1.0
-"""A fetch that takes so long looks for more providers than it was told of."""
-
 PROVIDERS_SOUGHT = 20
 
 logger = logging.getLogger(__name__)
@@ -150,7 +147,6 @@ class _Fetch:
         self._hints = hints
         self._tell_providers(hints)
         async with background_nursery() as nursery:  # so that what a caller's ``progress`` raises is in no group
-            nursery.start_soon(self._search_early)
             end = await self._follow(nursery)
         match end:
             case Finished():
@@ -225,6 +221,7 @@ class _Fetch:
                 done_bytes=progress.settled_bytes,
                 fetched_bytes=progress.fetched_bytes,
                 fetched_blocks=progress.fetched_blocks,
+                fetched_parts=progress.fetched_parts,
                 providers=len(self._lines),
                 elapsed_s=trio.current_time() - self._began_at_s,
             )
@@ -281,25 +278,16 @@ class _Fetch:
     async def _search(self) -> None:
         """Find providers; those hinted at may have the blob by now as well."""
         self._tell_providers(self._hints)
-        await self._find_more()
-        self._plan.on_search_ended(_now_us())
-        self._wake()
-
-    async def _search_early(self) -> None:
-        """Do not wait for all that are known to fail, one of which may be silent; and more of them are quicker."""
-        await trio.sleep(EARLY_SEARCH_S)
-        await self._find_more()
-
-    async def _find_more(self) -> None:
         try:
             with trio.move_on_after(SEARCH_TIMEOUT_S):
                 found = await self._records.find_providers(self._plan.root.multihash, PROVIDERS_SOUGHT)
                 self._tell_providers([provider.peer for provider in found])
-                self._wake()
         except QueryError as error:
             logger.debug("blob %s: no search for providers: %s", self._plan.root, error)
         except PrimeDHTError as error:
             self._fail(error)
+        self._plan.on_search_ended(_now_us())
+        self._wake()
 
     async def _talk(self, line: _Line) -> None:
         """Ask a provider what the plan wants of it, until it is dropped or goes away."""

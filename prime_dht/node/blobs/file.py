@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -266,6 +267,22 @@ class FileDestination:
                 raise StorageError(f"{self._path}: {error.strerror}") from error
 
         return await trio.to_thread.run_sync(translated)
+
+
+def write_small(path: Path, value: bytes) -> None:
+    """Write a value that is no blob, whole or not at all.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    incoming = path.with_name(f".{secrets.token_hex(8)}.partial")  # its own: others may be writing the same file
+    try:
+        incoming.write_bytes(value)
+        incoming.rename(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            incoming.unlink()
+        raise StorageError(f"{path}: {error.strerror}") from error
 
 
 def partial_path(path: Path, root: Cid, part: str = "") -> Path:

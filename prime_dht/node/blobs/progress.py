@@ -31,6 +31,7 @@ class BlobProgress:
         done_bytes: of these, what is stored: here, or where it is fetched to. While it spreads, what was sent to each
             replica, on average.
         fetched_bytes, fetched_blocks: what providers sent.
+        fetched_parts: of blocks that take their time; while they do, this grows, and says no more than that.
         providers: that are asked now.
         elapsed_s: since this stage began.
         replicas_held, replicas_wanted: that hold it whole, while it spreads, and that have to.
@@ -42,6 +43,7 @@ class BlobProgress:
     done_bytes: int
     fetched_bytes: int = 0
     fetched_blocks: int = 0
+    fetched_parts: int = 0
     providers: int = 0
     elapsed_s: float = 0.0
     replicas_held: int = 0

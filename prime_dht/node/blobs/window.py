@@ -14,6 +14,7 @@ import trio
 
 from prime_dht.blobs.cid import BlockBytes, Cid, Codec
 from prime_dht.blobs.walk import Piece
+from prime_dht.errors import PrimeDHTError
 from prime_dht.node.blobs.destination import ToldWalk
 
 
@@ -32,6 +33,7 @@ class Window:
         self._root: BlockBytes | None = None  # if it is a leaf that came before the walk told it
         self._read_out: dict[Cid, trio.Event] = {}
         self._is_over = False
+        self._failure: PrimeDHTError | None = None
         self._came = trio.Event()
 
     # A destination
@@ -64,9 +66,10 @@ class Window:
 
     # A stream
 
-    def end(self) -> None:
-        """Nothing more comes: everything was taken, and read, or nobody has the rest."""
+    def end(self, failure: PrimeDHTError | None = None) -> None:
+        """Nothing more comes: everything was taken, and read, or the rest failed; a reader gets that at its end."""
         self._is_over = True
+        self._failure = failure
         self._came.set()
 
     def __aiter__(self) -> Self:
@@ -81,7 +84,7 @@ class Window:
                 if part:
                     return bytes(part)
             elif self._is_over:
-                raise StopAsyncIteration
+                raise self._failure or StopAsyncIteration
             else:
                 self._came = trio.Event()
                 await self._came.wait()

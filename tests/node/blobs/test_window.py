@@ -10,6 +10,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from prime_dht.blobs.cid import Cid, Codec
+from prime_dht.errors import BlobError
 from prime_dht.node.blobs.window import Window
 from prime_dht.testing.blob_fetch import blocks_of
 
@@ -94,6 +95,17 @@ async def test_a_part_of_a_blob_is_what_is_read(start: int, stop: int | None, nu
     window = Window(ROOT, start=start, stop=stop)
     nursery.start_soon(take_all, window, told(window))
     assert b"".join([piece async for piece in window]) == b"".join(CHUNKS)[start:stop]
+
+
+async def test_what_failed_is_raised_when_all_that_came_has_been_read(nursery: trio.Nursery) -> None:
+    window = Window(ROOT)
+    first, *_ = told(window)
+    nursery.start_soon(window.take, first, BLOCKS[first])
+    window.end(BlobError("nobody has the rest"))
+    await wait_all_tasks_blocked()
+    assert await anext(window) == CHUNKS[0]
+    with pytest.raises(BlobError, match="nobody has the rest"):
+        await anext(window)
 
 
 async def test_a_blob_of_one_block_whose_size_nobody_told_is_read(nursery: trio.Nursery) -> None:
