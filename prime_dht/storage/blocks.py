@@ -299,7 +299,7 @@ class BlockStore(AsyncResource):
                     present = self._index.present(list(wanted))
                     new |= {digest: data for digest, data in wanted.items() if digest not in present}
                     self._check_room(_size_of(new.values()))
-                    self._index.add((digest, len(data)) for digest, data in new.items())
+                    self._index.add({digest: len(data) for digest, data in new.items()})
                     self._index.use(root_id, wanted)
                     for digest, data in new.items():
                         self._files.write(digest, data)

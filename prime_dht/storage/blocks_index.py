@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from prime_dht.blobs.cid import DIGEST_BYTES
 from prime_dht.errors import StorageError
+from prime_dht.storage.sqlite_file import is_damage, storage_error
 
 APPLICATION_ID = int.from_bytes(b"PDHB", "big")
 VERSION = 1
@@ -99,10 +101,12 @@ class BlockIndex:
         """Open the index in a file, or make one there; ``:memory:`` makes one in memory.
 
         Raises:
-            StorageError: it is of another version, or no index of blocks.
-            sqlite3.Error: it cannot be read, or is damaged.
+            StorageError: it is damaged, of another version, or no index of blocks.
+            sqlite3.Error: it cannot be read.
         """
-        with contextlib.ExitStack() as failing:
+        self._added: set[bytes] = set()  # since it was asked last which blocks are not synced
+        self._path = path
+        with contextlib.ExitStack() as failing, self._damage_named():
             self._connection = sqlite3.connect(
                 path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
             )
@@ -123,15 +127,32 @@ class BlockIndex:
     @contextlib.contextmanager
     def transaction(self, *, is_synced: bool = False) -> Generator[None]:
         """All or nothing of what is done within; with ``is_synced``, that and all before survives a loss of power."""
-        self._connection.execute(f"PRAGMA synchronous = {'FULL' if is_synced else 'NORMAL'}")
-        self._connection.execute("BEGIN IMMEDIATE")
+        with self._damage_named():
+            self._connection.execute(f"PRAGMA synchronous = {'FULL' if is_synced else 'NORMAL'}")
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:  # whatever it is, no transaction stays open
+                if self._connection.in_transaction:  # SQLite ends it by itself on some errors
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    @contextlib.contextmanager
+    def _damage_named(self) -> Generator[None]:
+        """Say what to do about a damaged index. It alone knows what is pinned, so nothing here makes another instead.
+
+        Nor is it enough to move the index away: files that a new one does not know are removed at a recovery.
+        """
         try:
             yield
-            self._connection.execute("COMMIT")
-        except BaseException:  # whatever it is, no transaction stays open
-            if self._connection.in_transaction:  # SQLite ends it by itself on some errors
-                self._connection.execute("ROLLBACK")
-            raise
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+            raise StorageError(
+                f"{storage_error(Path(self._path), error)}: put a backup of its directory in place, or move that away: "
+                "what entries refer to is fetched again then, what was pinned is not"
+            ) from error
 
     def begin(self) -> bool:
         """A store opens it; returns whether the last one closed it."""
@@ -163,9 +184,10 @@ class BlockIndex:
         rows = self._connection.execute("SELECT digest FROM blocks WHERE digest >= ? AND digest < ?", _range(first))
         return {digest for (digest,) in rows}
 
-    def add(self, sizes: Iterable[tuple[bytes, int]]) -> None:
+    def add(self, sizes: Mapping[bytes, int]) -> None:
         """Blocks of these digests and sizes in bytes are there from now on; they were not before."""
-        self._connection.executemany("INSERT INTO blocks (digest, size_bytes) VALUES (?, ?)", sizes)
+        self._connection.executemany("INSERT INTO blocks (digest, size_bytes) VALUES (?, ?)", sizes.items())
+        self._added.update(sizes)
 
     def use(self, root: int, digests: Iterable[bytes]) -> None:
         """A root uses these blocks, all of which are there."""
@@ -190,13 +212,18 @@ class BlockIndex:
 
     def unsynced(self) -> list[bytes]:
         """Blocks that a loss of power might damage."""
+        self._added.clear()
         rows = self._connection.execute("SELECT digest FROM blocks WHERE is_synced = 0")
         return [digest for (digest,) in rows]
 
     def synced(self, digests: Iterable[bytes]) -> None:
-        """These blocks are safe from a loss of power."""
+        """These blocks, which :meth:`unsynced` named last, are safe from a loss of power.
+
+        But not those that were added since: of these digests there were blocks then too, which went with their files.
+        """
         self._connection.executemany(
-            "UPDATE blocks SET is_synced = 1 WHERE digest = ?", ((digest,) for digest in digests)
+            "UPDATE blocks SET is_synced = 1 WHERE digest = ?",
+            ((digest,) for digest in digests if digest not in self._added),
         )
 
     # Roots

@@ -19,7 +19,8 @@ from prime_dht.ids import OpId
 from prime_dht.storage.base import OP_ID_BYTES
 from prime_dht.storage.blocks import INDEX_FILE, Claim, RootStatus, status_of
 from prime_dht.storage.blocks_index import BlockIndex
-from prime_dht.storage.sqlite_file import BUSY_TIMEOUT_S, translation
+from prime_dht.storage.sqlite_check import MOST_PROBLEMS
+from prime_dht.storage.sqlite_file import BUSY_TIMEOUT_S, is_damage, lock, storage_error, translation
 from prime_dht.storage.sqlite_reads import get_ops
 from prime_dht.storage.sqlite_schema import MIGRATIONS
 
@@ -55,6 +56,29 @@ def survey_blocks(directory: Path, store: Path | None, *, now_us: int) -> list[K
             KeptRoot(status=status, claims=claims, entries=_entries(entries, claims, now_us))
             for status, claims in _roots(index)
         ]
+
+
+def check_index(directory: Path) -> list[str]:
+    """What is wrong with the index of the block store in a directory, which nobody has open; nothing if it is sound.
+
+    Nothing is changed or repaired. This blocks.
+
+    Raises:
+        StorageError: another process has it open, or it cannot be read.
+    """
+    path = directory / INDEX_FILE
+    with ExitStack() as resources:
+        resources.enter_context(translation(path))
+        lock(path, resources)
+        connection = resources.enter_context(closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT_S)))
+        connection.execute("PRAGMA query_only = ON")
+        try:
+            verdicts = connection.execute(f"PRAGMA integrity_check({MOST_PROBLEMS})").fetchall()
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+            return [str(storage_error(path, error))]
+        return [f"{path}: {verdict}" for (verdict,) in verdicts if verdict != "ok"]
 
 
 def op_ids_of(claims: Iterable[Claim]) -> list[OpId]:

@@ -6,19 +6,19 @@ import errno
 import os
 import resource
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import trio
 
 from prime_dht.blobs.cid import Cid
 from prime_dht.errors import StorageError
 from prime_dht.storage import blocks
 from prime_dht.storage.blocks import INDEX_FILE, BlockStore, Claim
 from prime_dht.storage.blocks_files import DiskFiles
+from prime_dht.testing.processes import running_warm
 
 ADDING = Path(__file__).with_name("add_until_killed.py")
 KILLS = 8
@@ -73,11 +73,11 @@ async def crash(store: BlockStore) -> None:
 
 def added_until_killed(path: Path) -> list[Cid]:
     """Start a process that adds blocks, and kill it; returns those that it says were added."""
-    with subprocess.Popen([sys.executable, str(ADDING), str(path)], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        added = [process.stdout.readline() for _ in range(5)]
-        os.kill(process.pid, signal.SIGKILL)
-        return [Cid.from_text(line.strip()) for line in (*added, *process.stdout)]
+    with running_warm(str(ADDING), str(path)) as adding:
+        added = [adding.line() for _ in range(5)]
+        ended = adding.stop(signal.SIGKILL)
+    assert ended.status == -signal.SIGKILL, ended.err
+    return [Cid.from_text(line) for line in (*added, *ended.out.decode().split())]
 
 
 async def test_what_was_added_survives_sigkill_and_nothing_is_left_over(path: Path) -> None:
@@ -185,6 +185,30 @@ async def test_a_complete_root_has_reached_the_disk_first(path: Path, monkeypatc
     assert inodes | {file_of(path, cid).parent.stat().st_ino for cid in CIDS} == set(synced)
     await store.aclose()
     assert len(synced) == len(set(synced)), "no file is synced twice"
+
+
+async def test_a_block_that_goes_and_comes_again_while_others_reach_the_disk_has_not_reached_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds: list[list[bytes]] = []
+
+    async def come_again() -> None:
+        await store.collect()
+        await store.claim(CLAIM, size_bytes=1000)
+        await store.add(ROOT, PAIRS[:1])
+
+    def sync(_files: DiskFiles, digests: list[bytes]) -> None:
+        rounds.append(digests)
+        if len(rounds) == 1:
+            trio.from_thread.run(come_again)
+
+    monkeypatch.setattr(DiskFiles, "sync", sync)
+    async with await open_store(path) as store:
+        async with store.draft() as draft:
+            await store.add(draft, PAIRS[:1])
+        await store.sync()
+        await store.complete(ROOT)
+    assert rounds == [[CIDS[0].digest], [CIDS[0].digest], []]
 
 
 async def test_after_so_many_bytes_whoever_adds_brings_them_to_the_disk(
@@ -362,8 +386,9 @@ async def test_an_index_of_another_version_is_refused_and_left_as_it_is(path: Pa
 async def test_a_damaged_index_is_an_error_and_not_an_empty_store(path: Path) -> None:
     await fill(path)
     (path / INDEX_FILE).write_bytes(b"this is no database, whatever it says" * 100)
-    with pytest.raises(StorageError, match="not a database"):
+    with pytest.raises(StorageError, match="not a database: put a backup of its directory in place") as raised:
         await open_store(path)
+    assert str(raised.value).startswith(f"{path / INDEX_FILE}: ")
     assert len(files(path)) == 6
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 
 import pytest
+import trio
 from trio.testing import MockClock
 
 from prime_dht.blobs.cid import Cid
 from prime_dht.entries.entry import BlobRef
 from prime_dht.errors import ValidationError
+from prime_dht.ids import US_PER_S
 from prime_dht.testing.swarm import open_swarm
 
 VALUE = Random(8).randbytes(3 << 20)
@@ -76,3 +80,48 @@ async def test_a_find_whose_value_is_no_blob_is_refused(autojump_clock: MockCloc
         assert found is not None
         with pytest.raises(ValidationError, match="no blob"):
             await swarm.nodes[1].blobs.fetch(found)
+
+
+async def test_what_a_stranger_refers_to_and_nobody_has_holds_up_no_other_blob_and_writes_no_log(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def read_never(_cids: Sequence[Cid]) -> list[bytes | None]:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async with open_swarm(seed=2, size=5) as swarm:
+        stranger, writer = await swarm.join_client(), await swarm.join_client()
+        swarm.machine_of(stranger).clock.set_by_us += 9 * 60 * US_PER_S  # a skew that is allowed
+        source = swarm.network_of(stranger)._block_source
+        assert source is not None
+        monkeypatch.setattr(source, "read", read_never)
+        for number in range(10):
+            nowhere = BlobRef(bytes(Cid.of_raw(b"%d" % number)), 100_000, "size-1048576")
+            await stranger.put(f"nowhere {number}", nowhere, wait_s=0)
+        await trio.sleep(1)
+        assert (await writer.put("k", VALUE, wait_s=20)).acknowledged
+        await trio.sleep(600)
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+async def test_who_says_a_wrong_size_of_anothers_blob_does_it_no_harm(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_swarm(seed=2, size=5) as swarm:
+        stranger, writer = await swarm.join_client(), await swarm.join_client()
+        source = swarm.network_of(writer)._block_source
+        assert source is not None
+        read, until_s = source.read, trio.current_time() + 200
+
+        async def read_later(cids: Sequence[Cid]) -> list[bytes | None]:
+            await trio.sleep_until(until_s)
+            return await read(cids)
+
+        monkeypatch.setattr(source, "read", read_later)
+        blob = (await writer.put("k", VALUE, wait_s=0)).blob
+        assert blob is not None
+        for key in ("k", "l"):
+            await stranger.put(key, replace(blob, size=len(VALUE) + 1), wait_s=0)
+        await trio.sleep(1800)
+        holders = [node for node in swarm.closest_to("k", 3) for kept in await node.blobs.kept() if kept.is_complete]
+        assert len(holders) == 3

@@ -46,6 +46,6 @@ async def test_a_holder_whose_arc_shrank_keeps_the_blob_until_the_closest_hold_i
         assert any(is_outside(node, "k") for node in strays)
         assert await holders(swarm) == set(old)
         swarm.world.block_lies.clear()
-        await trio.sleep(4 * 3600 + 2 * HAND_ON_EVERY_S + FRESH_S + SWEEP_EVERY_S)
+        await trio.sleep(2 * 3600 + 2 * HAND_ON_EVERY_S + FRESH_S + SWEEP_EVERY_S)
         assert closest <= await holders(swarm)
         assert not {node for node in strays if is_outside(node, "k")} & await holders(swarm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from random import Random
@@ -22,6 +23,7 @@ from prime_dht.node.blobs.progress import BlobProgress, Stage
 from prime_dht.node.core import Node
 from prime_dht.node.writer import Statement
 from prime_dht.storage.base import EntryQuery
+from prime_dht.storage.blocks import NoRoomError
 from prime_dht.testing.swarm import Swarm, open_swarm
 
 MIB = 1 << 20
@@ -93,22 +95,6 @@ async def test_a_client_puts_a_blob_that_outlives_it(autojump_clock: MockClock) 
         found = await swarm.nodes[0].get("k")
         assert found is not None
         assert found.value == VALUE
-
-
-async def test_a_put_that_is_cancelled_keeps_no_blocks_for_the_time_of_its_entry(autojump_clock: MockClock) -> None:
-    async with open_swarm(seed=1, size=4) as swarm:
-        client = await swarm.join_client()
-        scope = trio.CancelScope()
-
-        def cancel(now: BlobProgress) -> None:
-            if now.stage is Stage.SPREADING:
-                scope.cancel()
-
-        with scope:
-            await client.put("k", VALUE, ttl=86_400, progress=cancel)
-        assert scope.cancelled_caught
-        await client.blobs.gc()
-        assert (await swarm.machine_of(client).blocks.stats()).blocks == 0
 
 
 async def test_a_reader_of_bytes_gives_the_same_blob_as_bytes(autojump_clock: MockClock) -> None:
@@ -351,6 +337,25 @@ async def test_a_replica_whose_blocks_were_lost_fetches_them_again(autojump_cloc
         await trio.sleep(60)
         (kept,) = await again.blobs.kept()
         assert kept.is_complete
+
+
+@pytest.mark.parametrize(("error", "is_told"), [(StorageError("it fails"), True), (NoRoomError(2, 1, 3), False)])
+async def test_a_failing_disk_is_worth_a_warning_and_a_full_store_is_not(
+    error: StorageError,
+    is_told: bool,
+    autojump_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def fail(*_: object) -> None:
+        raise error
+
+    async with open_swarm(seed=1, size=1) as swarm:
+        client = await swarm.join_client()
+        monkeypatch.setattr(swarm.machine_of(swarm.nodes[0]).blocks, "add", fail)
+        await client.put("k", VALUE, wait_s=5)
+    warned = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    assert any(str(error) in message for message in warned) == is_told
 
 
 # Letting go

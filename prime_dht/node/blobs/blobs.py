@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import AsyncIterator, Collection, Iterable
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -15,12 +14,13 @@ from prime_dht.background import background_nursery
 from prime_dht.blobs.cid import Cid
 from prime_dht.config import DhtConfig
 from prime_dht.entries.entry import BlobRef, Entry
-from prime_dht.errors import BlobError, PrimeDHTError, StorageError, ValidationError
+from prime_dht.errors import BlobError, PrimeDHTError, ValidationError
 from prime_dht.ids import US_PER_S, Key, PeerId, wire_key
-from prime_dht.node.blobs.claims import PIN
+from prime_dht.node.arguments import PathLike, path_of
+from prime_dht.node.blobs.claims import PIN, all_roots
 from prime_dht.node.blobs.destination import StoreDestination
 from prime_dht.node.blobs.fetch import Fetcher, OnProgress
-from prime_dht.node.blobs.file import FileDestination
+from prime_dht.node.blobs.file import FileDestination, write_small
 from prime_dht.node.blobs.keeping import Keeping
 from prime_dht.node.blobs.putting import (
     BlobWriter,
@@ -32,11 +32,13 @@ from prime_dht.node.blobs.putting import (
     media_type_of,
     opened,
     read_ahead,
+    size_of,
 )
 from prime_dht.node.blobs.window import Window
 from prime_dht.node.clock import Clock
 from prime_dht.node.results import Found, PutReceipt
 from prime_dht.node.writer import Statement, Writer
+from prime_dht.quantities import number_of
 from prime_dht.storage.base import StorageBackend
 from prime_dht.storage.blocks import BlockStore, Claim, RootStatus
 from prime_dht.storage.blocks_survey import op_ids_of
@@ -181,12 +183,13 @@ class Blobs:
             StorageError: the file cannot be read, or there is no room for the blocks.
             QueryError: no replica took the entry.
         """
+        wait_s, ttl = self._wait_s(wait_s), None if ttl is None else number_of("ttl", ttl)
         async with opened(source) as pieces:
             stored = await self._blob_writer.store(
                 pieces,
                 chunker_for(chunker, source),
                 until_us=self._ends_at_us(ttl, None),
-                size=await _size_of(source),
+                size=await size_of(source),
                 progress=progress,
             )
         if pin:
@@ -219,6 +222,7 @@ class Blobs:
         Args:
             statement: all but the value.
         """
+        wait_s = self._wait_s(wait_s)
         if isinstance(source, BlobRef):
             cid_of(source.cid)  # raises if it is none
             stored = Stored(ref=source, claim=None)
@@ -239,7 +243,7 @@ class Blobs:
                     all_pieces,
                     name,
                     until_us=self._ends_at_us(statement.ttl_s, statement.expires_at_s),
-                    size=await _size_of(source),
+                    size=await size_of(source),
                     progress=progress,
                 )
         return await self._put_stored(statement, stored, replication, wait_s, progress)
@@ -249,14 +253,14 @@ class Blobs:
         statement: Statement,
         stored: Stored,
         replication: int | None,
-        wait_s: float | None,
+        wait_s: float,
         progress: OnProgress | None,
     ) -> tuple[Statement, PutReceipt]:
         statement = replace(statement, blob=stored.ref)
         async with self._blob_writer.given_up_if_it_fails(stored):
             receipt = await self._writer.put(statement, replication=replication)
-            receipt = await self._blob_writer.spread(stored, receipt, wait_s=self._wait_s(wait_s), progress=progress)
-        return statement, receipt
+        # The entry is out: from here on the blocks stay until it ends, whatever becomes of the wait.
+        return statement, await self._blob_writer.spread(stored, receipt, wait_s=wait_s, progress=progress)
 
     # Getting
 
@@ -264,10 +268,11 @@ class Blobs:
         self,
         cid: CidLike,
         *,
-        to: Path | None = None,
+        to: PathLike | None = None,
         start: int = 0,
         stop: int | None = None,
         keep: bool = False,
+        max_bytes: int | None = None,
         progress: OnProgress | None = None,
     ) -> bytes:
         """The bytes [start, stop) of a blob, all of it by default.
@@ -276,24 +281,35 @@ class Blobs:
             to: a file to write instead; nothing is returned then. It is there only once it is whole. What an
                 interrupted fetch left beside it is not fetched again.
             keep: keep it here, as :meth:`pin` does, and let others have it.
+            max_bytes: the most that is taken; if it would be more, only the root has been fetched.
             progress: is told how far it is; must not block.
 
         Raises:
             BlobError: nobody has it, or it has more than ``max_value_bytes`` and ``to`` was not given.
             StorageError: the file, or the block store, cannot be written.
-            ValidationError: it is no CID, or no such part.
+            ValidationError: it is no CID, or no such part, or of more than ``max_bytes``.
         """
-        root = cid_of(cid)
+        root, to = cid_of(cid), None if to is None else path_of("to", to)
         if keep:
-            await self.pin(cid, progress=progress)
+            await self.pin(cid, max_bytes=max_bytes, progress=progress)
+        elif max_bytes is not None:
+            await self._check_size(cid, max_bytes, start=start, stop=stop)
         hints = await self._hints(cid)
         return await self._get(root, to=to, size=_size_in(cid), start=start, stop=stop, hints=hints, progress=progress)
 
     @asynccontextmanager
     async def stream(
-        self, cid: CidLike, *, start: int = 0, stop: int | None = None, progress: OnProgress | None = None
+        self,
+        cid: CidLike,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        max_bytes: int | None = None,
+        progress: OnProgress | None = None,
     ) -> AsyncIterator[AsyncIterator[bytes]]:
-        """The bytes [start, stop) of a blob, piece by piece, in order. Nothing is stored.
+        """The bytes [start, stop) of a blob, piece by piece, in order; none if it has more than ``max_bytes``.
+
+        Nothing is stored.
 
         ::
 
@@ -303,18 +319,21 @@ class Blobs:
 
         Raises:
             BlobError: nobody has the rest; raised from the loop.
-            ValidationError: it is no CID, or no such part.
+            ValidationError: it is no CID, or no such part, or of more than ``max_bytes``.
         """
         root = cid_of(cid)
+        if max_bytes is not None:
+            await self._check_size(cid, max_bytes, start=start, stop=stop)
         async with self._streamed(root, _size_in(cid), start, stop, await self._hints(cid), progress) as window:
             yield window
 
-    async def resolve(self, found: Found, *, to: Path | None, progress: OnProgress | None) -> Found:
+    async def resolve(self, found: Found, *, to: PathLike | None, progress: OnProgress | None) -> Found:
         """What an entry says, its blob fetched; or, with ``to``, written to a file."""
+        to = None if to is None else path_of("to", to)
         if found.blob is None:
             if to is None:
                 return found
-            await trio.to_thread.run_sync(_write_file, to, found.value)
+            await trio.to_thread.run_sync(write_small, to, found.value)
             return replace(found, value=b"")
         try:
             return replace(found, value=await self.fetch(found, to=to, progress=progress))
@@ -323,14 +342,21 @@ class Blobs:
 
     # Keeping
 
-    async def pin(self, cid: CidLike, *, progress: OnProgress | None = None) -> None:
+    async def pin(self, cid: CidLike, *, max_bytes: int | None = None, progress: OnProgress | None = None) -> None:
         """Have a blob here, fetched if need be, until :meth:`unpin`; and be a provider of it.
+
+        Args:
+            max_bytes: the most that is taken; if it would be more, only the root has been fetched.
+            progress: is told how far it is; must not block.
 
         Raises:
             BlobError: nobody has it. It stays pinned, and what was fetched stays, so that a later call goes on.
             StorageError: there is no room.
+            ValidationError: it is no CID, or has more than ``max_bytes``. It is not pinned.
         """
         root = cid_of(cid)
+        if max_bytes is not None:
+            await self._check_size(cid, max_bytes)
         await self._blocks.claim(Claim(root=root, label=PIN), size_bytes=0)
         status = await self._blocks.status(root)
         if status is None or not status.is_complete:
@@ -351,21 +377,28 @@ class Blobs:
     async def kept(self) -> list[BlobStatus]:
         """The blobs that this node keeps, in the order of their CIDs."""
         found: list[BlobStatus] = []
-        after: Cid | None = None
-        while roots := await self._blocks.roots(after=after):
-            for status in roots:
-                claims = await self._blocks.claims(status.root)
-                entries = await self._storage.get_ops(op_ids_of(claims), now_us=self._clock.now_us())
-                found.append(BlobStatus.of(status, claims, entries))
-            after = roots[-1].root
+        for status in await all_roots(self._blocks):
+            claims = await self._blocks.claims(status.root)
+            entries = await self._storage.get_ops(op_ids_of(claims), now_us=self._clock.now_us())
+            found.append(BlobStatus.of(status, claims, entries))
         return found
 
     async def gc(self) -> Freed:
         """Forget blocks that nothing needs, now; the node does this by itself when it lets go of a blob."""
-        blocks, size_bytes = await self._keeping.collect()
-        return Freed(blocks=blocks, bytes=size_bytes)
+        collected = await self._keeping.collect()
+        return Freed(blocks=collected.blocks, bytes=collected.bytes)
 
     # Within
+
+    async def _check_size(self, cid: CidLike, max_bytes: int, *, start: int = 0, stop: int | None = None) -> None:
+        """Raise if a part of a blob is too large. How large a blob is says its entry, or else its root."""
+        root, size = cid_of(cid), _size_in(cid)
+        if size is None:
+            async with self._streamed(root, None, 0, 0, await self._hints(cid), None) as nothing:
+                await anext(nothing, None)
+            size = nothing.walk.size or 0
+        if (part_bytes := _part_bytes(size, start, stop)) > max_bytes:
+            raise ValidationError(f"blob {root}: {part_bytes:,} bytes; at most {max_bytes:,} were to be taken")
 
     async def _get(
         self,
@@ -408,10 +441,9 @@ class Blobs:
     def _check_value(self, root: Cid, size: int | None, start: int, stop: int | None) -> None:
         if size is None:
             return
-        wanted = max(min(size, size if stop is None else stop) - start, 0)
-        if wanted > self._config.max_value_bytes:
+        if (part_bytes := _part_bytes(size, start, stop)) > self._config.max_value_bytes:
             raise BlobError(
-                f"blob {root}: {wanted:,} bytes are more than a get returns ({self._config.max_value_bytes:,}, "
+                f"blob {root}: {part_bytes:,} bytes are more than a get returns ({self._config.max_value_bytes:,}, "
                 "max_value_bytes): give a path, or take them as a stream"
             )
 
@@ -424,15 +456,15 @@ class Blobs:
         stop: int | None,
         hints: Collection[PeerId],
         progress: OnProgress | None,
-    ) -> AsyncIterator[_Streamed]:
-        window = _Streamed(root, size=size, start=start, stop=stop)
+    ) -> AsyncIterator[Window]:
+        window = Window(root, size=size, start=start, stop=stop)
 
         async def fetch() -> None:
             try:
                 await self._fetcher.fetch(window, hints, progress=progress, waits=False)
+                window.end()
             except PrimeDHTError as error:
-                window.failure = error
-            window.end()
+                window.end(error)
 
         async with background_nursery() as nursery:
             nursery.start_soon(fetch)
@@ -445,7 +477,11 @@ class Blobs:
         return await self._keeping.replicas_of(blob_key(cid_of(cid)))
 
     def _wait_s(self, wait_s: float | None) -> float:
-        return self._config.blob_wait_s if wait_s is None else wait_s
+        """How long a put waits; checked before it does anything."""
+        wait_s = self._config.blob_wait_s if wait_s is None else number_of("wait_s", wait_s)
+        if not wait_s >= 0:  # nor is it no number
+            raise ValidationError(f"wait_s must be a number of seconds, not {wait_s}")
+        return wait_s
 
     def _ends_at_us(self, ttl_s: float | None, expires_at_s: float | None) -> int:
         """When an entry ends that is put now."""
@@ -454,42 +490,11 @@ class Blobs:
         return self._clock.now_us() + int((self._config.ttl if ttl_s is None else ttl_s) * US_PER_S)
 
 
-class _Streamed(Window):
-    """A window that raises, once what came was read, why the rest did not."""
-
-    failure: PrimeDHTError | None = None
-
-    async def __anext__(self) -> bytes:
-        try:
-            return await super().__anext__()
-        except StopAsyncIteration:
-            if self.failure is not None:
-                raise self.failure from None
-            raise
-
-
 def _size_in(cid: CidLike) -> int | None:
     """How many bytes a blob has, as far as its entry says."""
     return cid.blob.size if isinstance(cid, Found) and cid.blob is not None else None
 
 
-async def _size_of(source: Source) -> int | None:
-    """How many bytes a source has, if that can be known."""
-    if isinstance(source, Path):
-        try:
-            return (await trio.Path(source).stat()).st_size
-        except OSError as error:
-            raise StorageError(f"{source}: {error.strerror}") from error
-    return len(source) if isinstance(source, bytes | bytearray | memoryview) else None
-
-
-def _write_file(path: Path, value: bytes) -> None:
-    """Write a small value, whole or not at all."""
-    incoming = path.with_name(f".{secrets.token_hex(8)}.partial")  # its own: others may be writing the same file
-    try:
-        incoming.write_bytes(value)
-        incoming.rename(path)
-    except OSError as error:
-        with suppress(OSError):
-            incoming.unlink()
-        raise StorageError(f"{path}: {error.strerror}") from error
+def _part_bytes(size: int, start: int, stop: int | None) -> int:
+    """How many bytes of a blob of so many lie in [start, stop)."""
+    return max(min(size, size if stop is None else stop) - start, 0)

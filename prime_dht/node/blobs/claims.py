@@ -88,6 +88,7 @@ class BlobClaims:
         self._new: dict[OpId, KeptBlob] = {}
         self._released: list[Cid] = []
         self._puts: dict[Claim, int] = {}  # and when their entries end
+        self._left: set[Claim] = set()  # of these, those of processes that ended
         self.kept: dict[OpId, KeptBlob] = {}
         self.changed = trio.Event()
 
@@ -140,7 +141,8 @@ class BlobClaims:
                     break
         await self._release(claim for claim in claims if _is_for_entry(claim) and OpId(claim.label) not in self.kept)
         for claim in claims:
-            if claim.label.startswith(PUT):
+            if claim.label.startswith(PUT) and claim not in self._puts:
+                self._left.add(claim)
                 self._puts[claim] = int.from_bytes(claim.label.removeprefix(PUT), "big")
         self.changed.set()
 
@@ -171,10 +173,21 @@ class BlobClaims:
         return claim
 
     async def put_done(self, claim: Claim) -> None:
-        """Enough replicas hold what was put, or the put was given up."""
+        """Nothing more is to be kept for a put: it was given up, or its entry has ended."""
+        self._left.discard(claim)
         if self._puts.pop(claim, None) is not None:
             await self._blocks.release(claim)
             self._released.append(claim.root)
+
+    async def put_held(self, claim: Claim) -> None:
+        """Enough replicas hold what was put.
+
+        So nothing need be kept either for a put of the same by a process that ended, unless its entry lives longer.
+        """
+        until_us = self._puts.get(claim, 0)
+        left = [each for each in self._left if each.root == claim.root and self._puts[each] <= until_us]
+        for put in (claim, *left):
+            await self.put_done(put)
 
     async def _claim(self, blob: KeptBlob) -> None:
         claims = await self._blocks.claims(blob.root)
@@ -207,7 +220,7 @@ class BlobClaims:
     def _note_unkept(self, entry: Entry, reason: str) -> None:
         if entry.op_id in self._unkept:
             return
-        logger.warning("a blob of publisher %s is not kept: %s", short(entry.publisher), reason)
+        logger.debug("a blob of publisher %s is not kept: %s", short(entry.publisher), reason)
         self._unkept[entry.op_id] = None
         if len(self._unkept) > MAX_UNKEPT:
             del self._unkept[next(iter(self._unkept))]

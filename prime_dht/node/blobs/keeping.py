@@ -1,9 +1,9 @@
 """Keeping blobs: a replica fetches those that its entries refer to, announces them, and lets go of those none does.
 
 What is to be fetched is what is claimed (:mod:`prime_dht.node.blobs.claims`) and not *complete*: after a put, a join, a
-round of sync or a crash alike. The newest comes first, a few at a time; one that fails waits, ever longer, for its next
-turn. Those who may have a blob are its publisher, the other replicas of the entry's key, and its providers. A node that
-has a blob whole is a provider of its root until it lets go of it, and says so again at each republish.
+round of sync or a crash alike. A few are fetched at a time, in the order that :mod:`prime_dht.node.blobs.turns` tells.
+Those who may have a blob are its publisher, the other replicas of the entry's key, and its providers. A node that has a
+blob whole is a provider of its root until it lets go of it, and says so again at each republish.
 
 More nodes have an entry than the ``r`` closest to its key: it is in the arcs of others too. They fetch its blob only
 when they are among the ``r`` closest, which they may become, and unless somebody put the entry to them, who may have
@@ -16,11 +16,9 @@ its blocks are here, and survive a loss of power. That is how a put learns which
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 import trio
 
@@ -32,25 +30,33 @@ from prime_dht.kad.replicas import choose_replicas, syncs
 from prime_dht.node.blobs.claims import BlobClaims, KeptBlob, all_roots
 from prime_dht.node.blobs.destination import StoreDestination
 from prime_dht.node.blobs.fetch import Fetcher
+from prime_dht.node.blobs.turns import Begin, GiveWay, Turn, Turns, WaitUntil
 from prime_dht.node.feed import Feed
 from prime_dht.node.lookups import Explorer
 from prime_dht.node.neighbourhood import Neighbourhood
 from prime_dht.node.records import Records
-from prime_dht.storage.blocks import BlockStore
+from prime_dht.storage.blocks import BlockStore, Collected, NoRoomError
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
 
-FETCHES_AT_ONCE = 2
-"""In the background, of those that a node runs; the rest are left to readers."""
-
-RETRY_FIRST_S = 5.0
-RETRY_AT_MOST_S = 3600.0
 SWEEP_EVERY_S = 60.0
 COLLECT_PAUSE_S = 0.1
 """Between two batches of garbage, for others to get at the store."""
 
 logger = logging.getLogger(__name__)
+
+
+async def collect_all(blocks: BlockStore, *, pause_s: float = 0.0) -> Collected:
+    """Remove all garbage of a block store, with pauses between two batches of it; returns how much it was."""
+    count = size_bytes = 0
+    while True:
+        batch = await blocks.collect()
+        count += batch.blocks
+        size_bytes += batch.bytes
+        if batch.is_all:
+            return Collected(blocks=count, bytes=size_bytes, is_all=True)
+        await trio.sleep(pause_s)
 
 
 class HeldBlocks:
@@ -79,14 +85,6 @@ class HeldBlocks:
         return found
 
 
-@dataclass(slots=True)
-class _Turn:
-    """When a root that is lacking is fetched next."""
-
-    due_s: float = 0.0
-    tries: int = 0
-
-
 class Keeping:
     """See the module."""
 
@@ -110,11 +108,9 @@ class Keeping:
         self._explorer = explorer
         self._known = known
         self._feed = feed
-        self._rng = rng
         self._replication = replication
-        self._missing: dict[Cid, KeptBlob] = {}  # or not known to be complete; and for whose sake
-        self._turns: dict[Cid, _Turn] = {}
-        self._under_way: set[Cid] = set()
+        self._turns = Turns(rng, self._is_ours)
+        self._scopes: dict[Turn, trio.CancelScope] = {}
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep until cancelled."""
@@ -141,23 +137,14 @@ class Keeping:
         """Say that this node has a blob, from now on until :meth:`let_go`."""
         await self._provide(root, announce=True)
 
-    async def collect(self) -> tuple[int, int]:
-        """Remove garbage, all of it; returns how many blocks and bytes."""
-        blocks = size_bytes = 0
-        while True:
-            collected = await self._blocks.collect()
-            blocks += collected.blocks
-            size_bytes += collected.bytes
-            if collected.is_all:
-                return blocks, size_bytes
-            await trio.sleep(COLLECT_PAUSE_S)
+    async def collect(self) -> Collected:
+        """Remove garbage, all of it; returns how much it was."""
+        return await collect_all(self._blocks, pause_s=COLLECT_PAUSE_S)
 
     async def let_go(self, roots: Iterable[Cid]) -> None:
         """Announce those no longer that nobody claims any more, and forget their blocks."""
         for root in roots:
             if await self._blocks.status(root) is None:
-                self._missing.pop(root, None)
-                self._turns.pop(root, None)
                 await self._records.stop_providing(root.multihash)
         await self.collect()
 
@@ -176,6 +163,7 @@ class Keeping:
             logger.debug("blob %s is not announced: %s", root, error)
 
     async def _sweep_always(self) -> None:
+        await self.let_go(await self._claims.sweep())  # also what a process has left that was killed, or gave up
         while True:
             await trio.sleep(SWEEP_EVERY_S)
             if gone := await self._claims.sweep():
@@ -184,27 +172,24 @@ class Keeping:
     async def _fetch_missing(self, nursery: trio.Nursery) -> None:
         while True:
             self._claims.changed = trio.Event()
-            self._missing.update((blob.root, blob) for blob in self._claims.take_new())
-            for blob in self._due()[: FETCHES_AT_ONCE - len(self._under_way)]:
-                self._under_way.add(blob.root)
-                nursery.start_soon(self._fetch, blob)
-            now_s = trio.current_time()
-            later_s = (self._turn(root).due_s for root in self._missing if self._turn(root).due_s > now_s)
-            with trio.move_on_at(min(later_s, default=math.inf)):
-                await self._claims.changed.wait()
+            self._turns.add(self._claims.take_new())
+            self._turns.retain(self._claims.kept)
+            match self._turns.next(trio.current_time()):
+                case Begin(turn):
+                    scope = self._scopes[turn] = trio.CancelScope()
+                    nursery.start_soon(self._fetch, turn, scope)
+                case GiveWay(turn):
+                    logger.debug("the fetch of blob %s gives way to others", turn.blob.root)
+                    self._scopes[turn].cancel()
+                case WaitUntil(at_s):
+                    with trio.move_on_at(at_s):
+                        await self._claims.changed.wait()
+                case action:
+                    assert_never(action)
 
-    def _due(self) -> list[KeptBlob]:
-        """What is to be fetched now, the newest first; what others are to hold is looked at again later."""
-        due: list[KeptBlob] = []
-        now_s = trio.current_time()
-        for root, blob in self._missing.items():
-            if root in self._under_way or self._turn(root).due_s > now_s:
-                continue
-            if blob.is_by_put or self._is_replica_of(blob.key):
-                due.append(blob)
-            else:
-                self._turns[root] = _Turn(due_s=now_s + SWEEP_EVERY_S)
-        return sorted(due, key=lambda blob: blob.created_at_us, reverse=True)
+    def _is_ours(self, blob: KeptBlob) -> bool:
+        """Whether this node is to have a blob here; others are to hold most of what sync brings entries of."""
+        return blob.is_by_put or self._is_replica_of(blob.key)
 
     def _is_replica_of(self, key: Key) -> bool:
         """Whether this node is one of the ``r`` closest that it knows; near itself it knows all."""
@@ -212,18 +197,20 @@ class Keeping:
         servers = self._known.table.find_closest(target, self._replication, where=syncs)
         return own is not None and own in choose_replicas(target, servers, self._replication, own=own)
 
-    def _turn(self, root: Cid) -> _Turn:
-        return self._turns.get(root) or _Turn()
-
-    async def _fetch(self, blob: KeptBlob) -> None:
-        began_at_s = trio.current_time()
+    async def _fetch(self, turn: Turn, scope: trio.CancelScope) -> None:
+        blob, began_at_s = turn.blob, trio.current_time()
+        failure: str | None = None
         try:
-            failure = await self._bring(blob)
+            with scope:
+                failure = await self._bring(turn)
         except (BlobError, StorageError) as error:
             failure = str(error)
-            self._try_later(blob.root, failure)
+            self._turns.retain(self._claims.kept)  # what was let go of in the meantime is no failure
+            if (wait_s := self._turns.failed(turn, trio.current_time())) is not None:
+                logger.log(_level_of(error), "a blob could not be fetched: %s; trying again in %.0f s", failure, wait_s)
         finally:
-            self._under_way.discard(blob.root)
+            self._turns.ended(turn)
+            del self._scopes[turn]
             self._claims.changed.set()
         if failure is not None:
             elapsed_s = trio.current_time() - began_at_s
@@ -233,25 +220,26 @@ class Keeping:
                 )
             )
 
-    async def _bring(self, blob: KeptBlob) -> str | None:
+    async def _bring(self, turn: Turn) -> str | None:
         """Have a blob here, and announce it; ``None`` if there was nothing to fetch."""
+        blob = turn.blob
         status = await self._blocks.status(blob.root)
         is_to_fetch = status is not None and not status.is_complete
         if is_to_fetch:
             destination = StoreDestination(self._blocks, blob.root, size=blob.size)
-            await self._fetcher.fetch(destination, [blob.publisher, *await self.replicas_of(blob.key)])
+            hints = [blob.publisher, *await self.replicas_of(blob.key)]
+            await self._fetcher.fetch(
+                destination, hints, progress=lambda progress: self._turns.told(turn, progress, trio.current_time())
+            )
+            self._turns.brought(turn)
             await self._blocks.complete(blob.root)
-        self._missing.pop(blob.root, None)
-        self._turns.pop(blob.root, None)
+        self._turns.done(blob.root)
         if await self._blocks.status(blob.root) is not None:  # nor was it let go of in the meantime
             await self.announce(blob.root)
         return "" if is_to_fetch else None
 
-    def _try_later(self, root: Cid, reason: str) -> None:
-        if root not in self._missing:  # it was let go of in the meantime
-            return
-        turn = self._turns.setdefault(root, _Turn())
-        wait_s = min(RETRY_FIRST_S * 2**turn.tries, RETRY_AT_MOST_S) * self._rng.uniform(1.0, 1.5)
-        turn.tries += 1
-        turn.due_s = trio.current_time() + wait_s
-        logger.warning("a blob could not be fetched: %s; trying again in %.0f s", reason, wait_s)
+
+def _level_of(error: BlobError | StorageError) -> int:
+    """What strangers can bring about is not worth more than a debug line; that the disk fails is."""
+    is_of_disk = isinstance(error, StorageError) and not isinstance(error, NoRoomError)
+    return logging.WARNING if is_of_disk else logging.DEBUG

@@ -1,7 +1,8 @@
 """Putting blobs: cut content into blocks, store them here, put the entry, wait until replicas hold what it refers to.
 
-A put's blocks are claimed here until enough replicas hold them, or until the entry ends; replicas fetch them from this
-node, which serves blocks also where it is a client, over the connection that it put the entry on, and from each other.
+A put's blocks are claimed here until enough replicas hold them, or until the entry ends, whatever becomes of the wait
+for that; replicas fetch them from this node, which serves blocks also where it is a client, over the connection that it
+put the entry on, and from each other.
 
 **Acknowledged** is a put of a blob when ``needed`` replicas have stored the entry and hold the blob: every block, in a
 way that survives a loss of power. They are asked for that, time and again (:mod:`prime_dht.node.blobs.keeping`).
@@ -17,12 +18,13 @@ from pathlib import Path
 
 import trio
 
+from prime_dht.background import background_nursery
 from prime_dht.blobs.build import BlobBuilder, Block
 from prime_dht.blobs.chunking import CHUNKERS, FixedChunker, TensorChunker
 from prime_dht.blobs.cid import Cid
 from prime_dht.entries.entry import BlobRef
 from prime_dht.entries.limits import Limits
-from prime_dht.errors import StorageError, ValidationError
+from prime_dht.errors import PrimeDHTError, StorageError, ValidationError
 from prime_dht.ids import PeerId
 from prime_dht.net.network import Network
 from prime_dht.node.blobs.claims import BlobClaims
@@ -74,6 +76,20 @@ def chunker_for(name: str | None, source: Source) -> str:
 def media_type_of(source: Source) -> str:
     """What a file's name says of its content; empty if nothing."""
     return (mimetypes.guess_type(source.name)[0] or "") if isinstance(source, Path) else ""
+
+
+async def size_of(source: Source) -> int | None:
+    """How many bytes a source has, if that can be known.
+
+    Raises:
+        StorageError: the file cannot be read.
+    """
+    if isinstance(source, Path):
+        try:
+            return (await trio.Path(source).stat()).st_size
+        except OSError as error:
+            raise StorageError(f"{source}: {error.strerror}") from error
+    return len(source) if isinstance(source, bytes | bytearray | memoryview) else None
 
 
 @asynccontextmanager
@@ -211,10 +227,9 @@ class BlobWriter:
         wanted = min(receipt.needed, len(receipt.stored_by))
         held_by: list[PeerId] = [peer for peer in receipt.stored_by if peer == self._network.local]
         began_at_s, began_with_bytes = trio.current_time(), self._held.served_bytes
+        changed = trio.Event()
 
-        def note(peer: PeerId | None) -> None:
-            if peer is not None:
-                held_by.append(peer)
+        def tell() -> None:
             if progress is not None:
                 size = stored.ref.size
                 sent_bytes = min(self._held.served_bytes - began_with_bytes, size * wanted)
@@ -230,35 +245,37 @@ class BlobWriter:
                         replicas_wanted=wanted,
                     )
                 )
-            if len(held_by) >= wanted:
-                nursery.cancel_scope.cancel()
 
         async def ask(peer: PeerId) -> None:
             await self._wait_until_held(peer, stored.root)
-            note(peer)
-
-        async def tell() -> None:
-            while True:
-                note(None)
-                await trio.sleep(TELL_EVERY_S)
+            held_by.append(peer)
+            changed.set()
 
         with trio.move_on_after(wait_s):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(tell)
+            async with background_nursery() as nursery:  # so that what ``progress`` raises is in no group
                 for peer in receipt.stored_by:
                     if peer != self._network.local:
                         nursery.start_soon(ask, peer)
+                tell()
+                while len(held_by) < wanted:
+                    with trio.move_on_after(TELL_EVERY_S):
+                        await changed.wait()
+                    changed = trio.Event()
+                    tell()
         receipt = replace(receipt, blob=stored.ref, held_by=tuple(held_by))
         if receipt.acknowledged and stored.claim is not None:
-            await self._claims.put_done(stored.claim)
+            await self._claims.put_held(stored.claim)
         return receipt
 
     @asynccontextmanager
     async def given_up_if_it_fails(self, stored: Stored) -> AsyncIterator[None]:
-        """Put an entry that refers to a blob: if that fails or is cancelled, its blocks need not stay here for it."""
+        """Put an entry that refers to a blob: if no replica takes it, its blocks need not stay here for it.
+
+        They stay if the put is cancelled, or ends in any other way: a replica may have the entry by then.
+        """
         try:
             yield
-        except BaseException:  # passed on, trio.Cancelled as well
+        except PrimeDHTError:
             if stored.claim is not None:
                 with trio.CancelScope(shield=True):
                     await self._claims.put_done(stored.claim)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import pytest
@@ -153,12 +154,26 @@ async def test_what_there_was_no_room_for_is_kept_once_there_is(autojump_clock: 
 
 
 async def test_what_is_not_kept_is_remembered_up_to_a_bound(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "prime_dht.node.blobs")
     desk = Desk()
     entries = [entry_of(size=101 * MIB, subkey=b"%d" % number) for number in range(3)]
     for _ in range(2):
         await desk.claims.claim(entries, is_by_put=False)
-    assert len(caplog.records) == 3
+    assert [record.levelno for record in caplog.records] == 3 * [logging.DEBUG], "anybody can have them written"
     assert len(desk.claims._unkept) == 3 <= MAX_UNKEPT
+
+
+async def test_what_replicas_hold_is_kept_no_longer_for_a_put_of_it_by_a_process_that_ended() -> None:
+    desk = Desk()
+    for claim in [desk.claims.put_claim(root, until) for root in (ROOT, OTHER) for until in (1000, 3000)]:
+        await desk.blocks.claim(claim, size_bytes=1)
+    again = desk.again()
+    await again.load()
+    mine = again.put_claim(ROOT, 2000)
+    await desk.blocks.claim(mine, size_bytes=1)
+    await again.put_held(mine)
+    assert [len(await desk.blocks.claims(root)) for root in (ROOT, OTHER)] == [1, 2]
+    assert await desk.blocks.claims(ROOT) == [again.put_claim(ROOT, 3000)], "its entry lives longer"
 
 
 async def test_a_put_keeps_its_blob_until_it_is_done_or_its_entry_ends(autojump_clock: MockClock) -> None:

@@ -1,0 +1,214 @@
+"""Whose turn it is: the order in which a node fetches the blobs that it is to keep, a few at a time.
+
+Anybody can put entries that refer to blobs which nobody has, or which come a block a minute, as many as one likes.
+Others' blobs must not wait for those.
+
+- *Among publishers.* The next turn is of the publisher with the fewest fetches under way; of these, of the one whose
+  last turn began or was cut short the longest ago; and of those that had none, of the one whose reference came last.
+- *Of one publisher* the reference that was tried least is fetched; of these, the newest.
+- *Giving way.* A fetch to which nothing has come for ``QUIET_S`` gives way to others that wait; if all of these were
+  tried before, after twice as long, and so on. So a new reference never waits for long, and one that is slow gets its
+  time too. A fetch to which blocks come gives way after ``TURN_S``, to a publisher that has none under way.
+- *Again.* What failed or was quiet waits for its next turn; ever longer, unless blocks come.
+
+References are told apart, though they be to the same blob, for one may be wrong about its size, or its publisher lack
+it. They are fetched one after the other, and all are done when the blob is here.
+
+Nothing here has a clock: all times are seconds of one monotonic clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Container, Iterable
+from dataclasses import dataclass
+from random import Random
+
+from prime_dht.blobs.cid import Cid
+from prime_dht.ids import OpId, PeerId
+from prime_dht.node.blobs.claims import KeptBlob
+from prime_dht.node.blobs.progress import BlobProgress
+
+TURNS_AT_ONCE = 2
+"""Fetches in the background, of those that a node runs; the rest are left to readers."""
+
+QUIET_S = 5.0
+TURN_S = 60.0
+RETRY_FIRST_S = 5.0
+RETRY_AT_MOST_S = 3600.0
+LOOK_AGAIN_S = 60.0
+"""What others are to hold is looked at again after so long."""
+
+
+@dataclass(slots=True)
+class _Reference:
+    """A blob that is lacking, for the sake of one entry, and when it is fetched next."""
+
+    blob: KeptBlob
+    due_s: float = -math.inf
+    tries: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Turn:
+    """A fetch that is under way: since when, and when it was heard of last.
+
+    It need not give way before it has a place among all fetches of the node, nor once it has all blocks.
+    """
+
+    blob: KeptBlob
+    began_s: float = math.inf
+    heard_s: float = math.inf
+    progress: BlobProgress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Fetch ``turn.blob``, and report how that goes."""
+
+    turn: Turn
+
+
+@dataclass(frozen=True, slots=True)
+class GiveWay:
+    """Break this fetch off."""
+
+    turn: Turn
+
+
+@dataclass(frozen=True, slots=True)
+class WaitUntil:
+    """Nothing to do until something is reported, or until this time."""
+
+    at_s: float
+
+
+class Turns:
+    """See the module. Report what happens, call :meth:`next` and do what it says, until that is to wait.
+
+    Args:
+        is_ours: whether this node is to have a blob here at all; what it is not to have is asked about again later.
+    """
+
+    def __init__(self, rng: Random, is_ours: Callable[[KeptBlob], bool]) -> None:
+        self._rng = rng
+        self._is_ours = is_ours
+        self._lacking: dict[OpId, _Reference] = {}
+        self._under_way: dict[OpId, Turn] = {}
+        self._served_s: dict[PeerId, float] = {}
+
+    def add(self, blobs: Iterable[KeptBlob]) -> None:
+        """Blobs are claimed, and are lacking, or may be."""
+        for blob in blobs:
+            self._lacking[blob.op_id] = _Reference(blob)
+
+    def retain(self, op_ids: Container[OpId]) -> None:
+        """Only these entries are still there."""
+        for op_id in [op_id for op_id in self._lacking if op_id not in op_ids]:
+            del self._lacking[op_id]
+        publishers = {reference.blob.publisher for reference in self._lacking.values()}
+        self._served_s = {peer: at_s for peer, at_s in self._served_s.items() if peer in publishers}
+
+    def next(self, now_s: float) -> Begin | GiveWay | WaitUntil:
+        """What is to be done now."""
+        waiting = self._waiting(now_s)
+        if first := self._first(waiting):
+            turn = self._under_way[first.blob.op_id] = Turn(first.blob)
+            self._served_s[first.blob.publisher] = now_s
+            return Begin(turn)
+        changes_s = [each.due_s for each in self._lacking.values() if each.due_s > now_s]
+        for turn in list(self._under_way.values()):
+            quiet_at_s, over_at_s = self._gives_way_at_s(turn, waiting)
+            if now_s >= quiet_at_s:
+                self.failed(turn, now_s)
+            if now_s >= min(quiet_at_s, over_at_s):
+                self.ended(turn)
+                self._served_s[turn.blob.publisher] = now_s
+                return GiveWay(turn)
+            changes_s += quiet_at_s, over_at_s
+        return WaitUntil(min(changes_s, default=math.inf))
+
+    def told(self, turn: Turn, progress: BlobProgress, now_s: float) -> None:
+        """How far it is: the first time it has begun; and later it shows whether anything came."""
+        before, turn.progress = turn.progress, progress
+        if before is None:
+            turn.began_s = turn.heard_s = now_s
+        elif progress.fetched_blocks > before.fetched_blocks:
+            turn.heard_s = now_s
+            if reference := self._lacking.get(turn.blob.op_id):
+                reference.tries = 0
+        elif (progress.done_bytes, progress.fetched_parts) != (before.done_bytes, before.fetched_parts):
+            turn.heard_s = now_s  # of a part of a block, or of a block that was here already
+
+    def brought(self, turn: Turn) -> None:
+        """All its blocks are here."""
+        turn.began_s = turn.heard_s = math.inf
+
+    def failed(self, turn: Turn, now_s: float) -> float | None:
+        """It failed. Returns in how many seconds it is tried again; ``None`` if it need not be."""
+        reference = self._lacking.get(turn.blob.op_id)
+        if reference is None or self._under_way.get(turn.blob.op_id) is not turn:
+            return None
+        wait_s: float = min(RETRY_FIRST_S * 2**reference.tries, RETRY_AT_MOST_S) * self._rng.uniform(1.0, 1.5)
+        reference.tries += 1
+        reference.due_s = now_s + wait_s
+        return wait_s
+
+    def done(self, root: Cid) -> None:
+        """A blob is here, or nobody wants it here any more."""
+        for op_id in [op_id for op_id, each in self._lacking.items() if each.blob.root == root]:
+            del self._lacking[op_id]
+
+    def ended(self, turn: Turn) -> None:
+        """It is under way no longer, however it went."""
+        if self._under_way.get(turn.blob.op_id) is turn:
+            del self._under_way[turn.blob.op_id]
+
+    # Within
+
+    def _waiting(self, now_s: float) -> list[_Reference]:
+        """What is to be fetched and due, and not under way."""
+        waiting: list[_Reference] = []
+        for op_id, reference in self._lacking.items():
+            if reference.due_s > now_s or op_id in self._under_way:
+                continue
+            if self._is_ours(reference.blob):
+                waiting.append(reference)
+            else:
+                reference.due_s = now_s + LOOK_AGAIN_S
+        return waiting
+
+    def _first(self, waiting: list[_Reference]) -> _Reference | None:
+        """Whose turn begins now, if there is room for one."""
+        if self._is_full:
+            return None
+        roots = {turn.blob.root for turn in self._under_way.values()}
+        busy = Counter(turn.blob.publisher for turn in self._under_way.values())
+        free = [reference for reference in waiting if reference.blob.root not in roots]
+        latest_s: dict[PeerId, float] = {}
+        for reference in free:
+            publisher, since_s = reference.blob.publisher, reference.blob.since_s
+            latest_s[publisher] = max(since_s, latest_s.get(publisher, since_s))
+
+        def rank(reference: _Reference) -> tuple[float, ...]:
+            blob = reference.blob
+            served_s = self._served_s.get(blob.publisher, -math.inf)
+            publisher_rank = busy[blob.publisher], served_s, -latest_s[blob.publisher]
+            return *publisher_rank, reference.tries, -blob.created_at_us
+
+        return min(free, key=rank, default=None)
+
+    def _gives_way_at_s(self, turn: Turn, waiting: list[_Reference]) -> tuple[float, float]:
+        """When it has been quiet for too long for those that wait for it, and when they have waited for its end."""
+        rivals = [each for each in waiting if self._is_full or each.blob.root == turn.blob.root]
+        if not rivals:
+            return math.inf, math.inf
+        quiet_at_s = turn.heard_s + QUIET_S * 2 ** min(each.tries for each in rivals)
+        busy = {each.blob.publisher for each in self._under_way.values()}
+        has_turns = all(each.blob.publisher in busy for each in rivals)
+        return quiet_at_s, math.inf if has_turns or not self._is_full else turn.began_s + TURN_S
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self._under_way) >= TURNS_AT_ONCE

@@ -1,0 +1,126 @@
+"""What becomes of a blob whose put does not wait to its end: its entry is out, so its blocks stay. In virtual time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from random import Random
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from prime_dht.blobs.cid import Cid
+from prime_dht.errors import QueryError, ValidationError
+from prime_dht.node.blobs.claims import FRESH_S
+from prime_dht.node.blobs.keeping import SWEEP_EVERY_S
+from prime_dht.node.blobs.progress import BlobProgress, Stage
+from prime_dht.node.core import Node
+from prime_dht.node.writer import Statement
+from prime_dht.testing.swarm import Swarm, open_swarm
+
+VALUE = Random(9).randbytes(300_000)
+SLOWLY_S = 200.0
+"""Until the first block has gone up a slow link."""
+
+
+class StoppedError(Exception):
+    """A caller has seen enough."""
+
+
+async def join_slow_client(swarm: Swarm, monkeypatch: pytest.MonkeyPatch) -> Node:
+    """A client whose first block comes long after it was put."""
+    client = await swarm.join_client()
+    source = swarm.network_of(client)._block_source
+    assert source is not None
+    read, until_s = source.read, trio.current_time() + SLOWLY_S
+
+    async def read_slowly(cids: Sequence[Cid]) -> list[bytes | None]:
+        await trio.sleep_until(until_s)
+        return await read(cids)
+
+    monkeypatch.setattr(source, "read", read_slowly)
+    return client
+
+
+async def swept(swarm: Swarm) -> None:
+    """Wait until every node has let go of what nobody needs."""
+    await trio.sleep(FRESH_S + 2 * SWEEP_EVERY_S)
+
+
+async def is_read_in_the_end(swarm: Swarm) -> bool:
+    await swept(swarm)
+    await trio.sleep(3600)
+    found = await swarm.nodes[0].get("k", latest=True)
+    return found is not None and found.value == VALUE
+
+
+async def test_a_put_that_is_cancelled_once_its_entry_is_out_ends_well_all_the_same(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_swarm(seed=1, size=4) as swarm:
+        client = await join_slow_client(swarm, monkeypatch)
+        with trio.move_on_after(20) as scope:
+            await client.put("k", VALUE)
+        assert scope.cancelled_caught
+        assert await is_read_in_the_end(swarm)
+
+
+async def test_what_a_progress_raises_comes_out_as_it_is_and_costs_the_blob_nothing(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(now: BlobProgress) -> None:
+        if now.stage is Stage.SPREADING:
+            raise StoppedError
+
+    async with open_swarm(seed=1, size=4) as swarm:
+        client = await join_slow_client(swarm, monkeypatch)
+        with pytest.raises(StoppedError):
+            await client.put("k", VALUE, progress=stop)
+        assert await is_read_in_the_end(swarm)
+
+
+async def test_a_put_that_is_cancelled_while_some_replica_may_have_the_entry_keeps_its_blocks_until_that_ends(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_swarm(seed=1, size=4) as swarm:
+        client = await swarm.join_client()
+        put = client._writer.put
+
+        async def put_but_hear_nothing(statement: Statement, *, replication: int | None = None) -> None:
+            await put(statement, replication=replication)
+            await trio.sleep_forever()
+
+        monkeypatch.setattr(client._writer, "put", put_but_hear_nothing)
+        with trio.move_on_after(5):
+            await client.put("k", VALUE, ttl=3600)
+        blocks = swarm.machine_of(client).blocks
+        await swept(swarm)
+        assert (await blocks.stats()).blocks == 1
+        await trio.sleep(3600)
+        assert (await blocks.stats()).blocks == 0
+
+
+async def test_the_blocks_of_a_put_that_no_replica_took_go(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=2) as swarm:
+        client = await swarm.join_client()
+        for node in list(swarm.nodes):
+            swarm.world.silence(node.peer_id)
+        with pytest.raises(QueryError, match="no replica took"):
+            await client.put("k", VALUE)
+        await swept(swarm)
+        assert (await swarm.machine_of(client).blocks.stats()).blocks == 0
+
+
+@pytest.mark.parametrize("wait_s", [-1.0, math.nan])
+async def test_a_wait_that_is_no_length_of_time_is_refused_before_anything_is_done(
+    wait_s: float, autojump_clock: MockClock
+) -> None:
+    async with open_swarm(seed=1, size=2) as swarm:
+        writer = swarm.nodes[0]
+        with pytest.raises(ValidationError, match="wait_s must be a number of seconds, not"):
+            await writer.put("k", VALUE, wait_s=wait_s)
+        with pytest.raises(ValidationError, match="wait_s must be a number of seconds, not"):
+            await writer.blobs.add(VALUE, wait_s=wait_s)
+        assert await writer.blobs.kept() == []
+        assert await writer.get("k") is None
