@@ -81,6 +81,9 @@ MAX_ROUND_S = 600.0
 class Traffic:
     """What went over a round's stream, in messages and bytes, frames included, and how long the peer was waited for.
 
+    Attributes:
+        waits_since_s: when the wait began that is under way, by trio's clock; ``None`` while this node is at work.
+
     >>> Traffic().patience_s, Traffic(waited_s=50.0).patience_s, Traffic(waited_s=50.0, bytes_sent=1 << 20).patience_s
     (30.0, 10.0, 30.0)
     """
@@ -90,13 +93,18 @@ class Traffic:
     bytes_sent: int = 0
     bytes_received: int = 0
     waited_s: float = 0.0
+    waits_since_s: float | None = None
+
+    @property
+    def stalled_s(self) -> float:
+        """How long the peer was waited for until now beyond what the bytes moved account for; less than 0 if not."""
+        wait_s = 0.0 if self.waits_since_s is None else trio.current_time() - self.waits_since_s
+        return self.waited_s + wait_s - (self.bytes_sent + self.bytes_received) / LEAST_BYTES_PER_S
 
     @property
     def patience_s(self) -> float:
         """How long the next wait may take."""
-        moved_bytes = self.bytes_sent + self.bytes_received
-        most_s = WAIT_S + moved_bytes / LEAST_BYTES_PER_S
-        return min(STAGE_TIMEOUT_S, max(0.0, most_s - self.waited_s))
+        return min(STAGE_TIMEOUT_S, max(0.0, WAIT_S - self.stalled_s))
 
     @contextmanager
     def wait(self) -> Iterator[None]:
@@ -105,11 +113,13 @@ class Traffic:
         Raises:
             trio.TooSlowError: it took too long.
         """
-        began_at_s = trio.current_time()
+        patience_s, began_at_s = self.patience_s, trio.current_time()
+        self.waits_since_s = began_at_s
         try:
-            with trio.fail_after(self.patience_s):
+            with trio.fail_after(patience_s):
                 yield
         finally:
+            self.waits_since_s = None
             self.waited_s += trio.current_time() - began_at_s
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, assert_never
 
@@ -35,7 +36,7 @@ from prime_dht.partition.location import sector_of
 from prime_dht.storage.capacity import location_of
 from prime_dht.sync.actions import Ending, Misconduct, Outcome
 from prime_dht.sync.messages import MISMATCHES, Open, Refusal
-from prime_dht.sync.schedule import Candidate, Pace, Result, Schedule
+from prime_dht.sync.schedule import Accepted, Candidate, Pace, Result, Schedule
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
@@ -60,6 +61,14 @@ LOOK_FIRST_S = 0.5
 
 FOREIGN_NOTED = 1000
 """Peers that cannot sync with this node, of which it was told."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Served:
+    """A round that a peer began: what went over its stream, and what ends it when it is to give way."""
+
+    traffic: Traffic
+    scope: trio.CancelScope
 
 
 class Syncing:
@@ -91,6 +100,7 @@ class Syncing:
         self._replication = replication
         self._foreign: set[PeerId] = set()
         self._schedule: Schedule | None = None
+        self._served: dict[PeerId, _Served] = {}
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Begin rounds until cancelled, if this node is a server."""
@@ -174,25 +184,35 @@ class Syncing:
         """Take part in a round that a peer begins, or refuse.
 
         Raises:
-            QueryError: the peer goes away.
+            QueryError: the peer goes away, or its round gives way to another.
             RemoteProtocolError: the peer does not begin with an opening.
         """
         peer, traffic, schedule = conversation.peer, Traffic(), self._scheduled()
         opening = await self._rounds.read_opening(conversation, traffic)
         nonce = opening.nonce if isinstance(opening, Open) else 0
-        is_ready = self._replica.partition is not None
-        accepted = schedule.accept(peer, nonce=nonce, now_us=self._now_us()) if is_ready else Refusal.NOT_READY
+        accepted: Accepted | Refusal = Refusal.NOT_READY
+        if self._replica.partition is not None:
+            stalled_us = {other: int(served.traffic.stalled_s * US_PER_S) for other, served in self._served.items()}
+            accepted = schedule.accept(peer, nonce=nonce, stalled_us=stalled_us, now_us=self._now_us())
         if isinstance(accepted, Refusal):
             if accepted is Refusal.TOO_OFTEN and schedule.is_pestered_by(peer, now_us=self._now_us()):
                 self._rounds.charge(peer)
             await self._rounds.refuse(accepted, conversation)
             return
+        if accepted.instead_of is not None:
+            self._served.pop(accepted.instead_of).scope.cancel()
+        this = self._served[peer] = _Served(traffic, trio.CancelScope())
         result = Result.FAILED
         try:
-            report = await self._rounds.accept(opening, conversation, traffic)
-            result = _result_of(report.outcome)
+            with this.scope:
+                report = await self._rounds.accept(opening, conversation, traffic)
+                result = _result_of(report.outcome)
         finally:
-            schedule.end(peer, is_ours=False, result=result, now_us=self._now_us())
+            if self._served.get(peer) is this:
+                del self._served[peer]
+                schedule.end(peer, is_ours=False, result=result, now_us=self._now_us())
+        if this.scope.cancelled_caught:
+            raise QueryError(f"the round of peer {short(peer)} stalled and gave way to another")
         self._note_mismatch(report, who="this node")
         self._ended(report, is_begun_here=False)
 
@@ -205,9 +225,9 @@ class Syncing:
         outcome = report.outcome
         self._neighbourhood.heard_from(report.peer)
         if outcome.refusal is not None and outcome.refusal.reason in MISMATCHES:
-            self._neighbourhood.compared(report.peer, is_foreign=True)
+            self._neighbourhood.own_arc.compared(report.peer, is_foreign=True)
         elif outcome.equal is not None:
-            self._neighbourhood.compared(report.peer, is_foreign=False)
+            self._neighbourhood.own_arc.compared(report.peer, is_foreign=False)
         self._held.round_ended(report.peer, outcome)
         self._feed.publish(
             SyncFinished(

@@ -202,7 +202,11 @@ class KnownPeer:
 
 @dataclass(frozen=True, slots=True)
 class OwnSlot:
-    """The last entry this node wrote in one of its own slots: what its next write there must come after."""
+    """The last entry this node wrote in one of its own slots: what its next write there must come after.
+
+    A write at any time later than ``retain_until_us`` comes after it by itself. So a day after that, which is how far a
+    clock may be set back, it may be forgotten.
+    """
 
     slot: Slot
     created_at_us: TimestampUs
@@ -211,12 +215,13 @@ class OwnSlot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expired:
-    """What ``delete_expired`` removed: entries that left for good, and how many values, records and providers went."""
+    """What ``delete_expired`` removed: entries that left for good, and how many values, records and so on went."""
 
     retired: tuple[Gone, ...] = ()
     values_dropped: int = 0
     records: int = 0
     providers: int = 0
+    own_slots: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +243,9 @@ class StoreStats:
 
 class StorageBackend(AsyncResource):
     """See the module. Every method may raise :class:`~prime_dht.errors.StorageError`.
+
+    One that writes raises :class:`~prime_dht.errors.NotWrittenError` if it is certain that it has changed nothing.
+    After any other error of one that does, a node reads all ops again, to know what there is.
 
     As a trio resource it can be the subject of ``async with``, which closes it at the end.
 
@@ -340,9 +348,10 @@ class StorageBackend(AsyncResource):
     async def delete_expired(self, *, now_us: int, retire_before_us: int, limit: int = 1000) -> Expired:
         """Delete entries with ``retain_until_us < retire_before_us`` and drop values expired at ``now_us``.
 
-        Also deletes plain records and providers expired at ``now_us``. Touches at most ``limit`` of them in all, so
+        Also deletes plain records and providers expired at ``now_us``, and forgets own slots with ``retain_until_us``
+        more than :data:`MAX_STEP_BACK_US` before this ``retire_before_us``. Touches at most ``limit`` of all these, so
         that other calls need not wait for long: call again until nothing is left to report. A value that goes with its
-        entry is not counted as dropped. If a call before gave a later ``retire_before_us``, that one counts.
+        entry is not counted as dropped. Entries go by a later ``retire_before_us`` if a call before gave one.
         """
 
     @abstractmethod
@@ -395,7 +404,7 @@ class StorageBackend(AsyncResource):
 
     @abstractmethod
     async def put_own_slots(self, slots: Sequence[OwnSlot]) -> None:
-        """Remember, durably, this node's last write in each slot; neither of its times ever moves backwards."""
+        """Remember, durably, this node's last write in each slot; while that is kept, no time of it moves backwards."""
 
     @abstractmethod
     async def own_slots(self, *, after: Slot | None = None, limit: int = 1000) -> list[OwnSlot]:

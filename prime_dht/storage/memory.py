@@ -21,6 +21,7 @@ from prime_dht.entries.lifetime import as_of
 from prime_dht.errors import StorageError
 from prime_dht.ids import Key, OpId, PeerId, TimestampUs
 from prime_dht.storage.base import (
+    MAX_STEP_BACK_US,
     OP_ID_HEAD_BYTES,
     EntryPage,
     EntryQuery,
@@ -37,6 +38,7 @@ from prime_dht.storage.base import (
     StoreStats,
 )
 from prime_dht.storage.capacity import Capacity
+from prime_dht.storage.deadlines import Deadlines
 from prime_dht.storage.joining import join_entry, retired_before_us
 from prime_dht.storage.memory_entries import MemoryEntries
 from prime_dht.storage.memory_records import MemoryProviders, MemoryRecords
@@ -63,6 +65,7 @@ class MemoryBackend(StorageBackend):
         self._providers = MemoryProviders()
         self._peers: dict[PeerId, KnownPeer] = {}
         self._own_slots: dict[Slot, OwnSlot] = {}
+        self._own_retention = Deadlines[Slot](self._own_retained_until, self._own_slots.__len__)
         self._meta: dict[str, bytes] = {}
 
     @property
@@ -144,7 +147,17 @@ class MemoryBackend(StorageBackend):
         left -= values_dropped
         records = self._records.delete_expired(now_us, left)
         providers = self._providers.delete_expired(now_us, left - records)
-        return Expired(retired=retired, values_dropped=values_dropped, records=records, providers=providers)
+        left -= records + providers
+        forgotten = [
+            self._own_slots.pop(slot) for slot in self._own_retention.due(retire_before_us - MAX_STEP_BACK_US, left)
+        ]
+        return Expired(
+            retired=retired,
+            values_dropped=values_dropped,
+            records=records,
+            providers=providers,
+            own_slots=len(forgotten),
+        )
 
     async def put_record(self, record: PlainRecord, *, now_us: int) -> None:
         await self._turn()
@@ -199,11 +212,9 @@ class MemoryBackend(StorageBackend):
         await self._turn()
         for own in slots:
             last = self._own_slots.get(own.slot, own)
-            self._own_slots[own.slot] = OwnSlot(
-                own.slot,
-                max(last.created_at_us, own.created_at_us),
-                max(last.retain_until_us, own.retain_until_us),
-            )
+            retain_until_us = max(last.retain_until_us, own.retain_until_us)
+            self._own_slots[own.slot] = OwnSlot(own.slot, max(last.created_at_us, own.created_at_us), retain_until_us)
+            self._own_retention.add(retain_until_us, own.slot)
 
     async def own_slots(self, *, after: Slot | None = None, limit: int = 1000) -> list[OwnSlot]:
         await self._turn()
@@ -246,6 +257,10 @@ class MemoryBackend(StorageBackend):
         else:
             await trio.lowlevel.checkpoint()
         self._check_open()
+
+    def _own_retained_until(self, slot: Slot) -> int | None:
+        own = self._own_slots.get(slot)
+        return None if own is None else own.retain_until_us
 
     def _check_open(self) -> None:
         if not self._open:

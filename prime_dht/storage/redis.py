@@ -196,6 +196,7 @@ class RedisBackend(StorageBackend):
             rows.time(now_us + MAX_STEP_BACK_US),
             rows.time(now_us + 1),
             b"%d" % limit,
+            rows.time(retire_before_us - MAX_STEP_BACK_US),
         )
         return rows.read_expired(said)
 

@@ -250,7 +250,8 @@ return said(table.concat(held))
 """,
 )
 # ARGV from 4: the time of retirement; the latest such that counts if it was kept; the first time that is not past;
-# limit. Says the numbers of values, records and providers (4 bytes each), then what retired.
+# limit; the time before which own slots are forgotten. Says the numbers of values, records, providers and own slots (4
+# bytes each), then what retired.
 DELETE_EXPIRED = free_script(
     _ENTRIES,
     _CHANGES,
@@ -273,8 +274,15 @@ local values = due('V', ARGV[6])
 for _, member in ipairs(values) do drop_value(member) end
 local records = forget_due(RECORDS, ARGV[6], left)
 local providers = forget_due(PROVIDERS, ARGV[6], left - records)
+left = left - records - providers
+local own_slots = due('O', ARGV[8])
+for _, member in ipairs(own_slots) do
+  local name = 'o' .. member:sub(10)
+  call('HDEL', ROWS, name)
+  call('ZREM', ORDER, member, name)
+end
 write_counts()
-return said(struct.pack('>I4I4I4', #values, records, providers) .. table.concat(gone))
+return said(struct.pack('>I4I4I4I4', #values, records, providers, #own_slots) .. table.concat(gone))
 """,
 )
 # ARGV from 2: 's' and the key terminated; publisher and subkey terminated, behind which to start, or ''; now; '1' to
@@ -401,7 +409,7 @@ return keys
 """,
 )
 
-# The way from schema 2, in which ops had no order of their ids. Both may be done again.
+# The way from schema 2, in which ops had no order of their ids. It may be done again.
 
 # ARGV from 4: the member of kind t to start from, as a min; limit.
 # Says the member that it came to, or '' if there are no more.
@@ -412,5 +420,3 @@ for _, member in ipairs(members) do call('ZADD', ORDER, 0, 'i' .. member:sub(12,
 return said(#members == tonumber(ARGV[5]) and members[#members] or '')
 """,
 )
-# ARGV from 4: schema.
-END_INDEXING = write_script("call('HSET', ROWS, '#schema', ARGV[4])\nreturn said('')")

@@ -4,6 +4,7 @@
   locations, one of what each peer provides, and how many bytes there are. The members for what falls due are replaced
   by those that name the location.
 - **From 2 to 3**, in which sync finds ops by how their ids begin. It gets an order of the ids of ops.
+- **From 3 to 4**, in which own slots are forgotten. It gets an order of how long they are retained.
 
 Nothing is lost on the way: whoever is stopped halfway leaves a store of the schema it came to, and the next goes on
 from there, since each step may be done twice.
@@ -37,6 +38,8 @@ async def bring_up_to_date(store: RedisStore) -> None:
         await _place_records(store)
     if schema < 3:
         await _index_ops(store)
+    if schema < 4:
+        await _order_own_slots(store)
 
 
 async def _place_records(store: RedisStore) -> None:
@@ -63,7 +66,14 @@ async def _index_ops(store: RedisStore) -> None:
     start = b"[t"
     while last := await store.write(entry_scripts.INDEX_OPS, start, b"%d" % _OPS_IN_PAGE):
         start = b"(" + last
-    await store.write(entry_scripts.END_INDEXING, b"3")
+    await store.write(scripts.END_STEP, b"3")
+
+
+async def _order_own_slots(store: RedisStore) -> None:
+    """From schema 3 to 4."""
+    async for page in _pages(store, b"o"):
+        await store.write(scripts.PUT_OWN_SLOTS, *(part for own in page for part in own))
+    await store.write(scripts.END_STEP, b"4")
 
 
 async def _pages(store: RedisStore, kind: bytes) -> AsyncIterator[list[tuple[bytes, bytes]]]:

@@ -22,6 +22,7 @@ of everything that falls due. The first byte of a field or a member is its kind 
                                                                                   y‖location‖expires‖multihash‖peer
     p‖peer               a known peer: first seen ‖ last seen ‖ parts             p‖last seen‖peer
     o‖slot               an own slot: created ‖ retain_until                      o‖slot
+                                                                                  O‖retain_until‖slot
     n‖name               node metadata                                            n‖name
     c‖seat               the last call made from a seat, and what was said
     #…                   schema, holder, counts, and the latest time of retirement
@@ -209,14 +210,15 @@ def _why_full(entry: Entry, occupancy: tuple[float, ...], limits: Limits) -> str
 
 
 def read_expired(said: bytes) -> Expired:
-    """What a deletion removed: the numbers of values, records and providers, then what retired."""
-    numbers, retired = said[: 3 * LENGTH_BYTES], said[3 * LENGTH_BYTES :]
-    values_dropped, records, providers = struct.unpack(">3I", numbers)
+    """What a deletion removed: the numbers of values, records, providers and own slots, then what retired."""
+    numbers, retired = said[: 4 * LENGTH_BYTES], said[4 * LENGTH_BYTES :]
+    values_dropped, records, providers, own_slots = struct.unpack(">4I", numbers)
     return Expired(
         retired=tuple(read_gone(retired)),
         values_dropped=values_dropped,
         records=records,
         providers=providers,
+        own_slots=own_slots,
     )
 
 

@@ -236,13 +236,15 @@ return said('')
 PUT_OWN_SLOTS = write_script(
     r"""
 for i = 4, #ARGV, 2 do
-  local name, row = 'o' .. ARGV[i], ARGV[i + 1]
+  local slot, row = ARGV[i], ARGV[i + 1]
+  local name = 'o' .. slot
   local last = call('HGET', ROWS, name) or row
   local created, retain = row:sub(1, 8), row:sub(9)
   if less(created, last:sub(1, 8)) then created = last:sub(1, 8) end
   if less(retain, last:sub(9)) then retain = last:sub(9) end
   call('HSET', ROWS, name, created .. retain)
-  call('ZADD', ORDER, 0, name)
+  call('ZREM', ORDER, 'O' .. last:sub(9) .. slot)
+  call('ZADD', ORDER, 0, name, 0, 'O' .. retain .. slot)
 end
 return said('')
 """,
@@ -255,6 +257,8 @@ call('ZADD', ORDER, 0, 'n' .. ARGV[4])
 return said('')
 """,
 )
+# ARGV from 4: the schema that a store has come to.
+END_STEP = write_script("call('HSET', ROWS, '#schema', ARGV[4])\nreturn said('')")
 # ARGV from 2: field. Returns its row or nil.
 GET_ROW = read_script("return {call('HGET', ROWS, ARGV[2])}")
 # ARGV from 2: min, max, limit. Returns members whose fields have the same names, without their kind, and rows in turn.

@@ -23,8 +23,9 @@ from prime_dht.storage import redis_scripts as scripts
 from prime_dht.storage.redis_connection import RedisConnection, parse_address
 from prime_dht.storage.redis_scripts import Script
 
-SCHEMA = 3
-"""2: plain records and provider records are counted and placed. 3: ops are found by how their ids begin.
+SCHEMA = 4
+"""2: plain records and provider records are counted and placed. 3: ops are found by how their ids begin. 4: own slots
+are forgotten.
 
 See :mod:`prime_dht.storage.redis_migration`.
 """

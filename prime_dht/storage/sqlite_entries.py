@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from prime_dht.entries.entry import Entry, Slot, Version
 from prime_dht.entries.lifetime import is_op
 from prime_dht.ids import Key, OpId, PeerId, TimestampUs
-from prime_dht.storage import sqlite_records
-from prime_dht.storage.base import Expired, Gone, Op, PutResult
+from prime_dht.storage import sqlite_records, sqlite_rows
+from prime_dht.storage.base import MAX_STEP_BACK_US, Expired, Gone, Op, PutResult
 from prime_dht.storage.capacity import Capacity, location_of
 from prime_dht.storage.joining import Held, Holdings, Standing, join_entry, retired_before_us
 from prime_dht.storage.sqlite_schema import STEM_BYTES, sector_of, stem_of
@@ -90,11 +90,15 @@ def delete_expired(connection: sqlite3.Connection, now_us: int, retire_before_us
         values_dropped = stored.drop_values(now_us, left)
     left -= values_dropped
     records, providers = sqlite_records.delete_expired(connection, now_us, left)
+    left -= records + providers
+    own_slots = sqlite_rows.forget_own_slots(connection, retire_before_us - MAX_STEP_BACK_US, left)
     (free_pages,) = connection.execute(_FREE_PAGES).fetchone()
     for _ in range(min(free_pages, MOST_PAGES_GIVEN_BACK)):
         # Python steps a statement that has no columns just once, and this one gives back a page a step.
         connection.execute(_GIVE_BACK_PAGE)
-    return Expired(retired=retired, values_dropped=values_dropped, records=records, providers=providers)
+    return Expired(
+        retired=retired, values_dropped=values_dropped, records=records, providers=providers, own_slots=own_slots
+    )
 
 
 def columns_of(entry: Entry) -> tuple[bytes | int | None, ...]:

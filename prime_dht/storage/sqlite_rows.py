@@ -35,6 +35,11 @@ _OWN_SLOTS = """
     SELECT key, publisher, subkey, created_at_us, retain_until_us FROM own_slots
     WHERE (key, publisher, subkey) > (?, ?, ?) ORDER BY key, publisher, subkey LIMIT ?
 """
+_FORGET_OWN_SLOTS = """
+    DELETE FROM own_slots WHERE (key, publisher, subkey) IN (
+        SELECT key, publisher, subkey FROM own_slots WHERE retain_until_us < ? ORDER BY retain_until_us LIMIT ?
+    )
+"""
 
 _READ_META = "SELECT value FROM meta WHERE name = ?"
 _META_NAMES = "SELECT name FROM meta ORDER BY name"
@@ -83,6 +88,11 @@ def own_slots(connection: sqlite3.Connection, after: Slot | None, limit: int) ->
         OwnSlot(Slot(Key(key), PeerId(publisher), subkey), TimestampUs(created_at_us), TimestampUs(retain_until_us))
         for key, publisher, subkey, created_at_us, retain_until_us in connection.execute(_OWN_SLOTS, (*behind, limit))
     ]
+
+
+def forget_own_slots(connection: sqlite3.Connection, before_us: int, limit: int) -> int:
+    """Forget at most ``limit`` that were retained until before ``before_us``; returns how many."""
+    return connection.execute(_FORGET_OWN_SLOTS, (before_us, limit)).rowcount
 
 
 def get_meta(connection: sqlite3.Connection, name: str) -> bytes | None:

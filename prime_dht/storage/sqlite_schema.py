@@ -192,6 +192,10 @@ MIGRATIONS: tuple[str, ...] = (
             SELECT count(*), ifnull(sum(length(multihash) + length(provider) + length(addresses)), 0) FROM providers
         );
     """,
+    # 4. Own slots are forgotten, those first that were retained least long.
+    """
+    CREATE INDEX own_slots_by_retention ON own_slots (retain_until_us);
+    """,
 )
 
 

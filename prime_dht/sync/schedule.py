@@ -6,10 +6,14 @@
   may: first those whose arc is known to overlap ours, then those of unknown arc, then the rest, whose arcs may have
   grown. Among equals the one never synced with, or least recently.
 - *Backoff.* A peer that failed is left alone for a while, twice as long each time; one of another network, for as long
-  as that gets. One that misbehaved is left alone much longer, and meanwhile it may not begin a round either.
-  One that put us off is left alone for a moment.
+  as that gets. One that misbehaved is left alone much longer. Neither this nor one that gave way may begin a round
+  meanwhile. One that put us off is left alone for a moment.
 - *Busy.* Only so many rounds that others began go on at a time, and of one peer not more than a *burst*: 16 in any 10
   minutes. With one peer this node begins half as many, whatever they bring, so that it is never too much for that.
+- *Giving way.* A round has *stalled* for as long as its peer was waited for beyond what the bytes it moved account for.
+  Where there is no place for another, the one that stalled longest gives way to it, if that is longer than a peer in
+  earnest takes to answer. So who begins rounds and falls silent keeps a place for a second, and then no more for a
+  while: ids are free, but to keep all places takes ten new ones every second, or bytes.
 - *Crossing.* If two nodes begin a round with each other at once, one of the two goes on (:func:`survives`).
 
 A round of which nothing is heard any more expires, each at its own time, long after it should have ended.
@@ -18,7 +22,7 @@ A round of which nothing is heard any more expires, each at its own time, long a
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -36,7 +40,8 @@ class Pace:
 
     Attributes:
         interval_us, jitter_us: from one round that this node initiates to the next; the jitter is drawn each time.
-        max_accepted: rounds that others began, at a time; 0: any number.
+        max_accepted: rounds that others began, at a time.
+        stalled_us: one of them gives way to another, if need be, when it has stalled for this long.
         burst, burst_us: of one peer so many are accepted in any interval of this length, and half as many begun.
         round_us: a round that takes longer has expired: longer than whoever carries rounds out lets any take.
         put_off_us: for how long a peer is left alone that was busy or not ready.
@@ -47,6 +52,7 @@ class Pace:
     interval_us: int = 120 * US_PER_S
     jitter_us: int = 10 * US_PER_S
     max_accepted: int = 10
+    stalled_us: int = US_PER_S
     burst: int = 16
     burst_us: int = 600 * US_PER_S
     round_us: int = 1800 * US_PER_S
@@ -63,13 +69,11 @@ class Candidate:
     Attributes:
         arc: its arc, as far as known.
         gain: in how many sectors that we do not hold a round with it may help.
-        is_reachable: whether there is an address to reach it.
     """
 
     peer: PeerId
     arc: ArcSet | None = None
     gain: int = 0
-    is_reachable: bool = True
 
 
 class Result(Enum):
@@ -81,14 +85,17 @@ class Result(Enum):
     FOREIGN = "foreign"
     """It is of another network, or of one with other parameters."""
 
+    STALLED = "stalled"
+    """It gave way to another."""
+
     MISCONDUCT = "misconduct"
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The round may begin. If it crossed one of ours to that peer, ours is to be abandoned."""
+    """The round may begin; if it takes the place of another that gives way, that peer's is to be broken off."""
 
-    abandons_ours: bool = False
+    instead_of: PeerId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +120,7 @@ class _Memory:
     synced_us: int | None = None
     failures: int = 0
     alone_until_us: int = 0
-    misbehaved: bool = False
+    is_shut_out: bool = False
     accepted_us: deque[int] = field(default_factory=deque)
     refused_us: deque[int] = field(default_factory=deque)
     begun_us: deque[int] = field(default_factory=deque)
@@ -140,7 +147,7 @@ class Schedule:
         """Begin a round, if one is due: with whom, or None. The round is active from here on.
 
         Args:
-            candidates: those that might be; none twice.
+            candidates: those that can be reached; none twice.
             arc: ours. Without one there is no round.
             nonce: for the opening, below 2**32.
         """
@@ -157,11 +164,15 @@ class Schedule:
         self._memory(peer).begun_us.append(now_us)
         return peer
 
-    def accept(self, peer: PeerId, *, nonce: int, now_us: int) -> Accepted | Refusal:
-        """Whether a round may begin that a peer opened with this nonce; if so, it is active from here on."""
+    def accept(self, peer: PeerId, *, nonce: int, stalled_us: Mapping[PeerId, int], now_us: int) -> Accepted | Refusal:
+        """Whether a round may begin that a peer opened with this nonce; if so, it is active from here on.
+
+        Args:
+            stalled_us: for how long the rounds under way have stalled that were accepted, by peer.
+        """
         self.expire(now_us)
         memory = self._memory(peer)
-        if memory.misbehaved and now_us < memory.alone_until_us:
+        if memory.is_shut_out and now_us < memory.alone_until_us:
             return Refusal.TOO_OFTEN
         if self._lately(memory.accepted_us, now_us) >= self._pace.burst:
             memory.refused_us.append(now_us)
@@ -172,16 +183,20 @@ class Schedule:
         accepted = [active for active in self.active if not active.is_ours]
         if any(active.peer == peer for active in accepted):
             return Refusal.BUSY
-        if self._pace.max_accepted and len(accepted) >= self._pace.max_accepted:
-            return Refusal.BUSY
+        instead_of = None
+        if len(accepted) >= self._pace.max_accepted:
+            instead_of = max((active.peer for active in accepted), key=lambda other: stalled_us[other])
+            if stalled_us[instead_of] < self._pace.stalled_us:
+                return Refusal.BUSY
+            self.end(instead_of, is_ours=False, result=Result.STALLED, now_us=now_us)
         if ours is not None:
             self.active.remove(ours)
         memory.accepted_us.append(now_us)
         self.active.append(Active(peer, nonce, now_us, is_ours=False))
-        return Accepted(abandons_ours=ours is not None)
+        return Accepted(instead_of)
 
     def is_pestered_by(self, peer: PeerId, *, now_us: int) -> bool:
-        """Whether a peer that was refused because it begins too many rounds goes on all the same, or misbehaved before.
+        """Whether a peer that was refused because it begins too many rounds goes on all the same, or is shut out.
 
         Its owner may have begun them by hand, so it is not for a few.
         """
@@ -189,34 +204,31 @@ class Schedule:
         if self._lately(memory.refused_us, now_us) > self._pace.burst:
             memory.refused_us.popleft()
             return True
-        return memory.misbehaved and now_us < memory.alone_until_us
+        return memory.is_shut_out and now_us < memory.alone_until_us
 
-    def end(self, peer: PeerId, *, is_ours: bool, result: Result, now_us: int) -> bool:
-        """A round is over; returns whether there was such a one."""
+    def end(self, peer: PeerId, *, is_ours: bool, result: Result, now_us: int) -> None:
+        """A round is over, if it has not expired before."""
         for active in self.active:
             if active.peer == peer and active.is_ours is is_ours:
                 self.active.remove(active)
                 self._note(peer, result, now_us)
-                return True
-        return False
+                return
 
-    def expire(self, now_us: int) -> list[Active]:
-        """End the rounds that have taken too long, and say which these were."""
-        expired = [active for active in self.active if active.began_us + self._pace.round_us <= now_us]
-        for active in expired:
+    def expire(self, now_us: int) -> None:
+        """End the rounds that have taken too long."""
+        for active in [active for active in self.active if active.began_us + self._pace.round_us <= now_us]:
             self.end(active.peer, is_ours=active.is_ours, result=Result.FAILED, now_us=now_us)
-        return expired
 
     def _note(self, peer: PeerId, result: Result, now_us: int) -> None:
         memory, pace = self._memory(peer), self._pace
         if result is Result.DONE:
-            memory.synced_us, memory.failures, memory.alone_until_us, memory.misbehaved = now_us, 0, 0, False
+            memory.synced_us, memory.failures, memory.alone_until_us, memory.is_shut_out = now_us, 0, 0, False
             return
         if result is Result.PUT_OFF:
             memory.alone_until_us = max(memory.alone_until_us, now_us + pace.put_off_us)
             return
         memory.failures += 1
-        memory.misbehaved = result is Result.MISCONDUCT
+        memory.is_shut_out = result in (Result.STALLED, Result.MISCONDUCT)
         wait_us = min(pace.max_backoff_us, pace.backoff_us << min(memory.failures - 1, 32))
         if result is Result.FOREIGN:
             wait_us = pace.max_backoff_us
@@ -230,7 +242,7 @@ class Schedule:
             now_us < memory.alone_until_us or self._lately(memory.begun_us, now_us) >= self._pace.burst // 2
         )
         is_active = any(active.peer == candidate.peer for active in self.active)
-        return candidate.is_reachable and not is_alone and not is_active and candidate.peer != self._us
+        return not is_alone and not is_active and candidate.peer != self._us
 
     def _lately(self, times_us: deque[int], now_us: int) -> int:
         """How many rounds there were within a burst's interval; times before that are forgotten."""

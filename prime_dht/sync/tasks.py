@@ -1,4 +1,4 @@
-"""What a leader has under way, tasks and sources (:mod:`prime_dht.sync.lead`), and what its questions cost."""
+"""What a leader has under way, tasks and sources (:mod:`prime_dht.sync.finding`), and what its questions cost."""
 
 from __future__ import annotations
 

@@ -12,9 +12,18 @@ import numpy as np
 from prime_dht.entries.entry import Entry, Slot
 from prime_dht.entries.lifetime import is_op
 from prime_dht.ids import Key, OpId, PeerId, TimestampUs
-from prime_dht.storage.base import MAX_STEP_BACK_US, Gone, Op, OwnSlot, ProviderRecord, PutOutcome, StorageBackend
+from prime_dht.storage.base import (
+    MAX_STEP_BACK_US,
+    Expired,
+    Gone,
+    Op,
+    OwnSlot,
+    ProviderRecord,
+    PutOutcome,
+    StorageBackend,
+)
 from prime_dht.storage.capacity import location_of
-from prime_dht.testing.storage_samples import KEY, NOW_US, make_entry, provider
+from prime_dht.testing.storage_samples import KEY, NOW_US, make_entry, provider, record
 
 LONG_US = 5 * 60 * 1_000_000
 """The shortest life of an op."""
@@ -222,6 +231,38 @@ class OpsConformance:
                 assert len(page) <= limit
                 visited += page
             assert visited == stored
+
+    async def test_an_own_slot_is_forgotten_when_no_clock_that_was_set_back_needs_it(
+        self, backend: StorageBackend
+    ) -> None:
+        slot = make_entry(subkey=b"\x00mine").slot
+        written, again = (OwnSlot(slot, TimestampUs(at_us), TimestampUs(900)) for at_us in (100, 50))
+        await backend.put_own_slots([written])
+        last_us = 900 + MAX_STEP_BACK_US
+        assert (await backend.delete_expired(now_us=last_us + 1000, retire_before_us=last_us)).own_slots == 0
+        assert await backend.own_slot(slot) == written
+        assert (await backend.delete_expired(now_us=last_us + 1000, retire_before_us=last_us + 1)).own_slots == 1
+        assert (await backend.own_slot(slot), await backend.own_slots()) == (None, [])
+        await backend.put_own_slots([again])
+        assert await backend.own_slots() == [again]
+        assert (await backend.delete_expired(now_us=last_us + 1000, retire_before_us=last_us)).own_slots == 0
+
+    async def test_own_slots_are_forgotten_a_few_at_a_time_and_not_those_written_again(
+        self, backend: StorageBackend
+    ) -> None:
+        slots = [make_entry(subkey=b"%d" % number).slot for number in range(7)]
+        await backend.put_own_slots([OwnSlot(slot, TimestampUs(100), TimestampUs(900)) for slot in slots])
+        kept = OwnSlot(slots[3], TimestampUs(200), TimestampUs(5000))
+        await backend.put_own_slots([kept])
+        await backend.put_record(record(b"a", expires_at_us=300), now_us=NOW_US)
+        before_us = 901 + MAX_STEP_BACK_US
+        removed = []
+        while (
+            gone := await backend.delete_expired(now_us=before_us, retire_before_us=before_us, limit=3)
+        ) != Expired():
+            removed.append((gone.records, gone.own_slots))
+        assert removed == [(1, 2), (0, 3), (0, 1)]
+        assert await backend.own_slots() == [kept]
 
     async def test_metadata_is_replaced(self, backend: StorageBackend) -> None:
         assert await backend.get_meta("mode") is None

@@ -144,7 +144,7 @@ ATTACKS = {
         "30 s later the round is over and the peer charged; others go on meanwhile",
         "hostile/test_rounds.py::test_at_whatever_stage_a_peer_falls_silent_the_round_ends_and_others_go_on_meanwhile",
         "hostile/test_rounds_on_sockets.py::test_at_whatever_stage_a_peer_falls_silent_the_round_ends",
-        "hostile/test_rounds.py::test_peers_that_fill_all_places_and_fall_silent_hold_up_no_round_that_the_node_begins",
+        "hostile/test_rounds.py::test_peers_that_fill_all_places_and_fall_silent_hold_up_no_round_of_the_node_or_of_others",
     ),
     "endless rounds: asks for ever, answers noise for ever, crawls byte by byte or message by message": (
         "a message has 30 s, all waits of a round a minute and a second more for each 16 KiB, ten minutes at most",

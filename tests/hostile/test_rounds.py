@@ -406,7 +406,7 @@ async def test_of_a_thousand_rounds_of_one_peer_sixteen_are_run_and_it_is_left_a
         assert turned_away > 900
 
 
-async def test_peers_that_fill_all_places_and_fall_silent_hold_up_no_round_that_the_node_begins(
+async def test_peers_that_fill_all_places_and_fall_silent_hold_up_no_round_of_the_node_or_of_others(
     autojump_clock: MockClock,
 ) -> None:
     async with scene() as made, trio.open_nursery() as nursery:
@@ -421,11 +421,10 @@ async def test_peers_that_fill_all_places_and_fall_silent_hold_up_no_round_that_
             nursery.start_soon(partial(made.begun_by_rogue, fall_silent, new=1))
         await trio.sleep(5)
         assert answers == {"ACCEPTED": most, "BUSY": 100 - most}
-        refused = await made.honest.sync(made.node.peer_id)
-        assert refused.outcome.refusal == Refuse(Refusal.BUSY)
+        assert await made.is_synced_with()  # one of the silent gives way, whom nobody charges
         assert (await made.node.sync(made.honest.peer_id)).outcome.ending is Ending.EQUAL
         await trio.sleep(STAGE_TIMEOUT_S)
-        assert made.offences == most
+        assert made.offences == most - 1
         assert await made.is_synced_with()
 
 

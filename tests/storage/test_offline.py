@@ -33,7 +33,7 @@ async def test_a_description_counts_what_is_there(path: Path) -> None:
     info = await describe(path)
     size_bytes = sum(entry.size_bytes for entry in ENTRIES)
     assert info.stats == StoreStats(keys=30, entries=60, bytes=size_bytes, records=0, providers=1, peers=0, ops=0)
-    assert (info.schema, info.publishers) == (3, 3)
+    assert (info.schema, info.publishers) == (4, 3)
     assert info.file_bytes > size_bytes
     assert info.free_bytes == info.journal_bytes == 0
 
@@ -140,7 +140,7 @@ async def test_a_store_of_an_older_schema_is_left_for_its_node_to_bring_up_to_da
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA user_version = 1")
     for look in (describe, check):
-        with pytest.raises(StorageError, match="of schema 1; a node that opens it brings it to 3"):
+        with pytest.raises(StorageError, match="of schema 1; a node that opens it brings it to 4"):
             await look(path)
 
 

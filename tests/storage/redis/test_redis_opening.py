@@ -152,7 +152,7 @@ async def test_a_store_of_a_newer_version_is_refused_and_left_as_it_is(redis_ser
     redis_server.command("HSET", f"{prefix}:rows", "#schema", "1000")
     for _ in range(2):
         said = await refusal(redis_server.url, prefix)
-        assert said.endswith("written by a newer prime_dht (this one knows schema 3); left as it is")
+        assert said.endswith("written by a newer prime_dht (this one knows schema 4); left as it is")
     assert redis_server.command("HGET", f"{prefix}:rows", "#schema") == "1000"
 
 
