@@ -31,6 +31,10 @@ class StorageError(PrimeDHTError):
     """The storage backend failed, is closed, or holds something this version cannot read."""
 
 
+class NotWrittenError(StorageError):
+    """A write failed, and the store is certain to be as it was before."""
+
+
 class BlobError(PrimeDHTError):
     """A blob cannot be stored, fetched or verified."""
 

@@ -74,9 +74,16 @@ class CheckFirst:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """The contact is not kept."""
+    """The contact is not kept.
+
+    Attributes:
+        left: whether it had a place until now.
+        successor: the contact that waited and has a place now, if any.
+    """
 
     reason: Refusal
+    left: bool = False
+    successor: Contact | None = None
 
 
 Seen = Added | Refreshed | Waiting | CheckFirst | Rejected
@@ -230,8 +237,7 @@ class RoutingTable:
         bucket.waiting.pop(contact.peer, None)
         if not self._fits(contact, bucket):
             self._index_of.pop(contact.peer, None)
-            self._promote(bucket)
-            return Rejected(Refusal.CROWDED_SUBNET)
+            return Rejected(Refusal.CROWDED_SUBNET, left=place is not None, successor=self._promote(bucket))
         self._index_of[contact.peer] = index
         newcomer = _Place(contact, now_s)
         if len(bucket.places) < self.k:

@@ -64,6 +64,11 @@ class Feed:
         """Whether anybody subscribes. Where events are frequent, those that nobody hears need not be made."""
         return bool(self._subscriptions)
 
+    @property
+    def missed(self) -> int:
+        """Events lost to those who subscribe now."""
+        return sum(subscription.dropped for subscription in self._subscriptions)
+
     def publish(self, event: Event) -> None:
         for subscription in self._subscriptions:
             self.dropped += not subscription.offer(event)

@@ -1,6 +1,6 @@
 """Which sectors this node stores, which of them it *holds*, and what it declined.
 
-**Arc.** The target arc (:mod:`prime_dht.kad.replicas`), as sectors.
+**Arc.** The target arc (:mod:`prime_dht.node.own_arc`), as sectors.
 
 **Held.** A sector is held when this node has, or validly declined, all that a replica had when their round began. So a
 reader may take its finding nothing there for an absence. What it was equal with counts only if that was a replica in
@@ -24,6 +24,7 @@ from operator import sub
 import numpy as np
 
 from prime_dht.ids import KAD_KEY_BITS, Key, PeerId, kad_key
+from prime_dht.kad.keyspace import Prefix
 from prime_dht.node.neighbourhood import Neighbourhood
 from prime_dht.partition.arcs import ArcSet
 from prime_dht.partition.location import sector_of
@@ -60,6 +61,7 @@ class HeldSectors:
         replication: r.
 
     Attributes:
+        arc: the sectors this node is to store.
         declined: the ops declined.
     """
 
@@ -71,20 +73,16 @@ class HeldSectors:
         self._overflown = self._held  # sectors with declined ops that are not remembered
         self._partners: OrderedDict[PeerId, _Partner] = OrderedDict()
         self.declined = Declined()
+        neighbourhood.own_arc.watch(self._arc_changed)
 
-    @property
-    def arc(self) -> ArcSet:
-        """The sectors this node is to store, as of now."""
-        prefix = self._neighbourhood.target_arc().arc
-        arc = ArcSet.of_prefix(prefix.value, prefix.length, sector_bits=self._sector_bits)
-        self._held &= arc
-        return arc
+    def _arc_changed(self, arc: Prefix) -> None:
+        self.arc = ArcSet.of_prefix(arc.value, arc.length, sector_bits=self._sector_bits)
+        self._held &= self.arc
 
     @property
     def held(self) -> ArcSet:
-        """Those of them that it holds, provisionally or not."""
-        arc = self.arc
-        return arc if self._is_first() else self._held
+        """Those of the arc that it holds, provisionally or not."""
+        return self.arc if self._is_first() else self._held
 
     def holds(self, key: Key) -> bool:
         """Whether this node's finding nothing under a key means that there is nothing.
@@ -101,7 +99,7 @@ class HeldSectors:
 
     def _is_first(self) -> bool:
         """Whether there is nobody else, as far as a node can know that has looked."""
-        return self._neighbourhood.has_looked_around and self._neighbourhood.is_alone()
+        return self._neighbourhood.has_looked_around and self._neighbourhood.own_arc.is_alone()
 
     def decline(self, op: DeclinedOp) -> None:
         """Remember an op that was refused for good."""
@@ -151,7 +149,8 @@ class HeldSectors:
         if outcome.equal is not None and outcome.left is not None and outcome.partner_held is not None:
             vain = nothing if outcome.stored else outcome.left
             self._note(partner, _Partner(outcome.equal, outcome.partner_held, outcome.partner_arc or nothing, vain))
-            self._held = (self._held - outcome.left) | ((outcome.equal & outcome.partner_held) - self._overflown)
+            shown = outcome.equal & outcome.partner_held & self.arc  # which may be smaller than when the round began
+            self._held = (self._held - outcome.left) | (shown - self._overflown)
         elif outcome.refusal is not None and outcome.refusal.reason is Refusal.NO_COMMON_ARC:
             elsewhere = ArcSet.full(sector_bits=self._sector_bits) - self.arc
             self._note(partner, _Partner(nothing, nothing, elsewhere, nothing))
@@ -190,7 +189,7 @@ class HeldSectors:
         """Of each sector the ``r`` servers nearest to its middle, in any order."""
         if not sectors:
             return []
-        servers = list(self._neighbourhood.equals())
+        servers = list(self._neighbourhood.own_arc.equals())
         if len(servers) <= self._replication:
             return [[contact.peer for contact in servers]] * len(sectors)
         tops = np.array([contact.kad_key >> (KAD_KEY_BITS - _TOP_BITS) for contact in servers], np.uint64)

@@ -16,9 +16,8 @@ sends a request then, is back from somewhere: it is probed once more at once. Ho
 many wait, is bounded, so strangers can neither make this node flood others nor fill its memory.
 
 Whether a peer keeps entry sets, so that it can be a replica of ``/prime/`` keys, is said in every reply of ours
-(``replicates``); peers that do not know the extension never say it. A replica whose network parameters are others, as a
-round of sync has shown, stores what is put to it but cannot stay equal with this node: for what this node is to store,
-and holds, it does not count.
+(``replicates``); peers that do not know the extension never say it. With every change of that, and of who is in the
+table, this node's arc (:mod:`prime_dht.node.own_arc`) is seen anew at once.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import TYPE_CHECKING, TypeVar
@@ -39,13 +38,14 @@ from prime_dht.events import PeerJoined, PeerLeft
 from prime_dht.ids import KadKey, PeerId, kad_key, short
 from prime_dht.kad.contact import Contact, subnets_of
 from prime_dht.kad.keyspace import Prefix, closest, common_prefix_length
-from prime_dht.kad.replicas import TargetArc, syncs, target_arc
+from prime_dht.kad.replicas import syncs
 from prime_dht.kad.routing_table import Added, CheckFirst, Refreshed, Rejected, RoutingTable, Waiting
 from prime_dht.net.addresses import address_text
 from prime_dht.net.network import Network, OnOutcome
 from prime_dht.node.acquaintances import Acquaintances
 from prime_dht.node.clock import Clock
 from prime_dht.node.feed import Feed
+from prime_dht.node.own_arc import OwnArc
 from prime_dht.wire.kad import Connection, FindNode, PeerRecord, Reply, Request
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ class Neighbourhood:
 
     Attributes:
         table: the routing table.
+        own_arc: what this node is to store, by those in the table.
         local: this node's kad key.
         has_looked_around: whether a lookup of this node's own place has ended, or it is the first of its swarm.
         arrival: the next time that a peer enters the table.
@@ -130,28 +131,23 @@ class Neighbourhood:
     def __init__(self, network: Network, config: DhtConfig, clock: Clock, feed: Feed, *, is_server: bool) -> None:
         self.local: KadKey = kad_key(network.local)
         self.table = RoutingTable(self.local, config.k_bucket_size, refresh_interval_s=config.refresh_interval)
+        self.own_arc = OwnArc(self.table, config, clock)
         self.is_server = is_server
         self._own = Contact(peer=network.local, kad_key=self.local, syncs=True)
         self._network = network
         self._config = config
         self._clock = clock
         self._feed = feed
-        self._arc = TargetArc(
-            target_arc(self.local, (), config.replication_factor),
-            refresh_interval_s=config.refresh_interval,
-        )
         self.arrival = trio.Event()
         self.acquaintances = Acquaintances()
         self.strangers: OrderedDict[PeerId, None] = OrderedDict()
         self._known_region: Prefix | None = None
         self.has_looked_around = False
-        self._has_settled = False
         self._named = 0
         self._named_until_s = -math.inf
         self._contacts: OrderedDict[tuple[PeerId, tuple[bytes, ...]], Contact] = OrderedDict()
         self._replicating: OrderedDict[PeerId, None] = OrderedDict()
         self._noted: OrderedDict[PeerId, _Noted] = OrderedDict()
-        self._foreign: OrderedDict[PeerId, None] = OrderedDict()
         self._probed: OrderedDict[PeerId, _Probe] = OrderedDict()
         self._failed_at_s: OrderedDict[PeerId, float] = OrderedDict()
         self._to_probe, self._probes = trio.open_memory_channel[PeerId](PROBES_WAITING)
@@ -211,43 +207,9 @@ class Neighbourhood:
         self._known_region = region
         self.has_looked_around = True
 
-    def target_arc(self) -> TargetArc:
-        """What this node is to store, as of now.
-
-        Who knows nobody is to store everything. So a node that joins would pull all that its swarm has, were its arc to
-        shrink as slowly as that of one that has served its arc: until it has settled, the arc is what is observed.
-        """
-        observed = target_arc(self.local, self.equals(), self._config.replication_factor)
-        if self._has_settled:
-            self._arc.update(observed, self._clock.monotonic_s())
-        else:
-            self._arc = TargetArc(observed, refresh_interval_s=self._config.refresh_interval)
-        return self._arc
-
-    def settled(self) -> None:
-        """This node has joined and met those near it: from here on its arc shrinks slowly."""
-        self.target_arc()
-        self._has_settled = True
-
-    def equals(self) -> Iterator[Contact]:
-        """The servers known that keep entry sets equal with this node's, where both store them."""
-        return (contact for contact in self.table if contact.syncs and contact.peer not in self._foreign)
-
-    def is_alone(self) -> bool:
-        """Whether no such server is known; such a node holds its arc provisionally."""
-        return next(self.equals(), None) is None
-
     def has_met_anybody(self) -> bool:
         """Whether this node knows a server, or has looked for one and is the first."""
         return self.has_looked_around or len(self.table) > 0
-
-    def compared(self, peer: PeerId, *, is_foreign: bool) -> None:
-        """A round with a peer has shown whether its network parameters are others than this node's."""
-        if is_foreign:
-            self._foreign[peer] = None
-            _forget_beyond_bound(self._foreign)
-        else:
-            self._foreign.pop(peer, None)
 
     # What peers prove
 
@@ -299,12 +261,12 @@ class Neighbourhood:
         answers in a second.
         """
         now_s = self._clock.monotonic_s()
-        noted = self._noted.get(peer)
+        noted, before = self._noted.get(peer), self.table.get(peer)
         if (
             noted is not None
             and now_s - noted.at_s < NOTED_FOR_S
             and noted.replicates == reply.replicates
-            and self.table.get(peer) is noted.contact
+            and before is noted.contact
         ):
             return
         self._failed_at_s.pop(peer, None)
@@ -317,11 +279,8 @@ class Neighbourhood:
             self._replicating.pop(peer, None)
         known = self.contact(peer)
         remote = self._network.remote_address_of(peer)
-        if remote is not None:
-            subnets = subnets_of((remote,))
-        else:  # the connection is gone again; it is where it was
-            in_table = self.table.get(peer)
-            subnets = known.subnets if in_table is None else in_table.subnets
+        # Without one, the connection is gone again: it is where it was.
+        subnets = subnets_of((remote,)) if remote is not None else (before or known).subnets
         contact = known if known.subnets == subnets else replace(known, subnets=subnets)
         self._noted[peer] = _Noted(now_s, reply.replicates, contact)
         _forget_beyond_bound(self._noted)
@@ -330,7 +289,15 @@ class Neighbourhood:
                 self._joined(contact)
             case CheckFirst(candidate):
                 self.probe(candidate.peer)
-            case Refreshed() | Waiting() | Rejected():
+            case Refreshed():
+                if before is not None and before.syncs != contact.syncs:
+                    self.own_arc.observe()
+            case Rejected(refusal, left, successor):
+                if left:
+                    self._left(peer, refusal.value)
+                if successor is not None:
+                    self._joined(successor)
+            case Waiting():
                 pass
 
     def failed(self, peer: PeerId, reason: PrimeDHTError | str) -> None:
@@ -345,8 +312,7 @@ class Neighbourhood:
         successor = self.table.remove(peer)
         if not had_place:  # it may have been waiting for one
             return
-        logger.debug("peer %s left the routing table: %s", short(peer), reason)
-        self._feed.publish(PeerLeft(peer=peer, reason=str(reason)))
+        self._left(peer, str(reason))
         if successor is not None:
             self._joined(successor)
 
@@ -487,7 +453,13 @@ class Neighbourhood:
         probe = self._probed[peer]
         return probe.has_failed and not probe.is_second and peer in self._replicating
 
+    def _left(self, peer: PeerId, reason: str) -> None:
+        self.own_arc.observe()
+        logger.debug("peer %s left the routing table: %s", short(peer), reason)
+        self._feed.publish(PeerLeft(peer=peer, reason=reason))
+
     def _joined(self, contact: Contact) -> None:
+        self.own_arc.observe()
         logger.debug("peer %s joined the routing table (%d there now)", short(contact.peer), len(self.table))
         addresses = tuple(address_text(address) for address in contact.addresses)
         self._feed.publish(PeerJoined(peer=contact.peer, addresses=addresses))

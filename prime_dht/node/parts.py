@@ -13,6 +13,7 @@ from prime_dht.entries.access import PublisherPolicy
 from prime_dht.entries.admission import AdmissionRules
 from prime_dht.entries.validators import ValidatorRegistry
 from prime_dht.ids import PeerId, peer_from_text
+from prime_dht.kad.keyspace import Prefix
 from prime_dht.net.network import Network, NetworkFactory
 from prime_dht.node.blobs.blobs import Blobs
 from prime_dht.node.blobs.claims import BlobClaims
@@ -91,6 +92,7 @@ def assemble(
     cache = ReadCache(ttl_s=config.cache_ttl_s, max_bytes=config.cache_bytes)
     known = Neighbourhood(network, config, clock, feed, is_server=config.mode is Mode.SERVER)
     storage.capacity = Capacity(limits=config.limits, local=known.local)
+    known.own_arc.watch(lambda arc: _spare(storage, arc))
     explorer = Explorer(known, config, clock, feed)
     claims = BlobClaims(blocks, storage, config.limits, clock)
     replica = Replica(storage, parameters, clock, feed, blobs=claims)
@@ -145,3 +147,8 @@ def assemble(
         syncing=syncing,
         status=status,
     )
+
+
+def _spare(storage: StorageBackend, arc: Prefix) -> None:
+    """Have a store evict nothing within an arc from now on."""
+    storage.capacity.responsible = arc

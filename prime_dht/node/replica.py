@@ -10,8 +10,9 @@ inserted. What is heard of one op is added up, and counts once no call is under 
 **Start.** The partition is made anew from all ops, page by page, while puts arrive. At the end, when for a moment no
 call is under way, the ops that came or went meanwhile, of which pages may tell anything, are taken out as often as
 pages told of them, and those that the store has then are put in. Until then the replica is not *ready*: it has no
-partition. It is loaded again if the store fails, since what became of the call is unknown then, and if the clock is
-set back by more than a unit, since a partition's layout only moves forward.
+partition. It is loaded again if the store fails and what became of the call is unknown then (a store that is merely
+full knows that it has changed nothing), and if the clock is set back by more than a unit, since a partition's layout
+only moves forward.
 
 **A clock that is behind.** A machine may start in 1970 and be told the time later. To its partition all ops would be of
 the future, and those are kept by unit: 20 KB for each, 700 MB for a year. Nor could it take part in a round to any use:
@@ -37,7 +38,7 @@ from numpy.typing import NDArray
 
 from prime_dht.entries.entry import Entry
 from prime_dht.entries.lifetime import is_op, retire_before_us
-from prime_dht.errors import StorageError
+from prime_dht.errors import NotWrittenError, StorageError
 from prime_dht.events import EntriesExpired
 from prime_dht.ids import US_PER_S, OpId
 from prime_dht.node.blobs.claims import BlobClaims, refers_to_blob
@@ -141,7 +142,7 @@ class Replica:
                     with trio.move_on_after(self._until_next_tick_s(self._partition)):
                         await self._doubted.wait()
                     self._advance()
-                    await self.expire()
+                    await self._expire_at_tick()
             except StorageError as error:
                 logger.warning("the store failed: %s; reading its ops again in %g s", error, LOAD_AGAIN_S)
                 self._doubt()
@@ -194,20 +195,33 @@ class Replica:
 
     async def expire(self) -> Expired:
         """Drop what has expired, and retire ops whose time has passed; until nothing is left to do."""
-        values_dropped = records = providers = 0
+        values_dropped = records = providers = own_slots = 0
         retired: list[Gone] = []
         while True:
             now_us = self._clock.now_us()
             gone = await self._delete_expired(now_us, retire_before_us(now_us, self.parameters.unit_us))
-            if not (gone.retired or gone.values_dropped or gone.records or gone.providers):
+            if not (gone.retired or gone.values_dropped or gone.records or gone.providers or gone.own_slots):
                 break
             retired += gone.retired
             values_dropped += gone.values_dropped
             records += gone.records
             providers += gone.providers
+            own_slots += gone.own_slots
         if retired or values_dropped:
             self._feed.publish(EntriesExpired(values_dropped=values_dropped, retired=len(retired)))
-        return Expired(retired=tuple(retired), values_dropped=values_dropped, records=records, providers=providers)
+        return Expired(
+            retired=tuple(retired),
+            values_dropped=values_dropped,
+            records=records,
+            providers=providers,
+            own_slots=own_slots,
+        )
+
+    async def _expire_at_tick(self) -> None:
+        try:
+            await self.expire()
+        except NotWrittenError as error:
+            logger.warning("what has expired cannot be dropped: %s", error)
 
     async def _delete_expired(self, now_us: int, before_us: int) -> Expired:
         return await self._change(
@@ -267,6 +281,8 @@ class Replica:
                 result = await work()
             heard += changes(result)
             return result
+        except NotWrittenError:
+            raise
         except StorageError:
             self._doubt()
             raise

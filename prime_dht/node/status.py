@@ -55,7 +55,7 @@ class Status:
         stored = await self._storage.stats()
         sizes = table.bucket_sizes()
         deepest = max((index for index, size in enumerate(sizes) if size), default=-1)
-        arc = self._neighbourhood.target_arc().arc
+        arc = self._neighbourhood.own_arc.prefix
         is_server = self._neighbourhood.is_server
         return Health(
             peer_id=peer_text(self._network.local),
@@ -108,8 +108,8 @@ class Status:
             warnings.append("no other server is known")
         elif servers < wanted:
             warnings.append(f"servers known: {servers}, fewer than the {wanted} replicas asked for")
-        if self._feed.dropped:
-            warnings.append(f"{self._feed.dropped} events were lost to subscribers that fell behind")
+        if lost := self._feed.missed:
+            warnings.append(f"{lost} events were lost to subscribers that fell behind")
         return warnings
 
     def _peer(self, contact: Contact) -> PeerStatus:

@@ -22,6 +22,7 @@ from typing import Generic, TypeVar
 
 import trio
 
+from prime_dht.errors import NotWrittenError, StorageError
 from prime_dht.storage.sqlite_file import storage_error
 
 T = TypeVar("T")
@@ -36,6 +37,7 @@ class _Committed(Generic[T_co]):
 @dataclass(frozen=True, slots=True)
 class _Failed:
     error: BaseException
+    kind: type[StorageError]
 
 
 @dataclass(slots=True, eq=False)
@@ -58,7 +60,8 @@ class GroupCommit:
         """Do ``work`` in a transaction; returns what it returned once that is durable.
 
         Raises:
-            StorageError: the transaction failed, and nothing of this write is stored.
+            NotWrittenError: the transaction failed, and nothing of this write is stored.
+            StorageError: a defect in another's write ended the commit; what became of this one is unknown.
         """
         write = _Write(work)
         self._waiting.append(write)
@@ -72,7 +75,8 @@ class GroupCommit:
             if write in self._waiting:
                 self._waiting.remove(write)
         if isinstance(write.outcome, _Failed):
-            raise storage_error(self._path, write.outcome.error) from write.outcome.error
+            failed = write.outcome
+            raise storage_error(self._path, failed.error, failed.kind) from failed.error
         return write.outcome.result
 
     async def finish(self) -> None:
@@ -95,7 +99,7 @@ class GroupCommit:
         except BaseException as error:
             # A defect, not a failure of the database: it must not leave the others waiting for an outcome for ever.
             for write in batch:
-                write.outcome = _Failed(error)
+                write.outcome = _Failed(error, StorageError)
             raise
         finally:
             self._commit_ended = None
@@ -109,7 +113,7 @@ class GroupCommit:
                 for write in writes:
                     self._commit([write])
             else:
-                writes[0].outcome = _Failed(error)
+                writes[0].outcome = _Failed(error, NotWrittenError)
         else:
             for write, result in zip(writes, results, strict=True):
                 write.outcome = _Committed(result)

@@ -145,9 +145,9 @@ def journal_of(path: Path) -> Path:
     return _beside(path, "-wal")
 
 
-def storage_error(path: Path, error: BaseException) -> StorageError:
+def storage_error(path: Path, error: BaseException, kind: type[StorageError] = StorageError) -> StorageError:
     """What went wrong with the store, in one line."""
-    return StorageError(f"{path}: {_meaning(error)}")
+    return kind(f"{path}: {_meaning(error)}")
 
 
 def is_damage(error: sqlite3.Error) -> bool:

@@ -131,6 +131,13 @@ def test_one_lookup_answers_its_whole_neighbourhood() -> None:
     assert answered_keys(EVERY_KEY, result, 3, bits=TINY_BITS) == EVERY_KEY[0x40:0x60]
 
 
+def test_a_neighbourhood_with_just_as_many_servers_as_replicas_is_answered_and_one_with_fewer_is_not() -> None:
+    result = lookup_result(0b0100_0001, [tiny_contact(key) for key in range(0, 256, 8)], 6)
+    assert [server.kad_key for server in result.closest if server.kad_key < 0x60] == [0x40, 0x48, 0x50, 0x58]
+    assert answered_keys(EVERY_KEY, result, 4, bits=TINY_BITS) == EVERY_KEY[0x40:0x60]
+    assert answered_keys(EVERY_KEY, result, 5, bits=TINY_BITS) == [0b0100_0001]
+
+
 def test_in_a_small_swarm_one_lookup_answers_every_key() -> None:
     result = lookup_result(7, [tiny_contact(key) for key in (3, 100, 200)], 20)
     assert answered_keys(EVERY_KEY, result, 3, bits=TINY_BITS) == EVERY_KEY

@@ -170,6 +170,15 @@ def test_a_small_swarm_may_share_a_subnet() -> None:
     assert {type(table.seen(contact, 0.0)) for contact in crowd(19)} == {Added}
 
 
+def test_a_swarm_is_small_no_more_once_the_table_holds_k_contacts() -> None:
+    table = tiny_table(k=20)
+    *first, last = crowd(20)
+    elsewhere = tiny_contact(0b0100_0000, subnets=last.subnets)
+    assert {type(table.seen(contact, 0.0)) for contact in first} == {Added}
+    assert table.seen(last, 0.0) == Added()
+    assert table.seen(elsewhere, 0.0) == Rejected(Refusal.CROWDED_SUBNET)
+
+
 def test_contacts_without_a_subnet_are_never_crowded() -> None:
     table = tiny_table(k=20)
     for key in range(1, 256):
@@ -209,10 +218,26 @@ def test_a_contact_that_moves_into_a_crowded_subnet_loses_its_place_to_one_that_
         assert table.seen(contact, 0.0) == Added()
     assert table.seen(newcomer, 1.0) == Waiting()
     moved = tiny_contact(mover.kad_key, subnets=(b"\x08\x08",))
-    assert table.seen(moved, 2.0) == Rejected(Refusal.CROWDED_SUBNET)
+    assert table.seen(moved, 2.0) == Rejected(Refusal.CROWDED_SUBNET, left=True, successor=newcomer)
     assert table.get(mover.peer) is None
     assert table.get(newcomer.peer) == newcomer
     assert table.remove(mover.peer) is None
+
+
+def test_when_a_contact_is_rejected_a_free_place_goes_to_one_that_waits_and_fits_by_now() -> None:
+    table = tiny_table(k=3)
+    leaver, *others = (tiny_contact(key) for key in (0b1000_1000, 0b1000_1001, 0b1000_1010))
+    *near, gone = crowd(2, start=0b0100_0000) + crowd(1, start=0b0010_0000)
+    elsewhere = [*crowd(1, b"\x09\x09", start=0b0101_0000), *crowd(2, b"\x09\x09", start=0b0011_0000)]
+    (waiting,), (rejected,) = crowd(1), crowd(1, b"\x09\x09", start=0b1001_0000)
+    for contact in (leaver, *others):
+        assert table.seen(contact, 0.0) == Added()
+    assert table.seen(waiting, 1.0) == Waiting()
+    for contact in (*near, gone, *elsewhere):
+        assert table.seen(contact, 1.0) == Added()
+    assert table.remove(leaver.peer) is None, "its subnet has three places elsewhere"
+    assert table.remove(gone.peer) is None
+    assert table.seen(rejected, 2.0) == Rejected(Refusal.CROWDED_SUBNET, successor=waiting)
 
 
 def test_contacts_unseen_for_long_are_due_for_a_check_once() -> None:

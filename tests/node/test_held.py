@@ -13,6 +13,7 @@ from prime_dht.sync.actions import Ending, Outcome
 from prime_dht.sync.declined import DeclinedOp
 from prime_dht.sync.messages import Refusal, Refuse
 from prime_dht.testing.serving import Serving
+from prime_dht.wire.kad import Reply
 
 BITS = 9
 ALL = ArcSet.full(sector_bits=BITS)
@@ -172,6 +173,29 @@ async def test_an_op_declined_for_which_there_is_no_room_unholds_its_sector_unti
     held.retire(1)
     held.round_ended(peer, outcome(held=ALL))
     assert held.held == ALL
+
+
+async def test_a_sector_that_leaves_the_arc_is_held_no_more_when_it_comes_back() -> None:
+    serving = Serving()
+    serving.neighbourhood.looked_up_itself(None)
+    peers = serving.meet(40)
+    held = HeldSectors(serving.neighbourhood, sector_bits=BITS, replication=3)
+    narrow = held.arc
+    assert len(narrow) < len(ALL)
+    far = [peer for peer in peers if kad_key(peer) >> 255 != serving.neighbourhood.local >> 255]
+    near = next(peer for peer in peers if peer not in far)
+    held.round_ended(near, outcome(held=ALL))
+    assert held.held == narrow
+    for peer in far:
+        serving.neighbourhood.failed(peer, "it is gone")
+    held.round_ended(near, outcome(held=ALL))
+    assert held.held == held.arc == ALL
+    for peer in far:
+        serving.neighbourhood.answered(peer, Reply(replicates=True))
+    for peer in far:
+        serving.neighbourhood.failed(peer, "it is gone again")
+    assert held.arc == ALL
+    assert held.held == narrow
 
 
 async def test_it_speaks_for_a_key_only_while_it_is_among_the_closest_it_knows() -> None:

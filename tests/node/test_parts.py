@@ -171,6 +171,12 @@ def test_what_no_argument_can_be_is_a_validation_error(wrong: Callable[[], objec
         wrong()
 
 
+def test_what_may_be_text_says_so() -> None:
+    for wrong, said in ((lambda: entry_key(5, 1024), "a key"), (lambda: peer_id_of(5), "a peer id")):  # type: ignore[arg-type]
+        with pytest.raises(ValidationError, match=f"{said} is bytes or text, not int"):
+            wrong()
+
+
 def test_a_key_may_be_as_long_as_the_limit() -> None:
     assert entry_key("x" * 1017, 1024) == b"/prime/" + b"x" * 1017
     assert entry_key(b"/prime/k", 1024) == entry_key("k", 1024)

@@ -16,15 +16,15 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from prime_dht.background import background_nursery
 from prime_dht.entries.entry import Entry
 from prime_dht.entries.limits import Limits
-from prime_dht.errors import StorageError
-from prime_dht.ids import US_PER_S, Key, OpId
+from prime_dht.errors import NotWrittenError, StorageError
+from prime_dht.ids import US_PER_S, Key, OpId, TimestampUs
 from prime_dht.kad.keyspace import Prefix
 from prime_dht.node.feed import Feed
 from prime_dht.node.replica import LOAD_AGAIN_S, LOOK_EVERY_S, MAX_UNITS_AHEAD, OPS_IN_BATCH, Replica
 from prime_dht.partition.arcs import ArcSet
 from prime_dht.partition.parameters import PartitionParameters
 from prime_dht.partition.partition import Partition
-from prime_dht.storage.base import Expired, Gone, OpArrays, PutResult
+from prime_dht.storage.base import MAX_STEP_BACK_US, Expired, Gone, OpArrays, OwnSlot, PutResult
 from prime_dht.storage.capacity import Capacity
 from prime_dht.storage.memory import MemoryBackend
 from prime_dht.testing.storage_samples import make_entry
@@ -291,6 +291,56 @@ async def test_what_became_of_a_call_that_failed_is_read_from_the_store(autojump
         assert_equal(replica.partition, await rebuilt(storage, clock.now_us()))
 
 
+class FullBackend(MemoryBackend):
+    """A store on a disk that may be full: then what is to be written fails, and changes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_full = False
+        self.scans = 0
+
+    async def put_entries(self, entries: Sequence[Entry], *, now_us: int) -> list[PutResult]:
+        self._check_disk()
+        return await super().put_entries(entries, now_us=now_us)
+
+    async def delete_expired(self, *, now_us: int, retire_before_us: int, limit: int = 1000) -> Expired:
+        self._check_disk()
+        return await super().delete_expired(now_us=now_us, retire_before_us=retire_before_us, limit=limit)
+
+    async def scan_ops(self, *, after: bytes = b"", limit: int = 65_536) -> OpArrays:
+        self.scans += 1
+        return await super().scan_ops(after=after, limit=limit)
+
+    def _check_disk(self) -> None:
+        if self.is_full:
+            raise NotWrittenError("the disk is full")
+
+
+async def test_while_the_disk_is_full_no_op_is_read_again_and_the_layout_moves_on(autojump_clock: MockClock) -> None:
+    clock, storage = VirtualClock(), FullBackend()
+    replica = Replica(storage, PARAMETERS, clock, Feed())
+    async with background_nursery() as nursery:
+        await nursery.start(replica.run)
+        await wait_all_tasks_blocked()
+        brief = make_entry(created_at_us=EPOCH_US, expires_at_us=EPOCH_US + UNIT_US)
+        await replica.put_entries([brief], now_us=clock.now_us())
+        partition, storage.is_full = replica.partition, True
+        assert partition is not None
+        before = partition.layout
+        with pytest.raises(NotWrittenError):
+            await replica.put_entries(ENTRIES[2:3], now_us=clock.now_us())
+        await trio.sleep(3 * UNIT_US / US_PER_S)
+        assert replica.partition is partition
+        assert partition.layout.tail_start == before.tail_start + 3
+        assert partition.op_count == 1  # it could not be retired
+        storage.is_full = False
+        await replica.put_entries(ENTRIES[2:3], now_us=clock.now_us())
+        await trio.sleep(UNIT_US / US_PER_S)
+        assert replica.partition is partition
+        assert storage.scans == 1
+        assert_equal(partition, await rebuilt(storage, clock.now_us()))
+
+
 async def test_right_after_a_tick_the_layout_moves_on_and_ops_have_retired(autojump_clock: MockClock) -> None:
     clock = VirtualClock()
     storage = MemoryBackend()
@@ -307,6 +357,19 @@ async def test_right_after_a_tick_the_layout_moves_on_and_ops_have_retired(autoj
             await trio.sleep(0.002)
             assert replica.partition.layout.tail_start == before.tail_start + 1
             assert replica.partition.op_count == (passed == 1)  # it is retained up to the first tick
+
+
+async def test_own_slots_of_which_nothing_is_left_for_a_day_are_forgotten_all_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    clock, storage = VirtualClock(), LateBackend(Random(4))
+    replica = Replica(storage, PARAMETERS, clock, Feed())
+    slots = [make_entry(key=Key(b"/prime/step:%d" % number)).slot for number in range(5)]
+    ended_us, kept_us = (TimestampUs(EPOCH_US - MAX_STEP_BACK_US + late_us) for late_us in (-UNIT_US, UNIT_US))
+    await storage.put_own_slots([OwnSlot(slot, TimestampUs(1), ended_us) for slot in slots[1:]])
+    await storage.put_own_slots([kept := OwnSlot(slots[0], TimestampUs(1), kept_us)])
+    assert await replica.expire() == Expired(own_slots=4)
+    assert await storage.own_slots() == [kept]
 
 
 async def test_a_clock_that_is_set_back_by_more_than_a_unit_sets_the_layout_back(autojump_clock: MockClock) -> None:

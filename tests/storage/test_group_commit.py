@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from prime_dht.errors import StorageError
+from prime_dht.errors import NotWrittenError, StorageError
 from prime_dht.storage.group_commit import GroupCommit
 
 PATIENCE_S = 60.0
@@ -109,7 +109,7 @@ async def test_a_write_that_fails_fails_alone_and_leaves_nothing(table: Table) -
     async def fail() -> None:
         try:
             await table.group.run(insert_two_then_fail)
-        except StorageError as error:
+        except NotWrittenError as error:
             failures.append(str(error))
 
     async with trio.open_nursery() as nursery:

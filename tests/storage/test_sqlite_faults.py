@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from prime_dht.entries.entry import Entry
-from prime_dht.errors import StorageError
+from prime_dht.errors import NotWrittenError, StorageError
 from prime_dht.ids import Key
 from prime_dht.storage import sqlite_file
 from prime_dht.storage.base import EntryQuery, PutOutcome
@@ -85,7 +85,7 @@ def put_a_future_schema_there(path: Path) -> None:
     ("damage", "meaning"),
     [
         (put_another_programs_database_there, "not a store of prime_dht; it was left as it is"),
-        (put_a_future_schema_there, r"written by a newer prime_dht \(schema 1000; this one knows 3\); left as it is"),
+        (put_a_future_schema_there, r"written by a newer prime_dht \(schema 1000; this one knows 4\); left as it is"),
     ],
 )
 async def test_a_file_that_is_whole_but_not_for_us_is_refused_and_left_as_it_is(
@@ -230,7 +230,7 @@ async def test_a_full_disk_fails_the_put_and_loses_nothing(path: Path) -> None:
         await store.put_entries([kept], now_us=NOW_US)
         (pages,) = database.writer.execute("PRAGMA page_count").fetchone()
         database.writer.execute(f"PRAGMA max_page_count = {pages + 2}")
-        with pytest.raises(StorageError, match=r"prime\.db: the disk is full"):
+        with pytest.raises(NotWrittenError, match=r"prime\.db: the disk is full"):
             await store.put_entries([large], now_us=NOW_US)
         assert await read_all(store, EntryQuery(key=KEY)) == [kept]
         assert await store.keys() == [KEY]

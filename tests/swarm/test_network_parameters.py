@@ -65,12 +65,12 @@ async def test_who_differs_counts_for_nothing_that_a_node_stores_or_holds(autoju
         holding = (await usual.health()).holding
         assert holding is not None
         assert holding.is_settled
-        equals = {contact.peer for contact in usual._neighbourhood.equals()}
+        equals = {contact.peer for contact in usual._neighbourhood.own_arc.equals()}
         assert {node.peer_id for node in swarm.nodes[1:5]} <= equals
         wrong = next(node for node in swarm.nodes[5:] if node.peer_id not in equals)
         repaired = await swarm.start(await swarm.stop(wrong), via=[usual])
         await trio.sleep(60)
-        assert repaired.peer_id in {contact.peer for contact in usual._neighbourhood.equals()}
+        assert repaired.peer_id in {contact.peer for contact in usual._neighbourhood.own_arc.equals()}
 
 
 async def test_nodes_that_agree_on_unusual_parameters_sync(autojump_clock: MockClock) -> None:

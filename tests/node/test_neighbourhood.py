@@ -1,0 +1,59 @@
+"""Whom a node knows: what it tells of those that come and go."""
+
+from __future__ import annotations
+
+from prime_dht.config import DhtConfig
+from prime_dht.events import Event, PeerJoined, PeerLeft
+from prime_dht.ids import US_PER_S, PeerId, kad_key
+from prime_dht.kad.routing_table import Refusal
+from prime_dht.node.feed import Feed
+from prime_dht.node.neighbourhood import Neighbourhood
+from prime_dht.testing.memory_network import MemoryNetwork, World
+from prime_dht.testing.serving import LOCAL, NOW_US, SetClock
+from prime_dht.wire.kad import Reply, Request
+
+
+class ConnectedFrom(MemoryNetwork):
+    """A network that is told from where peers are connected."""
+
+    def __init__(self) -> None:
+        super().__init__(World(seed=0), LOCAL, _asked_nothing, listens=True)
+        self.remotes: dict[PeerId, bytes] = {}
+
+    def remote_address_of(self, peer: PeerId) -> bytes | None:
+        return self.remotes.get(peer)
+
+
+def _asked_nothing(peer: PeerId, request: Request) -> Reply:
+    raise AssertionError(f"{peer!r} asked for {request}")
+
+
+def address(subnet: int, host: int) -> bytes:
+    return bytes((4, 11, subnet, 0, host, 6, 0x0F, 0xA1))
+
+
+async def test_one_that_moves_into_a_crowded_subnet_leaves_for_one_that_waits_and_both_are_told() -> None:
+    network, clock, feed = ConnectedFrom(), SetClock(NOW_US), Feed()
+    known = Neighbourhood(network, DhtConfig(k_bucket_size=3), clock, feed, is_server=True)
+    peers = [PeerId(b"\x00\x02%02d" % number) for number in range(100)]
+    near = next(peer for peer in peers if kad_key(peer) >> 255 == known.local >> 255)
+    mover, second, third, waiting = [peer for peer in peers if kad_key(peer) >> 255 != known.local >> 255][:4]
+    for host, (peer, subnet) in enumerate(((mover, 1), (second, 2), (third, 2), (near, 3), (waiting, 4))):
+        network.remotes[peer] = address(subnet, host)
+        known.answered(peer, Reply(replicates=peer != waiting))
+    assert {contact.peer for contact in known.table} == {mover, second, third, near}
+    assert known.own_arc.prefix.length == 1
+    arrival = known.arrival
+    events: list[Event] = []
+    with feed.subscribe() as subscription:
+        clock.time_us += 2 * US_PER_S
+        network.remotes[mover] = address(2, 9)
+        known.answered(mover, Reply(replicates=True))
+        feed.close()
+        events = [event async for event in subscription]
+    assert events == [
+        PeerLeft(peer=mover, reason=Refusal.CROWDED_SUBNET.value),
+        PeerJoined(peer=waiting, addresses=()),
+    ]
+    assert arrival.is_set()
+    assert known.own_arc.prefix.length == 0, "of three servers that sync there, two are left"
