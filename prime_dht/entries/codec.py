@@ -75,14 +75,17 @@ def encode_header(header: EntryHeader) -> bytes:
     """
     _check_form(header)
     message = pb.EntryHeader(
-        network_id=_text(header.network_id),
+        network_id=_text("a network id", header.network_id),
         key=header.key,
         subkey=header.subkey,
         created_at_us=header.created_at_us,
         expires_at_us=header.expires_at_us,
         retain_until_us=header.retain_until_us,
-        content_type=_text(header.content_type),
-        metadata={_text(name): _text(value) for name, value in header.metadata.items()},
+        content_type=_text("a content type", header.content_type),
+        metadata={
+            _text("a name in metadata", name): _text(f"metadata[{name!r}]", value)
+            for name, value in header.metadata.items()
+        },
         capability=header.capability,
     )
     if header.compression is Compression.ZSTD:
@@ -91,7 +94,7 @@ def encode_header(header: EntryHeader) -> bytes:
         case Inline(sha256, size):
             message.inline.sha256, message.inline.size = sha256, size
         case BlobRef(cid, size, chunker):
-            message.blob.cid, message.blob.size, message.blob.chunker = cid, size, _text(chunker)
+            message.blob.cid, message.blob.size, message.blob.chunker = cid, size, chunker
         case Tombstone():
             message.tombstone.SetInParent()
         case _:
@@ -224,7 +227,7 @@ def _check_form(header: EntryHeader) -> None:
         case BlobRef(cid, size, chunker):
             if not 0 < len(cid) <= MAX_CID_BYTES or not 0 <= size <= MAX_SIZE_BYTES:
                 raise ValidationError(f"a blob has a CID of 1 to {MAX_CID_BYTES} bytes and a size below 2^63")
-            if len(_text(chunker).encode()) > MAX_CHUNKER_BYTES:
+            if len(_text("a chunker", chunker).encode()) > MAX_CHUNKER_BYTES:
                 raise ValidationError(f"a chunker is named in at most {MAX_CHUNKER_BYTES} bytes")
         case Tombstone():
             pass
@@ -243,10 +246,12 @@ def _check_value(content: Content, value: bytes | None) -> None:
         raise ValidationError("the value's SHA-256 is not what its header says")
 
 
-def _text(text: str) -> str:
-    """``text`` itself, if it can be UTF-8: Python's strings may hold lone surrogates, which cannot."""
+def _text(what: str, text: object) -> str:
+    """``text`` itself, if it is one that can be UTF-8: Python's strings may hold lone surrogates, which cannot."""
+    if not isinstance(text, str):
+        raise ValidationError(f"{what} is text, not {type(text).__name__}")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValidationError("an entry's text is valid Unicode") from error
+        raise ValidationError(f"{what} is not valid Unicode") from error
     return text

@@ -119,7 +119,9 @@ def is_address_of(peer: PeerId, address: bytes) -> bool:
     (False, False)
     """
     try:
-        parts = [(protocol.name, value) for protocol, value in Multiaddr(address).items()]
+        multiaddr = Multiaddr(address)
+        parts = [(protocol.name, value) for protocol, value in multiaddr.items()]
+        str(multiaddr)  # fails where the parts do not: of an ip6zone without a value, say
     except (ValueError, TypeError, OverflowError):  # py-multiaddr reads a length of any size
         return False
     name, value = parts[-1] if parts else ("", None)

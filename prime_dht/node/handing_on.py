@@ -20,6 +20,7 @@ from prime_dht.errors import QueryError, RemoteProtocolError
 from prime_dht.events import EntriesHandedOn
 from prime_dht.ids import Key, OpId, PeerId, kad_key
 from prime_dht.net.network import Network
+from prime_dht.node.batches import BATCH_ENTRIES
 from prime_dht.node.blobs.claims import root_of
 from prime_dht.node.blobs.holding import held_by
 from prime_dht.node.clock import Clock
@@ -28,7 +29,7 @@ from prime_dht.node.held import HeldSectors
 from prime_dht.node.lookups import Explorer
 from prime_dht.node.neighbourhood import Neighbourhood
 from prime_dht.node.replica import Replica
-from prime_dht.node.strays import BATCH_ENTRIES, Gift, Pass, Turns, stray_regions
+from prime_dht.node.strays import Gift, Pass, Turns, stray_regions
 from prime_dht.storage.base import Op, StorageBackend
 from prime_dht.wire.kad import PutValue, Record, StatusCode
 
@@ -79,7 +80,8 @@ class HandingOn:
         """
         partition = self._replica.partition
         is_due = self._turns.is_due(self._clock.monotonic_s())
-        if partition is None or not is_due or not self._neighbourhood.is_server or self._neighbourhood.is_alone():
+        is_alone = self._neighbourhood.own_arc.is_alone()
+        if partition is None or not is_due or not self._neighbourhood.is_server or is_alone:
             return
         regions = list(stray_regions(partition.cells.counts().ops.sum(axis=0).tolist(), self._held.arc))
         if not regions:

@@ -35,6 +35,10 @@ SLOW_AFTER_S = 1.0
 LOOKUPS_AT_ONCE = 4
 """Lookups that a batch of keys has under way at a time."""
 
+KEYS_PER_TIMEOUT = 256
+"""Keys of one operation for which it has ``operation_timeout_s``; with more of them it has as many times as long. So a
+slow link has to carry 7 Mbit/s of the largest values, and no peer holds up the operation for longer than that."""
+
 REFRESH_DEPTH = 12
 """Buckets below this index are refreshed by a random target each. A target must be the hash of something, so one in
 bucket i costs 2^(i+1) hashes to find (some 10 ms at 12); what lies deeper is near enough for a lookup of this node
@@ -66,6 +70,7 @@ class Explorer:
         through: Contact | None = None,
         query_timeout_s: float = QUERY_TIMEOUT_S,
         slow_after_s: float = SLOW_AFTER_S,
+        timeout_s: float | None = None,
     ) -> Lookup:
         """A lookup that starts from the routing table.
 
@@ -78,6 +83,7 @@ class Explorer:
                 they turn out not to be.
             through: the one to start from alone, instead of the routing table and seeds.
             query_timeout_s: seconds that one peer has to answer, if the configuration allows as many.
+            timeout_s: seconds after which it ends with what it has; ``operation_timeout_s`` by default.
         """
         wanted = k or self._config.k_bucket_size
         query_timeout_s = min(query_timeout_s, self._config.rpc_timeout_s)
@@ -98,7 +104,7 @@ class Explorer:
                 alpha=min(alpha or self._config.alpha, wanted),
                 query_timeout_s=query_timeout_s,
                 slow_after_s=min(slow_after_s, query_timeout_s),
-                timeout_s=self._config.operation_timeout_s,
+                timeout_s=timeout_s or self._config.operation_timeout_s,
             ),
             now_s=self._clock.monotonic_s(),
             eligible=syncs if replicas_only else anyone,
@@ -112,38 +118,44 @@ class Explorer:
         k: int | None = None,
         replicas_only: bool = False,
         through: Contact | None = None,
+        timeout_s: float | None = None,
     ) -> LookupResult:
         """The ``k`` closest servers to a target.
 
         Args:
             raw_target: a peer id or a wire key, whose hash is the target.
             through: look with the eyes of this one: start from it alone.
+            timeout_s: as in :meth:`lookup`.
         """
         request = FindNode(raw_target)
         # With all that is known as seeds, running out of peers means that there are no more: the k closest that others
         # name may be dead to a large part.
         seeds = self._neighbourhood.table
-        lookup = self.lookup(kad_key(raw_target), k=k, replicas_only=replicas_only, seeds=seeds, through=through)
+        lookup = self.lookup(
+            kad_key(raw_target), k=k, replicas_only=replicas_only, seeds=seeds, through=through, timeout_s=timeout_s
+        )
         return await self.run(lookup, request)
 
-    async def replicas_of(self, key: Key, replication: int) -> list[Contact]:
+    async def replicas_of(self, key: Key, replication: int, *, timeout_s: float | None = None) -> list[Contact]:
         """The replicas of a key, this node included if it is one, nearest first.
 
         They come out of the routing table where that knows all servers near the key, as it does in a swarm of up to
-        ``k`` nodes, and else out of a lookup.
+        ``k`` nodes, and else out of a lookup, which takes ``timeout_s`` at most (:meth:`lookup`).
         """
         target = kad_key(key)
         if self._neighbourhood.knows_all_near(target):
             return self._neighbourhood.nearest_replicas(target, replication)
-        servers = (await self.find_closest(key, k=replication, replicas_only=True)).closest
-        return choose_replicas(target, servers, replication, own=self._neighbourhood.own_contact())
+        found = await self.find_closest(key, k=replication, replicas_only=True, timeout_s=timeout_s)
+        return choose_replicas(target, found.closest, replication, own=self._neighbourhood.own_contact())
 
-    async def servers_near(self, keys: Iterable[Key], replication: int) -> dict[Key, list[Contact]]:
+    async def servers_near(
+        self, keys: Iterable[Key], replication: int, *, timeout_s: float = math.inf
+    ) -> dict[Key, list[Contact]]:
         """The servers near each of many keys, this node among them if it is one, nearest first.
 
         Neighbouring keys share a lookup, so of the up to ``k`` servers only the first ``replication`` are certainly the
         closest: the replicas. One lookup goes first: in a small swarm it answers for all keys. What it leaves open is
-        split among several.
+        split among several. For keys that have had none within ``timeout_s``, the routing table must do.
         """
         by_place = {kad_key(key): key for key in keys}
         places = sorted(by_place)
@@ -161,13 +173,20 @@ class Explorer:
                 for place in answered_keys(places, result, replication):
                     servers[by_place[place]] = choose_replicas(place, result.closest, k, own=own)
 
-        await settle(places[:1])
-        left = unsettled(places)
-        part_size = max(1, math.ceil(len(left) / LOOKUPS_AT_ONCE))
-        async with trio.open_nursery() as nursery:
-            for start in range(0, len(left), part_size):
-                nursery.start_soon(settle, left[start : start + part_size])
+        with trio.move_on_after(timeout_s):
+            await settle(places[:1])
+            left = unsettled(places)
+            part_size = max(1, math.ceil(len(left) / LOOKUPS_AT_ONCE))
+            async with trio.open_nursery() as nursery:
+                for start in range(0, len(left), part_size):
+                    nursery.start_soon(settle, left[start : start + part_size])
+        for place in unsettled(places):
+            servers[by_place[place]] = self._neighbourhood.nearest_replicas(place, k)
         return servers
+
+    def timeout_s(self, keys: int) -> float:
+        """Seconds within which an operation on so many keys is to end, whatever peers do."""
+        return self._config.operation_timeout_s * math.ceil(keys / KEYS_PER_TIMEOUT)
 
     async def run(
         self,

@@ -1,8 +1,7 @@
 """Getting entries: join what enough replicas say, and repair those that were behind.
 
 A get is a :class:`~prime_dht.kad.lookup.Lookup` whose query is GET_VALUE. It ends as soon as ``read_quorum`` replicas
-have *answered*: have named an entry of the slots asked for (a tombstone counts), or said that they hold the sector, so
-that their finding nothing means something. Replicas that only just joined do neither; then the lookup goes on outwards.
+have *answered* (:mod:`prime_dht.node.answers`). Those that only just joined do not; then the lookup goes on outwards.
 
 As long as nobody named any entry, r replicas must answer, not ``read_quorum``: of an acknowledged put that missed a
 replica, a copy may lie with the next server, and the rest of the r closest may have nothing yet. When the lookup runs
@@ -15,6 +14,8 @@ step.
 An answer too large for one reply comes in pages. A reader that wants only the newest entry fetches a replica's pages to
 the end, because the entry may be on any. A reader of all slots hands them on page by page: up to its *horizon*, the
 place up to which every replica's answer is complete.
+
+When ``operation_timeout_s`` is up a get answers with what it has found, if that is anything, or that leaves no doubt.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -31,22 +32,23 @@ import trio
 from prime_dht.config import DhtConfig
 from prime_dht.entries.admission import AdmissionRules, Admitted, Deferred, Refused, admit
 from prime_dht.entries.codec import decode_entry_set
-from prime_dht.entries.entry import Entry, Slot
-from prime_dht.entries.join import Selection, join, state_of
+from prime_dht.entries.entry import Entry
+from prime_dht.entries.join import Selection
 from prime_dht.errors import ConfigError, QueryError, RemoteProtocolError, ValidationError
 from prime_dht.ids import Key, PeerId, kad_key
 from prime_dht.kad.contact import Contact
 from prime_dht.kad.replicas import choose_replicas, syncs
 from prime_dht.net.network import Network
+from prime_dht.node.answers import Answers
 from prime_dht.node.cache import Question, ReadCache
 from prime_dht.node.clock import Clock
 from prime_dht.node.lookup_run import Task
 from prime_dht.node.lookups import Explorer
 from prime_dht.node.neighbourhood import Neighbourhood
 from prime_dht.node.results import Found, FoundPage
-from prime_dht.node.server import MAX_ENTRIES_PER_RECORD, Server
+from prime_dht.node.server import MAX_ENTRIES_PER_RECORD, MAX_REPLY_VALUE_BYTES, Server
 from prime_dht.node.writer import Writer
-from prime_dht.storage.paging import Place, decode_cursor, encode_cursor
+from prime_dht.storage.paging import Place, decode_cursor, encode_cursor, take_page
 from prime_dht.wire.kad import GetValue, Record, Reply, SlotQuery
 
 if TYPE_CHECKING:
@@ -68,81 +70,6 @@ REPAIRS_AT_ONCE = 4
 READ_SLOW_AFTER_S = 0.25
 """A replica that has not answered a get for so long no longer holds up the next one: another request costs little, and
 somebody waits."""
-
-
-@dataclass(slots=True)
-class _Answers:
-    """What replicas said of the slots that a reader asked for.
-
-    Attributes:
-        quorum: replicas that must have answered.
-        absence: replicas that must have, if none of them named an entry.
-        selection: the slots asked for.
-        by_peer: what each named.
-        joined: the join of that.
-        counted: those that have answered.
-    """
-
-    quorum: int
-    absence: int
-    selection: Selection
-    by_peer: dict[PeerId, dict[Slot, Entry]] = field(default_factory=dict)
-    joined: dict[Slot, Entry] = field(default_factory=dict)
-    counted: set[PeerId] = field(default_factory=set)
-    horizon: Place | None = None
-    """The place up to which every answer is complete; ``None`` if all answers are."""
-
-    def add(self, peer: PeerId, entries: Sequence[Entry], *, held: bool, end: Place | None = None) -> None:
-        """Count what a peer answered; ``end`` is the place up to which it is complete, if it is not all."""
-        named = {slot: entry for slot, entry in state_of(entries).items() if self.selection.includes(slot)}
-        self.by_peer[peer] = named
-        self.joined = join(self.joined, named)
-        if named or held:
-            self.counted.add(peer)
-        if end is not None:
-            self.horizon = end if self.horizon is None else min(self.horizon, end)
-
-    @property
-    def missing(self) -> int:
-        """How many more replicas must answer."""
-        needed = self.absence if self.found_nothing else self.quorum
-        return max(0, needed - len(self.counted))
-
-    @property
-    def found_nothing(self) -> bool:
-        """Whether none of them named an entry."""
-        return not self.joined
-
-    def leaves_in_doubt(self, nearest: Sequence[Contact]) -> bool:
-        """Whether an acknowledged put may lie with those of the nearest replicas alone that have not answered.
-
-        It lies with ⌊r/2⌋ + 1 of them at least.
-        """
-        is_missed = len(self.silent_among(nearest)) > len(nearest) // 2
-        return self.found_nothing and (is_missed or len(self.by_peer) < self.quorum)
-
-    def silent_among(self, replicas: Sequence[Contact]) -> list[Contact]:
-        """Those that have not answered."""
-        return [replica for replica in replicas if replica.peer not in self.by_peer]
-
-    def behind(self, now_us: int) -> dict[PeerId, list[Entry]]:
-        """Which peers lack which of the entries that stand.
-
-        Of those that were asked for the newest only: nothing older than that, which they had no reason to send.
-        """
-        joined = self.joined
-        if self.selection.newest and len(joined) > 1:
-            chosen = self.selection.choose(joined, now_us)
-            joined = {slot: entry for slot, entry in joined.items() if not chosen or entry.version >= chosen[0].version}
-        lacking = {
-            peer: [
-                entry
-                for slot, entry in joined.items()
-                if (named := state.get(slot)) is None or named.op_id != entry.op_id
-            ]
-            for peer, state in self.by_peer.items()
-        }
-        return {peer: entries for peer, entries in lacking.items() if entries}
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +106,7 @@ class Reader:
         self._rules = rules
         self._config = config
         self._clock = clock
-        self._to_repair, self._repairs = trio.open_memory_channel[tuple[PeerId, list[Entry]]](REPAIRS_WAITING)
+        self._to_repair, self._repairs = trio.open_memory_channel[tuple[PeerId, Sequence[Entry]]](REPAIRS_WAITING)
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Carry out repairs until cancelled."""
@@ -261,16 +188,19 @@ class Reader:
         """
         needed = self._quorum(wanted_quorum)
         selection = Selection(subkeys=frozenset((b"",)))
-        servers = await self._explorer.servers_near(keys, self._config.replication_factor)
-        answers = {key: _Answers(needed, self._known_replicas(), selection) for key in keys}
+        timeout_s = self._explorer.timeout_s(len(keys))
+        ends_at_s = self._clock.monotonic_s() + timeout_s
+        servers = await self._explorer.servers_near(keys, self._config.replication_factor, timeout_s=timeout_s / 2)
+        answers = {key: Answers(needed, self._known_replicas(), selection) for key in keys}
         asked = 0
-        for width in sorted({needed, self._config.replication_factor, self._config.k_bucket_size}):
-            by_peer: dict[PeerId, list[Key]] = defaultdict(list)
-            for key, said in answers.items():
-                for server in servers[key][asked:width] if said.missing else ():
-                    by_peer[server.peer].append(key)
-            await self._get_batches(by_peer, answers)
-            asked = width
+        with trio.move_on_after(max(0.0, ends_at_s - self._clock.monotonic_s())):
+            for width in sorted({needed, self._config.replication_factor, self._config.k_bucket_size}):
+                by_peer: dict[PeerId, list[Key]] = defaultdict(list)
+                for key, said in answers.items():
+                    for server in servers[key][asked:width] if said.missing else ():
+                        by_peer[server.peer].append(key)
+                await self._get_batches(by_peer, answers)
+                asked = width
         found: dict[Key, Found | None] = {}
         for key, said in answers.items():
             chosen = selection.choose(said.joined, self._clock.now_us())
@@ -294,8 +224,8 @@ class Reader:
     def _known_replicas(self) -> int:
         return max(1, self._neighbourhood.servers_known(at_most=self._config.replication_factor))
 
-    async def _ask_replicas(self, key: Key, selection: Selection, needed: int, *, cursor: bytes = b"") -> _Answers:
-        answers = _Answers(needed, self._known_replicas(), selection)
+    async def _ask_replicas(self, key: Key, selection: Selection, needed: int, *, cursor: bytes = b"") -> Answers:
+        answers = Answers(needed, self._known_replicas(), selection)
         query = _slot_query(selection, cursor)
         target = kad_key(key)
         own = self._neighbourhood.own_contact()
@@ -313,7 +243,7 @@ class Reader:
         self._repair_soon(key, answers)
         return answers
 
-    async def _ask_others(self, key: Key, query: SlotQuery, answers: _Answers, nearest: Sequence[Contact]) -> None:
+    async def _ask_others(self, key: Key, query: SlotQuery, answers: Answers, nearest: Sequence[Contact]) -> None:
         """Ask one server after the other, from the nearest outwards, until enough have answered.
 
         Raises:
@@ -349,9 +279,11 @@ class Reader:
         if not answers.missing or not answers.found_nothing:
             return
         replicas = self._nearest_replicas(key, result.closest)
-        async with trio.open_nursery() as nursery:
-            for replica in answers.silent_among(replicas):
-                nursery.start_soon(self._ask_again, replica, key, query, answers)
+        left_s = self._config.operation_timeout_s - (result.ended_at_s - result.started_at_s)
+        with trio.move_on_after(max(0.0, left_s)):
+            async with trio.open_nursery() as nursery:
+                for replica in answers.silent_among(replicas):
+                    nursery.start_soon(self._ask_again, replica, key, query, answers)
         if answers.leaves_in_doubt(replicas):
             silent = f"{len(answers.silent_among(replicas))} of the {len(replicas)} closest did not answer"
             raise QueryError(f"too few replicas to tell: {silent}; servers that had nothing: {len(answers.by_peer)}")
@@ -362,18 +294,21 @@ class Reader:
         own = self._neighbourhood.own_contact()
         return choose_replicas(kad_key(key), known.values(), self._config.replication_factor, own=own)
 
-    async def _ask_again(self, contact: Contact, key: Key, query: SlotQuery, answers: _Answers) -> None:
+    async def _ask_again(self, contact: Contact, key: Key, query: SlotQuery, answers: Answers) -> None:
         with suppress(QueryError, RemoteProtocolError):
             reply = await self._neighbourhood.ask(contact, GetValue(key, query))
             page = self._page(key, query, reply.record, reply.held, reply.next_cursor)
             await self._take_rest(contact, key, query, page, answers)
 
-    async def _ask_here(self, key: Key, query: SlotQuery, answers: _Answers) -> None:
+    async def _ask_here(self, key: Key, query: SlotQuery, answers: Answers) -> None:
         page, held = await self._server.read(key, query)
-        end = decode_cursor(page.next_cursor)
-        answers.add(self._network.local, self._admitted(page.entries), held=held, end=end)
+        entries = self._admitted(page.entries)
+        while page.next_cursor and query.newest:
+            page, held = await self._server.read(key, replace(query, cursor=page.next_cursor))
+            entries += self._admitted(page.entries)
+        answers.add(self._network.local, entries, held=held, end=decode_cursor(page.next_cursor))
 
-    async def _take_rest(self, contact: Contact, key: Key, query: SlotQuery, page: _Page, answers: _Answers) -> None:
+    async def _take_rest(self, contact: Contact, key: Key, query: SlotQuery, page: _Page, answers: Answers) -> None:
         """Fetch the pages of a replica's answer behind the first, if it is to be complete, and count it.
 
         Raises:
@@ -390,7 +325,7 @@ class Reader:
             pages += 1
         answers.add(contact.peer, entries, held=page.held, end=page.end)
 
-    async def _get_batches(self, by_peer: Mapping[PeerId, Sequence[Key]], answers: Mapping[Key, _Answers]) -> None:
+    async def _get_batches(self, by_peer: Mapping[PeerId, Sequence[Key]], answers: Mapping[Key, Answers]) -> None:
         for key in by_peer.get(self._network.local, ()):
             await self._ask_here(key, _slot_query(answers[key].selection, b""), answers[key])
         at_once = trio.Semaphore(BATCHES_AT_ONCE)
@@ -403,19 +338,25 @@ class Reader:
                     nursery.start_soon(self._get_batch, peer, wanted[start : start + BATCH_KEYS], answers, at_once)
 
     async def _get_batch(
-        self, peer: PeerId, keys: Sequence[Key], answers: Mapping[Key, _Answers], place: trio.Semaphore
+        self, peer: PeerId, keys: Sequence[Key], answers: Mapping[Key, Answers], place: trio.Semaphore
     ) -> None:
         query = _slot_query(answers[keys[0]].selection, b"")
         contact = self._neighbourhood.contact(peer)
+        begun: list[tuple[Key, _Page]] = []
         try:
             while keys:
                 reply = await self._neighbourhood.ask(contact, GetValue(Key(b""), query, tuple(keys)))
                 for key, item in zip(keys, reply.batch, strict=False):  # it may answer for the first keys only
-                    page = self._page(key, query, item.record, item.held, b"")
-                    answers[key].add(peer, page.entries, held=page.held)
+                    page = self._page(key, query, item.record, item.held, item.next_cursor)
+                    if page.next_cursor:
+                        begun.append((key, page))
+                    else:
+                        answers[key].add(peer, page.entries, held=page.held)
                 if not reply.batch:
-                    return
+                    break
                 keys = keys[len(reply.batch) :]
+            for key, page in begun:  # last: there may be much of them
+                await self._take_rest(contact, key, query, page, answers[key])
         except (QueryError, RemoteProtocolError) as error:
             self._neighbourhood.failed(peer, error)  # what this peer leaves open is asked of others
         finally:
@@ -470,7 +411,7 @@ class Reader:
 
     # Repairing
 
-    def _repair_soon(self, key: Key, answers: _Answers) -> None:
+    def _repair_soon(self, key: Key, answers: Answers) -> None:
         """Of those that answered, bring the ``r`` closest to the key up to date."""
         if answers.horizon is not None:
             return  # of a page, what is missing cannot be told from what lies beyond
@@ -485,8 +426,8 @@ class Reader:
             peer, entries = replica.peer, behind.get(replica.peer)
             if entries is None:
                 continue
-            try:
-                self._to_repair.send_nowait((peer, entries))
+            try:  # what is more than a reply's worth is left to the next reader as well
+                self._to_repair.send_nowait((peer, take_page(entries, MAX_REPLY_VALUE_BYTES).entries))
             except trio.WouldBlock:
                 return
 

@@ -29,12 +29,12 @@ from prime_dht.ids import PRIME_NAMESPACE, US_PER_S, Key, PeerId, TimestampUs, k
 from prime_dht.kad.contact import Contact
 from prime_dht.kad.keyspace import closest
 from prime_dht.kad.replicas import choose_replicas
-from prime_dht.net.addresses import address_text
+from prime_dht.net.addresses import address_text, is_address_of
 from prime_dht.net.network import Network
 from prime_dht.node.clock import Clock
 from prime_dht.node.lookups import Explorer
 from prime_dht.node.neighbourhood import Neighbourhood
-from prime_dht.node.results import Provider, RecordReceipt
+from prime_dht.node.results import NOT_IN_TIME, Provider, RecordReceipt
 from prime_dht.node.server import MAX_RECORD_BYTES, Server
 from prime_dht.storage.base import PlainRecord, StorageBackend
 from prime_dht.wire.kad import (
@@ -100,7 +100,7 @@ class Records:
         self._config = config
         self._clock = clock
         self._own_records: dict[Key, bytes] = {}
-        self._heard: OrderedDict[bytes, list[Provider]] = OrderedDict()
+        self._heard: OrderedDict[bytes, list[PeerRecord]] = OrderedDict()
         self._announcing = trio.CapacityLimiter(ANNOUNCEMENTS_AT_ONCE)
         self._to_correct, self._corrections = trio.open_memory_channel[tuple[PeerId, Request]](CORRECTIONS_WAITING)
 
@@ -267,16 +267,16 @@ class Records:
             if not found and not result.closest and not self._neighbourhood.is_server:
                 raise QueryError("nobody that could be asked answered")
         providers = [
-            Provider(peer, tuple(address_text(address) for address in addresses))
+            PeerRecord(peer, tuple(address for address in addresses if is_address_of(peer, address)))
             for peer, addresses in islice(found.items(), count)
         ]
         self._heard[multihash] = providers
         self._heard.move_to_end(multihash)
         if len(self._heard) > MAX_HEARD:
             self._heard.popitem(last=False)
-        return providers
+        return [Provider(record.peer, tuple(map(address_text, record.addresses))) for record in providers]
 
-    def heard_providers(self, multihash: bytes) -> list[Provider]:
+    def heard_providers(self, multihash: bytes) -> list[PeerRecord]:
         """What :meth:`find_providers` found when it was last asked."""
         return self._heard.get(multihash, [])
 
@@ -306,10 +306,14 @@ class Records:
         is_stored: Callable[[Reply], bool],
         here: Callable[[], Awaitable[bool]] | None,
     ) -> RecordReceipt:
-        """Send a request to the ``r`` servers closest to a key; ``here`` does the same on this node, if it is one."""
+        """Send a request to the ``r`` servers closest to a key; ``here`` does the same on this node, if it is one.
+
+        To find them and to ask them each takes half of ``operation_timeout_s`` at most.
+        """
+        half_s = self._config.operation_timeout_s / 2
         replication = self._config.replication_factor
         target = kad_key(key)
-        result = await self._explorer.find_closest(key)
+        result = await self._explorer.find_closest(key, timeout_s=half_s)
         own = self._neighbourhood.own_contact() if here is not None else None
         servers = choose_replicas(target, result.closest, replication, own=own, eligible=lambda _contact: True)
         stored: list[PeerId] = []
@@ -320,9 +324,10 @@ class Records:
                 if contact is own and here is not None:
                     done = await here()
                 else:
-                    done = is_stored(await self._neighbourhood.tell(contact, request))
-            except (QueryError, RemoteProtocolError, StorageError, ValidationError) as error:
-                failed.append((contact.peer, str(error)))
+                    with trio.fail_after(half_s):
+                        done = is_stored(await self._neighbourhood.tell(contact, request))
+            except (QueryError, RemoteProtocolError, StorageError, ValidationError, trio.TooSlowError) as error:
+                failed.append((contact.peer, str(error) or NOT_IN_TIME))
                 return
             if done:
                 stored.append(contact.peer)

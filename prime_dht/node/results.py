@@ -9,6 +9,9 @@ from prime_dht.entries.entry import BlobRef, Entry
 from prime_dht.ids import KadKey, Key, OpId, PeerId, TimestampUs
 from prime_dht.kad.keyspace import Prefix
 
+NOT_IN_TIME = "no answer before the time was up"
+"""Why a peer failed that might have answered later."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PutReceipt:

@@ -339,7 +339,7 @@ class Server:
             record = self._record_of(key, page)
             if record is not None and (room := room - len(record.value)) < 0 and items:
                 break  # the answers for the first keys; the asker asks again for the rest
-            items.append(BatchReply(record, held=held))
+            items.append(BatchReply(record, held=held, next_cursor=page.next_cursor))
         return self._reply(batch=tuple(items))
 
     def _record_of(self, key: Key, page: EntryPage) -> Record | None:

@@ -28,12 +28,9 @@ from dataclasses import dataclass
 
 from prime_dht.entries.entry import Entry
 from prime_dht.ids import Key, OpId, PeerId
+from prime_dht.node.batches import BATCH_ENTRIES, batches
 from prime_dht.partition.arcs import ArcSet
 from prime_dht.partition.location import sector_locations, sector_of
-
-BATCH_ENTRIES = 64
-BATCH_BYTES = 1 << 20
-"""Of the entries given to one replica at a time."""
 
 MAX_PASSED_OVER = 16
 """Replicas that took nothing; with more, it is likely this node's own network that fails."""
@@ -127,7 +124,7 @@ class Pass:
             for replica in replicas:
                 if replica not in self._passed_over:
                     by_peer[replica].append(entry)
-        return [Gift(peer, part) for peer, entries in by_peer.items() for part in _parts(entries)]
+        return [Gift(peer, tuple(part)) for peer, entries in by_peer.items() for part in batches(entries)]
 
     def answered(self, gift: Gift, acknowledged: Sequence[bool]) -> None:
         """A replica has answered, entry by entry; nothing acknowledged is as good as no answer."""
@@ -162,16 +159,3 @@ class Turns:
         self._due_s = now_s + (self._wait_s if kept else 0.0)
         if kept and not dropped:
             self._wait_s = min(2 * self._wait_s, MAX_WAIT_S)
-
-
-def _parts(entries: Sequence[Entry]) -> Iterator[tuple[Entry, ...]]:
-    """Parts of at most :data:`BATCH_BYTES`, in order; an entry beyond that has one of its own."""
-    part: list[Entry] = []
-    size_bytes = 0
-    for entry in entries:
-        if part and size_bytes + entry.size_bytes > BATCH_BYTES:
-            yield tuple(part)
-            part, size_bytes = [], 0
-        part.append(entry)
-        size_bytes += entry.size_bytes
-    yield tuple(part)

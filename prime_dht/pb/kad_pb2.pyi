@@ -164,9 +164,12 @@ class BatchItem(_message.Message):
     RECORD_FIELD_NUMBER: _builtins.int
     KEY_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
+    NEXT_CURSOR_FIELD_NUMBER: _builtins.int
     key: _builtins.bytes
     held: _builtins.bool
     """as in the reply to a single GET_VALUE"""
+    next_cursor: _builtins.bytes
+    """likewise: with it, ask for the rest of this key alone"""
     @_builtins.property
     def record(self) -> Global___Record: ...
     def __init__(
@@ -175,10 +178,11 @@ class BatchItem(_message.Message):
         record: Global___Record | None = ...,
         key: _builtins.bytes = ...,
         held: _builtins.bool = ...,
+        next_cursor: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "key", b"key", "record", b"record"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "key", b"key", "next_cursor", b"next_cursor", "record", b"record"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

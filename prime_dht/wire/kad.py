@@ -180,10 +180,11 @@ Request = FindNode | GetValue | PutValue | AddProvider | GetProviders | Ping
 
 @dataclass(frozen=True, slots=True)
 class BatchReply:
-    """The answer for one key of a batch."""
+    """The answer for one key of a batch; the rest of one that goes on at ``next_cursor`` is asked for singly."""
 
     record: Record | None = None
     held: bool = False
+    next_cursor: bytes = b""
 
 
 class Reply(NamedTuple):
@@ -279,6 +280,7 @@ def encode_reply(request: Request, reply: Reply) -> bytes:
         if item_reply.record is not None:
             _write_record(item.record, item_reply.record)
         item.held = item_reply.held
+        item.next_cursor = item_reply.next_cursor
     return message.SerializeToString()
 
 
@@ -292,20 +294,19 @@ def decode_reply(request: Request, body: bytes) -> Reply:
     kind, key = _heading(request)
     if message.type != kind or message.key not in (b"", key):
         raise RemoteProtocolError("a reply to another request")
-    if len(message.next_cursor) > MAX_CURSOR_BYTES:
-        raise RemoteProtocolError("a cursor that is too long")
     return Reply(
         record=_read_record(message.record) if message.HasField("record") else None,
         closer=_read_peers(message.closerPeers) if message.closerPeers else (),
         providers=_read_peers(message.providerPeers) if message.providerPeers else (),
         held=message.held,
-        next_cursor=message.next_cursor,
+        next_cursor=_cursor(message.next_cursor),
         statuses=_read_statuses(message.statuses),
         replicates=message.replicates,
         batch=tuple(
             BatchReply(
                 _read_record(item.record) if item.HasField("record") else None,
                 item.held,
+                _cursor(item.next_cursor),
             )
             for item in message.batch[:MAX_BATCH]
         ),
@@ -350,6 +351,12 @@ def _key(raw: bytes) -> Key:
     if not 1 <= len(raw) <= MAX_KEY_BYTES:
         raise RemoteProtocolError(f"a key has 1 to {MAX_KEY_BYTES} bytes, not {len(raw)}")
     return Key(raw)
+
+
+def _cursor(raw: bytes) -> bytes:
+    if len(raw) > MAX_CURSOR_BYTES:
+        raise RemoteProtocolError("a cursor that is too long")
+    return raw
 
 
 def _multihash(message: pb.Message) -> bytes:

@@ -282,6 +282,20 @@ def test_what_protobuf_cannot_say_is_not_written(header: EntryHeader) -> None:
         encode_header(header)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"metadata": {"epoch": 7}}, r"metadata\['epoch'\] is text, not int"),
+        ({"metadata": {7: "epoch"}}, "a name in metadata is text, not int"),
+        ({"metadata": {"epoch": "\ud800"}}, r"metadata\['epoch'\] is not valid Unicode"),
+        ({"content_type": b"text/plain"}, "a content type is text, not bytes"),
+    ],
+)
+def test_text_that_is_none_is_refused_by_its_name(wrong: dict[str, object], named: str) -> None:
+    with pytest.raises(ValidationError, match=named):
+        encode_header(replace(SMALL_HEADER, **wrong))  # type: ignore[arg-type]
+
+
 SMALL_PAYLOAD = encode_header(SMALL_HEADER)
 
 

@@ -339,6 +339,18 @@ async def test_a_batch_whose_first_record_takes_more_than_a_reply_is_meant_to_ha
     assert len((await serving.handle(GetValue(Key(b""), None, (KEY, KEY)))).batch) == 1
 
 
+async def test_a_batch_says_of_which_keys_there_is_more() -> None:
+    serving = Serving()
+    other = Key(b"/prime/other")
+    pages = [entry(b"x" * 60_000, subkey=b"%02d" % number) for number in range(20)]
+    await serving.handle(PutValue((record(*pages),)))
+    await serving.handle(PutValue((record(entry(key=other), key=other),)))
+    small = SlotQuery(max_bytes=100_000)
+    of_other, of_key = (await serving.handle(GetValue(Key(b""), small, (other, KEY)))).batch
+    assert not of_other.next_cursor
+    assert of_key.next_cursor == (await serving.handle(GetValue(KEY, small))).next_cursor != b""
+
+
 async def test_a_batch_is_for_entries_alone() -> None:
     with pytest.raises(RemoteProtocolError, match="batched"):
         await Serving().handle(GetValue(Key(b""), None, (KEY, Key(b"/pk/x"))))

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 
 from prime_dht.entries.entry import Entry
 from prime_dht.ids import Key, OpId, PeerId
+from prime_dht.node.batches import BATCH_BYTES, BATCH_ENTRIES
 from prime_dht.node.strays import (
-    BATCH_BYTES,
-    BATCH_ENTRIES,
     FIRST_WAIT_S,
     MAX_PASSED_OVER,
     MAX_WAIT_S,

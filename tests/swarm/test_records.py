@@ -8,16 +8,18 @@ from dataclasses import replace
 import pytest
 import trio
 from libp2p.crypto.ed25519 import create_new_key_pair
+from multiaddr import Multiaddr
 from trio.testing import MockClock
 
 from prime_dht.config import DhtConfig
 from prime_dht.entries.limits import Limits
 from prime_dht.errors import ConfigError, LocalProtocolError, QueryError, ValidationError
-from prime_dht.ids import Key, PeerId, TimestampUs, kad_key
+from prime_dht.ids import Key, PeerId, TimestampUs, kad_key, peer_text
 from prime_dht.net.identity import peer_id_of
 from prime_dht.node.core import Node
 from prime_dht.storage.base import PlainRecord
 from prime_dht.testing.swarm import EPOCH_US, Swarm, open_swarm
+from prime_dht.wire.kad import GetProviders, PeerRecord, Request, decode_reply, encode_reply
 
 CONTENT = b"\x12\x20" + b"content".ljust(32, b".")
 
@@ -182,6 +184,30 @@ async def test_providers_are_sought_until_as_many_are_found_as_asked_for(autojum
         assert list(client.find_provider_iter(b"\x12\x20" + bytes(32), 4)) == []
         with pytest.raises(ValidationError):
             await client.find_providers(CONTENT, count=0)
+
+
+async def test_of_a_provider_only_what_is_an_address_of_it_is_shown(autojump_clock: MockClock) -> None:
+    """Whatever a server says: bytes that are no multiaddr, one of no text, another peer's."""
+    async with open_swarm(seed=1, size=4) as swarm:
+        await trio.sleep(20)
+        node, provider, liar = swarm.nodes[0], swarm.nodes[1].peer_id, swarm.nodes[2].peer_id
+        good = Multiaddr("/ip4/8.8.8.8/tcp/4001")
+        others = good.encapsulate(Multiaddr(f"/p2p/{peer_text(liar)}"))
+        told = [b"\x04\x08\x08\x08\x08\xff\xff", b"\x04\x08\x08\x08\x08*", others.to_bytes(), good.to_bytes()]
+
+        def lie(request: Request, answer: bytes) -> bytes:
+            if not isinstance(request, GetProviders):
+                return answer
+            reply = decode_reply(request, answer)
+            return encode_reply(request, reply._replace(providers=(PeerRecord(provider, tuple(told)),)))
+
+        for other in swarm.nodes[1:]:
+            swarm.world.lie(other.peer_id, lie)
+        (found,) = await node.find_providers(CONTENT)
+        assert found.peer == provider
+        assert found.addresses == (str(good),)
+        (heard,) = node.find_provider_iter(CONTENT, 5)
+        assert tuple(map(str, heard.addrs)) == found.addresses
 
 
 async def test_forty_nodes_each_find_every_provider(autojump_clock: MockClock) -> None:

@@ -97,7 +97,9 @@ replies = st.builds(
     next_cursor=st.binary(max_size=20),
     statuses=st.lists(statuses, max_size=3).map(tuple),
     replicates=st.booleans(),
-    batch=st.lists(st.builds(BatchReply, st.none() | records, st.booleans()), max_size=3).map(tuple),
+    batch=st.lists(st.builds(BatchReply, st.none() | records, st.booleans(), st.binary(max_size=20)), max_size=3).map(
+        tuple
+    ),
 )
 
 
@@ -228,10 +230,12 @@ def test_a_reply_with_more_statuses_than_entries_can_be_put_is_refused() -> None
         decode_reply(request, body + b"\x82\x07\x00")
 
 
-def test_a_reply_with_a_cursor_that_could_not_be_sent_back_is_refused() -> None:
-    body = pb.Message(type=pb.Message.GET_VALUE, next_cursor=bytes(MAX_CURSOR_BYTES + 1)).SerializeToString()
+@pytest.mark.parametrize("in_batch", [False, True])
+def test_a_reply_with_a_cursor_that_could_not_be_sent_back_is_refused(in_batch: bool) -> None:
+    message = pb.Message(type=pb.Message.GET_VALUE)
+    (message.batch.add() if in_batch else message).next_cursor = bytes(MAX_CURSOR_BYTES + 1)
     with pytest.raises(RemoteProtocolError, match="cursor"):
-        decode_reply(GetValue(KEY), body)
+        decode_reply(GetValue(KEY), message.SerializeToString())
 
 
 def test_a_status_and_a_connection_of_a_later_version_are_read_as_unknown() -> None:

@@ -124,10 +124,18 @@ EXTENDED_REPLIES: list[tuple[Request, Reply, str]] = [
         "12042f782f6b" + "82072a" + "0a20" + "11" * 32 + "1003" + "1a0466756c6c",
     ),
     (
-        # batch items: record 0a of 9 bytes; held 20; nothing
-        GetValue(Key(b""), None, (KEY, KEY, KEY)),
-        Reply(batch=(BatchReply(Record(KEY, b"v")), BatchReply(held=True), BatchReply())),
-        "0801" + "c2070b" + "0a09" + "0a042f782f6b" + "120176" + "c20702" + "2001" + "c20700",
+        # batch items: record 0a of 9 bytes; held 20; nothing; record and next_cursor 2a
+        GetValue(Key(b""), None, (KEY, KEY, KEY, KEY)),
+        Reply(
+            batch=(
+                BatchReply(Record(KEY, b"v")),
+                BatchReply(held=True),
+                BatchReply(),
+                BatchReply(Record(KEY, b"v"), next_cursor=b"c"),
+            )
+        ),
+        "0801" + "c2070b" + "0a09" + "0a042f782f6b" + "120176" + "c20702" + "2001" + "c20700"
+        "c2070e" + "0a09" + "0a042f782f6b" + "120176" + "2a0163",
     ),
     # rust-libp2p's additions to a record, publisher 666 (d229) and ttl 777 (c830), are passed on: 6 + 3 + 4 + 4 bytes
     (

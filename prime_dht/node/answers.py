@@ -1,0 +1,91 @@
+"""What replicas said of the slots that a reader asked for, joined and counted: whether it is enough, and who is behind.
+
+A replica has *answered* when it has named an entry of those slots (a tombstone counts), or said that it holds the
+sector, so that its finding nothing means something. How many must is said in :mod:`prime_dht.node.reader`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from prime_dht.entries.entry import Entry, Slot
+from prime_dht.entries.join import Selection, join, state_of
+from prime_dht.ids import PeerId
+from prime_dht.kad.contact import Contact
+from prime_dht.storage.paging import Place
+
+
+@dataclass(slots=True)
+class Answers:
+    """Of one key.
+
+    Attributes:
+        quorum: replicas that must have answered.
+        absence: replicas that must have, if none of them named an entry.
+        selection: the slots asked for.
+        by_peer: what each named.
+        joined: the join of that.
+        counted: those that have answered.
+    """
+
+    quorum: int
+    absence: int
+    selection: Selection
+    by_peer: dict[PeerId, dict[Slot, Entry]] = field(default_factory=dict)
+    joined: dict[Slot, Entry] = field(default_factory=dict)
+    counted: set[PeerId] = field(default_factory=set)
+    horizon: Place | None = None
+    """The place up to which every answer is complete; ``None`` if all answers are."""
+
+    def add(self, peer: PeerId, entries: Sequence[Entry], *, held: bool, end: Place | None = None) -> None:
+        """Count what a peer answered; ``end`` is the place up to which it is complete, if it is not all."""
+        named = {slot: entry for slot, entry in state_of(entries).items() if self.selection.includes(slot)}
+        self.by_peer[peer] = named
+        self.joined = join(self.joined, named)
+        if named or held:
+            self.counted.add(peer)
+        if end is not None:
+            self.horizon = end if self.horizon is None else min(self.horizon, end)
+
+    @property
+    def missing(self) -> int:
+        """How many more replicas must answer."""
+        needed = self.absence if self.found_nothing else self.quorum
+        return max(0, needed - len(self.counted))
+
+    @property
+    def found_nothing(self) -> bool:
+        """Whether none of them named an entry."""
+        return not self.joined
+
+    def leaves_in_doubt(self, nearest: Sequence[Contact]) -> bool:
+        """Whether an acknowledged put may lie with those of the nearest replicas alone that have not answered.
+
+        It lies with ⌊r/2⌋ + 1 of them at least.
+        """
+        is_missed = len(self.silent_among(nearest)) > len(nearest) // 2
+        return self.found_nothing and (is_missed or len(self.by_peer) < self.quorum)
+
+    def silent_among(self, replicas: Sequence[Contact]) -> list[Contact]:
+        """Those that have not answered."""
+        return [replica for replica in replicas if replica.peer not in self.by_peer]
+
+    def behind(self, now_us: int) -> dict[PeerId, list[Entry]]:
+        """Which peers lack which of the entries that stand.
+
+        Of those that were asked for the newest only: nothing older than that, which they had no reason to send.
+        """
+        joined = self.joined
+        if self.selection.newest and len(joined) > 1:
+            chosen = self.selection.choose(joined, now_us)
+            joined = {slot: entry for slot, entry in joined.items() if not chosen or entry.version >= chosen[0].version}
+        lacking = {
+            peer: [
+                entry
+                for slot, entry in joined.items()
+                if (named := state.get(slot)) is None or named.op_id != entry.op_id
+            ]
+            for peer, state in self.by_peer.items()
+        }
+        return {peer: entries for peer, entries in lacking.items() if entries}
