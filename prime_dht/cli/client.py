@@ -127,8 +127,11 @@ class Session:
         async with trio.open_nursery() as nursery:
             for address in self.config.peers:
                 nursery.start_soon(meet, address)
-        if await dht.bootstrap():
-            return
+        try:
+            if await dht.bootstrap():
+                return
+        except QueryError as error:  # of those that are remembered, nobody answers
+            failures.append(str(error))
         if not self.config.mdns:
             raise QueryError(
                 "; ".join(failures) or "no node to ask: give --peer an address that `prime-dht run` prints, or --mdns"

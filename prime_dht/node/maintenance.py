@@ -7,7 +7,8 @@ task that fails says so in one line and goes on at its next turn.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -109,6 +110,9 @@ class Maintenance:
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Everything that recurs, until cancelled."""
+        with suppress(StorageError):  # it is reported when this node joins
+            if not (self._bootstrap_peers or await self._recall_peers()):
+                self._be_the_first()  # at once: what its owner puts meanwhile need not go elsewhere
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._every, EXPIRE_EVERY_S, self._replica.expire)
             nursery.start_soon(self._every, CHECK_EVERY_S, self.check)
@@ -126,7 +130,7 @@ class Maintenance:
         Whoever calls this while a join is under way waits for that one.
 
         Raises:
-            QueryError: there are bootstrap peers, and none of them, nor any other, answers.
+            QueryError: there are bootstrap peers, or remembered ones, and none of them, nor any other, answers.
             StorageError: the remembered peers cannot be read.
         """
         joins = self._joins
@@ -154,20 +158,25 @@ class Maintenance:
             self._found.set()
 
     async def _join(self) -> None:
-        reasons = await self._meet()
+        remembered = await self._recall_peers()
+        reasons = await self._meet(remembered)
         if len(self._neighbourhood.table):
             await self.refresh(k=min(JOIN_K, self._config.k_bucket_size))
             self._joins += 1
-        elif self._bootstrap_peers:
-            reason = reasons.get(self._bootstrap_peers[0], "the one that did is gone again")
-            raise QueryError(f"no bootstrap peer answers: {reason}")
-        else:  # the first of its swarm: there is nobody whom it does not know
-            self._neighbourhood.looked_up_itself(Prefix.of(self._neighbourhood.local, 0))
+        elif known := [*self._bootstrap_peers, *remembered]:
+            reason = reasons.get(known[0], "the one that did is gone again")
+            raise QueryError(f"no {'bootstrap' if self._bootstrap_peers else 'remembered'} peer answers: {reason}")
+        else:
+            self._be_the_first()
 
-    async def _meet(self) -> dict[PeerId, str]:
+    def _be_the_first(self) -> None:
+        """Of its swarm: there is nobody whom this node does not know."""
+        self._neighbourhood.looked_up_itself(Prefix.of(self._neighbourhood.local, 0))
+
+    async def _meet(self, remembered: Sequence[PeerId]) -> dict[PeerId, str]:
         """Introduce this node to those vouched for, unless they are known; why any did not answer."""
         found = self._strangers.take_vouched(MEET_FOUND)
-        vouched_for = dict.fromkeys([*self._bootstrap_peers, *await self._recall_peers(), *found])
+        vouched_for = dict.fromkeys([*self._bootstrap_peers, *remembered, *found])
         table = self._neighbourhood.table
         reasons: dict[PeerId, str] = {}
 
@@ -213,18 +222,18 @@ class Maintenance:
         When a network that was cut in two is whole again, its halves have forgotten each other; this mends it.
         """
         known = {contact.peer for contact in self._neighbourhood.table}
-        await self._meet()
+        await self._meet(await self._recall_peers())
         for contact in self._neighbourhood.table:
             if contact.peer not in known:
                 self._strangers.vouch(contact.peer, is_urgent=True)
         await self.refresh()
 
     async def check(self) -> None:
-        """Probe the peers that have not been heard from for long; tell the store what this node is responsible for.
+        """Probe the peers that have not been heard from for long; see whether this node's arc may shrink.
 
-        Of the nearest it matters sooner: as long as one that died counts, this node's arc is too small.
+        Of the nearest it matters sooner: as long as one that died counts, the arc is too small.
         """
-        self._storage.capacity.responsible = self._neighbourhood.target_arc().arc
+        self._neighbourhood.own_arc.observe()
         for contact in self._neighbourhood.table.checks_due(self._clock.monotonic_s()):
             self._neighbourhood.probe(contact.peer)
         for contact in self._neighbourhood.table.find_closest(self._neighbourhood.local):
@@ -306,7 +315,8 @@ class Maintenance:
         """Until this node has joined, and when it knows nobody any more, try: ever less often, or when one is found."""
         delay_s, tries = REJOIN_FIRST_S, 0
         while True:
-            if self._joins and len(self._neighbourhood.table):
+            # It may have joined without having settled: when its owner called ``bootstrap`` after this had failed.
+            if self._neighbourhood.own_arc.has_settled and len(self._neighbourhood.table):
                 delay_s, tries = REJOIN_FIRST_S, 0
                 await trio.sleep(REJOIN_AT_MOST_S)
                 continue
@@ -335,7 +345,7 @@ class Maintenance:
         for contact in self._neighbourhood.table.find_closest(self._neighbourhood.local, SETTLE_WITH):
             self._neighbourhood.probe(contact.peer)
         await trio.sleep(SETTLE_AFTER_S)  # for them to answer, and to name others
-        self._neighbourhood.settled()
+        self._neighbourhood.own_arc.has_settled = True
         try:
             await self.remember_peers()  # it may die before the chore's first turn
         except StorageError as error:

@@ -7,6 +7,9 @@ to others, until the ``r`` closest that are alive have been asked. The request b
 node knows, and who knows the same ones names nobody: to name and weigh up the others costs as much as to store the
 entry.
 
+Where a lookup goes before, it takes half of ``operation_timeout_s`` at most, and the put what is left: so a put ends in
+time, and not before it has asked those that were found.
+
 Whether this node is a replica itself is judged when the put starts, so that it stores in the same step, and judged
 again by what the lookup found when it ends: the peers that seemed closer may be dead.
 
@@ -19,9 +22,8 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import trio
 from libp2p.crypto.keys import PrivateKey
@@ -38,20 +40,17 @@ from prime_dht.ids import US_PER_S, KadKey, Key, PeerId, kad_key, short
 from prime_dht.kad.contact import Contact
 from prime_dht.kad.replicas import choose_replicas, digest, quorum
 from prime_dht.net.network import Network
+from prime_dht.node.batches import batches
 from prime_dht.node.clock import Clock
 from prime_dht.node.lookups import Explorer
 from prime_dht.node.neighbourhood import Neighbourhood
-from prime_dht.node.results import PutReceipt
+from prime_dht.node.results import NOT_IN_TIME, PutReceipt
 from prime_dht.node.server import Server
 from prime_dht.storage.base import OwnSlot, StorageBackend
 from prime_dht.wire.kad import EntryStatus, PutValue, Record, Reply, StatusCode
 
 logger = logging.getLogger(__name__)
 
-BATCH_ENTRIES = 64
-"""Entries in one batched PUT_VALUE; verifying them takes the replica some 5 ms, during which it does nothing else."""
-
-BATCH_BYTES = 1 << 20
 BATCHES_AT_ONCE = 16
 
 
@@ -80,9 +79,6 @@ class Statement:
         if self.blob is not None:
             return self.blob
         return Tombstone() if self.value is None else inline(self.value)
-
-
-_Sized = TypeVar("_Sized", "Entry", "_Tally")
 
 
 @dataclass(slots=True)
@@ -165,13 +161,15 @@ class Writer:
         tally = _Tally(entry, wanted)
         own = self._neighbourhood.own_contact()
         target = kad_key(statement.key)
-        replicas = await self._explorer.replicas_of(statement.key, wanted)
+        began_s, half_s = self._clock.monotonic_s(), self._config.operation_timeout_s / 2
+        replicas = await self._explorer.replicas_of(statement.key, wanted, timeout_s=half_s)
+        left_s = max(half_s, began_s + 2 * half_s - self._clock.monotonic_s())
         if own in replicas:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._store_here, [tally])
-                await self._put_along_lookup(tally, target, replicas, wanted - 1)
+                await self._put_along_lookup(tally, target, replicas, wanted - 1, timeout_s=left_s)
         else:
-            others = await self._put_along_lookup(tally, target, replicas, wanted)
+            others = await self._put_along_lookup(tally, target, replicas, wanted, timeout_s=left_s)
             if own is not None and own in choose_replicas(target, others, wanted, own=own):
                 await self._store_here([tally])
         return self._receipts([tally], servers_known)[0]
@@ -188,7 +186,10 @@ class Writer:
         servers_known = self._neighbourhood.servers_known(at_most=wanted)
         tallies = [_Tally(entry, wanted) for entry in await self._sign(statements)]
         by_peer: dict[PeerId, list[_Tally]] = defaultdict(list)
-        servers = await self._explorer.servers_near({tally.entry.header.key for tally in tallies}, wanted)
+        timeout_s = self._explorer.timeout_s(len(tallies))
+        ends_at_s = self._clock.monotonic_s() + timeout_s
+        keys = {tally.entry.header.key for tally in tallies}
+        servers = await self._explorer.servers_near(keys, wanted, timeout_s=timeout_s / 2)
         for tally in tallies:
             for replica in servers[tally.entry.header.key][:wanted]:
                 by_peer[replica.peer].append(tally)
@@ -198,9 +199,9 @@ class Writer:
                 if peer == self._network.local:
                     nursery.start_soon(self._store_here, batch)
                     continue
-                for part in _parts(batch):
+                for part in batches(batch):
                     await at_once.acquire()
-                    nursery.start_soon(self._put_part, peer, part, at_once)
+                    nursery.start_soon(self._put_part, peer, part, at_once, ends_at_s)
         return self._receipts(tallies, servers_known)
 
     async def repair(self, entries: Sequence[Entry], peer: PeerId) -> None:
@@ -213,7 +214,7 @@ class Writer:
             if peer == self._network.local:
                 await self._server.join(entries, relayer=None)
                 return
-            for part in _parts(entries):
+            for part in batches(entries):
                 request = PutValue((Record(key, encode_entry_set(part)),), no_echo=True)
                 await self._neighbourhood.ask(self._neighbourhood.contact(peer), request)
         except (QueryError, RemoteProtocolError, StorageError) as error:
@@ -299,9 +300,11 @@ class Writer:
             tally.note(self._network.local, status)
 
     async def _put_along_lookup(
-        self, tally: _Tally, target: KadKey, replicas: Sequence[Contact], wanted: int
+        self, tally: _Tally, target: KadKey, replicas: Sequence[Contact], wanted: int, *, timeout_s: float
     ) -> Sequence[Contact]:
         """Put to the ``wanted`` closest other servers, at first to the replicas known, of which this node may be one.
+
+        It ends after ``timeout_s`` at most.
 
         Returns:
             Those that answered, the nearest first.
@@ -328,15 +331,23 @@ class Writer:
             replicas_only=True,
             nearest=[one for one in replicas if one.peer != self._network.local],
             query_timeout_s=self._config.rpc_timeout_s,
+            timeout_s=timeout_s,
         )
         result = await self._explorer.run(lookup, request, take=note)
-        tally.failed += [(hop.contact.peer, hop.failure) for hop in result.path if hop.failure]
+        tally.failed += [
+            (hop.contact.peer, hop.failure or NOT_IN_TIME) for hop in result.path if hop.answered_at_s is None
+        ]
         return result.closest
 
-    async def _put_part(self, peer: PeerId, part: Sequence[_Tally], place: trio.Semaphore) -> None:
+    async def _put_part(self, peer: PeerId, part: Sequence[_Tally], place: trio.Semaphore, ends_at_s: float) -> None:
         records = tuple(Record(tally.entry.header.key, encode_entry_set((tally.entry,))) for tally in part)
         try:
-            reply = await self._neighbourhood.ask(self._neighbourhood.contact(peer), PutValue(records, no_echo=True))
+            reply = None
+            with trio.move_on_after(max(0.0, ends_at_s - self._clock.monotonic_s())):
+                contact = self._neighbourhood.contact(peer)
+                reply = await self._neighbourhood.ask(contact, PutValue(records, no_echo=True))
+            if reply is None:
+                raise QueryError(NOT_IN_TIME)
             if len(reply.statuses) != len(part):
                 raise RemoteProtocolError("not one status for each entry")
             for tally, status in zip(part, reply.statuses, strict=True):
@@ -351,13 +362,15 @@ class Writer:
         """What to tell the caller, who knew of ``servers_known`` when the put began: some of them may be dead now.
 
         Counting those as well means that a node that is cut off in the middle of a put does not take it for
-        acknowledged.
+        acknowledged. Nor does one that has not joined yet, and cannot know how many servers there are.
         """
         if not tallies:
             return []
         if not any(tally.stored or tally.superseded for tally in tallies):
             raise self._nobody_took(tallies[0])
-        servers = max(servers_known, self._neighbourhood.servers_known(at_most=tallies[0].replication))
+        wanted = tallies[0].replication
+        has_joined = self._neighbourhood.has_met_anybody()
+        servers = max(servers_known, self._neighbourhood.servers_known(at_most=wanted)) if has_joined else wanted
         return [tally.receipt(servers) for tally in tallies]
 
     def _nobody_took(self, tally: _Tally) -> QueryError:
@@ -375,17 +388,3 @@ def _us(what: str, seconds: float) -> int:
     if not math.isfinite(seconds):
         raise ValidationError(f"{what} must be a number of seconds, not {seconds}")
     return int(seconds * US_PER_S)
-
-
-def _parts(sized: Sequence[_Sized]) -> Iterable[list[_Sized]]:
-    """Batches within :data:`BATCH_ENTRIES` and :data:`BATCH_BYTES`, in order."""
-    part: list[_Sized] = []
-    size_bytes = 0
-    for one in sized:
-        if part and (len(part) == BATCH_ENTRIES or size_bytes + one.size_bytes > BATCH_BYTES):
-            yield part
-            part, size_bytes = [], 0
-        part.append(one)
-        size_bytes += one.size_bytes
-    if part:
-        yield part

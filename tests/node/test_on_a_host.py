@@ -203,6 +203,7 @@ async def test_it_runs_under_background_trio_service(patient_clock: MockClock) -
     ):
         dht = PrimeDHT(host, QUIET, bootstrap_peers=first.addresses())
         async with background_trio_service(dht):
+            await dht.bootstrap()
             assert (await dht.put("k", b"value")).acknowledged
             assert await dht.get("k") is not None
         with pytest.raises(LocalProtocolError):

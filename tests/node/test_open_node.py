@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from prime_dht import ConfigError, NodeConfig, StorageError, open_node
-from prime_dht.node.open import IDENTITY_FILE, STORE_FILE
+from prime_dht import ConfigError, NodeConfig, StorageError, ValidationError, open_node
+from prime_dht.blobs.cid import Cid
+from prime_dht.node.open import BLOCKS_DIRECTORY, IDENTITY_FILE, STORE_FILE
+from prime_dht.storage.blocks import BlockStore
 
 LISTEN = ("/ip4/127.0.0.1/tcp/0",)
 
@@ -46,6 +48,55 @@ async def test_peers_outlive_a_restart(tmp_path: Path) -> None:
             assert await node.bootstrap() == 1
         async with open_node(config(tmp_path / "data")) as node:
             assert await node.bootstrap() == 1
+
+
+async def test_what_nothing_claims_is_collected_at_the_next_start(tmp_path: Path) -> None:
+    directory = tmp_path / BLOCKS_DIRECTORY
+    async with await BlockStore.open(directory, max_bytes=1000) as blocks, blocks.draft() as draft:
+        await blocks.add(draft, [(Cid.of_raw(b"left"), b"left")])
+    (left,) = directory.glob(f"*/{Cid.of_raw(b'left').digest.hex()}")
+    async with open_node(config(tmp_path)):
+        with trio.fail_after(60):
+            while left.exists():
+                await trio.lowlevel.checkpoint()
+
+
+async def test_paths_may_be_text(tmp_path: Path) -> None:
+    directory, out = str(tmp_path / "data"), str(tmp_path / "out")
+    settings = NodeConfig(listen=LISTEN, data_dir=directory, blocks_dir=directory)  # type: ignore[arg-type]
+    assert settings.data_dir == settings.blocks_dir == tmp_path / "data"
+    async with open_node(settings) as node:
+        await node.put("k", b"value")
+        await node.get("k", to=out)
+        receipt = await node.blobs.add(b"blob", ttl=60.0)
+        assert receipt.blob is not None
+        await node.blobs.fetch(receipt.blob.cid, to=f"{out}2")
+    assert [(tmp_path / name).read_bytes() for name in ("out", "out2")] == [b"value", b"blob"]
+
+
+@pytest.mark.parametrize("wrong", [5, "", b"data"])
+def test_what_is_no_path_is_no_setting(wrong: object) -> None:
+    with pytest.raises(ConfigError, match="blocks_dir is a path"):
+        NodeConfig(blocks_dir=wrong)  # type: ignore[arg-type]
+
+
+async def test_arguments_of_the_wrong_type_are_named() -> None:
+    async with open_node(config()) as node:
+        await node.put("k", b"value")
+        for operation, said in (
+            (node.put("k", b"", ttl="1h"), "ttl is a number, not str"),  # type: ignore[arg-type]
+            (node.put("k", b"", expires_at="now"), "expires_at is a number, not str"),  # type: ignore[arg-type]
+            (node.put_many({"k": b""}, ttl="1h"), "ttl is a number, not str"),  # type: ignore[arg-type]
+            (node.blobs.add(b"", ttl="1h"), "ttl is a number, not str"),  # type: ignore[arg-type]
+            (node.blobs.add(b"", wait_s="1"), "wait_s is a number, not str"),  # type: ignore[arg-type]
+            (node.get_many("greeting"), "keys are to be in a list or the like, not str"),
+            (node.get("k", trusted=node.peer_id), "trusted peers are to be in a list"),  # type: ignore[arg-type]
+            (node.get_all("k", subkeys=b"ab"), "subkeys are to be in a list"),  # type: ignore[arg-type]
+            (node.get_all("k", publishers="12D3"), "publishers are to be in a list"),
+            (node.get("k", to=5), "to is a path, as text or a pathlib.Path, not int"),  # type: ignore[arg-type]
+        ):
+            with pytest.raises(ValidationError, match=said):
+                await operation
 
 
 async def test_without_a_data_directory_each_start_is_a_new_node() -> None:
@@ -96,7 +147,9 @@ async def test_a_node_that_cannot_reach_its_peers_runs_all_the_same() -> None:
     async with open_node(config()) as gone:
         addresses = gone.addresses()
     async with open_node(config(peers=addresses)) as node:
-        assert (await node.put("k", b"value")).acknowledged
+        receipt = await node.put("k", b"value")
+        assert receipt.stored_by == (node.peer_id,)
+        assert not receipt.acknowledged, "it cannot know who else is a replica"
 
 
 class OwnError(Exception):

@@ -15,6 +15,7 @@ from prime_dht.events import PeerJoined, PeerLeft
 from prime_dht.ids import PeerId, kad_key
 from prime_dht.node import strangers
 from prime_dht.node.core import Node
+from prime_dht.node.maintenance import REMEMBER_EVERY_S
 from prime_dht.node.neighbourhood import PROBE_AGAIN_S
 from prime_dht.testing.memory_network import MemoryNetwork
 from prime_dht.testing.swarm import Swarm, open_swarm
@@ -55,6 +56,20 @@ async def test_a_node_whose_bootstrap_peer_is_down_keeps_trying_and_joins_when_i
         assert known(node) == {machine.peer}
 
 
+async def test_a_node_that_its_owner_has_join_between_two_tries_of_its_own_settles_as_well(
+    autojump_clock: MockClock,
+) -> None:
+    """Until it has, its arc shrinks at once whenever somebody comes."""
+    async with open_swarm(seed=1) as swarm:
+        machine = swarm.machine()
+        node = await swarm.start(via=[machine.peer])
+        await trio.sleep(20)
+        await swarm.start(machine)
+        assert await node.bootstrap() == 1
+        await trio.sleep(60)
+        assert node._neighbourhood.own_arc.has_settled
+
+
 async def test_a_node_that_has_been_alone_for_long_joins_whom_it_finds_at_once(autojump_clock: MockClock) -> None:
     async with open_swarm(seed=1, size=5) as swarm:
         node = await swarm.start()
@@ -84,6 +99,27 @@ async def test_a_node_that_restarts_joins_through_the_peers_it_remembers(autojum
         await swarm.stop(first)
         node = await swarm.start(machine, via=[first.peer_id])
         assert await node.bootstrap() == 3
+
+
+async def test_who_comes_back_alone_knows_that_it_was_not_the_first_of_its_swarm(autojump_clock: MockClock) -> None:
+    """Even with nobody named to join through: those that it remembers may hold what it does not."""
+    async with open_swarm(seed=1, size=2) as swarm:
+        first, last = swarm.nodes
+        await trio.sleep(2 * REMEMBER_EVERY_S)
+        gone = await swarm.stop(last)
+        back = await swarm.stop(first)
+        node = await swarm.start(back)
+        with pytest.raises(QueryError, match=r"no remembered peer answers: .*refused"):
+            await node.bootstrap()
+        with pytest.raises(QueryError, match="not joined"):
+            await node.get("k")
+        assert not (await node.put("k", b"old")).acknowledged
+        await swarm.start(gone)
+        await trio.sleep(120)
+        assert (await node.put("k", b"new")).acknowledged
+        found = await node.get("k", latest=True)
+        assert found is not None
+        assert found.value == b"new"
 
 
 async def test_two_calls_of_bootstrap_are_one_join(autojump_clock: MockClock) -> None:
