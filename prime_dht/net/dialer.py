@@ -10,7 +10,7 @@ The :class:`Dialer` makes connections out of it. Invariants:
 - At most one dial to a peer at a time: who asks meanwhile waits for its outcome.
 - A dead address does not hold up a live one: addresses race (:mod:`prime_dht.net.hardening.outbound`).
 - A peer that could not be reached is left alone for a time that doubles with each failure, until it expires or a new
-  address for it comes in.
+  address for it comes in. A dial that its caller cuts short has failed too, if it had :data:`FAIR_DIAL_S`.
 - Every wait has a deadline. This node never dials itself.
 """
 
@@ -45,6 +45,9 @@ MAX_ADDRESS_BYTES = 256
 HEARSAY = frozenset({"kad", "identify"})
 """Sources that are what peers say."""
 
+FAIR_DIAL_S = 2.5
+"""Who is in a hurry and gives a dial less than this learns nothing of the peer. It is less than a lookup gives it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BookSettings:
@@ -65,14 +68,14 @@ class BookSettings:
 
 @dataclass(slots=True)
 class _Address:
-    reach: int
+    rank: int
     heard_s: float
     is_hearsay: bool
     proven_s: float | None = None
 
     def preference(self) -> tuple[bool, float, int, float]:
         """Least is best: proven, lately; near; heard of lately."""
-        return (self.proven_s is None, -(self.proven_s or 0.0), self.reach, -self.heard_s)
+        return (self.proven_s is None, -(self.proven_s or 0.0), self.rank, -self.heard_s)
 
     def worth(self) -> tuple[bool, float]:
         """Least goes first when there are too many."""
@@ -83,6 +86,7 @@ class _Address:
 class _Peer:
     source: str
     addresses: dict[bytes, _Address] = field(default_factory=dict)
+    last_offer: tuple[tuple[bytes, ...], bool] = ((), False)  # addresses, and whether they are hearsay
     failures: int = 0
     retry_at_s: float | None = None
 
@@ -101,20 +105,24 @@ class AddressBook:
         """Note that ``source`` says ``peer`` may be reached at these addresses; bad ones are dropped.
 
         A new address ends the time for which the peer is left alone. Of the iterable, no more is looked at than the
-        book would keep.
+        book would keep; and nothing is, if it is what was said last.
         """
-        offered = itertools.islice(addresses, self._settings.max_addresses_per_peer)
+        offered = tuple(itertools.islice(addresses, self._settings.max_addresses_per_peer))
+        is_hearsay = source in HEARSAY
+        known = self._peers.get(peer)
+        if known is not None and known.last_offer == (offered, is_hearsay):
+            return  # checking addresses costs more than a request
         good = [address for raw in offered if (address := canonical_address(peer, raw)) is not None]
         if not good:
             return
         known = self._used(peer, source)
+        known.last_offer = offered, is_hearsay
         for address in good:
-            is_hearsay = source in HEARSAY
             if address in known.addresses:
                 known.addresses[address].heard_s = now_s
                 known.addresses[address].is_hearsay &= is_hearsay
             else:
-                known.addresses[address] = _Address(_reach(address), now_s, is_hearsay)
+                known.addresses[address] = _Address(_rank(address), now_s, is_hearsay)
                 known.failures, known.retry_at_s = 0, None
         while len(known.addresses) > self._settings.max_addresses_per_peer:
             del known.addresses[min(known.addresses, key=lambda raw: known.addresses[raw].worth())]
@@ -225,8 +233,8 @@ def split_peer_address(text: str) -> tuple[PeerId, bytes]:
     return peer, address
 
 
-def _reach(raw: bytes) -> int:
-    """0 for a private network, 1 for the Internet, 2 for loopback, which on another machine means another node."""
+def _rank(raw: bytes) -> int:
+    """What to try first: a private network, 0; the Internet, 1; loopback, 2, which elsewhere means another node."""
     kind, host = next((protocol.name, value) for protocol, value in Multiaddr(raw).items())
     if kind not in ("ip4", "ip6"):
         return 1
@@ -314,6 +322,8 @@ class Dialer:
             if caller.scope.cancelled_caught and not self.is_connected(peer):
                 if caller.began_s is None:
                     raise NoTurnError(f"peer {short(peer)}: no turn to dial it within {self._race.total_timeout_s:g} s")
+                if timeout_s >= FAIR_DIAL_S and not turns.is_taken:
+                    self.book.failed(peer, now_s=trio.current_time())
                 raise QueryError(f"peer {short(peer)} did not answer within {timeout_s:g} s")
         caller.begin()
         return caller.elapsed_s

@@ -6,7 +6,6 @@ Kademlia protocol on one host.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
@@ -41,8 +40,6 @@ if TYPE_CHECKING:
 
 OWN_ADDRESSES_FRESH_S = 60.0
 """How long the list of this node's own addresses is used before it is asked for again: interfaces come and go."""
-
-LEARNED_CACHED = 10_000
 
 _NOT_SUPPORTED = "protocols not supported"
 """How py-libp2p says that a peer refused all protocols; there is no exception class of its own for that."""
@@ -80,7 +77,6 @@ class Overlay:
         self._mounted: list[TProtocol] = []
         self._own: tuple[bytes, ...] = ()
         self._own_until_s = -1.0
-        self._learned: OrderedDict[PeerId, tuple[bytes, ...]] = OrderedDict()
         self.local = PeerId(host.get_id().to_bytes())
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -187,15 +183,8 @@ class Overlay:
         await self._dialer.connect(peer)
 
     def learn_addresses(self, peer: PeerId, addresses: Iterable[bytes], *, source: str) -> None:
-        given = tuple(addresses)
-        if not given or peer == self.local or not self._is_allowed(peer):
-            return
-        if self._learned.get(peer) == given and self._book.source_of(peer):
-            return  # checking addresses costs more than a request; but the book may have forgotten the peer since
-        self._learned[peer] = given
-        if len(self._learned) > LEARNED_CACHED:
-            self._learned.popitem(last=False)
-        self._book.add(peer, given, source=source, now_s=trio.current_time())
+        if peer != self.local and self._is_allowed(peer):
+            self._book.add(peer, addresses, source=source, now_s=trio.current_time())
 
     def forgive(self, peer: PeerId) -> None:
         self._book.forgive(peer)

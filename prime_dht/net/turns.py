@@ -75,6 +75,11 @@ class Turns:
         finally:
             self._waiting.discard(caller)
 
+    @property
+    def is_taken(self) -> bool:
+        """Whether somebody has the turn to dial the peer."""
+        return self._lock.locked()
+
     async def dial(self, dial: Dial, *, is_connected: Callable[[], bool]) -> None:
         """Dial the peer when nobody else of the host does and there is room in the process, if it is not connected."""
         async with self._lock:

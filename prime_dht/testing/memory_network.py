@@ -39,7 +39,7 @@ from prime_dht.errors import PrimeDHTError, QueryError, RemoteProtocolError
 from prime_dht.ids import PeerId, peer_text, short
 from prime_dht.net.addresses import credible_reply
 from prime_dht.net.block_server import BlockSource
-from prime_dht.net.dialer import AddressBook
+from prime_dht.net.dialer import FAIR_DIAL_S, AddressBook
 from prime_dht.net.network import Conversation, Counters, Handler, OnOutcome, SyncHandler
 from prime_dht.net.offenders import Offenders, Standing
 from prime_dht.testing.memory_blocks import BlockLie, MemoryBlockStream
@@ -209,7 +209,6 @@ class MemoryNetwork:
         self._handler = handler
         self._listens = listens
         self._book = AddressBook()
-        self._learned: dict[PeerId, tuple[bytes, ...]] = {}
         self._links: dict[PeerId, MemoryNetwork] = {}
         self._serves = False
         self._nursery: trio.Nursery | None = None
@@ -258,7 +257,7 @@ class MemoryNetwork:
                 answer = await self._exchange(await self._connect(peer), message)
             return credible_reply(decode_reply(request, answer), told_from=lambda: self._world.address_of(peer))
         except trio.TooSlowError as error:
-            if peer not in self._links:
+            if peer not in self._links and timeout_s >= FAIR_DIAL_S:
                 self._book.failed(peer, now_s=trio.current_time())
             raise QueryError(f"peer {short(peer)} did not answer within {timeout_s:g} s") from error
         except RemoteProtocolError as error:
@@ -280,11 +279,8 @@ class MemoryNetwork:
             then(reply)
 
     def learn_addresses(self, peer: PeerId, addresses: Iterable[bytes], *, source: str) -> None:
-        given = tuple(addresses)
-        if not given or peer == self.local or (self._learned.get(peer) == given and self._book.source_of(peer)):
-            return  # as the overlay does: what was given last is not checked again
-        self._learned[peer] = given
-        self._book.add(peer, given, source=source, now_s=trio.current_time())
+        if peer != self.local:
+            self._book.add(peer, addresses, source=source, now_s=trio.current_time())
 
     def forgive(self, peer: PeerId) -> None:
         self._book.forgive(peer)

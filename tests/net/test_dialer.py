@@ -18,6 +18,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from prime_dht.errors import QueryError, ValidationError
 from prime_dht.ids import PeerId, peer_text
+from prime_dht.net import dialer as dialer_module
 from prime_dht.net import turns as turns_module
 from prime_dht.net.addresses import Reach
 from prime_dht.net.dialer import (
@@ -177,6 +178,29 @@ def test_a_new_address_or_a_success_ends_the_wait_and_an_old_address_does_not() 
     book.failed(PEER, now_s=0.0)
     book.succeeded(PEER, binary("/ip4/192.0.2.2/tcp/4001"), now_s=0.0)
     assert book.wait_s(PEER, now_s=0.0) == 0.0
+
+
+def test_what_the_owner_vouches_for_is_believed_though_a_peer_said_it_before_or_says_it_again() -> None:
+    book, name = AddressBook(), binary("/dns4/node.lan/tcp/4001")
+    nearest = []
+    for source in ("kad", "manual", "kad", "identify"):
+        book.add(PEER, [name], source=source, now_s=0.0)
+        nearest.append(book.nearest_of(PEER, name))
+    assert nearest == [Reach.INTERNET, Reach.MACHINE, Reach.MACHINE, Reach.MACHINE]
+
+
+def test_what_is_said_again_is_not_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[bytes] = []
+
+    def canonical(peer: PeerId, raw: bytes) -> bytes | None:
+        looked_at.append(raw)
+        return canonical_address(peer, raw)
+
+    monkeypatch.setattr(dialer_module, "canonical_address", canonical)
+    book = AddressBook()
+    for _ in range(3):
+        book.add(PEER, [REFUSED], source="kad", now_s=0.0)
+    assert looked_at == [REFUSED]
 
 
 def test_a_full_address_is_a_peer_and_where_it_is() -> None:

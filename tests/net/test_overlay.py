@@ -18,6 +18,7 @@ from trio.testing import wait_all_tasks_blocked
 from prime_dht.config import DhtConfig
 from prime_dht.errors import QueryError, RemoteProtocolError
 from prime_dht.ids import PeerId
+from prime_dht.net.addresses import Reach
 from prime_dht.net.host import HostSettings, open_host
 from prime_dht.net.identity import new_identity
 from prime_dht.net.network import Network
@@ -277,7 +278,15 @@ async def test_addresses_are_learned_with_who_said_so_but_never_the_nodes_own() 
         assert overlay.source_of(overlay.local) == ""
 
 
-async def test_addresses_that_the_book_has_forgotten_are_learned_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_name_that_a_peer_said_first_may_lead_inside_once_the_owner_vouches_for_it() -> None:
+    name = Multiaddr("/dns4/node.lan/tcp/4001").to_bytes()
+    async with running_overlay() as (overlay, _):
+        for source, nearest in (("kad", Reach.INTERNET), ("manual", Reach.MACHINE), ("kad", Reach.MACHINE)):
+            overlay.learn_addresses(SOMEBODY, [name], source=source)
+            assert overlay._book.nearest_of(SOMEBODY, name) is nearest
+
+
+async def test_addresses_that_the_book_has_forgotten_are_learned_anew() -> None:
     async with running_overlay() as (overlay, _):
         overlay.learn_addresses(SOMEBODY, [ADDRESS], source="kad")
         overlay._book._peers.clear()

@@ -24,6 +24,8 @@ from prime_dht.net.host import HostSettings, open_host
 from prime_dht.net.identity import new_identity, peer_id_of
 from prime_dht.net.network import Handler
 from prime_dht.net.overlay import Overlay
+from prime_dht.node.lookups import QUERY_TIMEOUT_S
+from prime_dht.node.neighbourhood import PROBE_TIMEOUT_S
 from prime_dht.wire.kad import Ping, Reply, Request
 
 ADDRESS_TIMEOUT_S = RaceSettings().address_timeout_s
@@ -86,7 +88,7 @@ async def test_the_wait_for_a_turn_does_not_count_as_the_time_that_a_peer_takes(
         assert turns_s == [ADDRESS_TIMEOUT_S, 0.0], "one that is connected needs no turn"
 
 
-async def test_a_dial_that_takes_longer_than_its_caller_allows_is_not_held_against_the_peer(
+async def test_a_dial_that_takes_longer_than_a_caller_in_a_hurry_allows_is_not_held_against_the_peer(
     patient_clock: MockClock, silent: bytes
 ) -> None:
     async with host() as client:
@@ -96,6 +98,48 @@ async def test_a_dial_that_takes_longer_than_its_caller_allows_is_not_held_again
             await dialer.connect(peer, [silent], timeout_s=1)
         assert trio.current_time() == start_s + 1
         assert dialer.book.wait_s(peer, now_s=start_s + 1) == 0
+
+
+@pytest.mark.parametrize("timeout_s", [QUERY_TIMEOUT_S, PROBE_TIMEOUT_S])
+async def test_a_peer_that_swallows_packets_is_left_alone_once_for_all_who_gave_it_their_usual_time(
+    patient_clock: MockClock, silent: bytes, timeout_s: float
+) -> None:
+    peer = peer_id_of(new_identity())
+
+    async def connect(dialer: Dialer) -> None:
+        with pytest.raises(QueryError, match="did not answer within"):
+            await dialer.connect(peer, [silent], timeout_s=timeout_s)
+
+    async with host() as client:
+        dialer = Dialer(client, AddressBook(), race=RaceSettings(address_timeout_s=10))
+        for wait_s in (1, 2):
+            async with trio.open_nursery() as nursery:
+                for _ in range(3):
+                    nursery.start_soon(connect, dialer)
+            assert dialer.book.wait_s(peer, now_s=trio.current_time()) == wait_s
+            await trio.sleep(wait_s)
+
+
+async def test_a_dial_that_one_caller_gives_up_is_not_held_against_the_peer_while_another_goes_on(
+    patient_clock: MockClock, silent: bytes
+) -> None:
+    async with host() as client:
+        dialer, peer = Dialer(client, AddressBook()), peer_id_of(new_identity())
+        errors: list[str] = []
+
+        async def connect(timeout_s: float) -> None:
+            try:
+                await dialer.connect(peer, [silent], timeout_s=timeout_s)
+            except QueryError as error:
+                errors.append(str(error).partition(": ")[2] or str(error).rpartition(" did ")[2])
+
+        async with trio.open_nursery() as nursery:
+            for timeout_s in (3, 10, 4):
+                nursery.start_soon(connect, timeout_s)
+                await wait_all_tasks_blocked()
+        assert errors[:2] == ["not answer within 3 s", "not answer within 4 s"]
+        assert "no answer within 5 s" in errors[2]
+        assert dialer.book.wait_s(peer, now_s=trio.current_time()) == 1
 
 
 async def test_what_the_dial_took_is_no_longer_there_for_the_answer(patient_clock: MockClock, silent: bytes) -> None:
