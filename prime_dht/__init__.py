@@ -17,6 +17,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from prime_dht.net.hardening.name_servers import do_without_name_servers
+
 if TYPE_CHECKING:
     from prime_dht.blobs.cid import Cid
     from prime_dht.blocking import BlockingDHT
@@ -89,6 +91,8 @@ _MODULE_OF = {
     "ModelVersion": "prime_dht.ml.models.version",
     "UnknownModelError": "prime_dht.ml.models.listing",
 }
+
+do_without_name_servers()  # before any part of prime_dht imports py-libp2p
 
 
 def __getattr__(name: str) -> object:

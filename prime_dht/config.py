@@ -10,6 +10,7 @@ names that users of other Kademlia implementations know. All other fields carry 
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -113,7 +114,10 @@ class DhtConfig:
     because it is connecting to many others, does not count."""
 
     operation_timeout_s: float = 60.0
-    """Seconds within which a put, a get or a lookup ends, whatever peers do."""
+    """Seconds within which a put, a get or a lookup ends, whatever peers do; the blocks of a blob come on top.
+
+    For every 256 of its keys, a ``put_many`` or a ``get_many`` has so long.
+    """
 
     cache_ttl_s: float = 5.0
     """Seconds for which a get without ``latest`` may answer from this node's own cache; 0 turns the cache off."""
@@ -245,11 +249,12 @@ class NodeConfig:
     """A node of its own: its addresses, its data, its first peers.
 
     Raises:
-        ConfigError: a value is out of range, or an address is no multiaddr or is there twice.
+        ConfigError: a value is out of range, or an address is no multiaddr, cannot be listened on or is there twice.
     """
 
     listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/0",)
-    """Multiaddrs to listen on; none makes a node that only dials. Port 0 lets the system choose."""
+    """Multiaddrs to listen on, each of an IP address and a TCP port; none makes a node that only dials. Port 0 lets the
+    system choose."""
 
     peers: tuple[str, ...] = ()
     """Multiaddrs of nodes to join through, each ending in ``/p2p/<peer id>``."""
@@ -288,6 +293,7 @@ class NodeConfig:
     """How the node behaves in the swarm."""
 
     def __post_init__(self) -> None:
+        _paths(self, "data_dir", "blocks_dir")
         _at_least(self, 1, "max_connections")
         _at_least(self, 0, "low_water_connections", "max_blocks_bytes")
         _multiaddrs("listen", self.listen)
@@ -296,12 +302,47 @@ class NodeConfig:
             raise ConfigError(f"synchronous is FULL or NORMAL, not {self.synchronous!r}")
 
 
+def fault_in_listening_on(address: Multiaddr) -> str | None:
+    """Why no node can listen on an address, as the rest of a sentence about it; ``None`` if one may.
+
+    What ends in a peer id is for the host to check, which knows its own.
+
+    >>> fault_in_listening_on(Multiaddr("/ip4/127.0.0.1"))
+    'has no port: a node listens on an IP address and a TCP port, such as /ip4/127.0.0.1/tcp/4001'
+    """
+    match [protocol.name for protocol in address.protocols()]:
+        case ["ip4" | "ip6", "tcp"] | ["ip4" | "ip6", "tcp", "p2p"]:
+            return None
+        case ["ip4" | "ip6"]:
+            fault = "has no port"
+        case ["ip4" | "ip6", *_]:
+            fault = "is not TCP alone"
+        case _:
+            fault = "does not begin with an IP address"
+    return f"{fault}: a node listens on an IP address and a TCP port, such as /ip4/127.0.0.1/tcp/4001"
+
+
+def _paths(config: NodeConfig, *names: str) -> None:
+    """Take text for a path: whoever is not told so by a type checker writes it."""
+    for name in names:
+        given = getattr(config, name)
+        if given is None:
+            continue
+        if not isinstance(given, str | os.PathLike):
+            raise ConfigError(f"{name} is a path, as text or a pathlib.Path, not {type(given).__name__}")
+        if not os.fspath(given):
+            raise ConfigError(f"{name} is a path, and not empty")
+        object.__setattr__(config, name, Path(given))
+
+
 def _multiaddrs(name: str, addresses: tuple[str, ...]) -> None:
     for place, address in enumerate(addresses):
         try:
-            Multiaddr(address)
+            multiaddr = Multiaddr(address)
         except StringParseError as error:
             raise ConfigError(f"{name}: {address} is not a multiaddr: {error.message}") from error
+        if name == "listen" and (fault := fault_in_listening_on(multiaddr)):
+            raise ConfigError(f"{name}: {address or repr(address)} {fault}")
         if address in addresses[:place]:
             raise ConfigError(f"{name}: {address} is there twice")
 

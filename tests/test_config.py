@@ -94,6 +94,29 @@ def test_what_is_out_of_range_or_contradicts_itself_is_a_config_error(wrong: dic
         DhtConfig(**wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("address", "fault"),
+    [
+        ("/dns4/localhost/tcp/4999", "/dns4/localhost/tcp/4999 does not begin with an IP address"),
+        ("/dnsaddr/localhost", "/dnsaddr/localhost does not begin with an IP address"),
+        ("/unix/tmp/x", "/unix/tmp/x does not begin with an IP address"),
+        ("/tcp/4001", "/tcp/4001 does not begin with an IP address"),
+        ("", "'' does not begin with an IP address"),
+        ("/ip4/127.0.0.1", "/ip4/127.0.0.1 has no port"),
+        ("/ip4/127.0.0.1/udp/4001", "/ip4/127.0.0.1/udp/4001 is not TCP alone"),
+        ("/ip4/127.0.0.1/udp/4601/quic-v1", "/ip4/127.0.0.1/udp/4601/quic-v1 is not TCP alone"),
+        ("/ip6/::1/tcp/4601/ws", "/ip6/::1/tcp/4601/ws is not TCP alone"),
+        ("/ip4/127.0.0.1/tcp/4601/tls/ws", "/ip4/127.0.0.1/tcp/4601/tls/ws is not TCP alone"),
+    ],
+)
+def test_a_node_listens_on_an_ip_address_and_a_tcp_port(address: str, fault: str) -> None:
+    allowed = "a node listens on an IP address and a TCP port, such as /ip4/127.0.0.1/tcp/4001"
+    with pytest.raises(ConfigError) as caught:
+        NodeConfig(listen=(address,))
+    assert str(caught.value) == f"listen: {fault}: {allowed}"
+    assert NodeConfig(announce=(address,)).listen == NodeConfig().listen
+
+
 def test_a_node_config_checks_itself_too() -> None:
     with pytest.raises(ConfigError):
         NodeConfig(max_connections=0)

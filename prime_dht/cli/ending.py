@@ -126,9 +126,11 @@ def expected(error: BaseException) -> str | None:
 
 
 def _message(error: BaseException) -> str | None:
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # a full disk is nobody's mistake
-        return error.strerror
-    return str(error) if isinstance(error, PrimeDHTError) else None
+    cause = error.__cause__ if isinstance(error, PrimeDHTError) else error
+    limit = ": raise the limit, `ulimit -n`" if isinstance(cause, OSError) and cause.errno == errno.EMFILE else ""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EMFILE):  # nobody's mistake
+        return f"{error.strerror}{limit}"
+    return f"{error}{limit}" if isinstance(error, PrimeDHTError) else None
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

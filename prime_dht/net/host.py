@@ -37,8 +37,10 @@ from multiaddr import Multiaddr
 from multiaddr.protocols import P_P2P
 
 from prime_dht.background import background_nursery
+from prime_dht.config import fault_in_listening_on
 from prime_dht.errors import ConfigError
-from prime_dht.ids import PeerId
+from prime_dht.ids import PeerId, peer_text
+from prime_dht.net.addresses import is_address_of
 from prime_dht.net.allow_list import connect_only_with
 from prime_dht.net.hardening.auto_connector import is_auto_connecting, silence_auto_connector
 from prime_dht.net.hardening.dead_paths import guard_paths
@@ -54,6 +56,7 @@ from prime_dht.net.hardening.peer_state import forget_gone_peers, roomy_peerstor
 from prime_dht.net.hardening.registration import guard_registration
 from prime_dht.net.hardening.stream_guard import guard_streams
 from prime_dht.net.hardening.stream_slots import guard_new_streams
+from prime_dht.net.identity import peer_id_of
 from prime_dht.net.idle import IdleConnections
 from prime_dht.net.light_swarm import lighten
 from prime_dht.net.noise import FastNoise, security_options
@@ -75,13 +78,14 @@ class HostSettings(HostLimits):
     """What a host is: its identity, its addresses, and its limits.
 
     Raises:
-        ConfigError: an address is malformed, or a limit is below 1.
+        ConfigError: an address is malformed, or cannot be listened on, or a limit is below 1.
     """
 
     key_pair: KeyPair
 
     listen: tuple[str | Multiaddr, ...] = ()
-    """Multiaddrs to listen on; none makes a host that only dials. Port 0 lets the system choose."""
+    """Multiaddrs to listen on, each of an IP address and a TCP port, and at its end perhaps of this host's peer id;
+    none makes a host that only dials. Port 0 lets the system choose."""
 
     announce: tuple[str | Multiaddr, ...] = ()
     """Multiaddrs to tell peers instead of those the host listens on."""
@@ -114,7 +118,13 @@ class HostSettings(HostLimits):
             raise ConfigError(f"low_water_connections must be at least 0, not {self.low_water_connections}")
         if not self.idle_connection_s > 0:
             raise ConfigError(f"idle_connection_s must be positive, not {self.idle_connection_s}")
-        for address in (*self.listen, *self.announce):
+        own = peer_id_of(self.key_pair)
+        for address in map(_multiaddr, self.listen):
+            if fault := fault_in_listening_on(address):
+                raise ConfigError(f"cannot listen on {address}: it {fault}")
+            if not is_address_of(own, address.to_bytes()):
+                raise ConfigError(f"cannot listen on {address}: this node is {peer_text(own)}")
+        for address in self.announce:
             _multiaddr(address)
 
 
@@ -125,7 +135,7 @@ async def open_host(settings: HostSettings) -> AsyncIterator[IHost]:
     Raises:
         ConfigError: an address cannot be listened on, for example because the port is in use.
     """
-    listen = [_multiaddr(address) for address in settings.listen]
+    listen = [_strip(_multiaddr(address)) for address in settings.listen]
     for address in listen:
         check_port_free(address)
     host, swarm = _build(settings, listen)
@@ -136,7 +146,8 @@ async def open_host(settings: HostSettings) -> AsyncIterator[IHost]:
             nursery.start_soon(idle.run)
             try:
                 if missing := unheard(swarm, listen):
-                    raise ConfigError(f"cannot listen on {missing[0]}")
+                    check_port_free(missing[0])  # which knows the reason, if that has come up since
+                    raise ConfigError(f"cannot listen on {missing[0]}, and py-libp2p does not say why")
                 yield host
             except BaseException as error:
                 if not any(isinstance(leaf, trio.Cancelled) for leaf in _leaves(error)):

@@ -33,8 +33,11 @@ def peer_id_of(key_pair: KeyPair) -> PeerId:
     return PeerId(ID.from_pubkey(key_pair.public_key).to_bytes())
 
 
-def load_or_create_identity(path: Path) -> KeyPair:
+def load_or_create_identity(path: Path, *, name: str = "identity file") -> KeyPair:
     """Read the identity file, or make it, and its directory with mode 0700, where there is none.
+
+    Args:
+        name: what it is to those who read an error.
 
     Raises:
         ConfigError: the file is empty, corrupt, not an Ed25519 key, readable by others, or cannot be read or written.
@@ -43,25 +46,25 @@ def load_or_create_identity(path: Path) -> KeyPair:
         if not os.path.lexists(path):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             _create(path, new_identity().private_key.serialize())
-        return _load(path)
+        return _load(path, name)
     except OSError as error:
-        raise ConfigError(f"identity file {path}: {error.strerror}") from error
+        raise ConfigError(f"{name} {path}: {error.strerror}") from error
 
 
-def _load(path: Path) -> KeyPair:
+def _load(path: Path, name: str) -> KeyPair:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise ConfigError(f"identity file {path} is not a regular file")
+        raise ConfigError(f"{name} {path} is not a regular file")
     if status.st_size == 0:
-        raise ConfigError(f"identity file {path} is empty")
+        raise ConfigError(f"{name} {path} is empty")
     try:
         key_pair = load_identity(path)
     except ValueError as error:
-        raise ConfigError(f"identity file {path} is corrupt: it holds no libp2p private key") from error
+        raise ConfigError(f"{name} {path} is corrupt: it holds no libp2p private key") from error
     if key_pair.private_key.get_type() is not KeyType.Ed25519:
-        raise ConfigError(f"identity file {path} holds a key that is not Ed25519")
+        raise ConfigError(f"{name} {path} holds a key that is not Ed25519")
     if status.st_mode & 0o077:  # last, so that nobody is told to close a file that is no identity
-        raise ConfigError(f"identity file {path} is open to others: run chmod 600 {path}")
+        raise ConfigError(f"{name} {path} is open to others: run chmod 600 {path}")
     return key_pair
 
 

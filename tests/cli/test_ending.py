@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
+
 import pytest
+import trio
 
 from prime_dht.cli import main
 from prime_dht.cli.commands.put import shortfalls
-from prime_dht.errors import QueryError, RemoteProtocolError
+from prime_dht.cli.ending import EndedBySignal
+from prime_dht.cli.life import run_until_done
+from prime_dht.errors import PrimeDHTError, QueryError, RemoteProtocolError, StorageError
 from prime_dht.ids import Key, OpId, PeerId, TimestampUs, peer_text
 from prime_dht.node.results import PutReceipt
 
@@ -54,6 +61,32 @@ def test_what_ends_a_command_becomes_a_status_and_a_line(
     assert capsys.readouterr() == ("", line)
 
 
+def failed_to_open(*, as_: type[PrimeDHTError] | None) -> Exception:
+    """As the system says it, or as the edge that translates it says it."""
+    cause = OSError(errno.EMFILE, "Too many open files")
+    if as_ is None:
+        return cause
+    error = as_("store.sqlite: Too many open files")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "what"),
+    [
+        (failed_to_open(as_=None), "Too many open files"),
+        (failed_to_open(as_=StorageError), "store.sqlite: Too many open files"),
+    ],
+    ids=["the system's words", "translated"],
+)
+def test_too_many_open_files_are_no_bug_but_a_limit(
+    error: Exception, what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_id_raise(monkeypatch, error)
+    assert main(["id", "--data-dir", "nowhere"]) == 2
+    assert capsys.readouterr() == ("", f"prime-dht: {what}: raise the limit, `ulimit -n`\n")
+
+
 def test_a_group_with_a_bug_in_it_is_a_bug(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     make_id_raise(monkeypatch, ExceptionGroup("", [QueryError("nobody"), KeyError("oops")]))
     assert main(["id", "--data-dir", "nowhere"]) == 70
@@ -81,3 +114,19 @@ def test_a_put_that_fell_short_says_who_refused_and_why() -> None:
 
 def test_a_put_that_did_not_fall_short_says_nothing() -> None:
     assert shortfalls(receipt(stored_by=(ALICE, BOB))) == []
+
+
+async def _stopped_on_a_full_disk() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    try:
+        await trio.sleep_forever()
+    finally:
+        raise StorageError("blocks: the disk is full")
+
+
+def test_what_could_not_be_written_at_the_end_is_said_and_does_not_change_how_it_ended(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with pytest.raises(EndedBySignal, match="SIGTERM"):
+        run_until_done(_stopped_on_a_full_disk)
+    assert caplog.messages == ["not all could be written down at the end: blocks: the disk is full"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from prime_dht.testing.processes import PRIME_DHT, Ended, prime_dht, running, running_node
+from prime_dht.testing.processes import PRIME_DHT, Ended, prime_dht, run, running, running_node
 
 NOBODY = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWLRPJAA5o6Ue7HZ1ZUKzNx1bmXZzHnQXEMNvvTHDsdc1B"
 
@@ -32,6 +32,8 @@ def complaint(ended: Ended) -> str:
         ("run --port 4001", "No such option"),
         ("run --listen foo", "foo is not a multiaddr"),
         ("run --listen /ip4/127.0.0.1/tcp/99999", "/ip4/127.0.0.1/tcp/99999"),
+        ("run --listen /dns4/localhost/tcp/4999", "/dns4/localhost/tcp/4999 does not begin with an IP address"),
+        ("run --listen " + NOBODY, f"cannot listen on {NOBODY}: this node is 12D3Koo"),
         ("run --peer foo", "'--peer': 'foo' does not end in /p2p/<peer id>"),
         ("run --peer /ip4/127.0.0.1/tcp/4001", "does not end in /p2p/<peer id>"),
         ("run surplus", "unexpected extra argument"),
@@ -111,6 +113,18 @@ def test_a_port_in_use_is_named() -> None:
         address = f"/ip4/127.0.0.1/tcp/{taken.getsockname()[1]}"
         line = complaint(prime_dht("run", "--listen", address))
     assert f"cannot listen on {address}: Address already in use" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "limit", "says"),
+    [
+        ("run", 20, "a node needs 64 open files, and may have 20: raise the limit, `ulimit -n`"),
+        ("swarm 20", 256, "a swarm of 20 needs 564 open files, and may have 256: raise the limit, `ulimit -n`"),
+    ],
+)
+def test_too_few_open_files_are_noticed_before_anything_begins(arguments: str, limit: int, says: str) -> None:
+    shell = ("sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh")
+    assert complaint(run(*shell, *PRIME_DHT, *arguments.split())) == f"prime-dht: {says}\n"
 
 
 def test_an_identity_that_is_no_key_is_named(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from libp2p.utils import encode_delim
 from multiaddr import Multiaddr
 
 from prime_dht.errors import ConfigError
+from prime_dht.ids import peer_text
 from prime_dht.net import host as host_module
 from prime_dht.net.hardening.parts import parts_of
 from prime_dht.net.host import HostSettings, guard_host, listen_addresses, open_host
@@ -182,6 +183,32 @@ def test_a_malformed_address_is_a_config_error_that_names_it(address: str) -> No
     assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match=f"^{address} is not a multiaddr"):
         settings(announce=(address,))
+
+
+@pytest.mark.parametrize(
+    ("address", "fault"),
+    [
+        ("/dns4/localhost/tcp/4999", "does not begin with an IP address"),
+        ("/ip4/127.0.0.1/tcp/4001/ws", "is not TCP alone"),
+        ("/ip4/127.0.0.1", "has no port"),
+    ],
+)
+def test_what_cannot_be_listened_on_is_a_config_error_that_says_why(address: str, fault: str) -> None:
+    with pytest.raises(ConfigError, match=f"^cannot listen on {address}: it {fault}: a node listens on an IP address"):
+        settings(address)
+    assert settings(announce=(address,)).announce == (address,)
+
+
+async def test_an_address_to_listen_on_may_end_in_the_host_s_own_peer_id() -> None:
+    key_pair = new_identity()
+    own, other = peer_text(peer_id_of(key_pair)), peer_text(peer_id_of(new_identity()))
+    with pytest.raises(ConfigError, match=f"^cannot listen on {LOOPBACK}/p2p/{other}: this node is {own}$"):
+        HostSettings(key_pair=key_pair, listen=(f"{LOOPBACK}/p2p/{other}",))
+    async with open_host(HostSettings(key_pair=key_pair, listen=(f"{LOOPBACK}/p2p/{own}",))) as host:
+        (address,) = listen_addresses(host)
+        assert str(address).startswith("/ip4/127.0.0.1/tcp/")
+        assert str(address).count(f"/p2p/{own}") == 1
+        assert await accepts_connections(address)
 
 
 def test_settings_are_checked_as_limits_are() -> None:

@@ -14,6 +14,7 @@ import click
 
 from prime_dht.cli import options
 from prime_dht.cli.ending import EndedBySignal, show
+from prime_dht.cli.open_files import FOR_A_NODE, check_open_files
 from prime_dht.cli.render import table
 from prime_dht.errors import QueryError
 from prime_dht.ids import peer_text
@@ -66,6 +67,8 @@ def command(config: NodeConfig, size: int, as_json: bool) -> None:
         raise click.UsageError("a swarm of clients has nobody to rely on: leave out --client")
     if not logger.isEnabledFor(logging.DEBUG):
         logging.getLogger("prime_dht.node").setLevel(logging.WARNING)  # whom each of them meets is told with -v alone
+    _allow_many_connections()
+    check_open_files(open_files_of(size, keeps_data=config.data_dir is not None), what=f"a swarm of {size:,}")
     try:
         run_until_done(partial(_run, config, size, as_json=as_json), closing_s=CLOSING_S)
     except EndedBySignal as ended:
@@ -77,7 +80,6 @@ async def _run(config: NodeConfig, size: int, *, as_json: bool) -> NoReturn:
 
     from prime_dht.background import background_nursery
 
-    _allow_many_connections()
     gc.disable()  # almost all that joining makes stays; to look through it again and again took a third of the time
     nodes: dict[int, PrimeDHT] = {}
     places = trio.CapacityLimiter(JOINS_AT_ONCE)
@@ -143,6 +145,18 @@ def config_of(config: NodeConfig, number: int, through: tuple[str, ...]) -> Node
         data_dir=None if config.data_dir is None else config.data_dir / f"node-{number}",
         mdns=config.mdns and number == 1,  # whoever finds the first has found them all
     )
+
+
+def open_files_of(size: int, *, keeps_data: bool) -> int:
+    """How many files a swarm has open when all have joined, counted on swarms of 5 to 100 nodes, and some to spare.
+
+    In a small one each node has a connection with each other, now and then two; in a large one with some thirty.
+
+    >>> open_files_of(20, keeps_data=False), open_files_of(100, keeps_data=False)  # there were 518 and 3,424
+    (564, 3564)
+    """
+    own = 15 if keeps_data else 1
+    return FOR_A_NODE + size * (own + min(size + 4, 34))
 
 
 def _port_of(first: int, number: int) -> str:

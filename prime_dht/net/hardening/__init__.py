@@ -34,5 +34,6 @@ A11   listeners stay open when a host with a live connection stops              
 A12   inbound IPv6 connections pass the connection gate unseen                     :mod:`.inbound`
 A13   a connection whose path has died stays open for a quarter of an hour         :mod:`.dead_paths`
 A14   a connection that closes while it is registered is kept as an open one       :mod:`.registration`
+A15   without a name server in ``/etc/resolv.conf`` nothing of it can be imported  :mod:`.name_servers`
 ====  ==========================================================================  ==============================
 """

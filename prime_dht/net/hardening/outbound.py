@@ -26,12 +26,19 @@ from weakref import WeakValueDictionary
 
 import trio
 from libp2p.abc import INetConn
+from libp2p.exceptions import ParseError
+from libp2p.io.exceptions import IncompleteReadError
 from libp2p.network.exceptions import SwarmException
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStoreError
+from libp2p.protocol_muxer.exceptions import MultiselectCommunicatorError
 from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
+from libp2p.transport.exceptions import SecurityUpgradeFailure
 from multiaddr import Multiaddr
+
+NO_NODE = "no libp2p node answers there, but something else does"
+"""The reason for what does not come back as a line of multistream-select: HTTP, for example."""
 
 _CLOSE_TIMEOUT_S = 1.0
 
@@ -114,8 +121,16 @@ async def race_addresses(
 
 
 def _root_cause(error: BaseException) -> str:
+    causes = [error]
     while cause := error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error.__cause__:
-        error = cause
+        causes.append(error := cause)
+    match causes:
+        # Until there is security nobody has shown that it is a node; afterwards a bad line is a node's.
+        case [_, SecurityUpgradeFailure(), *_, MultiselectCommunicatorError(), ParseError()]:
+            return NO_NODE
+        case [_, SecurityUpgradeFailure(), *_, MultiselectCommunicatorError(), IncompleteReadError() as short]:
+            if not short.is_clean_close:  # which is what a node does that is full
+                return NO_NODE
     if isinstance(error, PeerIDMismatchesPubkey):
         return f"another peer answers there: {str(error).rpartition('=')[2]}"
     if isinstance(error, OSError) and error.errno is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 
 import pytest
 import trio
@@ -15,7 +15,7 @@ from libp2p.peer.peerinfo import PeerInfo
 from multiaddr import Multiaddr
 from trio.testing import MockClock
 
-from prime_dht.net.hardening.outbound import RaceSettings, race_addresses
+from prime_dht.net.hardening.outbound import NO_NODE, RaceSettings, race_addresses
 from prime_dht.net.hardening.parts import parts_of
 
 OpenHost = Callable[..., AbstractAsyncContextManager[BasicHost]]
@@ -146,6 +146,32 @@ async def test_a_race_says_how_each_address_failed(
         assert "Connection refused" in reasons[REFUSED]
         assert reasons[silent_server] == "no answer within 5 s"
         assert "another peer answers there: " in reasons[wrong]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"HTTP/1.0 400 Bad request\r\n\r\n<!DOCTYPE HTML>" + b"x" * 100, NO_NODE),
+        (b"SSH-2.0-OpenSSH_9.2p1\r\n", NO_NODE),
+        (b"\x13/multistream/1.0.0\n\x03na\n", "protocols not supported"),
+        (b"", "Connection closed"),
+    ],
+)
+async def test_what_answers_and_is_no_libp2p_node_is_called_so(ours: OpenHost, answer: bytes, reason: str) -> None:
+    async def speak_otherwise(stream: trio.SocketStream) -> None:
+        await stream.receive_some(100)
+        await stream.send_all(answer)
+        await stream.send_eof()
+        with suppress(trio.BrokenResourceError):
+            await stream.receive_some(1)  # until the client hangs up
+
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    address = Multiaddr(f"/ip4/127.0.0.1/tcp/{listener.socket.getsockname()[1]}")
+    async with ours() as client, trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, speak_otherwise, [listener])
+        result = await race_addresses(parts_of(client)[1], stranger(), [address], RaceSettings())
+        nursery.cancel_scope.cancel()
+    assert [failure.reason[: len(reason)] for failure in result.failures] == [reason]
 
 
 async def test_a_race_ends_when_its_time_is_up(
