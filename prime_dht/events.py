@@ -110,7 +110,7 @@ class BlobFetched:
 
     Attributes:
         cid: of its root, as text.
-        key: of the newest entry that refers to it.
+        key: of the entry for whose sake it was fetched.
         failure: why it did not come, and will be tried again; empty if it did.
     """
 

@@ -13,12 +13,31 @@ from __future__ import annotations
 
 import math
 import re
+from numbers import Real
+from typing import cast
 
 from prime_dht.errors import ValidationError
 
 _SECONDS_OF = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
 _BYTES_OF = {"TiB": 1 << 40, "GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10, "B": 1}
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)", re.ASCII)
+
+
+def number_of(what: str, given: object) -> float:
+    """A number, whole or not, numpy's too; text is for :func:`parse_duration_s`.
+
+    Raises:
+        ValidationError: it is none.
+
+    >>> number_of("ttl", 90)
+    90
+    >>> number_of("ttl", "90")
+    Traceback (most recent call last):
+    prime_dht.errors.ValidationError: ttl is a number, not str
+    """
+    if not isinstance(given, Real):
+        raise ValidationError(f"{what} is a number, not {type(given).__name__}")
+    return cast("float", given)
 
 
 def parse_duration_s(text: str) -> float:

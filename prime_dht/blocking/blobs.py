@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
 import trio
@@ -13,6 +12,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from prime_dht.blocking.life import Life
+    from prime_dht.node.arguments import PathLike
     from prime_dht.node.blobs.blobs import BlobStatus, CidLike, Freed
     from prime_dht.node.blobs.fetch import OnProgress
     from prime_dht.node.blobs.putting import Source
@@ -111,10 +111,11 @@ class BlockingBlobs:
         self,
         cid: CidLike,
         *,
-        to: Path | None = ...,
+        to: PathLike | None = ...,
         start: int = ...,
         stop: int | None = ...,
         keep: bool = ...,
+        max_bytes: int | None = ...,
         progress: OnProgress | None = ...,
         timeout: float | None = ...,
         wait: Literal[True] = ...,
@@ -124,10 +125,11 @@ class BlockingBlobs:
         self,
         cid: CidLike,
         *,
-        to: Path | None = ...,
+        to: PathLike | None = ...,
         start: int = ...,
         stop: int | None = ...,
         keep: bool = ...,
+        max_bytes: int | None = ...,
         progress: OnProgress | None = ...,
         timeout: float | None = ...,
         wait: Literal[False],
@@ -136,10 +138,11 @@ class BlockingBlobs:
         self,
         cid: CidLike,
         *,
-        to: Path | None = None,
+        to: PathLike | None = None,
         start: int = 0,
         stop: int | None = None,
         keep: bool = False,
+        max_bytes: int | None = None,
         progress: OnProgress | None = None,
         timeout: float | None = None,
         wait: bool = True,
@@ -150,15 +153,18 @@ class BlockingBlobs:
             to: a file to write instead; nothing is returned then. It is there only once it is whole. What an
                 interrupted fetch left beside it is not fetched again.
             keep: keep it here, as :meth:`pin` does, and let others have it.
+            max_bytes: the most that is taken; if it would be more, only the root has been fetched.
             progress: is told how far it is; must not block.
 
         Raises:
             BlobError: nobody has it, or it has more than ``max_value_bytes`` and ``to`` was not given.
             StorageError: the file, or the block store, cannot be written.
-            ValidationError: it is no CID, or no such part.
+            ValidationError: it is no CID, or no such part, or of more than ``max_bytes``.
         """
         return self._dht.call(
-            lambda dht: dht.blobs.fetch(cid, to=to, start=start, stop=stop, keep=keep, progress=progress),
+            lambda dht: dht.blobs.fetch(
+                cid, to=to, start=start, stop=stop, keep=keep, max_bytes=max_bytes, progress=progress
+            ),
             timeout=timeout,
             wait=wait,
         )
@@ -169,10 +175,13 @@ class BlockingBlobs:
         *,
         start: int = 0,
         stop: int | None = None,
+        max_bytes: int | None = None,
         progress: OnProgress | None = None,
         timeout: float | None = None,
     ) -> AbstractContextManager[Iterator[bytes]]:
-        """The bytes [start, stop) of a blob, piece by piece, in order; ``timeout`` is for each. Nothing is stored.
+        """The bytes [start, stop) of a blob, piece by piece, in order; none if it has more than ``max_bytes``.
+
+        ``timeout`` is for each piece. Nothing is stored.
 
         ::
 
@@ -182,18 +191,25 @@ class BlockingBlobs:
 
         Raises:
             BlobError: nobody has the rest; raised from the loop.
-            ValidationError: it is no CID, or no such part; raised from the loop.
+            ValidationError: it is no CID, or no such part, or of more than ``max_bytes``; raised from the loop.
         """
-        return self._streamed(cid, start, stop, progress, timeout)
+        return self._streamed(cid, start, stop, max_bytes, progress, timeout)
 
     @contextmanager
     def _streamed(
-        self, cid: CidLike, start: int, stop: int | None, progress: OnProgress | None, timeout: float | None
+        self,
+        cid: CidLike,
+        start: int,
+        stop: int | None,
+        max_bytes: int | None,
+        progress: OnProgress | None,
+        timeout: float | None,
     ) -> Iterator[Iterator[bytes]]:
         send, receive = trio.open_memory_channel[bytes](0)
 
         async def produce(dht: PrimeDHT) -> None:
-            async with send, dht.blobs.stream(cid, start=start, stop=stop, progress=progress) as pieces:
+            part = dht.blobs.stream(cid, start=start, stop=stop, max_bytes=max_bytes, progress=progress)
+            async with send, part as pieces:
                 async for piece in pieces:
                     await send.send(piece)
 
@@ -208,14 +224,26 @@ class BlockingBlobs:
         finally:
             producing.cancel()
 
-    def pin(self, cid: CidLike, *, progress: OnProgress | None = None, timeout: float | None = None) -> None:
+    def pin(
+        self,
+        cid: CidLike,
+        *,
+        max_bytes: int | None = None,
+        progress: OnProgress | None = None,
+        timeout: float | None = None,
+    ) -> None:
         """Have a blob here, fetched if need be, until :meth:`unpin`; and be a provider of it.
+
+        Args:
+            max_bytes: the most that is taken; if it would be more, only the root has been fetched.
+            progress: is told how far it is; must not block.
 
         Raises:
             BlobError: nobody has it. It stays pinned, and what was fetched stays, so that a later call goes on.
             StorageError: there is no room.
+            ValidationError: it is no CID, or has more than ``max_bytes``. It is not pinned.
         """
-        self._dht.call(lambda dht: dht.blobs.pin(cid, progress=progress), timeout=timeout)
+        self._dht.call(lambda dht: dht.blobs.pin(cid, max_bytes=max_bytes, progress=progress), timeout=timeout)
 
     def unpin(self, cid: CidLike, *, timeout: float | None = None) -> bool:
         """Keep a blob no longer, unless for the sake of an entry; whether it was pinned."""

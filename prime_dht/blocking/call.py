@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import trio
 
 from prime_dht.errors import LocalProtocolError, QueryError, ValidationError
+from prime_dht.quantities import number_of
 
 if TYPE_CHECKING:
     from prime_dht.node.dht import PrimeDHT
@@ -51,7 +52,7 @@ class Call(ABC, Generic[T_co]):
     """
 
     def __init__(self, work: Work[T_co], *, timeout_s: float | None) -> None:
-        if timeout_s is not None and not timeout_s > 0:
+        if timeout_s is not None and not number_of("timeout", timeout_s) > 0:
             raise ValidationError(f"timeout must be a positive number of seconds, not {timeout_s}")
         self.scope = trio.CancelScope()
         self.is_begun = False

@@ -36,7 +36,8 @@ class BlockingDHT(Entries):
     is a client with an identity of its own there. Beside the parameters of :class:`prime_dht.PrimeDHT`, operations take
 
     - ``timeout``: seconds after which a :class:`QueryError` is raised. Without it the deadlines of the node's
-      configuration hold alone: a put, a get or a lookup ends within ``operation_timeout_s``.
+      configuration hold alone: a put, a get or a lookup ends within ``operation_timeout_s``, ``put_many`` and
+      ``get_many`` within that time for every 256 keys, and blobs have times of their own.
     - ``wait``: if ``False``, what is returned, at once, is a :class:`concurrent.futures.Future` of the result. Futures
       that are not done when the client is closed fail. Their callbacks run in the node's thread, so they should be
       brief, and cannot wait.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from prime_dht.blocking.client import BlockingDHT
 from prime_dht.config import Mode, NodeConfig
 from prime_dht.errors import ConfigError
+from prime_dht.quantities import number_of
 
 if TYPE_CHECKING:
     from prime_dht.entries.validators import Validator
@@ -53,6 +54,7 @@ def connect(
         ConfigError: a setting is out of range, or cannot be used.
         QueryError: it has not joined: there is nobody to ask, nobody answers, or the time is over.
         StorageError: the store cannot be opened, for example because another process has it.
+        ValidationError: the timeout is no number.
         LocalProtocolError: trio runs in this thread; use :func:`prime_dht.open_node` there.
     """
     return connected(
@@ -82,7 +84,7 @@ def connected(
 ) -> D:
     """As :func:`connect`, for clients that can do more."""
     config = config or NodeConfig()
-    if not timeout > 0:
+    if not number_of("timeout", timeout) > 0:
         raise ConfigError(f"timeout must be a positive number of seconds, not {timeout}")
     dht_config = config.dht if network_id is None else replace(config.dht, network_id=network_id)
     if not serve:
@@ -91,7 +93,7 @@ def connected(
         raise ConfigError("a node that serves has to listen, and not to be a client")
     config = replace(
         config,
-        peers=(*config.peers, *([peers] if isinstance(peers, str) else peers)),
+        peers=(*config.peers, *_multiaddrs(peers)),
         data_dir=config.data_dir if data_dir is None else Path(data_dir),
         mdns=mdns or config.mdns,
         dht=dht_config,
@@ -103,3 +105,11 @@ def connected(
         dht.close()
         raise
     return dht
+
+
+def _multiaddrs(peers: object) -> tuple[str, ...]:
+    """The peers that are named: one, or several."""
+    named = tuple(peers) if isinstance(peers, Iterable) and not isinstance(peers, str) else (peers,)
+    if not all(isinstance(peer, str) for peer in named):
+        raise ConfigError(f"peers is a multiaddr, or several, as text, not {peers!r}")
+    return named

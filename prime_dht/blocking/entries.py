@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
 from prime_dht.blocking.life import Life
 
 if TYPE_CHECKING:
     from prime_dht.ids import Key
-    from prime_dht.node.arguments import PeerLike
+    from prime_dht.node.arguments import PathLike, PeerLike
     from prime_dht.node.blobs.fetch import OnProgress
     from prime_dht.node.blobs.putting import Value
     from prime_dht.node.results import Found, FoundPage, PutReceipt
@@ -131,7 +130,7 @@ class Entries(Life):
         trusted: Collection[PeerLike] | None = ...,
         quorum: int | None = ...,
         latest: bool = ...,
-        to: Path | None = ...,
+        to: PathLike | None = ...,
         fetch: bool = ...,
         progress: OnProgress | None = ...,
         timeout: float | None = ...,
@@ -147,7 +146,7 @@ class Entries(Life):
         trusted: Collection[PeerLike] | None = ...,
         quorum: int | None = ...,
         latest: bool = ...,
-        to: Path | None = ...,
+        to: PathLike | None = ...,
         fetch: bool = ...,
         progress: OnProgress | None = ...,
         timeout: float | None = ...,
@@ -162,7 +161,7 @@ class Entries(Life):
         trusted: Collection[PeerLike] | None = None,
         quorum: int | None = None,
         latest: bool = False,
-        to: Path | None = None,
+        to: PathLike | None = None,
         fetch: bool = True,
         progress: OnProgress | None = None,
         timeout: float | None = None,

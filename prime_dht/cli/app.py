@@ -6,6 +6,7 @@ import importlib
 import logging
 import pkgutil
 import signal
+import sys
 from collections.abc import Sequence
 
 import click
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         return EndedBySignal(signal.SIGINT).status
     except click.UsageError as error:
-        command = error.ctx.command_path if error.ctx is not None else "prime-dht"
+        command = error.ctx.command_path if error.ctx is not None else _command_path(arguments or sys.argv[1:])
         complain(f"{error.format_message().rstrip('.')} (see {command} --help)")
         return Status.FAILED
     except click.ClickException as error:
@@ -85,3 +86,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain(f"this is a bug in prime_dht, please report it: {error!r} (-v shows where)")
         logger.debug("where it happened:", exc_info=error)
         return Status.BUG
+
+
+def _command_path(arguments: Sequence[str]) -> str:
+    """The subcommand that arguments are for; click does not say it of an option that lacks its argument."""
+    path = "prime-dht"
+    command: click.Command = prime_dht
+    for word in arguments:
+        found = command.get_command(click.Context(command), word) if isinstance(command, click.Group) else None
+        if found is None:
+            break
+        path, command = f"{path} {word}", found
+    return path

@@ -14,7 +14,7 @@ from prime_dht.errors import ConfigError
 from prime_dht.node.blobs.blobs import BlobStatus
 from prime_dht.node.clock import SystemClock
 from prime_dht.node.open import BLOCKS_DIRECTORY, STORE_FILE
-from prime_dht.storage.blocks import BlockStore, Collected
+from prime_dht.storage.blocks import BlockStore
 from prime_dht.storage.blocks_survey import survey_blocks
 
 
@@ -40,17 +40,6 @@ async def list_blobs(config: NodeConfig) -> list[BlobStatus]:
     store = None if config.data_dir is None else config.data_dir / STORE_FILE
     survey = partial(survey_blocks, _directory(config), store, now_us=SystemClock().now_us())
     return [BlobStatus.of(root.status, root.claims, root.entries) for root in await trio.to_thread.run_sync(survey)]
-
-
-async def collect_all(blocks: BlockStore) -> Collected:
-    """Remove all garbage; returns how much it was."""
-    count = size_bytes = 0
-    while True:
-        collected = await blocks.collect()
-        count += collected.blocks
-        size_bytes += collected.bytes
-        if collected.is_all:
-            return Collected(blocks=count, bytes=size_bytes, is_all=True)
 
 
 def _directory(config: NodeConfig) -> Path:

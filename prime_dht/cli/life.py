@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import logging
 import os
 import signal
 import threading
@@ -14,9 +15,12 @@ import trio
 
 from prime_dht.background import background_nursery
 from prime_dht.cli.ending import EndedBySignal
+from prime_dht.errors import StorageError
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
+
+logger = logging.getLogger(__name__)
 
 HEEDED = (signal.SIGINT, signal.SIGTERM)
 
@@ -63,10 +67,16 @@ async def _supervise(work: Callable[[], Awaitable[T]], closing_s: float | None) 
         # From here on signals do again what they do by default: whoever presses Ctrl-C twice means it.
         scope.cancel()
 
-    with trio.CancelScope() as scope:
-        async with background_nursery() as nursery:
-            await nursery.start(heed_signals)
-            return await work()
+    try:
+        with trio.CancelScope() as scope:
+            async with background_nursery() as nursery:
+                await nursery.start(heed_signals)
+                return await work()
+    except StorageError as error:
+        if not caught:
+            raise
+        # Of what was acknowledged nothing is lost by it: that was on the disk before.
+        logger.warning("not all could be written down at the end: %s", error)
     raise EndedBySignal(caught[0])
 
 

@@ -14,7 +14,7 @@ import click
 
 from prime_dht.cli.logs import log_to_stderr
 from prime_dht.errors import ConfigError, ValidationError
-from prime_dht.quantities import parse_duration_s
+from prime_dht.quantities import parse_duration_s, parse_size_bytes
 
 if TYPE_CHECKING:
     from prime_dht.settings import Settings
@@ -35,6 +35,24 @@ class Duration(click.ParamType[float]):
             return value
         try:
             return parse_duration_s(value)
+        except ValidationError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Size(click.ParamType[int]):
+    """Bytes, or a number with a unit.
+
+    >>> Size().convert("512", None, None), Size().convert("1.5MiB", None, None)
+    (512, 1572864)
+    """
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size_bytes(value)
         except ValidationError as error:
             self.fail(str(error), param, ctx)
 
@@ -188,6 +206,14 @@ subkey = click.option(
     type=Raw(),
     default=b"",
     help="Names one of several values that a publisher keeps under one key.",
+)
+
+max_size = click.option(
+    "--max-size",
+    "max_bytes",
+    type=Size(),
+    metavar="SIZE",
+    help="Take no blob of more: bytes, or 64MiB, 2GiB. It is refused before it is fetched. [default: of any size]",
 )
 
 verbose = click.option(

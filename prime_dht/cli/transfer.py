@@ -10,7 +10,7 @@ import os
 import signal
 import stat
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +22,7 @@ from prime_dht.cli.client import Session
 from prime_dht.cli.commands.store.files import PatientFile
 from prime_dht.cli.ending import STDOUT, EndedBySignal, complain, emit_for_people
 from prime_dht.cli.progress import progress_lines
-from prime_dht.errors import ConfigError, ValidationError
+from prime_dht.errors import ConfigError, StorageError, ValidationError
 from prime_dht.node.blobs.progress import BlobProgress, Stage
 from prime_dht.node.blobs.putting import chained, read_ahead
 
@@ -36,6 +36,9 @@ PIECE_BYTES = 1 << 20
 
 FOR_TERMINAL_BYTES = 64 << 10
 """Of a blob that is shown on a terminal."""
+
+COLLECTING_S = 0.5
+"""Of the second within which Ctrl-C ends a command."""
 
 OnProgress = Callable[[BlobProgress], None]
 
@@ -64,18 +67,38 @@ async def transfer(session: Session, *, is_quiet: bool) -> AsyncIterator[OnProgr
 
 
 @contextmanager
-def going_on_later(session: Session, what_is_kept: str | None) -> Iterator[None]:
+def going_on_later(session: Session, what_is_kept: str | None, *, is_here: bool = False) -> Iterator[None]:
     """Say, if a signal ends the block in the middle of a transfer, that nothing of it is lost.
 
     Args:
         what_is_kept: and where; ``None`` if nothing is.
+        is_here: on a disk of this machine; then it is also said if that is full, or fails.
     """
     try:
         yield
+    except StorageError as error:
+        if what_is_kept is None or not is_here or not session.patience.has_moved:
+            raise
+        raise StorageError(f"{error}; {what_is_kept}: the same command goes on from there") from error
     except EndedBySignal as ended:
         if what_is_kept is not None and session.patience.has_moved and ended.signum != signal.SIGPIPE:
             complain(f"interrupted; {what_is_kept}: the same command goes on from there")
         raise
+
+
+@asynccontextmanager
+async def leaving_nothing(session: Session, dht: PrimeDHT) -> AsyncIterator[None]:
+    """Remove from the data directory, at the end of the block, what it stored there and nobody claims any more.
+
+    However it ends, that takes a moment at most. What is left then is for whoever opens the directory next.
+    """
+    try:
+        yield
+    finally:
+        if session.config.data_dir is not None:
+            with suppress(StorageError), trio.move_on_after(COLLECTING_S) as scope:
+                scope.shield = True
+                await dht.blobs.gc()
 
 
 @contextmanager
@@ -103,16 +126,19 @@ async def opened_source(source: Path | int, most_bytes: int) -> bytes | Path | A
     return head if is_all else chained(head, pieces)
 
 
-async def write_blob(dht: PrimeDHT, cid: Cid | Found, target: Target, progress: OnProgress) -> None:
+async def write_blob(
+    dht: PrimeDHT, cid: Cid | Found, target: Target, progress: OnProgress, *, max_bytes: int | None = None
+) -> None:
     """Fetch a blob and write it to a stream, a device or a pipe, in order, as it comes. A terminal gets a little text.
 
     Raises:
         BlobError: nobody has it, or the rest of it, or it is not what its entry says.
         ConfigError: it cannot be written, or is not for a terminal.
         EndedBySignal: nobody reads it any more.
+        ValidationError: it has more than ``max_bytes``.
     """
     if target == STDOUT and os.isatty(STDOUT):
-        async with dht.blobs.stream(cid) as pieces:
+        async with dht.blobs.stream(cid, max_bytes=max_bytes) as pieces:
             text, is_all = await read_ahead(pieces, FOR_TERMINAL_BYTES)
         if not is_all:
             raise ConfigError(
@@ -121,7 +147,7 @@ async def write_blob(dht: PrimeDHT, cid: Cid | Found, target: Target, progress: 
         emit_for_people(text)
         return
     with _opened(target) as file:
-        async with dht.blobs.stream(cid, progress=progress) as pieces:
+        async with dht.blobs.stream(cid, max_bytes=max_bytes, progress=progress) as pieces:
             async for piece in pieces:
                 await trio.to_thread.run_sync(file.write, piece)
 

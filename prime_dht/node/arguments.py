@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable
+from pathlib import Path
 from typing import TypeVar
 
 from libp2p.peer.id import ID
@@ -11,24 +13,53 @@ from multiaddr import Multiaddr
 
 from prime_dht.errors import ValidationError
 from prime_dht.ids import Key, PeerId, is_peer_id, peer_from_text, wire_key
-from prime_dht.net.addresses import address_text
 from prime_dht.wire.kad import MAX_BATCH
 
-Name = TypeVar("Name", bound=bytes)
+Name = TypeVar("Name")
 
 PeerLike = PeerId | bytes | str | ID
 """A peer id as multihash bytes, base58 text, or py-libp2p's."""
 
+PathLike = str | os.PathLike[str]
+"""Where a file is."""
 
-def bytes_of(what: str, given: object) -> bytes:
+
+def bytes_of(what: str, given: object, *, or_else: str = "") -> bytes:
     """Bytes, and nothing that ``bytes()`` would make up from something else.
+
+    Args:
+        or_else: what else the caller takes, for the message.
 
     Raises:
         ValidationError: it is not bytes.
     """
     if not isinstance(given, bytes | bytearray | memoryview):
-        raise ValidationError(f"{what} is bytes, not {type(given).__name__}")
+        raise ValidationError(f"{what} is bytes{or_else}, not {type(given).__name__}")
     return bytes(given)
+
+
+def path_of(what: str, given: PathLike) -> Path:
+    """A path.
+
+    Raises:
+        ValidationError: it is none, or that of nothing.
+    """
+    if not isinstance(given, str | os.PathLike):
+        raise ValidationError(f"{what} is a path, as text or a pathlib.Path, not {type(given).__name__}")
+    if not os.fspath(given):
+        raise ValidationError(f"{what} is a path, and not empty")
+    return Path(given)
+
+
+def several(what: str, given: Iterable[Name]) -> Iterable[Name]:
+    """What there may be any number of. A single text would be taken for its letters.
+
+    Raises:
+        ValidationError: it is a single one, or none at all.
+    """
+    if isinstance(given, str | bytes | bytearray | memoryview) or not isinstance(given, Iterable):
+        raise ValidationError(f"{what} are to be in a list or the like, not {type(given).__name__}")
+    return given
 
 
 def entry_key(key: bytes | str, max_bytes: int) -> Key:
@@ -38,7 +69,7 @@ def entry_key(key: bytes | str, max_bytes: int) -> Key:
         ValidationError: it is empty, longer than ``max_bytes``, or neither bytes nor text.
     """
     try:
-        wire = wire_key(key if isinstance(key, str) else bytes_of("a key", key))
+        wire = wire_key(key if isinstance(key, str) else bytes_of("a key", key, or_else=" or text"))
     except UnicodeEncodeError as error:
         raise ValidationError(f"not a key: {error}") from error
     if len(wire) > max_bytes:
@@ -56,10 +87,19 @@ def peer_id_of(peer: PeerLike) -> PeerId:
         return PeerId(peer.to_bytes())
     if isinstance(peer, str):
         return peer_from_text(peer)
-    raw = bytes_of("a peer id", peer)
+    raw = bytes_of("a peer id", peer, or_else=" or text")
     if not is_peer_id(raw):
         raise ValidationError("not the bytes of a peer id")
     return PeerId(raw)
+
+
+def peer_ids_of(what: str, peers: Iterable[PeerLike] | None) -> Iterable[PeerId] | None:
+    """Peer ids, if they are given.
+
+    Raises:
+        ValidationError: they are a single one, or one of them is none.
+    """
+    return None if peers is None else map(peer_id_of, several(what, peers))
 
 
 def publishers_of(publisher: PeerLike | None, trusted: Collection[PeerLike] | None) -> frozenset[PeerId] | None:
@@ -72,7 +112,7 @@ def publishers_of(publisher: PeerLike | None, trusted: Collection[PeerLike] | No
         raise ValidationError("give publisher or trusted, not both")
     if publisher is not None:
         return frozenset((peer_id_of(publisher),))
-    return selected("publishers", None if trusted is None else map(peer_id_of, trusted))
+    return selected("publishers", peer_ids_of("trusted peers", trusted))
 
 
 def selected(what: str, names: Iterable[Name] | None) -> frozenset[Name] | None:
@@ -83,7 +123,7 @@ def selected(what: str, names: Iterable[Name] | None) -> frozenset[Name] | None:
     """
     if names is None:
         return None
-    wanted = frozenset(names)
+    wanted = frozenset(several(what, names))
     if len(wanted) > MAX_BATCH:
         raise ValidationError(
             f"one request can name {MAX_BATCH} {what}, not {len(wanted):,}; ask several times, or for all"
@@ -92,5 +132,5 @@ def selected(what: str, names: Iterable[Name] | None) -> frozenset[Name] | None:
 
 
 def peer_info(peer: PeerId, addresses: Iterable[bytes]) -> PeerInfo:
-    """A peer as py-libp2p has it."""
-    return PeerInfo(ID(peer), [Multiaddr(address_text(address)) for address in addresses])
+    """A peer as py-libp2p has it; the addresses are binary multiaddrs."""
+    return PeerInfo(ID(peer), [Multiaddr(address) for address in addresses])

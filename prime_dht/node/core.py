@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
 from functools import partial
-from pathlib import Path
 
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
@@ -21,7 +20,18 @@ from prime_dht.ids import Key, PeerId, peer_text
 from prime_dht.kad.lookup import LookupResult
 from prime_dht.net.addresses import address_text
 from prime_dht.net.dialer import split_peer_address
-from prime_dht.node.arguments import PeerLike, bytes_of, entry_key, peer_id_of, peer_info, publishers_of, selected
+from prime_dht.node.arguments import (
+    PathLike,
+    PeerLike,
+    bytes_of,
+    entry_key,
+    peer_id_of,
+    peer_ids_of,
+    peer_info,
+    publishers_of,
+    selected,
+    several,
+)
 from prime_dht.node.blobs.fetch import OnProgress
 from prime_dht.node.blobs.putting import Value
 from prime_dht.node.feed import Subscription
@@ -31,6 +41,7 @@ from prime_dht.node.provision import Provision
 from prime_dht.node.results import Found, FoundPage, Health, PeerStatus, Provider, PutReceipt, RecordReceipt, Stats
 from prime_dht.node.rounds import SyncReport
 from prime_dht.node.writer import Statement
+from prime_dht.quantities import number_of
 from prime_dht.storage.base import Expired
 
 
@@ -88,11 +99,11 @@ class Node(NodeLife):
             key=self._key(key),
             subkey=bytes_of("a subkey", subkey),
             value=bytes_of("a value", value) if is_inline else None,
-            ttl_s=ttl,
-            expires_at_s=expires_at,
+            ttl_s=None if ttl is None else number_of("ttl", ttl),
+            expires_at_s=None if expires_at is None else number_of("expires_at", expires_at),
             content_type=content_type,
             metadata=metadata or NO_METADATA,
-            capability=capability,
+            capability=bytes_of("a capability", capability),
         )
         if keep:
             self._keeper.check_room(statement)
@@ -116,7 +127,7 @@ class Node(NodeLife):
         trusted: Collection[PeerLike] | None = None,
         quorum: int | None = None,
         latest: bool = False,
-        to: Path | None = None,
+        to: PathLike | None = None,
         fetch: bool = True,
         progress: OnProgress | None = None,
     ) -> Found | None:
@@ -173,7 +184,7 @@ class Node(NodeLife):
         return await self._reader.get_all(
             self._key(key),
             subkeys=selected("subkeys", subkeys),
-            publishers=selected("publishers", None if publishers is None else map(peer_id_of, publishers)),
+            publishers=selected("publishers", peer_ids_of("publishers", publishers)),
             limit=limit,
             cursor=cursor or b"",
         )
@@ -188,7 +199,10 @@ class Node(NodeLife):
             QueryError: no replica took the tombstone.
         """
         statement = Statement(
-            key=self._key(key), subkey=bytes_of("a subkey", subkey), value=None, capability=capability
+            key=self._key(key),
+            subkey=bytes_of("a subkey", subkey),
+            value=None,
+            capability=bytes_of("a capability", capability),
         )
         return await self._put(statement, None)
 
@@ -206,9 +220,11 @@ class Node(NodeLife):
             QueryError: no replica took any of them.
         """
         await self._check_running()
+        ttl_s = None if ttl is None else number_of("ttl", ttl)
         pairs: Iterable[tuple[bytes | str, bytes]] = items.items() if isinstance(items, Mapping) else items
         statements = [
-            Statement(key=self._key(key), value=bytes_of("a value", value), ttl_s=ttl) for key, value in pairs
+            Statement(key=self._key(key), value=bytes_of("a value", value), ttl_s=ttl_s)
+            for key, value in several("items", pairs)
         ]
         for statement in statements:
             self._keeper.let_go(statement.key, statement.subkey)
@@ -228,7 +244,8 @@ class Node(NodeLife):
             QueryError: that is so of all keys.
         """
         await self._check_running()
-        return await self._reader.get_many(list(dict.fromkeys(map(self._key, keys))), wanted_quorum=quorum)
+        wire_keys = dict.fromkeys(map(self._key, several("keys", keys)))
+        return await self._reader.get_many(list(wire_keys), wanted_quorum=quorum)
 
     # Records and providers
 
@@ -271,8 +288,8 @@ class Node(NodeLife):
 
     def find_provider_iter(self, cid: bytes | str, count: int) -> Iterable[PeerInfo]:
         """The providers that :meth:`find_providers` found last: py-libp2p's interface leaves no way to search here."""
-        providers = self._records.heard_providers(multihash_of(cid))
-        return [PeerInfo(ID(provider.peer), list(map(Multiaddr, provider.addresses))) for provider in providers[:count]]
+        providers = self._records.heard_providers(multihash_of(cid))[:count]
+        return [peer_info(provider.peer, provider.addresses) for provider in providers]
 
     # Peers
 

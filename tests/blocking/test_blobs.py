@@ -43,6 +43,19 @@ def test_a_stream_yields_it_piece_by_piece_and_may_be_left_early(dht: BlockingDH
         assert next(pieces) == CONTENT[7:][: 1 << 20][: (1 << 20) - 7]
 
 
+def test_a_blob_that_is_larger_than_was_to_be_taken_is_not(dht: BlockingDHT, cid: Cid, tmp_path: Path) -> None:
+    most = len(CONTENT) - 1
+    with pytest.raises(ValidationError, match="at most 3,199,999 were to be taken"):
+        dht.blobs.fetch(cid, to=tmp_path / "out", max_bytes=most)
+    with pytest.raises(ValidationError, match="at most"):
+        dht.blobs.pin(cid, max_bytes=most)
+    with dht.blobs.stream(cid, max_bytes=most) as pieces, pytest.raises(ValidationError, match="at most"):
+        next(pieces)
+    assert dht.blobs.fetch(cid, max_bytes=most + 1) == CONTENT
+    assert dht.blobs.kept() == []
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_goes_wrong_with_a_stream_is_raised_from_the_loop(dht: BlockingDHT) -> None:
     with dht.blobs.stream("no cid") as pieces, pytest.raises(ValidationError):
         next(pieces)

@@ -20,6 +20,7 @@ from prime_dht import (
     NodeConfig,
     QueryError,
     StorageError,
+    ValidationError,
     connect,
 )
 from prime_dht.testing.processes import LOOPBACK, TIMEOUT_S, run
@@ -47,6 +48,19 @@ def test_who_serves_can_be_the_first_of_a_swarm_and_others_join_and_find_what_it
             assert [provider.peer for provider in client.find_providers(CID)] == [server.peer_id]
         with pytest.raises(QueryError):
             connect(server.addresses(), network_id="another")
+
+
+@pytest.mark.parametrize("wrong", [None, 5, [None], b"/ip4/127.0.0.1/tcp/1"])
+def test_peers_that_are_no_text_are_refused_in_words(wrong: object) -> None:
+    with pytest.raises(ConfigError, match="peers is a multiaddr, or several, as text, not "):
+        connect(wrong)  # type: ignore[arg-type]
+
+
+def test_a_timeout_is_a_number(swarm: tuple[str, ...]) -> None:
+    with pytest.raises(ValidationError, match="timeout is a number, not str"):
+        connect(swarm, timeout="30s")  # type: ignore[arg-type]
+    with connect(swarm[:1]) as dht, pytest.raises(ValidationError, match="timeout is a number, not str"):
+        dht.get("k", timeout="30s")  # type: ignore[call-overload]
 
 
 def test_with_a_data_directory_a_client_is_the_same_again_and_needs_no_peers(

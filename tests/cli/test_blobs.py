@@ -145,6 +145,24 @@ def test_a_blob_that_nobody_has_is_not_found(node: tuple[str, str], tmp_path: Pa
         assert ended.err.count("\n") == 1
 
 
+def test_a_blob_that_is_larger_than_was_to_be_taken_is_not(node: tuple[str, str], big: Path, tmp_path: Path) -> None:
+    cid, out, mine = done(prime_dht("add", str(big), *node)), tmp_path / "out", tmp_path / "me"
+    done(prime_dht("put", "big", "--file", str(big), *node))
+    for command in (
+        ("cat", cid),
+        ("cat", cid, "--out", str(out)),
+        ("pin", cid, "--data-dir", str(mine)),
+        ("get", "big"),
+    ):
+        ended = prime_dht(*command, "--max-size", "3MiB", *node)
+        assert (ended.status, ended.out) == (2, b"")
+        assert ended.err.endswith(" 3,145,729 bytes; at most 3,145,728 were to be taken\n")
+    assert not out.exists()
+    assert listed(mine) == []
+    done(prime_dht("cat", cid, "--out", str(out), "--max-size", str(3 * MIB + 1), *node))
+    assert out.read_bytes() == big.read_bytes()
+
+
 # Keeping
 
 
@@ -182,6 +200,14 @@ def test_what_is_added_and_pinned_stays_with_who_added_it(node: tuple[str, str],
     cid = done(prime_dht("add", str(big), "--pin", "--data-dir", str(mine), *node))
     (blob,) = listed(mine)
     assert (blob["cid"], blob["complete"], blob["pinned"]) == (cid, True, True)
+
+
+def test_what_is_added_and_not_pinned_leaves_no_blocks_with_who_added_it(
+    node: tuple[str, str], big: Path, tmp_path: Path
+) -> None:
+    for command in (("add", str(big)), ("put", "unpinned", "--file", str(big))):
+        done(prime_dht(*command, "--data-dir", str(tmp_path / "me"), *node))
+        assert done(prime_dht("gc", "--data-dir", str(tmp_path / "me"))) == "0 blocks removed, 0 B"
 
 
 def test_a_node_has_what_it_keeps_listed_by_name_and_key_also_while_it_runs(tmp_path: Path, big: Path) -> None:

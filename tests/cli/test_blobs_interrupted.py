@@ -25,7 +25,7 @@ from prime_dht.net.host import HostSettings, open_host
 from prime_dht.storage.blocks import BlockStore
 from prime_dht.storage.blocks_files import BlockFiles
 from prime_dht.storage.blocks_index import BlockIndex
-from prime_dht.testing.processes import LOOPBACK, PRIME_DHT, Ended, Running, prime_dht, running
+from prime_dht.testing.processes import LOOPBACK, PRIME_DHT, Ended, Running, prime_dht, running_warm
 
 MIB = 1 << 20
 CONTENT = Random(24).randbytes(24 * MIB)
@@ -120,7 +120,7 @@ async def test_no_block_is_fetched_twice_by_a_command_that_is_killed_half_way_an
 ) -> None:
     async with open_provider() as provider:
         words = (*command.format(cid=provider.cid, directory=tmp_path).split(), *provider.options)
-        with running(*PRIME_DHT, *words) as fetching:
+        with running_warm(*PRIME_DHT, *words) as fetching:
             await half_way(fetching, partial(leaves_there, tmp_path))
             ended = await trio.to_thread.run_sync(fetching.stop, signal.SIGKILL)
         assert ended.status == -signal.SIGKILL
@@ -140,7 +140,7 @@ async def test_no_block_is_fetched_twice_by_a_command_that_is_killed_half_way_an
 async def test_ctrl_c_half_way_says_that_it_goes_on_from_there(tmp_path: Path) -> None:
     async with open_provider() as provider:
         words = ("cat", provider.cid, "--out", str(tmp_path / "out"), *provider.options)
-        with running(*PRIME_DHT, *words) as fetching:
+        with running_warm(*PRIME_DHT, *words) as fetching:
             await half_way(fetching, partial(leaves_in_file, tmp_path))
             ended = await trio.to_thread.run_sync(fetching.stop, signal.SIGINT)
     line = f"prime-dht: interrupted; what has come is kept beside {tmp_path}/out: the same command goes on from there\n"

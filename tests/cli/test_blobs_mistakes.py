@@ -28,6 +28,7 @@ NOBODY = "--peer /ip4/127.0.0.1/tcp/1/p2p/12D3KooWLRPJAA5o6Ue7HZ1ZUKzNx1bmXZzHnQ
         ("cat", "Missing argument 'CID'"),
         ("cat typo", "'CID': 'typo' is not a CID: the letter b and 58 characters of lower-case base32"),
         (f"cat {CID[:-1]}", "is not a CID"),
+        (f"cat {CID} --max-size much", "'--max-size': 'much' is not a size such as"),
         (f"cat {CID[:-1]}j", f"is not a CID: it would be {CID}"),
         (f"cat {CID.upper()}", "is not a CID"),
         ("cat QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWKPbdG", "is a CID of version 0"),

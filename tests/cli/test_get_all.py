@@ -82,6 +82,29 @@ def test_values_become_files_whose_names_are_safe(
     }
 
 
+def test_blobs_are_saved_like_other_values_and_have_their_size(
+    here: Callable[..., Ended], peer: tuple[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "blob").write_bytes(bytes(65_537))
+    mine, out = ("--data-dir", str(tmp_path / "me")), tmp_path / "out"
+    assert here("put", "weights", "--file", str(tmp_path / "blob"), "--subkey", "blob", *mine, *peer).status == 0
+    here("put", "weights", "small", *mine, *peer)
+    peer_id = here("id", *mine).out.decode().strip()
+    listed = here("get-all", "weights", *peer).out.decode().splitlines()
+    assert [line.split()[1:3] for line in listed[1:]] == [["-", "5"], ["blob", "65,537"]]
+
+    limited = here("get-all", "weights", "--out", str(out), "--max-size", "64KiB", *peer)
+    assert (limited.status, b"not saved" in limited.out) == (2, True)
+    refused = "a blob of 65,537 bytes; at most 65,536 were to be taken"
+    assert limited.err == f"prime-dht: not saved: {out}/{peer_id}.blob: {refused}\n"
+    assert [path.name for path in out.iterdir()] == [peer_id], "the other is there all the same"
+
+    lines = here("get-all", "weights", "--out", str(out), "--json", *peer).out.splitlines()
+    saved = {base64.b64decode(item["subkey"]): item for item in map(json.loads, lines)}
+    assert (saved[b"blob"]["size"], saved[b"blob"]["file"]) == (65_537, f"{out}/{peer_id}.blob")
+    assert {path.name: len(path.read_bytes()) for path in out.iterdir()} == {peer_id: 5, f"{peer_id}.blob": 65_537}
+
+
 @pytest.mark.parametrize("subkey", [b"", b"/", b"..", b"\x00", b"\xff" * 256, b"a" * 256, "ключ".encode()])
 def test_a_files_name_is_one_component_and_short_enough(subkey: bytes) -> None:
     name = file_name(PEER, subkey)

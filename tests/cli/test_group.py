@@ -133,3 +133,11 @@ def test_mistakes_name_the_file_or_the_argument(here: Callable[..., Ended], tmp_
     assert f"'{nothing}' does not exist" in complaint(here("group", "show", nothing))
     out = str(tmp_path / "no" / "such" / "directory")
     assert out in complaint(here("group", "invite", str(root_key), MEMBER, "--out", out))
+
+
+def test_a_file_that_is_no_root_key_is_called_one(here: Callable[..., Ended], tmp_path: Path) -> None:
+    (tmp_path / "bad").write_text("no key")
+    corrupt = f"prime-dht: root key {tmp_path}/bad is corrupt: it holds no libp2p private key\n"
+    assert here("group", "invite", str(tmp_path / "bad"), MEMBER) == Ended(2, b"", corrupt)
+    nowhere = here("group", "create", "g", "--out", "/proc/nowhere/g")
+    assert nowhere.err.startswith("prime-dht: root key /proc/nowhere/g: ")

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
-from prime_dht.cli import options
+from prime_dht.cli import main, options
 from prime_dht.cli.client import Session
 from prime_dht.config import DhtConfig, Mode, NodeConfig
 from prime_dht.errors import ConfigError
@@ -139,3 +139,13 @@ def test_the_log_is_as_asked_for(capfd: pytest.CaptureFixture[str], monkeypatch:
     served()
     logging.getLogger("prime_dht.x").info("shown as well")
     assert capfd.readouterr().err.endswith(" INFO    shown as well\n")
+
+
+@pytest.mark.parametrize("command", ["put", "store export", "group invite"])
+def test_an_option_without_its_argument_points_to_the_help_of_its_command(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    option = {"put": "--peer", "store export": "--data-dir", "group invite": "--out"}[command]
+    assert main([*command.split(), option]) == 2
+    line = f"prime-dht: Option '{option}' requires an argument (see prime-dht {command} --help)\n"
+    assert capsys.readouterr().err == line

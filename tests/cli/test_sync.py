@@ -26,7 +26,9 @@ def test_two_stores_with_different_entries_are_equal_after_one_round(here: Here,
     with running_node() as (_, first):
         for name in ("a", "b", "c"):
             assert here("put", name, "value", "--peer", first).status == 0
-        compared = synced(here("sync", first, "--data-dir", directory, "--dry-run", "--json"))
+        dry_run = here("sync", first, "--data-dir", directory, "--dry-run", "--json")
+        assert dry_run.status == 1, "for all of it is left to do"
+        compared = json.loads(dry_run.out)
         assert (compared["ending"], compared["only_here"], compared["only_there"]) == ("compared", 0, 3)
         assert (compared["sectors"], compared["stored"]) == (512, 0)
         moved = synced(here("sync", first, "--data-dir", directory, "--json"))
@@ -34,6 +36,9 @@ def test_two_stores_with_different_entries_are_equal_after_one_round(here: Here,
         again = here("sync", first, "--data-dir", directory)
         assert (again.status, again.err) == (0, "")
         assert b"only here 0, only there 0\n" in again.out
+        nothing_left = here("sync", first, "--data-dir", directory, "--dry-run")
+        assert nothing_left.status == 0
+        assert nothing_left.out.startswith(b"compared, 512 sectors, with ")
     with running_node() as (_, second):
         assert here("put", "d", "value", "--peer", second).status == 0
         both_ways = synced(here("sync", second, "--data-dir", directory, "--json"))

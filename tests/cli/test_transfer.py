@@ -13,9 +13,9 @@ import trio
 from trio.testing import MockClock
 
 from prime_dht.cli.client import Session
-from prime_dht.cli.transfer import place_for, transfer, write_blob
+from prime_dht.cli.transfer import going_on_later, place_for, transfer, write_blob
 from prime_dht.config import NodeConfig
-from prime_dht.errors import BlobError, ConfigError
+from prime_dht.errors import BlobError, ConfigError, StorageError
 from prime_dht.node.blobs.progress import BlobProgress, Stage
 from prime_dht.node.open import open_node
 from prime_dht.testing.processes import PRIME_DHT, prime_dht, running, running_node
@@ -136,3 +136,14 @@ def test_a_terminal_gets_a_little_text_and_nothing_else() -> None:
                 while not written.endswith(b"the end\r\n"):
                     written += terminal.read(1000)
                 assert written == (b"a line\r\nthe end\r\n" if status == 0 else b"the end\r\n")
+
+
+def test_what_a_full_disk_keeps_of_a_transfer_is_said_once_something_has_moved() -> None:
+    for has_moved, said in ((False, "full"), (True, "full; it is kept: the same command goes on from there")):
+        asking = session()
+        asking.patience.has_moved = has_moved
+        with pytest.raises(StorageError) as raised, going_on_later(asking, "it is kept", is_here=True):
+            raise StorageError("full")
+        assert str(raised.value) == said
+    with pytest.raises(StorageError, match=r"^full$"), going_on_later(asking, "nodes keep it"):
+        raise StorageError("full")

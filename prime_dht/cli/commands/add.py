@@ -34,8 +34,10 @@ def command(session: Session, file: Path, name: str | None, ttl_s: float | None,
 
     FILE may be - for standard input. It is cut into blocks, which the nodes fetch that are responsible for the CID;
     the command ends when enough of them have all, and may take as long as something moves. Until then the blocks are
-    in --data-dir, or else where temporary files are. The same bytes have the same CID everywhere, in IPFS too, except
-    for *.safetensors, which are cut where tensors begin, so that checkpoints share what they have in common.
+    in --data-dir, or else where temporary files are. If it is interrupted when nodes know of the blob already, they
+    stay in --data-dir, where a node may serve them, until FILE is added again or the entry ends. The same bytes have
+    the same CID everywhere, in IPFS too, except for *.safetensors, which are cut where tensors begin, so that
+    checkpoints share what they have in common.
 
     \b
     Examples:
@@ -61,10 +63,14 @@ def command(session: Session, file: Path, name: str | None, ttl_s: float | None,
 async def _add(
     session: Session, file: Path, name: str, *, ttl_s: float | None, pin: bool, is_quiet: bool
 ) -> PutReceipt:
-    from prime_dht.cli.transfer import blocks_on_disk, opened_source, transfer
+    from prime_dht.cli.transfer import blocks_on_disk, leaving_nothing, opened_source, transfer
 
     given = STDIN if file == Path("-") else file
     source = await opened_source(given, session.config.dht.limits.max_inline_bytes)
     with blocks_on_disk(session) as session:
-        async with session.joined() as dht, transfer(session, is_quiet=is_quiet) as progress:
+        async with (
+            session.joined() as dht,
+            leaving_nothing(session, dht),
+            transfer(session, is_quiet=is_quiet) as progress,
+        ):
             return await dht.blobs.add(source, name=name, ttl=ttl_s, pin=pin, wait_s=math.inf, progress=progress)

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 @click.command("cat")
 @click.argument("cid", type=CidText())
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write it to this file.")
+@options.max_size
 @quiet
 @options.asking
-def command(session: Session, cid: Cid, out: Path | None, quiet: bool) -> int:
+def command(session: Session, cid: Cid, out: Path | None, max_bytes: int | None, quiet: bool) -> int:
     """Write the blob of this CID to standard output.
 
     From all nodes that have it, each block verified; it may take as long as something moves. A terminal gets a little
@@ -43,8 +44,9 @@ def command(session: Session, cid: Cid, out: Path | None, quiet: bool) -> int:
         raise click.UsageError("--json needs --out FILE: without it the blob is on standard output")
     place = None if out is None else place_for(out)
     try:
-        with going_on_later(session, None if place is None else f"what has come is kept beside {out}"):
-            run_until_done(partial(_cat, session, cid, STDOUT if out is None else out, place, is_quiet=quiet))
+        with going_on_later(session, None if place is None else f"what has come is kept beside {out}", is_here=True):
+            target = STDOUT if out is None else out
+            run_until_done(partial(_cat, session, cid, target, place, max_bytes, is_quiet=quiet))
     except BlobError as error:
         if session.patience.has_moved:
             raise
@@ -55,11 +57,13 @@ def command(session: Session, cid: Cid, out: Path | None, quiet: bool) -> int:
     return Status.DONE
 
 
-async def _cat(session: Session, cid: Cid, target: Path | int, place: Path | None, *, is_quiet: bool) -> None:
+async def _cat(
+    session: Session, cid: Cid, target: Path | int, place: Path | None, max_bytes: int | None, *, is_quiet: bool
+) -> None:
     from prime_dht.cli.transfer import transfer, write_blob
 
     async with session.joined() as dht, transfer(session, is_quiet=is_quiet) as progress:
         if place is None:
-            await write_blob(dht, cid, target, progress)
+            await write_blob(dht, cid, target, progress, max_bytes=max_bytes)
         else:
-            await dht.blobs.fetch(cid, to=place, progress=progress)
+            await dht.blobs.fetch(cid, to=place, max_bytes=max_bytes, progress=progress)

@@ -35,7 +35,8 @@ def command(config: NodeConfig, as_json: bool) -> None:
 
 
 async def _collect(config: NodeConfig) -> Collected:
-    from prime_dht.cli.kept import collect_all, open_blocks
+    from prime_dht.cli.kept import open_blocks
+    from prime_dht.node.blobs.keeping import collect_all
 
     async with open_blocks(config) as blocks:
         return await collect_all(blocks)

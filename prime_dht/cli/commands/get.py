@@ -14,6 +14,7 @@ from prime_dht.cli.commands.get_all import found_as_json
 from prime_dht.cli.ending import STDOUT, Status, complain, emit_for_people
 from prime_dht.cli.progress import quiet
 from prime_dht.cli.render import visible
+from prime_dht.errors import ValidationError
 from prime_dht.ids import peer_text
 
 if TYPE_CHECKING:
@@ -27,9 +28,10 @@ logger = logging.getLogger(__name__)
 @click.argument("key", type=options.Raw())
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write the value to this file.")
 @options.subkey
+@options.max_size
 @quiet
 @options.asking
-def command(session: Session, key: bytes, out: Path | None, subkey: bytes, quiet: bool) -> int:
+def command(session: Session, key: bytes, out: Path | None, subkey: bytes, max_bytes: int | None, quiet: bool) -> int:
     """Write the newest value under KEY to standard output.
 
     Its bytes, nothing else; a terminal gets text alone, and with a newline. With --json, a line with all that is known
@@ -45,8 +47,8 @@ def command(session: Session, key: bytes, out: Path | None, subkey: bytes, quiet
     from prime_dht.cli.transfer import going_on_later, place_for
 
     place = None if out is None else place_for(out)
-    with going_on_later(session, None if place is None else f"what has come is kept beside {out}"):
-        found = run_until_done(partial(_get, session, key, subkey, out, place, is_quiet=quiet))
+    with going_on_later(session, None if place is None else f"what has come is kept beside {out}", is_here=True):
+        found = run_until_done(partial(_get, session, key, subkey, out, place, max_bytes, is_quiet=quiet))
     if found is None:
         complain(f"not found: {visible(key)}")
         return Status.NOT_FOUND
@@ -60,7 +62,14 @@ def command(session: Session, key: bytes, out: Path | None, subkey: bytes, quiet
 
 
 async def _get(
-    session: Session, key: bytes, subkey: bytes, out: Path | None, place: Path | None, *, is_quiet: bool
+    session: Session,
+    key: bytes,
+    subkey: bytes,
+    out: Path | None,
+    place: Path | None,
+    max_bytes: int | None,
+    *,
+    is_quiet: bool,
 ) -> Found | None:
     """The value; if it is for ``out``, or a blob, it has been written already."""
     from prime_dht.cli.transfer import transfer, write_blob, write_to
@@ -69,6 +78,8 @@ async def _get(
         found = await dht.get(key, subkey=subkey, fetch=False)
         if found is None:
             return None
+        if max_bytes is not None and found.blob is not None and found.blob.size > max_bytes:
+            raise ValidationError(f"the blob has {found.blob.size:,} bytes; at most {max_bytes:,} were to be taken")
         if place is not None:
             await dht.blobs.resolve(found, to=place, progress=progress)
         elif found.blob is not None and not (session.as_json and out is None):

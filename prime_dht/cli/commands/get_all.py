@@ -14,13 +14,15 @@ import click
 from prime_dht.cli import options
 from prime_dht.cli.commands.put import blob_as_json
 from prime_dht.cli.ending import Status, complain
+from prime_dht.cli.progress import quiet
 from prime_dht.cli.render import preview, span, table, visible
 from prime_dht.cli.targets import PeerName
-from prime_dht.errors import ConfigError
+from prime_dht.errors import BlobError, ConfigError
 from prime_dht.ids import US_PER_S, PeerId, peer_text
 
 if TYPE_CHECKING:
     from prime_dht.cli.client import Session
+    from prime_dht.node.dht import PrimeDHT
     from prime_dht.node.results import Found
 
 SUBKEY_CHARS = 20
@@ -49,8 +51,10 @@ MAX_NAME_CHARS = 200
     "--out",
     type=options.Directory(),
     metavar="DIR",
-    help="Write each value to a file in this directory, named <publisher> or <publisher>.<subkey>.",
+    help="Write each value, blobs too, to a file in this directory, named <publisher> or <publisher>.<subkey>.",
 )
+@options.max_size
+@quiet
 @options.asking
 def command(
     session: Session,
@@ -59,11 +63,15 @@ def command(
     publishers: tuple[PeerId, ...],
     limit: int,
     out: Path | None,
+    max_bytes: int | None,
+    quiet: bool,
 ) -> int:
     """List the live values under KEY, of every publisher and subkey.
 
-    The table shows how values begin, made fit to print; --out and --json give them whole. With --json each value is a
-    line, with key, subkey and value in base64 and times in microseconds since 1970. Exits with 1 if there is none.
+    The table shows how values begin, made fit to print; --out saves them whole. With --json each value is a line, with
+    key, subkey and value in base64 and times in microseconds since 1970; of a blob it has the CID, and no value. A file
+    is there when it is whole; what an interrupted command has fetched of a blob is not fetched again. Exits with 1 if
+    there is no value, and with 2 if a blob could not be saved; the others are.
 
     \b
     Examples:
@@ -72,17 +80,58 @@ def command(
       prime-dht get-all gradient:7 --json | jq -r .publisher
     """
     from prime_dht.cli.life import run_until_done
+    from prime_dht.cli.transfer import going_on_later
 
     if out is not None:
         _make(out)
-    rows = run_until_done(partial(_get_all, session, key, frozenset(subkeys), frozenset(publishers), limit, out))
+    saving = None if out is None else _Saving(session, out, max_bytes, is_quiet=quiet)
+    with going_on_later(session, None if out is None else f"what has come is kept in {out}", is_here=True):
+        rows = run_until_done(partial(_get_all, session, key, frozenset(subkeys), frozenset(publishers), limit, saving))
     if not rows:
         complain(f"not found: {visible(key)}")
         return Status.NOT_FOUND
     if not session.as_json:
         columns = ("publisher", "subkey", "bytes", "age", "ends in", "file" if out is not None else "value")
         session.show({}, table(columns, rows, right=("bytes",)))
-    return Status.DONE
+    return Status.FAILED if saving is not None and saving.has_failed else Status.DONE
+
+
+class _Saving:
+    """Writes values to files in a directory.
+
+    Attributes:
+        has_failed: whether one of them is not there: others' can be had all the same.
+    """
+
+    def __init__(self, session: Session, directory: Path, max_bytes: int | None, *, is_quiet: bool) -> None:
+        self.has_failed = False
+        self._session = session
+        self._directory = directory
+        self._max_bytes = max_bytes
+        self._is_quiet = is_quiet
+
+    async def save(self, dht: PrimeDHT, found: Found) -> Path | None:
+        """Where the value was written; ``None`` if it is a blob that is too large, or that cannot be had.
+
+        Raises:
+            ConfigError, StorageError: the file cannot be written.
+        """
+        from prime_dht.cli.transfer import place_for, transfer
+
+        path = self._directory / file_name(found.publisher, found.subkey)
+        place = place_for(path)
+        if place is None:
+            raise ConfigError(f"{path}: it is there, and no file")
+        try:
+            if self._max_bytes is not None and found.blob is not None and found.blob.size > self._max_bytes:
+                raise BlobError(f"a blob of {found.blob.size:,} bytes; at most {self._max_bytes:,} were to be taken")
+            async with transfer(self._session, is_quiet=self._is_quiet) as progress:
+                await dht.blobs.resolve(found, to=place, progress=progress)
+        except BlobError as error:
+            complain(f"not saved: {path}: {error}")
+            self.has_failed = True
+            return None
+        return path
 
 
 async def _get_all(
@@ -91,7 +140,7 @@ async def _get_all(
     subkeys: frozenset[bytes],
     publishers: frozenset[PeerId],
     limit: int,
-    out: Path | None,
+    saving: _Saving | None,
 ) -> list[tuple[str, ...]]:
     """Read, write to files what is to be there, print what is for programs; what is for people is returned.
 
@@ -107,13 +156,11 @@ async def _get_all(
                 key, subkeys=subkeys or None, publishers=publishers or None, limit=limit - len(rows), cursor=cursor
             )
             for found in page:
-                path = None
-                if out is not None and found.blob is None:
-                    path = out / file_name(found.publisher, found.subkey)
-                    _write(path, found.value)
+                path = None if saving is None else await saving.save(dht, found)
                 if session.as_json:
                     session.show(found_as_json(found, path), "")
-                rows.append(_row(found, path, SystemClock().now_us()))
+                shown = _shown(found) if saving is None else str(path or "not saved")
+                rows.append(_row(found, shown, SystemClock().now_us()))
             cursor = page.next_cursor
             if cursor is None:
                 return rows
@@ -145,23 +192,23 @@ def _make(directory: Path) -> None:
         raise ConfigError(f"{directory}: {error.strerror}") from error
 
 
-def _write(path: Path, value: bytes) -> None:
-    try:
-        path.write_bytes(value)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-
-
-def _row(found: Found, path: Path | None, now_us: int) -> tuple[str, ...]:
-    shown = f"blob of {found.blob.size:,} bytes" if found.blob is not None else preview(found.value)
+def _row(found: Found, shown: str, now_us: int) -> tuple[str, ...]:
     return (
         peer_text(found.publisher),
         preview(found.subkey, SUBKEY_CHARS) or "-",
-        f"{len(found.value):,}",
+        f"{_size_bytes(found):,}",
         span(max(0, now_us - found.created_at_us) / US_PER_S),
         span(max(0, found.expires_at_us - now_us) / US_PER_S),
-        shown if path is None else str(path),
+        shown,
     )
+
+
+def _shown(found: Found) -> str:
+    return preview(found.value) if found.blob is None else f"blob of {found.blob.size:,} bytes"
+
+
+def _size_bytes(found: Found) -> int:
+    return len(found.value) if found.blob is None else found.blob.size
 
 
 def found_as_json(found: Found, path: Path | None) -> dict[str, object]:
@@ -177,8 +224,9 @@ def found_as_json(found: Found, path: Path | None) -> dict[str, object]:
     }
     if path is not None:
         item["file"] = str(path)
+    item["size"] = _size_bytes(found)
     if found.blob is not None:
-        return {**item, "size": found.blob.size, "blob": blob_as_json(found.blob)}
+        return {**item, "blob": blob_as_json(found.blob)}
     if path is not None:
-        return {**item, "size": len(found.value)}
-    return {**item, "size": len(found.value), "value": base64.b64encode(found.value).decode()}
+        return item
+    return {**item, "value": base64.b64encode(found.value).decode()}

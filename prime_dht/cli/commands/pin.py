@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 @click.command("pin")
 @click.argument("cid", type=CidText())
+@options.max_size
 @quiet
 @options.asking
-def command(session: Session, cid: Cid, quiet: bool) -> int:
+def command(session: Session, cid: Cid, max_bytes: int | None, quiet: bool) -> int:
     """Keep the blob of this CID in the data directory.
 
     What is not there is fetched, and stays until `unpin`, whatever becomes of the entries that refer to it. A node that
@@ -39,8 +40,8 @@ def command(session: Session, cid: Cid, quiet: bool) -> int:
     if session.config.data_dir is None:
         raise click.UsageError("give --data-dir: that is where it is kept")
     try:
-        with going_on_later(session, f"what has come is kept in {session.config.data_dir}"):
-            run_until_done(partial(_pin, session, cid, is_quiet=quiet))
+        with going_on_later(session, f"what has come is kept in {session.config.data_dir}", is_here=True):
+            run_until_done(partial(_pin, session, cid, max_bytes, is_quiet=quiet))
     except BlobError as error:
         if session.patience.has_moved:
             raise
@@ -50,8 +51,8 @@ def command(session: Session, cid: Cid, quiet: bool) -> int:
     return Status.DONE
 
 
-async def _pin(session: Session, cid: Cid, *, is_quiet: bool) -> None:
+async def _pin(session: Session, cid: Cid, max_bytes: int | None, *, is_quiet: bool) -> None:
     from prime_dht.cli.transfer import transfer
 
     async with session.joined() as dht, transfer(session, is_quiet=is_quiet) as progress:
-        await dht.blobs.pin(cid, progress=progress)
+        await dht.blobs.pin(cid, max_bytes=max_bytes, progress=progress)

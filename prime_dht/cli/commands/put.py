@@ -129,12 +129,16 @@ async def _put(
     capability: bytes,
     is_quiet: bool,
 ) -> PutReceipt:
-    from prime_dht.cli.transfer import blocks_on_disk, opened_source, transfer
+    from prime_dht.cli.transfer import blocks_on_disk, leaving_nothing, opened_source, transfer
 
     most_bytes = session.config.dht.limits.max_inline_bytes
     source = given if isinstance(given, bytes) else await opened_source(given, most_bytes)
     with blocks_on_disk(session) as session:
-        async with session.joined() as dht, transfer(session, is_quiet=is_quiet) as progress:
+        async with (
+            session.joined() as dht,
+            leaving_nothing(session, dht),
+            transfer(session, is_quiet=is_quiet) as progress,
+        ):
             return await dht.put(
                 key, source, subkey=subkey, ttl=ttl_s, capability=capability, wait_s=math.inf, progress=progress
             )

@@ -15,6 +15,7 @@ from prime_dht.ids import peer_text
 if TYPE_CHECKING:
     from prime_dht.cli.client import Session
     from prime_dht.node.rounds import SyncReport
+    from prime_dht.sync.actions import Outcome
 
 
 @click.command("sync")
@@ -27,7 +28,8 @@ def command(session: Session, address: str, dry_run: bool) -> int:
     That is what nodes do among themselves all the time, once. It says in how many sectors of the keyspace both store
     entries, how many entries only one of them had, what was moved, and what the comparison took on the wire. Without
     --data-dir this side is an empty store, which is gone afterwards. A node of another network, or with another unit,
-    factor, number of sectors or longest life of entries, refuses and says why. Exits with 1 if something is left to do.
+    factor, number of sectors or longest life of entries, refuses and says why. Exits with 1 if something is left to do,
+    which after --dry-run is all that only one side had.
 
     \b
     Examples:
@@ -38,7 +40,13 @@ def command(session: Session, address: str, dry_run: bool) -> int:
 
     report = run_until_done(partial(_sync, session, address, dry_run=dry_run))
     _show(session, report)
-    return Status.DONE if report.outcome.ending.value in ("equal", "compared") else Status.NOT_FOUND
+    return Status.DONE if is_equal(report.outcome) else Status.SOMETHING_WRONG
+
+
+def is_equal(outcome: Outcome) -> bool:
+    """Whether nothing is left to do; a dry run does nothing of what there is."""
+    differs = outcome.only_ours > 0 or outcome.only_theirs > 0
+    return outcome.ending.value == "equal" or (outcome.ending.value == "compared" and not differs)
 
 
 async def _sync(session: Session, address: str, *, dry_run: bool) -> SyncReport:
@@ -51,7 +59,7 @@ def _show(session: Session, report: SyncReport) -> None:
     reasons = {**outcome.declined, **outcome.postponed}
     sectors = 0 if outcome.common is None else len(outcome.common)
     lines = [
-        f"{outcome}: compared {sectors} sectors with {brief(report.peer)}",
+        f"{outcome}, {sectors} sectors, with {brief(report.peer)}",
         f"  only here {outcome.only_ours}, only there {outcome.only_theirs}",
         f"  entries: {outcome.entries_sent} sent, {outcome.entries_received} received, {outcome.stored} stored, "
         f"{outcome.superseded} superseded",

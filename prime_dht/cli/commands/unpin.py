@@ -39,8 +39,9 @@ def command(config: NodeConfig, cid: Cid, as_json: bool) -> int:
 
 
 async def _unpin(config: NodeConfig, cid: Cid) -> bool:
-    from prime_dht.cli.kept import collect_all, open_blocks
+    from prime_dht.cli.kept import open_blocks
     from prime_dht.node.blobs.claims import PIN
+    from prime_dht.node.blobs.keeping import collect_all
     from prime_dht.storage.blocks import Claim
 
     claim = Claim(root=cid, label=PIN)

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from libp2p.crypto.keys import KeyPair
 
 
+NAME = "root key"
+"""What the file is called in errors."""
+
+
 def create_root_key(path: Path) -> KeyPair:
     """Make a root key where there is no file yet.
 
@@ -22,7 +26,7 @@ def create_root_key(path: Path) -> KeyPair:
 
     if os.path.lexists(path):
         raise ConfigError(f"{path}: it exists already, and is not replaced: a lost root key cannot be made again")
-    return load_or_create_identity(path)
+    return load_or_create_identity(path, name=NAME)
 
 
 def load_root_key(path: Path) -> KeyPair:
@@ -35,7 +39,7 @@ def load_root_key(path: Path) -> KeyPair:
 
     if not os.path.lexists(path):
         raise ConfigError(f"{path}: there is no such file; `prime-dht group create` makes a root key")
-    return load_or_create_identity(path)
+    return load_or_create_identity(path, name=NAME)
 
 
 def group_prefix(root: bytes) -> str:

@@ -56,8 +56,8 @@ def info(data_dir: Path, as_json: bool, verbose: int) -> None:
 def check(data_dir: Path, as_json: bool, verbose: int) -> int:
     """Check that a store is sound, and print what is wrong with it.
 
-    The database is checked as SQLite does, and each entry against what its publisher signed. Exits with 0 if all is
-    well, 1 if something is wrong, 2 if the store cannot be opened.
+    The database is checked as SQLite does, and each entry against what its publisher signed; also the index of the
+    blobs that lie beside it. Exits with 0 if all is well, 1 if something is wrong, 2 if the store cannot be opened.
 
     \b
     Example:
@@ -69,10 +69,20 @@ def check(data_dir: Path, as_json: bool, verbose: int) -> int:
     log_to_stderr(logging.WARNING, verbose=verbose)
     with progress_bar("checking") as progress:
         report = run_until_done(partial(offline.check, store_file(data_dir), progress=progress))
-    found = "\n".join(visible(" ".join(problem.split())) for problem in report.problems)
-    item = {"entries": report.entries, "problems": report.problems}
+    problems = [*report.problems, *_problems_of_blocks(data_dir)]
+    found = "\n".join(visible(" ".join(problem.split())) for problem in problems)
+    item = {"entries": report.entries, "problems": problems}
     show(item, found or f"{report.entries:,} entries, all sound", as_json=as_json)
-    return Status.SOMETHING_WRONG if report.problems else Status.DONE
+    return Status.SOMETHING_WRONG if problems else Status.DONE
+
+
+def _problems_of_blocks(data_dir: Path) -> list[str]:
+    from prime_dht.node.open import BLOCKS_DIRECTORY
+    from prime_dht.storage.blocks import INDEX_FILE
+    from prime_dht.storage.blocks_survey import check_index
+
+    directory = data_dir / BLOCKS_DIRECTORY
+    return check_index(directory) if (directory / INDEX_FILE).exists() else []
 
 
 async def _look(path: Path) -> tuple[StoreInfo, Survey]:
