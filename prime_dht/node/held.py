@@ -25,6 +25,7 @@ import numpy as np
 
 from prime_dht.ids import KAD_KEY_BITS, Key, PeerId, kad_key
 from prime_dht.kad.keyspace import Prefix
+from prime_dht.kad.replicas import choose_replicas
 from prime_dht.node.neighbourhood import Neighbourhood
 from prime_dht.partition.arcs import ArcSet
 from prime_dht.partition.location import sector_of
@@ -88,14 +89,16 @@ class HeldSectors:
         """Whether this node's finding nothing under a key means that there is nothing.
 
         It does if it holds the sector and is, as far as it knows, one of the ``r`` closest: what was just put is at
-        these, while others within whose arc it lies hear of it by sync.
+        these, while others within whose arc it lies hear of it by sync. Whoever takes the place of one that is gone is
+        such another, for as long as that one is believed to be silent.
         """
         if self._is_first():
             return True
         if sector_of(location_of(key), sector_bits=self._sector_bits) not in self._held:
             return False
-        replicas = self._neighbourhood.nearest_replicas(kad_key(key), self._replication)
-        return self._neighbourhood.own_contact() in replicas
+        known = self._neighbourhood
+        servers = [*known.nearest_replicas(kad_key(key), self._replication), *known.silent_replicas()]
+        return known.own_contact() in choose_replicas(kad_key(key), servers, self._replication)
 
     def _is_first(self) -> bool:
         """Whether there is nobody else, as far as a node can know that has looked."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from prime_dht.ids import PeerId, kad_key, wire_key
+from prime_dht.ids import US_PER_S, Key, PeerId, kad_key, wire_key
 from prime_dht.node.held import HeldSectors
+from prime_dht.node.neighbourhood import BELIEVE_AGAIN_S
 from prime_dht.partition.arcs import ArcSet
 from prime_dht.partition.location import sector_of
 from prime_dht.storage.capacity import location_of
@@ -213,3 +214,28 @@ async def test_it_speaks_for_a_key_only_while_it_is_among_the_closest_it_knows()
         assert held.holds(key) == (is_held and closer < 3)
         spoken_for += held.holds(key)
     assert 0 < spoken_for < 200
+
+
+async def test_whoever_takes_the_place_of_one_that_is_gone_does_not_speak_for_what_was_just_put_there() -> None:
+    serving = Serving()
+    peers = serving.meet(12)
+    held = HeldSectors(serving.neighbourhood, sector_bits=BITS, replication=3)
+    for peer in peers:
+        held.round_ended(peer, outcome(held=ALL))
+    local = serving.neighbourhood.local
+
+    def nearer(key: Key) -> list[PeerId]:
+        return [peer for peer in peers if kad_key(peer) ^ kad_key(key) < local ^ kad_key(key)]
+
+    def is_held(key: Key) -> bool:
+        return sector_of(location_of(key), sector_bits=BITS) in held.held
+
+    keys = (wire_key(f"key {number}") for number in range(200))
+    key = next(key for key in keys if len(nearer(key)) == 3 and is_held(key))
+    gone = nearer(key)[0]
+    assert not held.holds(key)
+    serving.neighbourhood.failed(gone, "killed")
+    assert serving.neighbourhood.own_contact() in serving.neighbourhood.nearest_replicas(kad_key(key), 3)
+    assert not held.holds(key)
+    serving.clock.time_us += int(BELIEVE_AGAIN_S * US_PER_S)
+    assert held.holds(key)
