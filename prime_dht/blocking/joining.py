@@ -17,10 +17,11 @@ NEIGHBOURS = 8
 
 
 async def join(dht: PrimeDHT, config: NodeConfig) -> None:
-    """Return when a node that is opening knows somebody; or at once if it serves and is named nobody: it is the first.
+    """Return when a node that is opening knows somebody; or soon if it serves and is named nobody: it is the first, or
+    the first to come back.
 
     Raises:
-        QueryError: of the peers named, or remembered, none answers; or a client is named nobody.
+        QueryError: of the peers named, or remembered by a client, none answers; or a client is named nobody.
     """
     try:
         known = await dht.bootstrap()

@@ -329,7 +329,7 @@ class RpcClient:
                 if pipelines > KEPT_UNUSED and state.pipeline.is_unused(since_s=since_s):
                     state.pipeline.abandon("nobody uses it")
             elif not (state.is_classical or state.opening.locked()):
-                del self._peers[peer]
+                self._forget(self._peers.pop(peer))
 
     def _forget(self, state: _Peer) -> None:
         state.is_forgotten = True

@@ -46,6 +46,9 @@ REMEMBER_EVERY_S = 300.0
 REJOIN_FIRST_S = 1.0
 REJOIN_AT_MOST_S = 60.0
 
+ALONE_AFTER_S = 300.0
+"""When none of those that a node remembers has answered for so long since it started, it goes on as the first."""
+
 SLEPT_S = 30.0
 """How much further the calendar may have gone than the monotonic clock from one check to the next."""
 
@@ -103,6 +106,7 @@ class Maintenance:
         self._strangers = Strangers(network.local, neighbourhood, explorer, rng)
         self._joining = trio.Lock()
         self._joins = 0
+        self._began_s = clock.monotonic_s()
         self._found = trio.Event()
         self._own_addresses: set[bytes] | None = None
         self._calendar_ahead_s: float | None = None
@@ -127,17 +131,26 @@ class Maintenance:
     async def bootstrap(self) -> int:
         """Meet the bootstrap peers and those remembered, then everyone near; returns how many peers are known then.
 
-        Whoever calls this while a join is under way waits for that one.
+        Whoever calls this while a join is under way waits for that one. A server that only remembers peers, and finds
+        none of them, goes on trying: it may be the first to come back.
 
         Raises:
-            QueryError: there are bootstrap peers, or remembered ones, and none of them, nor any other, answers.
+            QueryError: there are bootstrap peers, or those that a client remembers, and none of them, nor any other,
+                answers.
             StorageError: the remembered peers cannot be read.
         """
+        try:
+            await self._join_once()
+        except QueryError:
+            if self._bootstrap_peers or not self._neighbourhood.is_server:
+                raise
+        return len(self._neighbourhood.table)
+
+    async def _join_once(self) -> None:
         joins = self._joins
         async with self._joining:
             if self._joins == joins:
                 await self._join()
-        return len(self._neighbourhood.table)
 
     async def add_peer(self, peer: PeerId, address: bytes) -> None:
         """Take in a peer that this node's owner names, and the swarm that it is of.
@@ -163,9 +176,10 @@ class Maintenance:
         if len(self._neighbourhood.table):
             await self.refresh(k=min(JOIN_K, self._config.k_bucket_size))
             self._joins += 1
-        elif known := [*self._bootstrap_peers, *remembered]:
-            reason = reasons.get(known[0], "the one that did is gone again")
-            raise QueryError(f"no {'bootstrap' if self._bootstrap_peers else 'remembered'} peer answers: {reason}")
+        elif self._bootstrap_peers or (remembered and self._clock.monotonic_s() < self._began_s + ALONE_AFTER_S):
+            named = "bootstrap" if self._bootstrap_peers else "remembered"
+            reason = reasons.get((self._bootstrap_peers or remembered)[0], "the one that did is gone again")
+            raise QueryError(f"no {named} peer answers: {reason}")
         else:
             self._be_the_first()
 
@@ -313,27 +327,28 @@ class Maintenance:
 
     async def _stay_joined(self) -> None:
         """Until this node has joined, and when it knows nobody any more, try: ever less often, or when one is found."""
-        delay_s, tries = REJOIN_FIRST_S, 0
+        delay_s, tries, is_alone = REJOIN_FIRST_S, 0, False
         while True:
             # It may have joined without having settled: when its owner called ``bootstrap`` after this had failed.
             if self._neighbourhood.own_arc.has_settled and len(self._neighbourhood.table):
-                delay_s, tries = REJOIN_FIRST_S, 0
+                delay_s, tries, is_alone = REJOIN_FIRST_S, 0, False
                 await trio.sleep(REJOIN_AT_MOST_S)
                 continue
             tries += 1
             self._found = trio.Event()
             try:
-                known = await self.bootstrap()
+                await self._join_once()
             except (QueryError, StorageError) as error:
                 # Ever less often, as one line at each attempt would say nothing new.
                 level = logging.WARNING if tries & (tries - 1) == 0 else logging.DEBUG
                 logger.log(level, "not joined: %s; trying again in %g s, then ever less often", error, delay_s)
             else:
-                if known:
+                if known := len(self._neighbourhood.table):
                     logger.info("joined; known peers: %d", known)
                     await self._settle()
                     continue
-                if tries == 1 and self._neighbourhood.is_server:
+                if self._neighbourhood.is_server and not is_alone:
+                    is_alone = True
                     logger.info("alone: no other node is known; others can join through this one")
             with trio.move_on_after(delay_s * (1 + 0.2 * self._rng.random())):
                 await self._found.wait()

@@ -37,6 +37,7 @@ from prime_dht.entries.join import Selection
 from prime_dht.errors import ConfigError, QueryError, RemoteProtocolError, ValidationError
 from prime_dht.ids import Key, PeerId, kad_key
 from prime_dht.kad.contact import Contact
+from prime_dht.kad.lookup import Outcome
 from prime_dht.kad.replicas import choose_replicas, syncs
 from prime_dht.net.network import Network
 from prime_dht.node.answers import Answers
@@ -193,7 +194,7 @@ class Reader:
         servers = await self._explorer.servers_near(keys, self._config.replication_factor, timeout_s=timeout_s / 2)
         answers = {key: Answers(needed, self._known_replicas(), selection) for key in keys}
         asked = 0
-        with trio.move_on_after(max(0.0, ends_at_s - self._clock.monotonic_s())):
+        with trio.move_on_after(max(0.0, ends_at_s - self._clock.monotonic_s())) as limit:
             for width in sorted({needed, self._config.replication_factor, self._config.k_bucket_size}):
                 by_peer: dict[PeerId, list[Key]] = defaultdict(list)
                 for key, said in answers.items():
@@ -205,7 +206,9 @@ class Reader:
         for key, said in answers.items():
             chosen = selection.choose(said.joined, self._clock.now_us())
             nearest = self._nearest_replicas(key, (server for server in servers[key] if server.peer in said.by_peer))
-            if chosen or (self._neighbourhood.has_met_anybody() and not said.leaves_in_doubt(nearest)):
+            # Those that were being asked when the time was up have not failed, and others were not asked at all.
+            in_doubt = said.missing if limit.cancelled_caught else said.leaves_in_doubt(nearest)
+            if chosen or (self._neighbourhood.has_met_anybody() and not in_doubt):
                 found[key] = Found.of(chosen[0], answered=len(said.counted)) if chosen else None
                 self._repair_soon(key, said)
         if keys and not found:
@@ -284,7 +287,8 @@ class Reader:
             async with trio.open_nursery() as nursery:
                 for replica in answers.silent_among(replicas):
                     nursery.start_soon(self._ask_again, replica, key, query, answers)
-        if answers.leaves_in_doubt(replicas):
+        # Those that were being asked when the time was up have not failed.
+        if result.outcome is Outcome.DEADLINE or answers.leaves_in_doubt(replicas):
             silent = f"{len(answers.silent_among(replicas))} of the {len(replicas)} closest did not answer"
             raise QueryError(f"too few replicas to tell: {silent}; servers that had nothing: {len(answers.by_peer)}")
 

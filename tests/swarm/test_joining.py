@@ -15,10 +15,10 @@ from prime_dht.events import PeerJoined, PeerLeft
 from prime_dht.ids import PeerId, kad_key
 from prime_dht.node import strangers
 from prime_dht.node.core import Node
-from prime_dht.node.maintenance import REMEMBER_EVERY_S
+from prime_dht.node.maintenance import ALONE_AFTER_S, REJOIN_AT_MOST_S, REMEMBER_EVERY_S
 from prime_dht.node.neighbourhood import PROBE_AGAIN_S
 from prime_dht.testing.memory_network import MemoryNetwork
-from prime_dht.testing.swarm import Swarm, open_swarm
+from prime_dht.testing.swarm import Machine, Swarm, open_swarm
 from prime_dht.wire.kad import FindNode, Reply, Request
 
 
@@ -101,25 +101,53 @@ async def test_a_node_that_restarts_joins_through_the_peers_it_remembers(autojum
         assert await node.bootstrap() == 3
 
 
-async def test_who_comes_back_alone_knows_that_it_was_not_the_first_of_its_swarm(autojump_clock: MockClock) -> None:
-    """Even with nobody named to join through: those that it remembers may hold what it does not."""
+async def come_back_alone(swarm: Swarm) -> tuple[Node, Machine]:
+    """The first of two comes back; and who has not, whom it remembers."""
+    first, last = swarm.nodes
+    await trio.sleep(2 * REMEMBER_EVERY_S)
+    gone = await swarm.stop(last)
+    return await swarm.start(await swarm.stop(first)), gone
+
+
+async def test_who_comes_back_alone_knows_that_others_may_hold_what_it_does_not(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
     async with open_swarm(seed=1, size=2) as swarm:
-        first, last = swarm.nodes
-        await trio.sleep(2 * REMEMBER_EVERY_S)
-        gone = await swarm.stop(last)
-        back = await swarm.stop(first)
-        node = await swarm.start(back)
-        with pytest.raises(QueryError, match=r"no remembered peer answers: .*refused"):
-            await node.bootstrap()
+        node, gone = await come_back_alone(swarm)
+        assert await node.bootstrap() == 0
         with pytest.raises(QueryError, match="not joined"):
             await node.get("k")
         assert not (await node.put("k", b"old")).acknowledged
+        await trio.sleep(ALONE_AFTER_S / 2)
         await swarm.start(gone)
         await trio.sleep(120)
         assert (await node.put("k", b"new")).acknowledged
         found = await node.get("k", latest=True)
         assert found is not None
         assert found.value == b"new"
+    said = [record.getMessage() for record in caplog.records if "not joined" in record.getMessage()]
+    assert said[0].startswith("not joined: no remembered peer answers: ")
+
+
+async def test_who_comes_back_alone_and_stays_alone_goes_on_as_the_first(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=2) as swarm:
+        node, _ = await come_back_alone(swarm)
+        await trio.sleep(ALONE_AFTER_S - 1)
+        assert not (await node.put("k", b"value")).acknowledged
+        await trio.sleep(2 * REJOIN_AT_MOST_S)
+        assert (await node.put("k", b"value")).acknowledged
+        assert await node.get("other") is None
+
+
+async def test_a_client_whose_remembered_peers_are_silent_says_so(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=3) as swarm:
+        client = await swarm.join_client()
+        await trio.sleep(2 * REMEMBER_EVERY_S)
+        for node in swarm.nodes[:3]:
+            await swarm.stop(node)
+        back = await swarm.start(await swarm.stop(client), config=DhtConfig(mode=Mode.CLIENT))
+        with pytest.raises(QueryError, match="no remembered peer answers"):
+            await back.bootstrap()
 
 
 async def test_two_calls_of_bootstrap_are_one_join(autojump_clock: MockClock) -> None:

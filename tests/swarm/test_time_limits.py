@@ -204,3 +204,21 @@ async def test_a_batch_of_gets_ends_in_time_with_all_that_other_replicas_said(
         found = await client.get_many(keys)
         assert trio.current_time() - began_s == pytest.approx(LIMIT_S)
         assert [one and one.value for one in found.values()] == [b"value"] * len(keys)
+
+
+@pytest.mark.parametrize("quorum", [None, 1])
+async def test_when_the_time_is_up_those_that_had_not_answered_may_have_what_others_have_not(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, quorum: int | None
+) -> None:
+    """Two replicas have just joined, and the third takes longer than a get may."""
+    async with open_swarm(seed=1, size=3, config=replace(SERVERS, operation_timeout_s=2.0)) as swarm:
+        client = await swarm.join_client()
+        receipt = await client.put("k", b"value")
+        for node in swarm.nodes[:2]:
+            await node._replica.remove_ops([receipt.op_id])
+            monkeypatch.setattr(node._reader._server, "_holds", lambda _key: False)
+        swarm.world.silence(swarm.nodes[2].peer_id)
+        with pytest.raises(QueryError, match="too few"):
+            await client.get("k", quorum=quorum)
+        with pytest.raises(QueryError, match="too few"):
+            await client.get_many(["k"], quorum=quorum)
