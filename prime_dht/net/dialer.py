@@ -10,7 +10,8 @@ The :class:`Dialer` makes connections out of it. Invariants:
 - At most one dial to a peer at a time: who asks meanwhile waits for its outcome.
 - A dead address does not hold up a live one: addresses race (:mod:`prime_dht.net.hardening.outbound`).
 - A peer that could not be reached is left alone for a time that doubles with each failure, until it expires or a new
-  address for it comes in. A dial that its caller cuts short has failed too, if it had :data:`FAIR_DIAL_S`.
+  address for it comes in. A dial that its caller cuts short has failed too, if it had :data:`FAIR_DIAL_S`; but then who
+  gives it more time may dial at once, for its path may only be slow.
 - Every wait has a deadline. This node never dials itself.
 """
 
@@ -89,6 +90,7 @@ class _Peer:
     last_offer: tuple[tuple[bytes, ...], bool] = ((), False)  # addresses, and whether they are hearsay
     failures: int = 0
     retry_at_s: float | None = None
+    gave_s: float = math.inf  # how much time the dial had that failed last
 
 
 class AddressBook:
@@ -153,13 +155,14 @@ class AddressBook:
             known.addresses[address].proven_s = now_s
             known.failures, known.retry_at_s = 0, None
 
-    def failed(self, peer: PeerId, *, now_s: float) -> None:
-        """The peer could not be reached at any address."""
+    def failed(self, peer: PeerId, *, gave_s: float = math.inf, now_s: float) -> None:
+        """The peer could not be reached at any address, or not in the time that its caller gave the dial."""
         known = self._peers.get(peer)
         if known is not None:
             wait_s = min(self._settings.backoff_s * 2.0 ** min(known.failures, 64), self._settings.max_backoff_s)
             known.failures += 1
             known.retry_at_s = now_s + wait_s
+            known.gave_s = gave_s
 
     def forgive(self, peer: PeerId) -> None:
         """The peer may be dialled at once, for somebody wants it who knows better than what failed before."""
@@ -167,10 +170,12 @@ class AddressBook:
         if known is not None:
             known.failures, known.retry_at_s = 0, None
 
-    def wait_s(self, peer: PeerId, *, now_s: float) -> float:
-        """How much longer a peer is to be left alone; 0 if it may be dialled."""
+    def wait_s(self, peer: PeerId, *, gives_s: float, now_s: float) -> float:
+        """How much longer a peer is to be left alone by who gives a dial so much time; 0 if it may be dialled."""
         known = self._peers.get(peer)
-        return 0.0 if known is None or known.retry_at_s is None else max(0.0, known.retry_at_s - now_s)
+        if known is None or known.retry_at_s is None or gives_s > known.gave_s:
+            return 0.0
+        return max(0.0, known.retry_at_s - now_s)
 
     def _used(self, peer: PeerId, source: str) -> _Peer:
         known = self._peers.setdefault(peer, _Peer(source))
@@ -318,18 +323,18 @@ class Dialer:
         if not self.is_connected(peer):
             turns = self._turns.setdefault(peer, Turns())
             with turns.waiting(caller, at_most_s=self._race.total_timeout_s):
-                await turns.dial(partial(self._dial, peer), is_connected=partial(self.is_connected, peer))
+                await turns.dial(partial(self._dial, peer, timeout_s), is_connected=partial(self.is_connected, peer))
             if caller.scope.cancelled_caught and not self.is_connected(peer):
                 if caller.began_s is None:
                     raise NoTurnError(f"peer {short(peer)}: no turn to dial it within {self._race.total_timeout_s:g} s")
                 if timeout_s >= FAIR_DIAL_S and not turns.is_taken:
-                    self.book.failed(peer, now_s=trio.current_time())
+                    self.book.failed(peer, gave_s=timeout_s, now_s=trio.current_time())
                 raise QueryError(f"peer {short(peer)} did not answer within {timeout_s:g} s")
         caller.begin()
         return caller.elapsed_s
 
-    async def _dial(self, peer: PeerId) -> None:
-        wait_s = self.book.wait_s(peer, now_s=trio.current_time())
+    async def _dial(self, peer: PeerId, timeout_s: float) -> None:
+        wait_s = self.book.wait_s(peer, gives_s=timeout_s, now_s=trio.current_time())
         if wait_s > 0:
             raise QueryError(f"peer {short(peer)} could not be reached; it is left alone for {wait_s:.0f} s")
         deadline_s = trio.current_time() + self._race.total_timeout_s

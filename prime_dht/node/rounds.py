@@ -73,6 +73,9 @@ WAIT_S = 60.0
 LEAST_BYTES_PER_S = 16 << 10
 """For each second more that the waits of a round take, this much has to have gone over its stream."""
 
+FEW_ANSWERS = 5
+"""A round in earnest that moves little is over after about so many."""
+
 MAX_ROUND_S = 600.0
 """For a round, whatever it has moved; then it waits for no message any more. What is left is for the next."""
 
@@ -86,6 +89,8 @@ class Traffic:
 
     >>> Traffic().patience_s, Traffic(waited_s=50.0).patience_s, Traffic(waited_s=50.0, bytes_sent=1 << 20).patience_s
     (30.0, 10.0, 30.0)
+    >>> Traffic(waited_s=50.0).stalled_s, Traffic(waited_s=50.0, bytes_sent=1 << 20).stalled_s
+    (10.0, -14.0)
     """
 
     messages_sent: int = 0
@@ -96,15 +101,28 @@ class Traffic:
     waits_since_s: float | None = None
 
     @property
-    def stalled_s(self) -> float:
+    def wait_s(self) -> float:
+        """How long the wait takes until now that is under way."""
+        return 0.0 if self.waits_since_s is None else trio.current_time() - self.waits_since_s
+
+    @property
+    def overdue_s(self) -> float:
         """How long the peer was waited for until now beyond what the bytes moved account for; less than 0 if not."""
-        wait_s = 0.0 if self.waits_since_s is None else trio.current_time() - self.waits_since_s
-        return self.waited_s + wait_s - (self.bytes_sent + self.bytes_received) / LEAST_BYTES_PER_S
+        return self.waited_s + self.wait_s - (self.bytes_sent + self.bytes_received) / LEAST_BYTES_PER_S
+
+    @property
+    def stalled_s(self) -> float:
+        """How much of that one answer takes: the one that is waited for now, or one of :data:`FEW_ANSWERS`.
+
+        On a long path many short waits add up, and after many bytes a long wait may be for many more. But who answers
+        again and again, each time just soon enough, moves nothing and is no better than one who says nothing.
+        """
+        return min(self.overdue_s, max(self.wait_s, self.overdue_s / FEW_ANSWERS))
 
     @property
     def patience_s(self) -> float:
         """How long the next wait may take."""
-        return min(STAGE_TIMEOUT_S, max(0.0, WAIT_S - self.stalled_s))
+        return min(STAGE_TIMEOUT_S, max(0.0, WAIT_S - self.overdue_s))
 
     @contextmanager
     def wait(self) -> Iterator[None]:

@@ -6,14 +6,15 @@
   may: first those whose arc is known to overlap ours, then those of unknown arc, then the rest, whose arcs may have
   grown. Among equals the one never synced with, or least recently.
 - *Backoff.* A peer that failed is left alone for a while, twice as long each time; one of another network, for as long
-  as that gets. One that misbehaved is left alone much longer. Neither this nor one that gave way may begin a round
-  meanwhile. One that put us off is left alone for a moment.
+  as that gets. One that misbehaved is left alone much longer, and may begin no round meanwhile. One that put us off is
+  left alone for a moment.
 - *Busy.* Only so many rounds that others began go on at a time, and of one peer not more than a *burst*: 16 in any 10
   minutes. With one peer this node begins half as many, whatever they bring, so that it is never too much for that.
-- *Giving way.* A round has *stalled* for as long as its peer was waited for beyond what the bytes it moved account for.
-  Where there is no place for another, the one that stalled longest gives way to it, if that is longer than a peer in
-  earnest takes to answer. So who begins rounds and falls silent keeps a place for a second, and then no more for a
-  while: ids are free, but to keep all places takes ten new ones every second, or bytes.
+- *Giving way.* A round has *stalled* for as long as an answer is waited for that the bytes it moved do not account
+  for. Where there is no place for another, the one that stalled longest gives way to it, if that is longer than a peer
+  in earnest takes to answer. Its peer may begin another at once, but for a while only where there is a place. So who
+  begins rounds and falls silent keeps others out for a second, and then no more: ids are free, but to keep all places
+  takes ten new ones every second, or answers, or bytes. And who is well and only slow loses little, and is not charged.
 - *Crossing.* If two nodes begin a round with each other at once, one of the two goes on (:func:`survives`).
 
 A round of which nothing is heard any more expires, each at its own time, long after it should have ended.
@@ -42,6 +43,7 @@ class Pace:
         interval_us, jitter_us: from one round that this node initiates to the next; the jitter is drawn each time.
         max_accepted: rounds that others began, at a time.
         stalled_us: one of them gives way to another, if need be, when it has stalled for this long.
+        gave_way_us: for how long no other gives way to a peer that gave way itself.
         burst, burst_us: of one peer so many are accepted in any interval of this length, and half as many begun.
         round_us: a round that takes longer has expired: longer than whoever carries rounds out lets any take.
         put_off_us: for how long a peer is left alone that was busy or not ready.
@@ -53,6 +55,7 @@ class Pace:
     jitter_us: int = 10 * US_PER_S
     max_accepted: int = 10
     stalled_us: int = US_PER_S
+    gave_way_us: int = 600 * US_PER_S
     burst: int = 16
     burst_us: int = 600 * US_PER_S
     round_us: int = 1800 * US_PER_S
@@ -120,7 +123,8 @@ class _Memory:
     synced_us: int | None = None
     failures: int = 0
     alone_until_us: int = 0
-    is_shut_out: bool = False
+    shut_out_until_us: int = 0
+    displaces_from_us: int = 0
     accepted_us: deque[int] = field(default_factory=deque)
     refused_us: deque[int] = field(default_factory=deque)
     begun_us: deque[int] = field(default_factory=deque)
@@ -172,7 +176,7 @@ class Schedule:
         """
         self.expire(now_us)
         memory = self._memory(peer)
-        if memory.is_shut_out and now_us < memory.alone_until_us:
+        if now_us < memory.shut_out_until_us:
             return Refusal.TOO_OFTEN
         if self._lately(memory.accepted_us, now_us) >= self._pace.burst:
             memory.refused_us.append(now_us)
@@ -186,7 +190,7 @@ class Schedule:
         instead_of = None
         if len(accepted) >= self._pace.max_accepted:
             instead_of = max((active.peer for active in accepted), key=lambda other: stalled_us[other])
-            if stalled_us[instead_of] < self._pace.stalled_us:
+            if stalled_us[instead_of] < self._pace.stalled_us or now_us < memory.displaces_from_us:
                 return Refusal.BUSY
             self.end(instead_of, is_ours=False, result=Result.STALLED, now_us=now_us)
         if ours is not None:
@@ -204,7 +208,7 @@ class Schedule:
         if self._lately(memory.refused_us, now_us) > self._pace.burst:
             memory.refused_us.popleft()
             return True
-        return memory.is_shut_out and now_us < memory.alone_until_us
+        return now_us < memory.shut_out_until_us
 
     def end(self, peer: PeerId, *, is_ours: bool, result: Result, now_us: int) -> None:
         """A round is over, if it has not expired before."""
@@ -222,18 +226,22 @@ class Schedule:
     def _note(self, peer: PeerId, result: Result, now_us: int) -> None:
         memory, pace = self._memory(peer), self._pace
         if result is Result.DONE:
-            memory.synced_us, memory.failures, memory.alone_until_us, memory.is_shut_out = now_us, 0, 0, False
+            memory.synced_us, memory.failures, memory.alone_until_us, memory.shut_out_until_us = now_us, 0, 0, 0
             return
         if result is Result.PUT_OFF:
             memory.alone_until_us = max(memory.alone_until_us, now_us + pace.put_off_us)
             return
+        if result is Result.STALLED:
+            memory.alone_until_us = max(memory.alone_until_us, now_us + pace.backoff_us)
+            memory.displaces_from_us = now_us + pace.gave_way_us
+            return
         memory.failures += 1
-        memory.is_shut_out = result in (Result.STALLED, Result.MISCONDUCT)
         wait_us = min(pace.max_backoff_us, pace.backoff_us << min(memory.failures - 1, 32))
         if result is Result.FOREIGN:
             wait_us = pace.max_backoff_us
         elif result is Result.MISCONDUCT:
             wait_us = max(wait_us, pace.misconduct_backoff_us)
+            memory.shut_out_until_us = now_us + wait_us
         memory.alone_until_us = now_us + wait_us
 
     def _is_ready(self, candidate: Candidate, now_us: int) -> bool:

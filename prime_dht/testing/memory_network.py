@@ -254,11 +254,11 @@ class MemoryNetwork:
         message = encode_request(request)
         try:
             with trio.fail_after(timeout_s):
-                answer = await self._exchange(await self._connect(peer), message)
+                answer = await self._exchange(await self._connect(peer, timeout_s), message)
             return credible_reply(decode_reply(request, answer), told_from=lambda: self._world.address_of(peer))
         except trio.TooSlowError as error:
             if peer not in self._links and timeout_s >= FAIR_DIAL_S:
-                self._book.failed(peer, now_s=trio.current_time())
+                self._book.failed(peer, gave_s=timeout_s, now_s=trio.current_time())
             raise QueryError(f"peer {short(peer)} did not answer within {timeout_s:g} s") from error
         except RemoteProtocolError as error:
             self._offenders.charge(peer, now_s=trio.current_time())
@@ -320,14 +320,14 @@ class MemoryNetwork:
 
     # The calling side
 
-    async def _connect(self, peer: PeerId) -> MemoryNetwork:
+    async def _connect(self, peer: PeerId, timeout_s: float) -> MemoryNetwork:
         linked = self._links.get(peer)
         if linked is not None:
             return linked
         if peer == self.local:
             raise QueryError("a node does not dial itself")
         now_s = trio.current_time()
-        if self._book.wait_s(peer, now_s=now_s) > 0:
+        if self._book.wait_s(peer, gives_s=timeout_s, now_s=now_s) > 0:
             raise QueryError(f"peer {short(peer)} could not be reached; it is left alone for a while")
         addresses = self._book.addresses(peer)
         if not addresses:
@@ -384,14 +384,14 @@ class MemoryNetwork:
             raise QueryError(f"peer {short(peer)} kept breaking the protocol; it is left alone for a while")
         try:
             with trio.fail_after(timeout_s):
-                other = await self._connect(peer)
+                other = await self._connect(peer, timeout_s)
                 await self._travel(peer)
                 ours, theirs = conversation_pair(self.local, peer, self._carrier(other), other._carrier(self))
                 is_taken = other.take_round(theirs)
                 await self._travel(peer)
         except trio.TooSlowError as error:
             if peer not in self._links:
-                self._book.failed(peer, now_s=trio.current_time())
+                self._book.failed(peer, gave_s=timeout_s, now_s=trio.current_time())
             raise QueryError(f"peer {short(peer)} opens no stream within {timeout_s:g} s") from error
         if not is_taken:
             raise QueryError(f"peer {short(peer)} does not sync")
@@ -411,7 +411,7 @@ class MemoryNetwork:
             raise QueryError(f"peer {short(peer)} kept breaking the protocol; it is left alone for a while")
         try:
             with trio.fail_after(timeout_s):
-                other = await self._connect(peer)
+                other = await self._connect(peer, timeout_s)
                 await self._travel(peer)
         except trio.TooSlowError as error:
             raise QueryError(f"peer {short(peer)} opens no stream within {timeout_s:g} s") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -161,23 +162,23 @@ def test_a_peer_that_fails_is_left_alone_twice_as_long_each_time() -> None:
     waits = []
     for _ in range(5):
         book.failed(PEER, now_s=10.0)
-        waits.append(book.wait_s(PEER, now_s=10.0))
+        waits.append(book.wait_s(PEER, gives_s=math.inf, now_s=10.0))
     assert waits == [1.0, 2.0, 4.0, 5.0, 5.0]
-    assert book.wait_s(PEER, now_s=14.0) == 1.0
-    assert book.wait_s(PEER, now_s=15.0) == 0.0
-    assert book.wait_s(OTHER, now_s=0.0) == 0.0
+    assert book.wait_s(PEER, gives_s=math.inf, now_s=14.0) == 1.0
+    assert book.wait_s(PEER, gives_s=math.inf, now_s=15.0) == 0.0
+    assert book.wait_s(OTHER, gives_s=math.inf, now_s=0.0) == 0.0
 
 
 def test_a_new_address_or_a_success_ends_the_wait_and_an_old_address_does_not() -> None:
     book = book_of("/ip4/192.0.2.1/tcp/4001")
     book.failed(PEER, now_s=0.0)
     book.add(PEER, [binary("/ip4/192.0.2.1/tcp/4001")], source="test", now_s=0.0)
-    assert book.wait_s(PEER, now_s=0.0) == 1.0
+    assert book.wait_s(PEER, gives_s=math.inf, now_s=0.0) == 1.0
     book.add(PEER, [binary("/ip4/192.0.2.2/tcp/4001")], source="test", now_s=0.0)
-    assert book.wait_s(PEER, now_s=0.0) == 0.0
+    assert book.wait_s(PEER, gives_s=math.inf, now_s=0.0) == 0.0
     book.failed(PEER, now_s=0.0)
     book.succeeded(PEER, binary("/ip4/192.0.2.2/tcp/4001"), now_s=0.0)
-    assert book.wait_s(PEER, now_s=0.0) == 0.0
+    assert book.wait_s(PEER, gives_s=math.inf, now_s=0.0) == 0.0
 
 
 def test_what_the_owner_vouches_for_is_believed_though_a_peer_said_it_before_or_says_it_again() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -97,7 +98,7 @@ async def test_a_dial_that_takes_longer_than_a_caller_in_a_hurry_allows_is_not_h
         with pytest.raises(QueryError, match="did not answer within 1 s"):
             await dialer.connect(peer, [silent], timeout_s=1)
         assert trio.current_time() == start_s + 1
-        assert dialer.book.wait_s(peer, now_s=start_s + 1) == 0
+        assert dialer.book.wait_s(peer, gives_s=1, now_s=start_s + 1) == 0
 
 
 @pytest.mark.parametrize("timeout_s", [QUERY_TIMEOUT_S, PROBE_TIMEOUT_S])
@@ -116,8 +117,28 @@ async def test_a_peer_that_swallows_packets_is_left_alone_once_for_all_who_gave_
             async with trio.open_nursery() as nursery:
                 for _ in range(3):
                     nursery.start_soon(connect, dialer)
-            assert dialer.book.wait_s(peer, now_s=trio.current_time()) == wait_s
+            assert dialer.book.wait_s(peer, gives_s=timeout_s, now_s=trio.current_time()) == wait_s
             await trio.sleep(wait_s)
+
+
+async def test_a_peer_on_a_slow_path_that_lookups_give_up_is_reached_by_who_gives_it_more_time(
+    patient_clock: MockClock, silent: bytes
+) -> None:
+    async with host() as client, server() as other:
+        # The addresses race, and the second one's turn comes late.
+        dialer = Dialer(client, AddressBook(), race=RaceSettings(stagger_s=QUERY_TIMEOUT_S + 0.5))
+        dialer.book.add(other.local, [silent, *other.own_addresses()], source="test", now_s=0.0)
+        dialer.book.succeeded(other.local, silent, now_s=0.0)
+        for wait_s in (1, 2):
+            with pytest.raises(QueryError, match="did not answer within 3 s"):
+                await dialer.connect(other.local, timeout_s=QUERY_TIMEOUT_S)
+            with pytest.raises(QueryError, match=f"left alone for {wait_s} s"):
+                await dialer.connect(other.local, timeout_s=QUERY_TIMEOUT_S)
+            await trio.sleep(wait_s)
+        with pytest.raises(QueryError, match="did not answer within 3 s"):
+            await dialer.connect(other.local, timeout_s=QUERY_TIMEOUT_S)
+        await dialer.connect(other.local, timeout_s=PROBE_TIMEOUT_S)
+        assert dialer.is_connected(other.local)
 
 
 async def test_a_dial_that_one_caller_gives_up_is_not_held_against_the_peer_while_another_goes_on(
@@ -139,7 +160,7 @@ async def test_a_dial_that_one_caller_gives_up_is_not_held_against_the_peer_whil
                 await wait_all_tasks_blocked()
         assert errors[:2] == ["not answer within 3 s", "not answer within 4 s"]
         assert "no answer within 5 s" in errors[2]
-        assert dialer.book.wait_s(peer, now_s=trio.current_time()) == 1
+        assert dialer.book.wait_s(peer, gives_s=math.inf, now_s=trio.current_time()) == 1
 
 
 async def test_what_the_dial_took_is_no_longer_there_for_the_answer(patient_clock: MockClock, silent: bytes) -> None:

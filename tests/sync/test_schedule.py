@@ -198,19 +198,36 @@ def test_no_round_gives_way_while_there_is_a_place_or_to_one_that_is_refused() -
     assert accept(made, C, LATER_US, stalled_us=stalled_us) is Refusal.TOO_OFTEN
 
 
-def test_who_gave_way_is_left_alone_as_one_that_failed_and_begins_no_round_meanwhile() -> None:
+def test_who_gave_way_may_begin_another_round_but_none_gives_way_to_it_for_a_while() -> None:
     made = schedule(Pace(max_accepted=1))
     accept(made, A, LATER_US)
-    until_us = LATER_US + PACE.backoff_us
+    until_us = LATER_US + PACE.gave_way_us
     assert accept(made, B, LATER_US, stalled_us={A: PACE.stalled_us}) == Accepted(instead_of=A)
-    assert begin(made, all_of(A), until_us - 1) is None
-    made.end(B, is_ours=False, result=Result.DONE, now_us=LATER_US)
-    assert accept(made, A, until_us - 1) is Refusal.TOO_OFTEN
-    assert accept(made, A, until_us) == Accepted()
+    assert accept(made, A, until_us - 1, stalled_us={B: PACE.stalled_us}) is Refusal.BUSY
+    assert accept(made, A, until_us, stalled_us={B: PACE.stalled_us}) == Accepted(instead_of=B)
+    made.end(A, is_ours=False, result=Result.DONE, now_us=until_us)
+    assert accept(made, B, until_us) == Accepted()
 
 
-def test_fourteen_ids_that_fall_silent_in_each_round_keep_nobody_out() -> None:
-    made, silent, honest = schedule(), [PeerId(b"silent %d" % number) for number in range(14)], 0
+def test_whoever_gives_way_again_and_again_loses_no_more_each_time_whatever_failed_before() -> None:
+    made, now_us = schedule(Pace(interval_us=1, jitter_us=0, max_accepted=1)), LATER_US
+    for _ in range(4):
+        sync(made, A, now_us, Result.FAILED)
+        now_us += PACE.max_backoff_us
+    for number in range(7):
+        assert accept(made, A, now_us) == Accepted()
+        fresh = PeerId(b"fresh %d" % number)
+        assert accept(made, fresh, now_us, stalled_us={A: PACE.stalled_us}) == Accepted(instead_of=A)
+        assert not made.is_pestered_by(A, now_us=now_us)
+        made.end(fresh, is_ours=False, result=Result.FAILED, now_us=now_us)
+        assert not _is_free(made, now_us + PACE.backoff_us - 1)
+        assert _is_free(made, now_us + PACE.backoff_us)
+        now_us += PACE.backoff_us
+
+
+@pytest.mark.parametrize(("ids", "least"), [(14, 100), (200, 96)])
+def test_ids_that_fall_silent_in_each_round_keep_next_to_nobody_out(ids: int, least: int) -> None:
+    made, silent, honest = schedule(), [PeerId(b"silent %d" % number) for number in range(ids)], 0
     began_s: dict[PeerId, int] = {}
 
     def takes_part(peer: PeerId, second: int) -> bool:
@@ -221,7 +238,7 @@ def test_fourteen_ids_that_fall_silent_in_each_round_keep_nobody_out() -> None:
             del began_s[answer.instead_of]
         return isinstance(answer, Accepted)
 
-    for second in range(3600):
+    for second in range(1200):
         for peer in silent:
             if began_s.get(peer, second) + 30 <= second:
                 made.end(peer, is_ours=False, result=Result.FAILED, now_us=second * US_PER_S)
@@ -233,7 +250,7 @@ def test_fourteen_ids_that_fall_silent_in_each_round_keep_nobody_out() -> None:
             if takes_part(peer, second):
                 honest += 1
                 made.end(peer, is_ours=False, result=Result.DONE, now_us=second * US_PER_S)
-    assert honest == 300
+    assert least <= honest <= 100
 
 
 def test_the_seventeenth_round_of_a_peer_in_ten_minutes_is_refused_in_a_sliding_window() -> None:  # 39
