@@ -358,7 +358,8 @@ class FetchPlan:
         """The blocks that may be asked of a second provider, and from when on.
 
         There are none as long as there is anything else to ask for. Where that is because no more may be under way, it
-        is the first block that holds up all others, if whoever was asked for it has fallen silent.
+        is the first block that holds up all others, if whoever was asked for it has fallen silent: for longer than all
+        that is asked of it would take.
         """
         if self._blocks.count(State.LOOKING, State.WANTED):
             return []
@@ -367,8 +368,9 @@ class FetchPlan:
         first = self._blocks.first()
         if first is None or len(first.asked_of) != 1:
             return []
-        answered_us = self._providers[first.asked_of[0]].answered_us
-        return [(max(first.asked_at_us, answered_us) + SECOND_AFTER_US, first)]
+        provider = self._providers[first.asked_of[0]]
+        silence_us = max(SECOND_AFTER_US, provider.expected_us(0) if provider.delivered else 0)
+        return [(max(first.asked_at_us, provider.heard_us) + silence_us, first)]
 
     def _search_or_end(self, now_us: int) -> None:
         if self._walk.done and not self._blocks:

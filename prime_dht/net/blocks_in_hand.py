@@ -5,7 +5,7 @@ the streams of its peer, then among all. Turns come in the order of waiting, so 
 another, as fast as those before it are taken, however many peers want some and however many streams they have.
 
 A block that others wait for has to be taken within :data:`OFFERED_S`. To keep others waiting for so long, strangers
-have to hold all turns, under one id for each :data:`IN_HAND_OF_PEER` of them, and to take a mebibyte a second.
+have to hold all turns, under one id for each :data:`IN_HAND_OF_PEER` of them, and to take half a mebibyte a second.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ import trio
 
 from prime_dht.net.streams import StreamLostError
 
-IN_HAND = 64
-"""Blocks of 1 MiB, or 2 MiB at most."""
+IN_HAND = 32
+"""Blocks of 1 MiB, or 2 MiB at most. They share this end's uplink, and fetches give up who takes a minute for one: with
+twice as many an uplink of 0.7 MB/s brought hardly any block to its end."""
 
-IN_HAND_OF_PEER = 4
+IN_HAND_OF_PEER = 3
 """A stream has two: one is being sent while another is loaded. So one that is slow holds up no other of its peer."""
 
 OFFERED_S = 60.0

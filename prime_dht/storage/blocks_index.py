@@ -104,7 +104,7 @@ class BlockIndex:
             StorageError: it is damaged, of another version, or no index of blocks.
             sqlite3.Error: it cannot be read.
         """
-        self._added: set[bytes] = set()  # since it was asked last which blocks are not synced
+        self._added: set[bytes] | None = None  # since it was asked which blocks are not synced, until they are
         self._path = path
         with contextlib.ExitStack() as failing, self._damage_named():
             self._connection = sqlite3.connect(
@@ -187,7 +187,8 @@ class BlockIndex:
     def add(self, sizes: Mapping[bytes, int]) -> None:
         """Blocks of these digests and sizes in bytes are there from now on; they were not before."""
         self._connection.executemany("INSERT INTO blocks (digest, size_bytes) VALUES (?, ?)", sizes.items())
-        self._added.update(sizes)
+        if self._added is not None:
+            self._added.update(sizes)
 
     def use(self, root: int, digests: Iterable[bytes]) -> None:
         """A root uses these blocks, all of which are there."""
@@ -212,7 +213,7 @@ class BlockIndex:
 
     def unsynced(self) -> list[bytes]:
         """Blocks that a loss of power might damage."""
-        self._added.clear()
+        self._added = set()
         rows = self._connection.execute("SELECT digest FROM blocks WHERE is_synced = 0")
         return [digest for (digest,) in rows]
 
@@ -221,9 +222,9 @@ class BlockIndex:
 
         But not those that were added since: of these digests there were blocks then too, which went with their files.
         """
+        added, self._added = self._added or set(), None
         self._connection.executemany(
-            "UPDATE blocks SET is_synced = 1 WHERE digest = ?",
-            ((digest,) for digest in digests if digest not in self._added),
+            "UPDATE blocks SET is_synced = 1 WHERE digest = ?", ((digest,) for digest in digests if digest not in added)
         )
 
     # Roots

@@ -135,6 +135,16 @@ def test_while_the_reader_takes_its_time_nothing_is_asked_twice() -> None:
     assert world.log.asked_twice == []
 
 
+def test_of_many_providers_over_one_slow_link_no_block_is_asked_twice_before_the_end() -> None:
+    """Each of them takes as long for a block as all share the link; fewer blocks than providers may be under way."""
+    world = world_of({}, chunks=200, max_blocks=16)
+    for peer in (ANNE, *peers(19)):
+        world.plan.on_provider(peer)
+        world.providers[peer] = Temper(block_us=2 * US_PER_S)
+    assert world.run(until=lambda: len(world.store) > 150) is None
+    assert len(world.log.asked_twice) < 12, "at first nobody knows how fast they are"
+
+
 def test_the_block_that_a_reader_waits_for_is_asked_of_a_second_provider_though_there_is_more_to_draw() -> None:
     world = world_of({}, chunks=10)
     plan, root = world.plan, world.plan.root

@@ -25,7 +25,8 @@ DATA = bytes(1 << 20)
 CID, ABSENT = Cid.of_raw(DATA), Cid.of_raw(b"absent")
 CAME = BlockCame(CID, bytearray(DATA))
 PLACES = 16
-HOGS = STRANGERS[: IN_HAND // IN_HAND_OF_PEER]
+HOGS = STRANGERS[: IN_HAND // IN_HAND_OF_PEER + 1]
+"""The last of them gets fewer turns than it wants."""
 
 
 class Shelf:
@@ -181,9 +182,10 @@ async def test_each_peer_gets_its_blocks_in_turn_however_many_streams_others_hav
     hogs = [[await served.ask(peer, *[CID] * 9) for _ in range(SERVED_OF_PEER)] for peer in HOGS]
     last = await served.ask(HONEST, CID, CID)
     assert served.store.reads == IN_HAND
+    assert await hogs[0][0].receive() == CAME  # whose turn the last of them gets
     assert await hogs[0][0].receive() == CAME
     await wait_all_tasks_blocked()
-    assert served.store.reads == IN_HAND + 1
+    assert served.store.reads == IN_HAND + 2
     assert await last.receive() == CAME  # that one was for it, before all others that wait
 
 

@@ -101,6 +101,19 @@ async def test_a_put_that_is_cancelled_while_some_replica_may_have_the_entry_kee
         assert (await blocks.stats()).blocks == 0
 
 
+@pytest.mark.parametrize(("wait_s", "cancelled_after_s"), [(0, 60), (3, 60), (60, 3)])
+async def test_the_blocks_of_a_put_that_was_left_go_once_replicas_hold_what_was_put_again(
+    wait_s: float, cancelled_after_s: float, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_swarm(seed=1, size=4) as swarm:
+        client = await join_slow_client(swarm, monkeypatch)
+        with trio.move_on_after(cancelled_after_s):
+            await client.blobs.add(VALUE, wait_s=wait_s)
+        assert (await client.blobs.add(VALUE, wait_s=1000)).acknowledged
+        await swept(swarm)
+        assert await client.blobs.kept() == []
+
+
 async def test_the_blocks_of_a_put_that_no_replica_took_go(autojump_clock: MockClock) -> None:
     async with open_swarm(seed=1, size=2) as swarm:
         client = await swarm.join_client()

@@ -11,7 +11,8 @@ from typing import Self
 import trio
 
 from prime_dht.background import background_nursery
-from prime_dht.blobs.cid import Cid
+from prime_dht.blobs.cid import Cid, Codec
+from prime_dht.blobs.unixfs import MAX_BLOCK_BYTES
 from prime_dht.config import DhtConfig
 from prime_dht.entries.entry import BlobRef, Entry
 from prime_dht.errors import BlobError, PrimeDHTError, ValidationError
@@ -19,7 +20,7 @@ from prime_dht.ids import US_PER_S, Key, PeerId, wire_key
 from prime_dht.node.arguments import PathLike, path_of
 from prime_dht.node.blobs.claims import PIN, all_roots
 from prime_dht.node.blobs.destination import StoreDestination
-from prime_dht.node.blobs.fetch import Fetcher, OnProgress
+from prime_dht.node.blobs.fetch import Fetcher, OnProgress, RefusedBlobError
 from prime_dht.node.blobs.file import FileDestination, write_small
 from prime_dht.node.blobs.keeping import Keeping
 from prime_dht.node.blobs.putting import (
@@ -257,10 +258,11 @@ class Blobs:
         progress: OnProgress | None,
     ) -> tuple[Statement, PutReceipt]:
         statement = replace(statement, blob=stored.ref)
-        async with self._blob_writer.given_up_if_it_fails(stored):
-            receipt = await self._writer.put(statement, replication=replication)
-        # The entry is out: from here on the blocks stay until it ends, whatever becomes of the wait.
-        return statement, await self._blob_writer.spread(stored, receipt, wait_s=wait_s, progress=progress)
+        with self._blob_writer.left_at_the_end(stored):
+            async with self._blob_writer.given_up_if_it_fails(stored):
+                receipt = await self._writer.put(statement, replication=replication)
+            # The entry is out: from here on the blocks stay until it ends, whatever becomes of the wait.
+            return statement, await self._blob_writer.spread(stored, receipt, wait_s=wait_s, progress=progress)
 
     # Getting
 
@@ -294,8 +296,16 @@ class Blobs:
             await self.pin(cid, max_bytes=max_bytes, progress=progress)
         elif max_bytes is not None:
             await self._check_size(cid, max_bytes, start=start, stop=stop)
-        hints = await self._hints(cid)
-        return await self._get(root, to=to, size=_size_in(cid), start=start, stop=stop, hints=hints, progress=progress)
+        size, hints = _size_in(cid), await self._hints(cid)
+        if to is None:
+            return await self._read(root, size, start, stop, hints, progress)
+        destination = FileDestination(to, root, size=size, start=start, stop=stop)
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(destination.aclose)
+            await destination.open()
+            await self._fetcher.fetch(destination, hints, progress=progress)
+            await destination.finish()
+        return b""
 
     @asynccontextmanager
     async def stream(
@@ -350,18 +360,25 @@ class Blobs:
             progress: is told how far it is; must not block.
 
         Raises:
-            BlobError: nobody has it. It stays pinned, and what was fetched stays, so that a later call goes on.
+            BlobError: nobody has it. It stays pinned, and what was fetched stays, so that a later call goes on. Or it
+                is none, or of another size than its entry says; then it is not pinned, unless it was before.
             StorageError: there is no room.
             ValidationError: it is no CID, or has more than ``max_bytes``. It is not pinned.
         """
         root = cid_of(cid)
         if max_bytes is not None:
             await self._check_size(cid, max_bytes)
-        await self._blocks.claim(Claim(root=root, label=PIN), size_bytes=0)
-        status = await self._blocks.status(root)
-        if status is None or not status.is_complete:
-            destination = StoreDestination(self._blocks, root)
-            await self._fetcher.fetch(destination, await self._hints(cid), progress=progress)
+        destination = StoreDestination(self._blocks, root, size=_size_in(cid))
+        claim = Claim(root=root, label=PIN)
+        was_pinned = claim in await self._blocks.claims(root)
+        status = await self._blocks.claim(claim, size_bytes=0)
+        if not status.is_complete:
+            try:
+                await self._fetcher.fetch(destination, await self._hints(cid), progress=progress)
+            except RefusedBlobError:
+                if not was_pinned:
+                    await self.unpin(root)
+                raise
             await self._blocks.complete(root, size_bytes=destination.walk.size)
         await self._keeping.announce(root)
 
@@ -394,32 +411,13 @@ class Blobs:
         """Raise if a part of a blob is too large. How large a blob is says its entry, or else its root."""
         root, size = cid_of(cid), _size_in(cid)
         if size is None:
+            if root.codec is Codec.RAW and max_bytes >= MAX_BLOCK_BYTES:
+                return  # it is one block, which cannot be larger, and need not be fetched twice
             async with self._streamed(root, None, 0, 0, await self._hints(cid), None) as nothing:
                 await anext(nothing, None)
             size = nothing.walk.size or 0
         if (part_bytes := _part_bytes(size, start, stop)) > max_bytes:
             raise ValidationError(f"blob {root}: {part_bytes:,} bytes; at most {max_bytes:,} were to be taken")
-
-    async def _get(
-        self,
-        root: Cid,
-        *,
-        to: Path | None,
-        size: int | None,
-        start: int,
-        stop: int | None,
-        hints: Collection[PeerId],
-        progress: OnProgress | None,
-    ) -> bytes:
-        if to is None:
-            return await self._read(root, size, start, stop, hints, progress)
-        destination = FileDestination(to, root, size=size, start=start, stop=stop)
-        async with AsyncExitStack() as stack:
-            stack.push_async_callback(destination.aclose)
-            await destination.open()
-            await self._fetcher.fetch(destination, hints, progress=progress)
-            await destination.finish()
-        return b""
 
     async def _read(
         self,

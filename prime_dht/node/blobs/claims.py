@@ -88,7 +88,7 @@ class BlobClaims:
         self._new: dict[OpId, KeptBlob] = {}
         self._released: list[Cid] = []
         self._puts: dict[Claim, int] = {}  # and when their entries end
-        self._left: set[Claim] = set()  # of these, those of processes that ended
+        self._left: set[Claim] = set()  # of these, those that no put is waiting for
         self.kept: dict[OpId, KeptBlob] = {}
         self.changed = trio.Event()
 
@@ -116,9 +116,10 @@ class BlobClaims:
             StorageError: the block store failed; the next sweep does it.
         """
         for op_id in op_ids:
-            if op_id in self.kept:
-                await self._blocks.release(self.kept[op_id].claim)
-                self._released.append(self.kept.pop(op_id).root)
+            if (blob := self.kept.get(op_id)) is not None:
+                await self._blocks.release(blob.claim)
+                self.kept.pop(op_id, None)  # unless another did it meanwhile
+                self._released.append(blob.root)
 
     def take_new(self) -> list[KeptBlob]:
         """What was added since this was called last."""
@@ -170,19 +171,27 @@ class BlobClaims:
         """What a put is to claim its blob with; released by :meth:`put_done`, or when its entry ends."""
         claim = Claim(root=root, label=PUT + until_us.to_bytes(8, "big"))
         self._puts[claim] = until_us
+        self._left.discard(claim)
         return claim
 
     async def put_done(self, claim: Claim) -> None:
         """Nothing more is to be kept for a put: it was given up, or its entry has ended."""
-        self._left.discard(claim)
-        if self._puts.pop(claim, None) is not None:
-            await self._blocks.release(claim)
+        if claim in self._puts:
+            await self._blocks.release(claim)  # first: if it fails, a sweep does it once the entry has ended
+            self._puts.pop(claim, None)
+            self._left.discard(claim)
             self._released.append(claim.root)
+
+    def put_left(self, claim: Claim) -> None:
+        """Nobody waits any more for replicas to hold what was put. Unless they do, it is kept until its entry ends."""
+        if claim in self._puts:
+            self._left.add(claim)
 
     async def put_held(self, claim: Claim) -> None:
         """Enough replicas hold what was put.
 
-        So nothing need be kept either for a put of the same by a process that ended, unless its entry lives longer.
+        So nothing need be kept either for a put of the same that nobody waits for, unless its entry lives longer. That
+        put was cancelled, or waited in vain, or its process ended.
         """
         until_us = self._puts.get(claim, 0)
         left = [each for each in self._left if each.root == claim.root and self._puts[each] <= until_us]

@@ -59,6 +59,10 @@ OnProgress = Callable[[BlobProgress], None]
 """Is told how far a blob is, often. It must not block."""
 
 
+class RefusedBlobError(BlobError):
+    """A blob breaks a rule of DAGs, or has another size than was said, whoever provides it."""
+
+
 class Fetcher:
     """Fetches blobs, a few at a time.
 
@@ -89,9 +93,10 @@ class Fetcher:
                 waiting for each other.
 
         Raises:
-            BlobError: nobody is left from whom the rest can be had, or the blob breaks a rule of DAGs. What was brought
-                stays, and another fetch goes on from there.
-            StorageError: the destination failed; likewise.
+            BlobError: nobody is left from whom the rest can be had. What was brought stays, and another fetch goes on
+                from there.
+            RefusedBlobError: the blob breaks a rule of DAGs; no fetch can bring it.
+            StorageError: the destination failed; what was brought stays.
         """
         async with self._places if waits else nullcontext():
             fetch = _Fetch(self._network, self._records, self._blocks, destination, self._limits, progress)
@@ -151,8 +156,10 @@ class _Fetch:
         match end:
             case Finished():
                 return
-            case Failed(reason) | Refused(reason):
+            case Failed(reason):
                 raise BlobError(reason)
+            case Refused(reason):
+                raise RefusedBlobError(reason)
             case PrimeDHTError():
                 raise end
             case _:

@@ -11,8 +11,8 @@ way that survives a loss of power. They are asked for that, time and again (:mod
 from __future__ import annotations
 
 import mimetypes
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -266,6 +266,15 @@ class BlobWriter:
         if receipt.acknowledged and stored.claim is not None:
             await self._claims.put_held(stored.claim)
         return receipt
+
+    @contextmanager
+    def left_at_the_end(self, stored: Stored) -> Iterator[None]:
+        """Put an entry that refers to a blob, and wait for replicas to hold that; afterwards nobody waits for it."""
+        try:
+            yield
+        finally:
+            if stored.claim is not None:
+                self._claims.put_left(stored.claim)
 
     @asynccontextmanager
     async def given_up_if_it_fails(self, stored: Stored) -> AsyncIterator[None]:

@@ -7,12 +7,14 @@ Others' blobs must not wait for those.
   last turn began or was cut short the longest ago; and of those that had none, of the one whose reference came last.
 - *Of one publisher* the reference that was tried least is fetched; of these, the newest.
 - *Giving way.* A fetch to which nothing has come for ``QUIET_S`` gives way to others that wait; if all of these were
-  tried before, after twice as long, and so on. So a new reference never waits for long, and one that is slow gets its
-  time too. A fetch to which blocks come gives way after ``TURN_S``, to a publisher that has none under way.
+  tried before, after twice as long, and so on. Of those under way the one that began first has twice as long for each
+  time that it was tried itself. So a new reference never waits for long, and one that is slow gets its time too. Any
+  fetch gives way after ``TURN_S``, to a publisher that has none under way.
 - *Again.* What failed or was quiet waits for its next turn; ever longer, unless blocks come.
 
 References are told apart, though they be to the same blob, for one may be wrong about its size, or its publisher lack
-it. They are fetched one after the other, and all are done when the blob is here.
+it. They are fetched one after the other, and all are done when the blob is here. So a fetch gives way to others to the
+same blob only when it is quiet, and no other fetch gives way to them.
 
 Nothing here has a clock: all times are seconds of one monotonic clock.
 """
@@ -38,15 +40,18 @@ TURN_S = 60.0
 RETRY_FIRST_S = 5.0
 RETRY_AT_MOST_S = 3600.0
 LOOK_AGAIN_S = 60.0
-"""What others are to hold is looked at again after so long."""
+"""Whether this node is to have a blob is looked at again after so long."""
+MOST_DOUBLINGS = 20
+"""However often a reference was tried: a time has no room for more than a thousand."""
 
 
 @dataclass(slots=True)
 class _Reference:
-    """A blob that is lacking, for the sake of one entry, and when it is fetched next."""
+    """A blob that is lacking, for the sake of one entry, when it is fetched next, and until when it is ours."""
 
     blob: KeptBlob
     due_s: float = -math.inf
+    ours_until_s: float = -math.inf
     tries: int = 0
 
 
@@ -88,7 +93,7 @@ class Turns:
     """See the module. Report what happens, call :meth:`next` and do what it says, until that is to wait.
 
     Args:
-        is_ours: whether this node is to have a blob here at all; what it is not to have is asked about again later.
+        is_ours: whether this node is to have a blob here at all; asked of each blob every ``LOOK_AGAIN_S`` at most.
     """
 
     def __init__(self, rng: Random, is_ours: Callable[[KeptBlob], bool]) -> None:
@@ -113,20 +118,24 @@ class Turns:
     def next(self, now_s: float) -> Begin | GiveWay | WaitUntil:
         """What is to be done now."""
         waiting = self._waiting(now_s)
-        if first := self._first(waiting):
+        roots = {turn.blob.root for turn in self._under_way.values()}
+        free = [reference for reference in waiting if reference.blob.root not in roots]
+        if free and len(self._under_way) < TURNS_AT_ONCE:
+            first = self._first(free)
             turn = self._under_way[first.blob.op_id] = Turn(first.blob)
             self._served_s[first.blob.publisher] = now_s
             return Begin(turn)
         changes_s = [each.due_s for each in self._lacking.values() if each.due_s > now_s]
-        for turn in list(self._under_way.values()):
-            quiet_at_s, over_at_s = self._gives_way_at_s(turn, waiting)
-            if now_s >= quiet_at_s:
-                self.failed(turn, now_s)
-            if now_s >= min(quiet_at_s, over_at_s):
+        for turn in self._under_way.values():
+            same = [reference for reference in waiting if reference.blob.root == turn.blob.root]
+            gives_way_at_s = self._gives_way_at_s(turn, same, free)
+            if now_s >= gives_way_at_s:
+                if now_s >= turn.heard_s + QUIET_S:
+                    self.failed(turn, now_s)
                 self.ended(turn)
                 self._served_s[turn.blob.publisher] = now_s
                 return GiveWay(turn)
-            changes_s += quiet_at_s, over_at_s
+            changes_s.append(gives_way_at_s)
         return WaitUntil(min(changes_s, default=math.inf))
 
     def told(self, turn: Turn, progress: BlobProgress, now_s: float) -> None:
@@ -150,7 +159,7 @@ class Turns:
         reference = self._lacking.get(turn.blob.op_id)
         if reference is None or self._under_way.get(turn.blob.op_id) is not turn:
             return None
-        wait_s: float = min(RETRY_FIRST_S * 2**reference.tries, RETRY_AT_MOST_S) * self._rng.uniform(1.0, 1.5)
+        wait_s = min(_doubled_s(RETRY_FIRST_S, reference.tries), RETRY_AT_MOST_S) * self._rng.uniform(1.0, 1.5)
         reference.tries += 1
         reference.due_s = now_s + wait_s
         return wait_s
@@ -173,19 +182,17 @@ class Turns:
         for op_id, reference in self._lacking.items():
             if reference.due_s > now_s or op_id in self._under_way:
                 continue
-            if self._is_ours(reference.blob):
+            if reference.ours_until_s <= now_s and self._is_ours(reference.blob):
+                reference.ours_until_s = now_s + LOOK_AGAIN_S
+            if reference.ours_until_s > now_s:
                 waiting.append(reference)
             else:
                 reference.due_s = now_s + LOOK_AGAIN_S
         return waiting
 
-    def _first(self, waiting: list[_Reference]) -> _Reference | None:
-        """Whose turn begins now, if there is room for one."""
-        if self._is_full:
-            return None
-        roots = {turn.blob.root for turn in self._under_way.values()}
+    def _first(self, free: list[_Reference]) -> _Reference:
+        """Whose turn is next, of references to blobs that are not being fetched."""
         busy = Counter(turn.blob.publisher for turn in self._under_way.values())
-        free = [reference for reference in waiting if reference.blob.root not in roots]
         latest_s: dict[PeerId, float] = {}
         for reference in free:
             publisher, since_s = reference.blob.publisher, reference.blob.since_s
@@ -197,18 +204,25 @@ class Turns:
             publisher_rank = busy[blob.publisher], served_s, -latest_s[blob.publisher]
             return *publisher_rank, reference.tries, -blob.created_at_us
 
-        return min(free, key=rank, default=None)
+        return min(free, key=rank)
 
-    def _gives_way_at_s(self, turn: Turn, waiting: list[_Reference]) -> tuple[float, float]:
-        """When it has been quiet for too long for those that wait for it, and when they have waited for its end."""
-        rivals = [each for each in waiting if self._is_full or each.blob.root == turn.blob.root]
-        if not rivals:
-            return math.inf, math.inf
-        quiet_at_s = turn.heard_s + QUIET_S * 2 ** min(each.tries for each in rivals)
+    def _gives_way_at_s(self, turn: Turn, same: list[_Reference], free: list[_Reference]) -> float:
+        """When it has been quiet for too long for those that wait for it, or they have waited for its end.
+
+        That is, references to the same blob, and those that could begin in its place.
+        """
+        own = self._lacking.get(turn.blob.op_id)
+        is_eldest = turn is next(iter(self._under_way.values()))
+        own_tries = own.tries if own is not None and is_eldest else 0
+        tries = [each.tries for each in same] + [max(each.tries, own_tries) for each in free]
+        if not tries:
+            return math.inf
+        quiet_at_s = turn.heard_s + _doubled_s(QUIET_S, min(tries))
         busy = {each.blob.publisher for each in self._under_way.values()}
-        has_turns = all(each.blob.publisher in busy for each in rivals)
-        return quiet_at_s, math.inf if has_turns or not self._is_full else turn.began_s + TURN_S
+        have_turns = all(each.blob.publisher in busy for each in free)
+        return quiet_at_s if have_turns else min(quiet_at_s, turn.began_s + TURN_S)
 
-    @property
-    def _is_full(self) -> bool:
-        return len(self._under_way) >= TURNS_AT_ONCE
+
+def _doubled_s(first_s: float, tries: int) -> float:
+    """So long at first, and twice as long for each try."""
+    return first_s * float(2 ** min(tries, MOST_DOUBLINGS))

@@ -176,6 +176,46 @@ async def test_what_replicas_hold_is_kept_no_longer_for_a_put_of_it_by_a_process
     assert await desk.blocks.claims(ROOT) == [again.put_claim(ROOT, 3000)], "its entry lives longer"
 
 
+async def test_what_replicas_hold_is_kept_no_longer_for_a_put_of_it_that_nobody_waits_for() -> None:
+    desk = Desk()
+    left, waiting, again = (desk.claims.put_claim(ROOT, until) for until in (1000, 1500, 1600))
+    mine, other = desk.claims.put_claim(ROOT, 2000), desk.claims.put_claim(OTHER, 1000)
+    for claim in (left, waiting, again, mine, other):
+        await desk.blocks.claim(claim, size_bytes=1)
+    for claim in (left, again, other):
+        desk.claims.put_left(claim)
+    assert desk.claims.put_claim(ROOT, 1600) == again, "somebody waits for it once more"
+    await desk.claims.put_held(mine)
+    desk.claims.put_left(mine)
+    assert await desk.blocks.claims(ROOT) == [waiting, again]
+    assert await desk.blocks.claims(OTHER) == [other]
+    assert desk.claims._left == {other}
+
+
+async def test_a_claim_whose_release_is_cancelled_is_released_by_a_sweep() -> None:
+    desk = Desk()
+    claim = desk.claims.put_claim(ROOT, 1000)
+    await desk.blocks.claim(claim, size_bytes=1)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await desk.claims.put_held(claim)
+    assert scope.cancelled_caught
+    desk.clock.time_us = 1000
+    assert await desk.claims.sweep() == [ROOT]
+    assert await desk.roots() == []
+
+
+async def test_an_entry_may_leave_the_store_while_a_sweep_releases_its_claim() -> None:
+    desk = Desk()
+    entry = entry_of()
+    await desk.store(entry)
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(desk.claims.unclaim, [entry.op_id])
+    assert desk.claims.kept == {}
+    assert await desk.roots() == []
+
+
 async def test_a_put_keeps_its_blob_until_it_is_done_or_its_entry_ends(autojump_clock: MockClock) -> None:
     desk = Desk()
     done, ends = desk.claims.put_claim(ROOT, 1000), desk.claims.put_claim(OTHER, 300)

@@ -12,8 +12,12 @@ import trio
 from trio.testing import MockClock
 
 from prime_dht.blobs.cid import Cid
-from prime_dht.errors import ValidationError
+from prime_dht.blobs.unixfs import MAX_BLOCK_BYTES
+from prime_dht.entries.entry import BlobRef
+from prime_dht.errors import BlobError, ValidationError
+from prime_dht.node.blobs.claims import PIN
 from prime_dht.node.core import Node
+from prime_dht.storage.blocks import Claim
 from prime_dht.testing.swarm import Swarm, open_swarm
 
 VALUE = Random(5).randbytes((2 << 20) + 5)
@@ -67,6 +71,15 @@ async def test_it_is_refused_before_it_is_fetched_and_nothing_is_kept(
         await take(reader, cid, tmp_path / "out", SIZE)
 
 
+@pytest.mark.parametrize("is_kept", [False, True])
+async def test_a_blob_of_one_block_is_fetched_once_if_no_block_is_too_large(
+    is_kept: bool, autojump_clock: MockClock
+) -> None:
+    async with stranger_to_a_blob(VALUE[:1000]) as (swarm, reader, cid):
+        assert await reader.blobs.fetch(cid, keep=is_kept, max_bytes=MAX_BLOCK_BYTES) == VALUE[:1000]
+        assert swarm.world.blocks_sent.total() == 1
+
+
 async def test_a_part_may_be_as_large_as_that_whatever_the_blob_has(autojump_clock: MockClock) -> None:
     async with stranger_to_a_blob() as (_, reader, cid):
         assert await reader.blobs.fetch(cid, start=5, stop=15, max_bytes=10) == VALUE[5:15]
@@ -94,6 +107,27 @@ async def test_of_what_an_entry_refers_to_not_even_the_root_is_fetched(autojump_
         with pytest.raises(ValidationError, match="at most"):
             await reader.blobs.fetch(found, max_bytes=SIZE - 1)
         assert swarm.world.blocks_sent.total() == 0
+
+
+@pytest.mark.parametrize("is_pinned", [False, True])
+@pytest.mark.parametrize("size", [SIZE, 5], ids=["many blocks", "one block"])
+async def test_of_a_blob_that_is_larger_than_its_entry_says_nothing_is_kept(
+    size: int, is_pinned: bool, autojump_clock: MockClock
+) -> None:
+    async with stranger_to_a_blob(VALUE[:size]) as (swarm, reader, cid):
+        await swarm.nodes[0].put("k", BlobRef(bytes(cid), 1, "size-1048576"), wait_s=0)
+        found = await reader.get("k", fetch=False)
+        assert found is not None
+        if is_pinned:
+            await swarm.machine_of(reader).blocks.claim(Claim(root=cid, label=PIN), size_bytes=0)
+        swarm.world.blocks_sent.clear()
+        with pytest.raises(BlobError, match=f"{size} bytes where"):
+            await reader.blobs.pin(found, max_bytes=1)
+        assert [blob.cid for blob in await reader.blobs.kept()] == is_pinned * [cid]
+        with pytest.raises(BlobError, match=f"{size} bytes where"):
+            await reader.blobs.fetch(found, keep=True, max_bytes=1)
+        assert swarm.world.blocks_sent.total() == 2, "the root, each time"
+        assert [blob.present_bytes for blob in await reader.blobs.kept()] == is_pinned * [0]
 
 
 @pytest.mark.parametrize("size", [0, 1])

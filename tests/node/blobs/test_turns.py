@@ -267,6 +267,67 @@ def test_references_to_one_blob_are_fetched_one_after_the_other_and_a_wrong_one_
     assert desk.at(1000) == WaitUntil(math.inf)
 
 
+def test_no_fetch_gives_way_to_a_reference_to_what_another_is_fetching() -> None:
+    desk = Desk(blob_of(ANNE, root=b"same"), blob_of(EVE))
+    desk.at(0)
+    desk.turns.add([blob_of(BOB, root=b"same")])
+    coming = next(turn for turn in desk.under_way if turn.blob.publisher == ANNE)
+    desk.hear(coming, TURN_S, blocks=1)
+    assert desk.at(TURN_S) == WaitUntil(TURN_S + QUIET_S)
+    assert desk.blobs == [blob_of(ANNE, root=b"same"), blob_of(EVE)]
+    desk.at(TURN_S + QUIET_S)
+    assert {blob.publisher for blob in desk.blobs} == {BOB, EVE}
+
+
+@pytest.mark.parametrize("strangers", [1, 100])
+def test_a_fetch_whose_first_part_is_slow_gets_its_time_however_many_references_to_nothing_wait(strangers: int) -> None:
+    """It is broken off at first, and then has twice as long."""
+    desk = Desk(*(blob_of(PeerId(b"eve%d" % (number % strangers)), number) for number in range(1000)), blob_of(ANNE))
+    now_s, anne_s, began = 0.0, 0.0, 0
+    mine: Turn | None = None
+    while mine is None or now_s < anne_s + 1.4 * QUIET_S:
+        wait = desk.at(now_s)
+        if mine not in desk.under_way:
+            mine = next((turn for turn in desk.under_way if turn.blob.publisher == ANNE), None)
+            began, anne_s = (began + 1, now_s) if mine else (began, anne_s)
+        now_s = wait.at_s if mine is None else min(wait.at_s, anne_s + 1.4 * QUIET_S)
+    assert began <= 3
+    assert now_s < 2 * strangers * QUIET_S + 60
+
+
+def test_only_the_fetch_that_began_first_has_more_time_for_having_been_tried_and_not_against_its_own_blob() -> None:
+    desk = Desk(blob_of(ANNE), blob_of(EVE))
+    for now_s in (0, 100, 200):
+        desk.at(now_s)
+        desk.fail(desk.under_way[0], now_s)
+        desk.fail(desk.under_way[0], now_s)
+    desk.at(1000)
+    first, second = desk.blobs
+    desk.turns.add([blob_of(BOB)])
+    desk.at(1000 + QUIET_S)
+    assert desk.blobs == [first, blob_of(BOB)]
+    assert second not in desk.blobs
+    desk.turns.add([replace(blob_of(BOB, 1), root=first.root)])
+    desk.at(1000 + QUIET_S)
+    assert first not in desk.blobs
+
+
+def test_a_fetch_that_was_quiet_to_the_end_of_its_turn_failed() -> None:
+    desk = Desk(blob_of(ANNE))
+    for tries in range(5):
+        desk.at(1000 * tries)
+        desk.fail(desk.under_way[0], 1000 * tries)
+    desk.at(5000)
+    desk.turns.add([blob_of(EVE), blob_of(BOB)])
+    desk.at(5000)
+    for now_s in range(5000, 5000 + int(TURN_S) + 1):
+        desk.hear(desk.under_way[1], now_s, blocks=1)
+        desk.at(now_s)
+    assert {blob.publisher for blob in desk.blobs} == {BOB, EVE}
+    desk.finish(desk.under_way[0])
+    assert 5000 + TURN_S + RETRY_FIRST_S * 2**5 <= desk.at(5000 + TURN_S).at_s < math.inf
+
+
 def test_no_fetch_gives_way_before_it_has_begun_or_once_it_has_all_blocks() -> None:
     turns = Turns(Random(1), lambda _: True)
     turns.add([blob_of(EVE, number) for number in range(3)])
@@ -295,6 +356,34 @@ def test_what_failed_is_tried_again_ever_later_and_soon_once_a_block_came() -> N
     desk.at(now_s)
     desk.hear(desk.under_way[0], now_s, blocks=1)
     assert desk.fail(desk.under_way[0], now_s) == pytest.approx(RETRY_FIRST_S * 1.25, rel=0.2)
+
+
+def test_a_reference_can_be_tried_any_number_of_times() -> None:
+    desk = Desk(blob_of(ANNE))
+    for tries in range(1100):
+        now_s = 2 * RETRY_AT_MOST_S * tries
+        desk.at(now_s)
+        wait_s = desk.fail(desk.under_way[0], now_s)
+    assert wait_s == pytest.approx(1.25 * RETRY_AT_MOST_S, rel=0.2)
+    desk.at(now_s := 1100 * 2 * RETRY_AT_MOST_S)
+    desk.turns.add([blob_of(EVE), blob_of(BOB)])
+    assert desk.at(now_s) == WaitUntil(now_s + QUIET_S)
+
+
+def test_each_reference_is_looked_at_once_a_minute_however_many_blobs_come_meanwhile() -> None:
+    asked: list[KeptBlob] = []
+
+    def is_ours(blob: KeptBlob) -> bool:
+        asked.append(blob)
+        return True
+
+    desk = Desk(*(blob_of(ANNE, number) for number in range(100)), is_ours=is_ours)
+    for now_s in range(50):
+        desk.at(now_s)
+        desk.finish(desk.under_way[0])
+    assert len(asked) == 100
+    desk.at(LOOK_AGAIN_S)
+    assert len(asked) == 100 + 49
 
 
 def test_what_others_are_to_hold_is_asked_about_again_later() -> None:
