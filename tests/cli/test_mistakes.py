@@ -66,7 +66,7 @@ def complaint(ended: Ended) -> str:
         ("run --data-dir=", "'--data-dir': '' is not a directory"),
         ("get-all key --out /dev/null", "'--out': '/dev/null' is not a directory"),
         ("swarm many", "'N': 'many' is not a valid whole number"),
-        ("group show /etc/passwd", "identity file /etc/passwd is corrupt: it holds no libp2p private key"),
+        ("group show /etc/passwd", "root key /etc/passwd is corrupt: it holds no libp2p private key"),
         ("completion tcsh", "'tcsh' is not one of 'bash', 'zsh', 'fish'"),
     ],
 )
