@@ -138,9 +138,10 @@ async def swarm() -> AsyncIterator[list[Node]]:
         try:
             launched.append(await Launch.of(1, directory))
             first = await launched[0].ready()
-            for number in range(2, NODES + 1):
+            nodes = [first]
+            for number in range(2, NODES + 1):  # one after the other, so that each meets all before it at once
                 launched.append(await Launch.of(number, directory, first.address))
-            nodes = [first, *[await each.ready() for each in launched[1:]]]
+                nodes.append(await launched[-1].ready())
             async with client(first) as dht:
                 while len((await dht.find_closest(KEY)).closest) < NODES:  # noqa: ASYNC110 (other processes' events)
                     await trio.sleep(0.05)

@@ -101,8 +101,9 @@ class HeldSectors:
         return known.own_contact() in choose_replicas(kad_key(key), servers, self._replication)
 
     def _is_first(self) -> bool:
-        """Whether there is nobody else, as far as a node can know that has looked."""
-        return self._neighbourhood.has_looked_around and self._neighbourhood.own_arc.is_alone()
+        """Whether there is nobody else, as far as a node can know that has looked, nor was a moment ago."""
+        known = self._neighbourhood
+        return known.has_looked_around and known.own_arc.is_alone() and not known.silent_replicas()
 
     def decline(self, op: DeclinedOp) -> None:
         """Remember an op that was refused for good."""

@@ -239,3 +239,14 @@ async def test_whoever_takes_the_place_of_one_that_is_gone_does_not_speak_for_wh
     assert not held.holds(key)
     serving.clock.time_us += int(BELIEVE_AGAIN_S * US_PER_S)
     assert held.holds(key)
+
+
+async def test_who_loses_the_last_that_it_knew_is_not_the_first_at_once() -> None:
+    serving = Serving()
+    serving.neighbourhood.looked_up_itself(None)
+    (peer,) = serving.meet(1)
+    held = HeldSectors(serving.neighbourhood, sector_bits=BITS, replication=3)
+    serving.neighbourhood.failed(peer, "killed")
+    assert not held.holds(KEY)
+    serving.clock.time_us += int(BELIEVE_AGAIN_S * US_PER_S)
+    assert held.holds(KEY)
