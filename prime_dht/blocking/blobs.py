@@ -239,7 +239,8 @@ class BlockingBlobs:
             progress: is told how far it is; must not block.
 
         Raises:
-            BlobError: nobody has it. It stays pinned, and what was fetched stays, so that a later call goes on.
+            BlobError: nobody has it. It stays pinned, and what was fetched stays, so that a later call goes on. Or it
+                is none, or of another size than its entry says; then it is not pinned, unless it was before.
             StorageError: there is no room.
             ValidationError: it is no CID, or has more than ``max_bytes``. It is not pinned.
         """
