@@ -126,6 +126,16 @@ async def opened_source(source: Path | int, most_bytes: int) -> bytes | Path | A
     return head if is_all else chained(head, pieces)
 
 
+def check_size(found: Found, max_bytes: int | None) -> None:
+    """Refuse a blob that is larger than ``--max-size``.
+
+    Raises:
+        ValidationError: it is.
+    """
+    if max_bytes is not None and found.blob is not None and found.blob.size > max_bytes:
+        raise ValidationError(f"a blob of {found.blob.size:,} bytes; at most {max_bytes:,} were to be taken")
+
+
 async def write_blob(
     dht: PrimeDHT, cid: Cid | Found, target: Target, progress: OnProgress, *, max_bytes: int | None = None
 ) -> None:

@@ -14,7 +14,6 @@ from prime_dht.cli.commands.get_all import found_as_json
 from prime_dht.cli.ending import STDOUT, Status, complain, emit_for_people
 from prime_dht.cli.progress import quiet
 from prime_dht.cli.render import visible
-from prime_dht.errors import ValidationError
 from prime_dht.ids import peer_text
 
 if TYPE_CHECKING:
@@ -72,14 +71,13 @@ async def _get(
     is_quiet: bool,
 ) -> Found | None:
     """The value; if it is for ``out``, or a blob, it has been written already."""
-    from prime_dht.cli.transfer import transfer, write_blob, write_to
+    from prime_dht.cli.transfer import check_size, transfer, write_blob, write_to
 
     async with session.joined() as dht, transfer(session, is_quiet=is_quiet) as progress:
         found = await dht.get(key, subkey=subkey, fetch=False)
         if found is None:
             return None
-        if max_bytes is not None and found.blob is not None and found.blob.size > max_bytes:
-            raise ValidationError(f"the blob has {found.blob.size:,} bytes; at most {max_bytes:,} were to be taken")
+        check_size(found, max_bytes)
         if place is not None:
             await dht.blobs.resolve(found, to=place, progress=progress)
         elif found.blob is not None and not (session.as_json and out is None):

@@ -17,7 +17,7 @@ from prime_dht.cli.ending import Status, complain
 from prime_dht.cli.progress import quiet
 from prime_dht.cli.render import preview, span, table, visible
 from prime_dht.cli.targets import PeerName
-from prime_dht.errors import BlobError, ConfigError
+from prime_dht.errors import BlobError, ConfigError, ValidationError
 from prime_dht.ids import US_PER_S, PeerId, peer_text
 
 if TYPE_CHECKING:
@@ -116,18 +116,17 @@ class _Saving:
         Raises:
             ConfigError, StorageError: the file cannot be written.
         """
-        from prime_dht.cli.transfer import place_for, transfer
+        from prime_dht.cli.transfer import check_size, place_for, transfer
 
         path = self._directory / file_name(found.publisher, found.subkey)
         place = place_for(path)
         if place is None:
             raise ConfigError(f"{path}: it is there, and no file")
         try:
-            if self._max_bytes is not None and found.blob is not None and found.blob.size > self._max_bytes:
-                raise BlobError(f"a blob of {found.blob.size:,} bytes; at most {self._max_bytes:,} were to be taken")
+            check_size(found, self._max_bytes)
             async with transfer(self._session, is_quiet=self._is_quiet) as progress:
                 await dht.blobs.resolve(found, to=place, progress=progress)
-        except BlobError as error:
+        except (BlobError, ValidationError) as error:
             complain(f"not saved: {path}: {error}")
             self.has_failed = True
             return None
