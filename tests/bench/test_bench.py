@@ -111,8 +111,9 @@ def blob_results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_a_blob_is_fetched_beside_a_raw_stream_and_nothing_of_it_twice(blob_results: dict[str, Any]) -> None:
-    raw, one, three = blob_results["tables"]["blobs_fetch"]["rows"]
+    raw, limit, one, three = blob_results["tables"]["blobs_fetch"]["rows"]
     assert (raw["what"], raw["of_raw"]) == ("raw stream", 1.0)
+    assert (limit["what"], limit["of_limit"]) == ("raw stream, hashed and written", 1.0)
     assert one["fetched_MB"] == pytest.approx(8.389, abs=0.001)
     assert three["fetched_MB"] >= 8.388, "at the end, a block may be asked of two"
 
