@@ -10,9 +10,10 @@ import sys
 from collections.abc import Sequence
 
 import click
+from click.core import ParameterSource
 
 from prime_dht.cli import commands
-from prime_dht.cli.ending import EndedBySignal, Status, complain, expected
+from prime_dht.cli.ending import EndedBySignal, Status, complain, expected, signal_in
 
 logger = logging.getLogger(__name__)
 
@@ -74,18 +75,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EndedBySignal(signal.SIGINT).status
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else _command_path(arguments or sys.argv[1:])
-        complain(f"{error.format_message().rstrip('.')} (see {command} --help)")
+        complain(f"{_told(error).rstrip('.')} (see {command} --help)")
         return Status.FAILED
     except click.ClickException as error:
         complain(error.format_message())
         return Status.FAILED
     except Exception as error:  # a person at a terminal is owed one line, whatever happened; -v shows where
+        if (ended_within := signal_in(error)) is not None:
+            return ended_within.status
         if (message := expected(error)) is not None:
             complain(message)
             return Status.FAILED
         complain(f"this is a bug in prime_dht, please report it: {error!r} (-v shows where)")
         logger.debug("where it happened:", exc_info=error)
         return Status.BUG
+
+
+def _told(error: click.UsageError) -> str:
+    """What is wrong, with the variable of the environment instead of the option whose value it gave."""
+    if isinstance(error, click.BadParameter) and error.ctx is not None and error.param is not None:
+        name, variable = error.param.name, error.param.envvar
+        if name and variable and error.ctx.get_parameter_source(name) is ParameterSource.ENVIRONMENT:
+            return f"{variable}: {error.message}"
+    return error.format_message()
 
 
 def _command_path(arguments: Sequence[str]) -> str:

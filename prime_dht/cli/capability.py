@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from prime_dht.errors import ValidationError
+from prime_dht.errors import ConfigError, ValidationError
 
 MAX_TOKEN_CHARS = 4096
 """A capability has some 200 bytes; nobody is to have a disk read in by mistake."""
@@ -18,6 +18,22 @@ MAX_TOKEN_CHARS = 4096
 def token_text(capability: bytes) -> str:
     """A capability as its file has it, without the newline."""
     return base64.b64encode(capability).decode()
+
+
+def write_token(path: Path, capability: bytes) -> None:
+    """Write a capability to a file. Of files that have something in them it replaces older ones, and no root key.
+
+    Raises:
+        ConfigError: there is another file, or it cannot be written.
+    """
+    try:
+        if path.is_file() and path.stat().st_size:
+            read_token(path)
+        path.write_text(f"{token_text(capability)}\n")
+    except ValidationError as error:
+        raise ConfigError(f"{path}: it exists, is no capability, and is not replaced") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
 
 
 def read_token(path: Path) -> bytes:

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from enum import IntEnum
 
 from prime_dht.cli.render import visible
@@ -91,21 +92,36 @@ def emit_for_people(value: bytes) -> None:
 def show(item: Mapping[str, object], text: str, *, as_json: bool) -> None:
     """Print one result on standard output: for programs a line of JSON, for people text.
 
+    A terminal gets JSON of ASCII alone: what peers say may have characters that do things to it.
+
     Args:
         item: bytes in it are for the caller to encode.
         text: any number of lines, the last newline left out. Nothing is printed if it is empty.
     """
     if as_json:
-        emit(json.dumps(item, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
+        emit(json.dumps(item, ensure_ascii=os.isatty(STDOUT)).encode(errors="backslashreplace") + b"\n")
     elif text:
         emit(text.encode(errors="backslashreplace") + b"\n")
 
 
 def complain(message: str) -> None:
     """Tell the person something, in one line on standard error; part of it may be a peer's words."""
-    # sys.stderr is None where a parent has closed it.
+    # sys.stderr is None where a parent has closed it. Of what cannot be told there, the exit status says enough.
     if sys.stderr is not None:
-        print(f"prime-dht: {visible(' '.join(message.split()))}", file=sys.stderr, flush=True)
+        with suppress(OSError):
+            print(f"prime-dht: {visible(' '.join(message.split()))}", file=sys.stderr, flush=True)
+
+
+def signal_in(error: BaseException) -> EndedBySignal | None:
+    """The signal that ended concurrent work, if nothing else did.
+
+    >>> ended = EndedBySignal(signal.SIGPIPE)
+    >>> signal_in(ExceptionGroup("tasks", [ended])) is ended, signal_in(ExceptionGroup("tasks", [ended, KeyError()]))
+    (True, None)
+    """
+    leaves = list(_leaves(error))
+    ended = [leaf for leaf in leaves if isinstance(leaf, EndedBySignal)]
+    return ended[0] if len(ended) == len(leaves) else None
 
 
 def expected(error: BaseException) -> str | None:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-HEEDED = (signal.SIGINT, signal.SIGTERM)
+HEEDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""The last comes when the terminal is closed; whoever ignores it, as nohup does, goes on."""
 
 T = TypeVar("T")
 
@@ -32,7 +33,7 @@ atexit.register(gc.freeze)
 
 
 def run_until_done(work: Callable[[], Awaitable[T]], *, closing_s: float | None = None) -> T:
-    """Run ``work`` in trio. SIGINT and SIGTERM cancel it, so that the node closes as it should; a second one kills.
+    """Run ``work`` in trio. The first signal cancels it, so that the node closes as it should; a second one kills.
 
     Args:
         closing_s: seconds that a server has to close then; after them the process ends with the status that it would
@@ -58,7 +59,8 @@ async def _supervise(work: Callable[[], Awaitable[T]], closing_s: float | None) 
     caught: list[int] = []
 
     async def heed_signals(*, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        with trio.open_signal_receiver(*HEEDED) as signals:
+        heeded = [each for each in HEEDED if signal.getsignal(each) is not signal.SIG_IGN]
+        with trio.open_signal_receiver(*heeded) as signals:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, HEEDED)
             task_status.started()
             caught.append(await anext(aiter(signals)))

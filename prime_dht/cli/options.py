@@ -330,12 +330,32 @@ def identifying(body: _Body) -> _Body:
     return _with(command, _data_dir, _config_file, as_json)
 
 
+def naming_network(body: _Body) -> _Body:
+    """Give a command that signs something for a network alone its ``network_id``."""
+
+    @wraps(body)
+    def command(*, network_id: str | None, config_file: Path | None, **others: Any) -> int | None:
+        return body(network_id=_settings(config_file, network_id=network_id).config.dht.network_id, **others)
+
+    return _with(command, _network, _config_file)
+
+
 def dividing(body: _Body) -> _Body:
     """Give a command that looks at a store by the partition the network's ``parameters`` for it."""
 
     @wraps(body)
     def command(*, config_file: Path | None, **others: Any) -> int | None:
         return body(parameters=_settings(config_file).config.dht.partition, **others)
+
+    return _with(command, _config_file)
+
+
+def admitting(body: _Body) -> _Body:
+    """Give a command that puts entries into a store the ``dht`` configuration, which says which of them it may take."""
+
+    @wraps(body)
+    def command(*, config_file: Path | None, **others: Any) -> int | None:
+        return body(dht=_settings(config_file).config.dht, **others)
 
     return _with(command, _config_file)
 

@@ -123,7 +123,7 @@ def check_capability(
     if capability.member != member:
         raise ValidationError("the capability names another member")
     if capability.expires_at_us < expires_at_us:
-        raise ValidationError("the capability ends before the entry expires")
+        raise ValidationError("the capability ends before the entry expires: give the entry a shorter ttl")
     envelope = open_envelope(data, CAPABILITY)
     statement_id = envelope.statement_id(CAPABILITY.domain(network_id))
     if verified is not None and verified.knows(statement_id, envelope.signature):

@@ -19,6 +19,14 @@ from prime_dht.ids import US_PER_S
 MAX_ENTRY_BYTES = (1 << 20) - (64 << 10)
 """Of an entry, envelope and value, that travels: a message between replicas is of 1 MiB, and has more in it."""
 
+MAX_DURATION_S = 100 * 365 * 86_400
+"""A century: a time in microseconds and this together have 64 bits."""
+
+MAX_NUMBER = 1 << 53
+"""Beyond it a float no longer tells neighbours apart."""
+
+_STORE = "the store"
+
 
 class Occupancy(NamedTuple):
     """What a store holds without the entry in question and the one it would displace from its slot.
@@ -118,6 +126,9 @@ class Limits:
             limit = getattr(self, field.name)
             if not (limit > 0 and math.isfinite(limit)):
                 raise ConfigError(f"{field.name} must be a positive number, not {limit}")
+            most = MAX_DURATION_S if field.name.endswith("_s") else MAX_NUMBER
+            if limit > most:
+                raise ConfigError(f"{field.name} cannot exceed {most:,}, not {limit:,}")
         if self.max_envelope_bytes > MAX_ENVELOPE_BYTES:
             raise ConfigError(f"max_envelope_bytes cannot exceed the format's {MAX_ENVELOPE_BYTES}")
         if self.max_inline_bytes + self.max_envelope_bytes > MAX_ENTRY_BYTES:
@@ -170,8 +181,8 @@ class Limits:
         """
         size = entry.size_bytes
         _within("the key", occupancy.slots_of_key + 1, self.max_slots_per_key, "slots")
-        _within("the store", occupancy.store_entries + 1, self.max_store_entries, "entries")
-        _within("the store", occupancy.store_bytes + size, self.max_store_bytes, "bytes")
+        _within(_STORE, occupancy.store_entries + 1, self.max_store_entries, "entries")
+        _within(_STORE, occupancy.store_bytes + size, self.max_store_bytes, "bytes")
         _within("the publisher", occupancy.publisher_entries + 1, self.max_publisher_entries, "entries")
         _within("the publisher", occupancy.publisher_bytes + size, self.max_publisher_bytes, "bytes")
 
@@ -211,6 +222,15 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+
+
+def is_about_store(refusal: str) -> bool:
+    """Whether it is the store that has no room, not just one key or publisher, as :meth:`Limits.check_room` said it.
+
+    >>> is_about_store("the store: 11 entries; the limit is 10 entries")
+    True
+    """
+    return refusal.startswith(f"{_STORE}: ")
 
 
 def _within(what: str, actual: float, limit: float, unit: str) -> None:

@@ -21,6 +21,9 @@ DEFAULT = "default"
 """The origin of what nobody has set."""
 
 _OTHER_NAMES: dict[str, KeyPath] = {"PRIME_DHT_PEER": ("peers",), "PRIME_DHT_REDIS": ("redis_url",)}
+_OPTIONS: dict[str, KeyPath] = {"NETWORK": ("dht", "network_id"), "CLIENT": ("dht", "mode")}
+"""Options of the command line whose settings have other names."""
+
 _NO_SETTINGS = frozenset({"PRIME_DHT_CONFIG", "PRIME_DHT_TIMEOUT", "PRIME_DHT_LOG_FORMAT"})
 """Variables that the command line reads, and that are no part of a node's configuration."""
 
@@ -108,7 +111,13 @@ def _from_environment(environment: Mapping[str, str]) -> Iterator[tuple[KeyPath,
 def _check_for_slip(variable: str, known: Iterable[str]) -> None:
     """Refuse a variable that is nearly a known one. Others are left alone: orchestrators set such as PRIME_DHT_PORT."""
     ours = [each.removeprefix(VARIABLE_PREFIX) for each in known]
-    if near := get_close_matches(variable.removeprefix(VARIABLE_PREFIX), ours, n=1, cutoff=0.85):
+    name = variable.removeprefix(VARIABLE_PREFIX)
+    said = next((path for path in all_settings() if path[-1].upper() == name), _OPTIONS.get(name))
+    if said is not None:
+        near = [all_settings()[said].variable.removeprefix(VARIABLE_PREFIX)]
+    else:
+        near = get_close_matches(name, ours, n=1, cutoff=0.85)
+    if near:
         raise ConfigError(f"{variable}: there is no such setting; did you mean {VARIABLE_PREFIX}{near[0]}?")
 
 

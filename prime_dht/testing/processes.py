@@ -129,12 +129,15 @@ class Running:
 
 @contextmanager
 def running(
-    *command: str, stdout: int | IO[bytes] = subprocess.PIPE, env: dict[str, str] | None = None, cwd: Path | None = None
+    *command: str,
+    stdout: int | IO[bytes] = subprocess.PIPE,
+    stderr: int | IO[bytes] = subprocess.PIPE,
+    env: dict[str, str] | None = None,
+    cwd: Path | None = None,
 ) -> Iterator[Running]:
     """A command in the background; it is killed at the end of the block if it still runs."""
-    pipe = subprocess.PIPE
     with subprocess.Popen(  # noqa: S603
-        command, stdin=pipe, stdout=stdout, stderr=pipe, env=_environment(env), cwd=cwd
+        command, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, env=_environment(env), cwd=cwd
     ) as process:
         try:
             yield Running(process)

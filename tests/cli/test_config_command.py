@@ -98,6 +98,13 @@ def test_for_programs_it_is_one_line_of_json(run: Run) -> None:
     assert described["dht.mode"]["value"] == "auto"
 
 
+def test_json_has_no_number_without_end(run: Run) -> None:
+    Path("node.toml").write_text("[dht]\ncache_ttl_s = inf\n")
+    assert "cache_ttl_s = inf" in run("--config", "node.toml").out.decode()
+    described = json.loads(run("--config", "node.toml", "--json").out, parse_constant=pytest.fail)
+    assert described["dht.cache_ttl_s"]["value"] is None
+
+
 def test_a_password_is_shown_to_those_who_ask_for_it(run: Run) -> None:
     redis = ("--redis", "redis://me:s3cret@example.org:6379/1")
     assert b'redis_url = "redis://me:***@example.org:6379/1"  # --redis\n' in run(*redis).out

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from prime_dht.cli.commands.get_all import MAX_NAME_CHARS, file_name
-from prime_dht.ids import peer_from_text
+from prime_dht.ids import US_PER_S, peer_from_text
+from prime_dht.node.clock import SystemClock
+from prime_dht.node.open import IDENTITY_FILE
 from prime_dht.testing.processes import Ended
 
 PEER = peer_from_text("12D3KooWLRPJAA5o6Ue7HZ1ZUKzNx1bmXZzHnQXEMNvvTHDsdc1B")
@@ -141,6 +143,24 @@ def test_one_deletes_ones_own_value_and_nobody_elses(
     again = here("delete", "ours", *mine, *peer)
     assert (again.status, again.out) == (1, b"")
     assert "has nothing under ours" in again.err
+
+
+def test_what_is_older_than_the_value_deletes_nothing_and_says_so(
+    here: Callable[..., Ended], peer: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of an identity knows nothing of what was written elsewhere, by a clock that was five minutes ahead."""
+    there, copy = (tmp_path / name for name in ("there", "copy"))
+    with monkeypatch.context() as ahead:
+        right_us = SystemClock.now_us
+        ahead.setattr(SystemClock, "now_us", lambda clock: right_us(clock) + 300 * US_PER_S)
+        assert here("put", "newer", "value", "--data-dir", str(there), *peer).status == 0
+    copy.mkdir()
+    (copy / IDENTITY_FILE).write_bytes((there / IDENTITY_FILE).read_bytes())
+    (copy / IDENTITY_FILE).chmod(0o600)
+    refused = here("delete", "newer", "--data-dir", str(copy), *peer)
+    assert (refused.status, refused.out) == (2, b"")
+    assert "it is not deleted" in refused.err
+    assert here("get", "newer", *peer).out == b"value"
 
 
 def test_a_deletion_tells_programs_who_did_it(

@@ -135,6 +135,29 @@ def test_mistakes_name_the_file_or_the_argument(here: Callable[..., Ended], tmp_
     assert out in complaint(here("group", "invite", str(root_key), MEMBER, "--out", out))
 
 
+def test_an_invitation_replaces_an_older_one_and_nothing_else(
+    here: Callable[..., Ended], tmp_path: Path, root_key: Path
+) -> None:
+    token, before = tmp_path / "token", root_key.read_bytes()
+    assert "is no capability, and is not replaced" in complaint(
+        here("group", "invite", str(root_key), MEMBER, "--out", str(root_key))
+    )
+    assert root_key.read_bytes() == before
+    for network in ("one", "two"):
+        assert here("group", "invite", str(root_key), MEMBER, "--network", network, "--out", str(token)).status == 0
+        assert json.loads(here("group", "show", str(token), "--json").out)["network"] == network
+
+
+def test_an_invitation_is_for_the_network_of_the_configuration_and_for_none_that_cannot_be(
+    here: Callable[..., Ended], tmp_path: Path, root_key: Path
+) -> None:
+    (tmp_path / "node.toml").write_text('[dht]\nnetwork_id = "lab"\n')
+    invited = here("group", "invite", str(root_key), MEMBER, "--config", str(tmp_path / "node.toml"), "--json")
+    assert json.loads(invited.out)["network"] == "lab"
+    for name in ("two words", "a/b", "a\nb"):
+        assert "network_id must be" in complaint(here("group", "invite", str(root_key), MEMBER, "--network", name))
+
+
 def test_a_file_that_is_no_root_key_is_called_one(here: Callable[..., Ended], tmp_path: Path) -> None:
     (tmp_path / "bad").write_text("no key")
     corrupt = f"prime-dht: root key {tmp_path}/bad is corrupt: it holds no libp2p private key\n"

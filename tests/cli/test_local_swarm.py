@@ -83,10 +83,15 @@ def test_a_swarm_has_a_node_and_none_is_a_client(here: Callable[..., Ended]) -> 
 
 
 def test_each_node_has_a_port_a_directory_and_a_way_in_of_its_own() -> None:
-    shared = NodeConfig(listen=("/ip6/::1/tcp/4001", "/ip4/127.0.0.1/tcp/0"), data_dir=Path("swarm"), peers=("/a",))
+    shared = NodeConfig(
+        listen=("/ip6/::1/tcp/4001", "/ip4/127.0.0.1/tcp/0"),
+        data_dir=Path("swarm"),
+        blocks_dir=Path("blocks"),
+        peers=("/a",),
+    )
     third = config_of(shared, 3, ("/b", "/c"))
     assert third.listen == ("/ip6/::1/tcp/4003", "/ip4/127.0.0.1/tcp/0")
-    assert third.data_dir == Path("swarm/node-3")
+    assert (third.data_dir, third.blocks_dir) == (Path("swarm/node-3"), Path("blocks/node-3"))
     assert third.peers == ("/a", "/b", "/c")
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 from collections.abc import Callable
 
 from prime_dht.ids import kad_key, peer_from_text, wire_key
-from prime_dht.testing.processes import Ended
+from prime_dht.testing.processes import PRIME_DHT, Ended, running
 
 
 def peer_of(address: str) -> str:
@@ -43,6 +45,17 @@ def test_programs_get_a_line_for_each_hop_and_one_for_the_end(
     assert (end["outcome"], end["asked"]) == ("exhausted", 3)
     assert end["closest"][0]["peer"] == peer
     assert end["closest"][0]["addresses"]
+
+
+def test_who_reads_no_further_ends_it_as_any_program(three_nodes: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with (
+        open(writing, "wb") as nobody_reads,
+        running(*PRIME_DHT, "lookup", "key", "--json", "--peer", three_nodes[0], stdout=nobody_reads) as command,
+    ):
+        ended = command.end()
+    assert (ended.status, ended.err) == (128 + signal.SIGPIPE, "")
 
 
 def test_an_empty_key_is_a_mistake(here: Callable[..., Ended]) -> None:

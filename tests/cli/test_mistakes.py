@@ -82,6 +82,13 @@ def test_a_mistake_in_the_environment_names_the_variable() -> None:
     assert line == "prime-dht: PRIME_DHT_PEER: peers: 'typo' does not end in /p2p/<peer id>\n"
 
 
+@pytest.mark.parametrize("variable", ["PRIME_DHT_TIMEOUT", "PRIME_DHT_LOG_FORMAT"])
+def test_a_mistake_in_a_variable_of_an_option_does_not_blame_the_option(variable: str) -> None:
+    arguments = ("get", "key") if variable == "PRIME_DHT_TIMEOUT" else ("run",)
+    line = complaint(prime_dht(*arguments, env={variable: "never"}))
+    assert line.startswith(f"prime-dht: {variable}: 'never' is not ")
+
+
 def test_a_mistake_in_the_configuration_names_the_line(tmp_path: Path) -> None:
     (tmp_path / "node.toml").write_text("mdns = false\n\n[dht]\nreplicaton_factor = 5\n")
     line = complaint(prime_dht("run", "--config", "node.toml", cwd=tmp_path))
@@ -155,6 +162,11 @@ def test_a_full_disk_behind_standard_output_is_one_line(tmp_path: Path) -> None:
     ):
         ended = command.end()
     assert (ended.status, ended.err) == (2, "prime-dht: standard output: No space left on device\n")
+
+
+def test_a_full_disk_behind_standard_error_changes_no_status() -> None:
+    with open("/dev/full", "wb") as full, running(*PRIME_DHT, "get", "--bogus", stderr=full) as command:
+        assert command.end().status == 2
 
 
 @pytest.mark.parametrize("arguments", ["--help", "--version", "config", "id --data-dir ."])

@@ -48,6 +48,22 @@ def test_sigterm_stops_it_cleanly() -> None:
         assert node.stop(signal.SIGTERM).status == 0
 
 
+def test_it_stops_cleanly_when_its_terminal_is_closed_but_not_under_nohup() -> None:
+    with running_node() as (node, _):
+        ended = node.stop(signal.SIGHUP)
+    assert (ended.status, ended.err.endswith("stopped by SIGHUP\n")) == (129, True)
+    with running("nohup", *PRIME_DHT, "run", "--listen", LOOPBACK) as node:
+        node.line()
+        node.process.send_signal(signal.SIGHUP)
+        assert node.stop(signal.SIGTERM).status == 0
+
+
+def test_a_standard_input_that_is_closed_has_ended() -> None:
+    command = (*PRIME_DHT, "run", "--listen", LOOPBACK, "--stop-with-stdin")
+    with running("sh", "-c", 'exec "$@" <&-', "sh", *command) as node:
+        assert node.end().status == 0
+
+
 def test_it_stops_when_its_standard_input_ends_if_told_to() -> None:
     with running_node("--stop-with-stdin") as (node, _):
         assert node.process.stdin is not None

@@ -90,8 +90,8 @@ def test_the_defaults_are_those_the_design_names() -> None:
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Limits)])
-@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
-def test_a_limit_that_is_no_positive_number_is_refused(name: str, value: float) -> None:
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), 1e300])
+def test_a_limit_that_is_no_positive_number_or_beyond_all_measure_is_refused(name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=name):
         Limits(**{name: value})  # type: ignore[arg-type]  # wrong on purpose
 

@@ -231,6 +231,16 @@ def test_a_variable_says_what_a_field_is(variable: str, text: str, path: tuple[s
             {"PRIME_DHT_DHT_ALPA": "3"},
             "PRIME_DHT_DHT_ALPA: there is no such setting; did you mean PRIME_DHT_DHT_ALPHA?",
         ),
+        *(
+            ({f"PRIME_DHT_{name}": "3"}, f"PRIME_DHT_{name}: there is no such setting; did you mean PRIME_DHT_{meant}?")
+            for name, meant in (
+                ("NETWORK", "DHT_NETWORK_ID"),
+                ("NETWORK_ID", "DHT_NETWORK_ID"),
+                ("CLIENT", "DHT_MODE"),
+                ("TTL", "DHT_TTL"),
+                ("MAX_TTL_S", "DHT_LIMITS_MAX_TTL_S"),
+            )
+        ),
         (
             {"PRIME_DHT_PEER": PEER, "PRIME_DHT_PEERS": PEER},
             "PRIME_DHT_PEER and PRIME_DHT_PEERS are the same setting: give one of them",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import re
 import textwrap
 from collections.abc import Callable
@@ -58,7 +59,7 @@ def command(settings: Settings, defaults: bool, show_secrets: bool, as_json: boo
     if as_json:
         described = {
             ".".join(path): {
-                "value": _plain(setting.of(settings.config)),
+                "value": _of_json(_plain(setting.of(settings.config))),
                 "origin": settings.origins[path],
                 "variable": setting.variable,
             }
@@ -123,6 +124,11 @@ def _plain(value: object) -> object:
             return sorted(value)
         case _:
             return value
+
+
+def _of_json(value: object) -> object:
+    """JSON has no number without end; what has none is null there."""
+    return None if value == math.inf else value
 
 
 def _toml(setting: Setting, value: object) -> str:

@@ -12,7 +12,7 @@ from prime_dht.cli import capability, options
 from prime_dht.cli.commands.put import receipt_as_json, shortfalls
 from prime_dht.cli.ending import Status, complain
 from prime_dht.cli.render import visible
-from prime_dht.errors import ConfigError
+from prime_dht.errors import ConfigError, QueryError
 from prime_dht.ids import peer_text
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ def command(session: Session, key: bytes, subkey: bytes, capability: bytes) -> i
     receipt = run_until_done(partial(_delete, session, key, subkey, capability))
     if receipt is None:
         return Status.NOT_FOUND
+    if receipt.superseded:
+        raise QueryError("a newer value by this identity stands under the key: it is not deleted")
     session.show(receipt_as_json(receipt), f"deleted on {len(receipt.stored_by)} replicas")
     for line in shortfalls(receipt):
         complain(f"warning: {line}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -103,5 +104,6 @@ def _keep_out_of_collections() -> None:
 
 def _drain_stdin() -> None:
     # Not sys.stdin: the abandoned thread would hold its lock while Python exits, which is fatal.
-    while os.read(0, 1 << 12):
-        pass
+    with suppress(OSError):  # of one that is closed nothing more will come either
+        while os.read(0, 1 << 12):
+            pass

@@ -143,6 +143,7 @@ def config_of(config: NodeConfig, number: int, through: tuple[str, ...]) -> Node
         listen=tuple(_PORT.sub(lambda port: _port_of(int(port[0]), number), address) for address in listen),
         peers=(*config.peers, *through),
         data_dir=None if config.data_dir is None else config.data_dir / f"node-{number}",
+        blocks_dir=None if config.blocks_dir is None else config.blocks_dir / f"node-{number}",
         mdns=config.mdns and number == 1,  # whoever finds the first has found them all
     )
 

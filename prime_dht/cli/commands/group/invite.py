@@ -7,12 +7,11 @@ from pathlib import Path
 import click
 
 from prime_dht.cli import options
-from prime_dht.cli.capability import token_text
+from prime_dht.cli.capability import token_text, write_token
 from prime_dht.cli.commands.group.root_key import group_prefix, load_root_key
 from prime_dht.cli.ending import show
 from prime_dht.cli.render import moment
 from prime_dht.cli.targets import PeerName
-from prime_dht.errors import ConfigError
 from prime_dht.ids import US_PER_S, PeerId, peer_text
 
 
@@ -27,21 +26,15 @@ from prime_dht.ids import US_PER_S, PeerId, peer_text
     metavar="DURATION",
     help="How long the member can put; nothing that it puts lives longer. [default: 30d]",
 )
-@click.option(
-    "--network",
-    "network_id",
-    default="prime",
-    metavar="NAME",
-    envvar="PRIME_DHT_DHT_NETWORK_ID",
-    help="The swarm in which it counts. [default: prime; env: PRIME_DHT_DHT_NETWORK_ID]",
-)
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write the capability to this file.")
+@options.naming_network
 @options.as_json
 def invite(root_key: Path, member: PeerId, expires_s: float, network_id: str, out: Path | None, as_json: bool) -> None:
     """Sign a capability: a member's right to put for some time.
 
     KEYFILE is what `group create` made; the member's peer id is what `prime-dht id` prints. The capability is one line
-    of text, of use to that member alone, so it need not be kept secret. It cannot be taken back before it ends.
+    of text, of use to that member alone and in one network, so it need not be kept secret. It cannot be taken back
+    before it ends. FILE may be an older capability, which it then replaces, and no other file.
 
     \b
     Examples:
@@ -56,10 +49,7 @@ def invite(root_key: Path, member: PeerId, expires_s: float, network_id: str, ou
     capability = grant(key_pair.private_key, member=member, expires_at_us=expires_at_us, network_id=network_id)
     token = token_text(capability)
     if out is not None:
-        try:
-            out.write_text(f"{token}\n")
-        except OSError as error:
-            raise ConfigError(f"{out}: {error.strerror}") from error
+        write_token(out, capability)
     prefix = group_prefix(root_of(key_pair.public_key))
     item = {
         "prefix": prefix,
