@@ -22,6 +22,8 @@ It comes with ``pip install 'prime-dht[fsspec]'``, which registers the protocol.
 
 =================  ===========================================================
 ``filesystem``     :class:`PrimeFileSystem`: what fsspec asks for
+``copies``         copying and moving within the swarm
+``targets``        which path goes where then
 ``file``           an open file
 ``tree``           files and directories as entries
 ``changes``        what this node puts, one after the other

@@ -11,12 +11,13 @@ from shutil import SameFileError
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
-from fsspec.spec import AbstractFileSystem, make_instance
+from fsspec.spec import make_instance
 from fsspec.utils import isfilelike, stringify_path
 
 from prime_dht.blocking import BlockingDHT
 from prime_dht.entries.capability import capability_in
 from prime_dht.filesystem.connections import Connection, Way, connection, keep
+from prime_dht.filesystem.copies import Copying
 from prime_dht.filesystem.details import (
     Details,
     details_of,
@@ -28,7 +29,7 @@ from prime_dht.filesystem.details import (
 )
 from prime_dht.filesystem.errors import os_error, os_errors
 from prime_dht.filesystem.file import PrimeFile, PrimeTransaction
-from prime_dht.filesystem.paths import directories_above, is_root, normal, parent_of
+from prime_dht.filesystem.paths import is_root, normal, parent_of
 from prime_dht.filesystem.tree import OnProgress, Tree
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def _unless_gone(error: OSError) -> None:
         raise error
 
 
-class PrimeFileSystem(AbstractFileSystem):  # type: ignore[misc]
+class PrimeFileSystem(Copying):
     """``prime://``: the swarm as a file system for whatever uses fsspec.
 
         fs = fsspec.filesystem("prime", peers="/ip4/192.0.2.1/tcp/4001/p2p/12D3Koo…", data_dir="~/.prime")
@@ -69,7 +70,6 @@ class PrimeFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     protocol = "prime"
     transaction_type = PrimeTransaction
-    tree: Tree
 
     def __init__(
         self,
@@ -355,25 +355,6 @@ class PrimeFileSystem(AbstractFileSystem):  # type: ignore[misc]
         else:
             self.tree.write(target, found.blob or found.value, content_type=found.content_type, ttl_s=ttl)
 
-    def mv(self, path1: Any, path2: Any, recursive: bool = False, maxdepth: int | None = None, **kwargs: Any) -> None:
-        """Copy, and then remove what was copied; not at all if any of it is another's, nor onto or into itself.
-
-        With ``maxdepth``, directories stay.
-        """
-        source, target = self._strip_protocol(path1), self._strip_protocol(path2)
-        if source == target:
-            return
-        paths = self.expand_path(path1, recursive=recursive, maxdepth=maxdepth)
-        own = self.tree.find_own(one for one in paths if not is_root(one))
-        for to in target if isinstance(target, list) else [target]:
-            if not own.keys().isdisjoint((to, *directories_above(to))):
-                raise os_error(errno.EINVAL, to)
-        directories = {one for one, found in own.items() if is_directory(found)}
-        if directories and not recursive:
-            raise os_error(errno.EISDIR, min(directories))
-        self.copy(path1, path2, recursive=recursive, maxdepth=maxdepth, on_error="raise", **kwargs)
-        self.tree.remove(own if maxdepth is None else own.keys() - directories)
-
     def mkdir(self, path: str, create_parents: bool = True, **kwargs: Any) -> None:
         """Make a directory.
 
@@ -453,6 +434,8 @@ class PrimeFileSystem(AbstractFileSystem):  # type: ignore[misc]
     def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:
         """Remove files; and with ``recursive`` directories and what they hold.
 
+        What is deeper than ``maxdepth`` stays, with the directories that it lies in.
+
         Raises:
             PermissionError: another has written some of it; then nothing is removed.
             IsADirectoryError: there is a directory, and ``recursive`` is false.
@@ -466,8 +449,9 @@ class PrimeFileSystem(AbstractFileSystem):  # type: ignore[misc]
             self.tree.remove(own)
             return
         self.tree.remove(own.keys() - directories)
-        for directory in reversed(directories):  # what is deeper stays
-            self.rmdir(directory)
+        for directory in reversed(directories):
+            if not self.tree.listings([directory])[directory]:
+                self.tree.remove([directory])
 
     # Within
 

@@ -19,6 +19,7 @@ Errors of the swarm are raised as :class:`OSError`, with the :class:`~prime_dht.
 from __future__ import annotations
 
 import errno
+import math
 import mimetypes
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
@@ -453,6 +454,8 @@ class Tree:
     def _ends_at_s(self, path: str, ttl_s: float | None, content_type: str = "") -> float:
         """When something ends that is written now: no later than the capability that it is written with."""
         life_s = next(one for one in (ttl_s, self._ttl_s, self._config.ttl) if one is not None)
+        if not math.isfinite(life_s):
+            raise OSError(errno.EINVAL, f"ttl is {life_s}, which is no time", path)
         if content_type == DIRECTORY:
             life_s = min(life_s * DIRECTORY_TTLS, self._config.limits.max_ttl_s)
         ends_at_s = time.time() + life_s

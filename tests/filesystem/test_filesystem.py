@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -179,6 +180,15 @@ def test_what_is_too_deep_to_be_moved_stays(fs: PrimeFileSystem, top: str) -> No
     assert fs.find(top) == [f"{top}/from/c/d", f"{top}/to/a", f"{top}/to/b"]
 
 
+def test_what_is_too_deep_to_be_removed_stays(fs: PrimeFileSystem, top: str) -> None:
+    fs.pipe({f"{top}/{name}": b"" for name in ("a", "b/c", "b/d/e")})
+    fs.makedirs(f"{top}/empty")
+    fs.rm(top, recursive=True, maxdepth=1)
+    assert fs.find(top, withdirs=True) == [top, *(f"{top}/b{name}" for name in ("", "/c", "/d", "/d/e"))]
+    fs.rm(top, recursive=True, maxdepth=3)
+    assert not fs.exists(top)
+
+
 def test_directories_are_made_with_what_they_hold_and_removed_with_it(fs: PrimeFileSystem, top: str) -> None:
     fs.pipe_file(f"{top}/a/b/c", b"c")
     fs.makedirs(f"{top}/empty")
@@ -274,6 +284,15 @@ def test_ttl_beyond_the_network_s_is_an_error_with_its_cause(fs: PrimeFileSystem
     with pytest.raises(OSError, match="ttl") as raised:
         fs.pipe_file(f"{top}/file", b"", ttl=1e9)
     assert isinstance(raised.value.__cause__, PrimeDHTError)
+
+
+@pytest.mark.parametrize("ttl", [math.nan, math.inf, -math.inf])
+def test_a_ttl_that_is_no_time_is_an_error_that_says_so(fs: PrimeFileSystem, top: str, ttl: float) -> None:
+    for file_system, its_own in ((fs, ttl), (PrimeFileSystem(client=fs.tree.dht, ttl=ttl), None)):
+        with pytest.raises(OSError, match="ttl") as raised:
+            file_system.pipe_file(f"{top}/file", b"", ttl=its_own)
+        assert raised.value.errno == errno.EINVAL
+    assert not fs.exists(top)
 
 
 def test_what_replicas_have_not_got_when_the_wait_is_over_is_an_error_and_replaces_nothing(
