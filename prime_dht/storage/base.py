@@ -372,10 +372,10 @@ class StorageBackend(AsyncResource):
 
     @abstractmethod
     async def add_provider(self, record: ProviderRecord, *, now_us: int) -> None:
-        """Store or refresh a provider record.
+        """Store or refresh a provider record; with the addresses that are held, if there is no room for more.
 
         Raises:
-            ValidationError: there is no room for it (:class:`Capacity`).
+            ValidationError: it is not held, and there is no room for it (:class:`Capacity`).
         """
 
     @abstractmethod

@@ -175,6 +175,10 @@ class _Fields:
         value = self._fields.get(name)
         if not isinstance(value, str):
             raise ValidationError(f"{name} is not text")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # half a character, which JSON can say and no store can hold
+            raise ValidationError(f"{name} is not text: {error.reason}") from error
         return value
 
     def data(self, name: str) -> bytes:

@@ -7,7 +7,8 @@ queue beside the callers: what bounds them bounds the work in hand.
 
 - A write returns once its transaction is committed, and with it what its function returned.
 - A transaction that fails is rolled back and its writes are tried one by one, so that only the culprit's caller sees
-  the error. A write may therefore run twice and has to be a function of the connection alone.
+  the error. A write may therefore run twice and has to be a function of the connection alone. If none can begin,
+  because another program has locked the database, all have failed after one wait.
 - A cancelled caller's write is either withdrawn while it still waits, or committed: once a leader has taken writes, it
   sees them through, because most are not its own.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -36,8 +38,10 @@ class _Committed(Generic[T_co]):
 
 @dataclass(frozen=True, slots=True)
 class _Failed:
+    """Why a write failed, and as what its caller is told: ``None`` if as itself, because it is a defect."""
+
     error: BaseException
-    kind: type[StorageError]
+    kind: type[StorageError] | None
 
 
 @dataclass(slots=True, eq=False)
@@ -61,7 +65,7 @@ class GroupCommit:
 
         Raises:
             NotWrittenError: the transaction failed, and nothing of this write is stored.
-            StorageError: a defect in another's write ended the commit; what became of this one is unknown.
+            StorageError: the commit was ended from outside; what became of this write is unknown.
         """
         write = _Write(work)
         self._waiting.append(write)
@@ -76,6 +80,8 @@ class GroupCommit:
                 self._waiting.remove(write)
         if isinstance(write.outcome, _Failed):
             failed = write.outcome
+            if failed.kind is None:
+                raise failed.error
             raise storage_error(self._path, failed.error, failed.kind) from failed.error
         return write.outcome.result
 
@@ -97,7 +103,7 @@ class GroupCommit:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(self._commit, batch, limiter=self._thread)
         except BaseException as error:
-            # A defect, not a failure of the database: it must not leave the others waiting for an outcome for ever.
+            # No failure of a write, but perhaps Ctrl-C: it must not leave the others waiting for an outcome for ever.
             for write in batch:
                 write.outcome = _Failed(error, StorageError)
             raise
@@ -106,20 +112,29 @@ class GroupCommit:
             ended.set()
 
     def _commit(self, writes: Sequence[_Write[object]]) -> None:
-        try:
-            results = self._transact(writes)
-        except (sqlite3.Error, OverflowError) as error:
-            if len(writes) > 1:
-                for write in writes:
-                    self._commit([write])
+        transactions = [writes]
+        while transactions:
+            together = transactions.pop(0)
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.Error as error:
+                # So would the others' begin, each after a wait of its own for whoever has locked the database.
+                for write in chain(together, *transactions):
+                    write.outcome = _Failed(error, NotWrittenError)
+                return
+            try:
+                results = self._end_transaction(together)
+            except Exception as error:  # noqa: BLE001 - raised where the write was asked for
+                if len(together) > 1:
+                    transactions = [[write] for write in together]
+                else:
+                    is_of_database = isinstance(error, sqlite3.Error | OverflowError)
+                    together[0].outcome = _Failed(error, NotWrittenError if is_of_database else None)
             else:
-                writes[0].outcome = _Failed(error, NotWrittenError)
-        else:
-            for write, result in zip(writes, results, strict=True):
-                write.outcome = _Committed(result)
+                for write, result in zip(together, results, strict=True):
+                    write.outcome = _Committed(result)
 
-    def _transact(self, writes: Sequence[_Write[object]]) -> list[object]:
-        self._connection.execute("BEGIN IMMEDIATE")
+    def _end_transaction(self, writes: Sequence[_Write[object]]) -> list[object]:
         try:
             results = [write.work(self._connection) for write in writes]
             self._connection.execute("COMMIT")

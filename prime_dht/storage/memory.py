@@ -176,7 +176,7 @@ class MemoryBackend(StorageBackend):
 
     async def add_provider(self, record: ProviderRecord, *, now_us: int) -> None:
         await self._turn()
-        make_room_for_provider(record, self._providers, self.capacity, now_us=now_us)
+        record = make_room_for_provider(record, self._providers, self.capacity, now_us=now_us)
         self._providers.hold((record.multihash, record.provider), record)
 
     async def get_providers(self, multihash: bytes, *, now_us: int, limit: int = 100) -> list[ProviderRecord]:

@@ -116,6 +116,10 @@ class MemoryProviders(MemoryShelf[ProviderName, ProviderRecord], ProviderShelf):
         provided = self._of_peer.get(provider)
         return 0 if provided is None else len(provided.values)
 
+    def addresses_of(self, name: ProviderName) -> tuple[bytes, ...] | None:
+        record = self.by_name.values.get(name)
+        return None if record is None else record.addresses
+
     def oldest_of(self, provider: PeerId) -> ProviderName:
         _, multihash = next(self._of_peer[provider].behind(None))
         return multihash, provider

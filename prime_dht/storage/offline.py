@@ -15,9 +15,13 @@ from typing import BinaryIO
 
 import trio
 
+from prime_dht.entries.admission import AdmissionRules
+from prime_dht.entries.lifetime import UNIT_US
+from prime_dht.entries.limits import DEFAULT_LIMITS, Limits
 from prime_dht.errors import StorageError
 from prime_dht.storage import dump
 from prime_dht.storage.base import OpArrays, StoreStats
+from prime_dht.storage.capacity import Capacity
 from prime_dht.storage.dump import Progress
 from prime_dht.storage.sqlite import SQLiteBackend
 from prime_dht.storage.sqlite_check import CheckReport, examine
@@ -109,17 +113,29 @@ async def export(
 
 
 async def import_(
-    path: Path, file: BinaryIO, *, now_us: int, entries_only: bool = False, progress: Progress | None = None
+    path: Path,
+    file: BinaryIO,
+    *,
+    now_us: int,
+    limits: Limits = DEFAULT_LIMITS,
+    unit_us: int = UNIT_US,
+    entries_only: bool = False,
+    progress: Progress | None = None,
 ) -> dump.ImportReport:
     """Read such a file into a store, which is made if there is none; see :func:`prime_dht.storage.dump.import_`.
+
+    Args:
+        limits: of the node whose store it is: for each entry, and for all that the store holds.
+        unit_us: its network's.
 
     Raises:
         StorageError: the store cannot be opened or written.
         ValidationError: the file is no dump; then no store is made.
     """
     begun = await dump.begin(file)
-    async with await SQLiteBackend.open(path) as store:
-        return await dump.finish(begun, store, now_us=now_us, entries_only=entries_only, progress=progress)
+    rules = AdmissionRules(network_id=begun.header.network or "", limits=limits, unit_us=unit_us)
+    async with await SQLiteBackend.open(path, capacity=Capacity(limits=limits)) as store:
+        return await dump.finish(begun, store, now_us=now_us, rules=rules, entries_only=entries_only, progress=progress)
 
 
 def _describe(path: Path, resources: ExitStack) -> StoreInfo:

@@ -32,11 +32,12 @@ from coredis.exceptions import (
     BusyLoadingError,
     InvalidResponse,
     NoScriptError,
+    ReadOnlyError,
     RedisError,
 )
 from coredis.exceptions import ConnectionError as RedisConnectionError
 
-from prime_dht.errors import StorageError
+from prime_dht.errors import NotWrittenError, StorageError
 from prime_dht.storage.redis_scripts import Script
 
 if TYPE_CHECKING:
@@ -48,8 +49,16 @@ FIRST_PAUSE_S = 0.05
 MAX_PAUSE_S = 2.0
 DEFAULT_PORT = 6379
 
-_FAILURES = (RedisError, OSError, trio.TooSlowError, ValueError)
+_LOST = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError)
+"""What a connection that ends raises before coredis has it: while TLS begins."""
+
+_FAILURES = (RedisError, OSError, trio.TooSlowError, ValueError, *_LOST)
 """What connecting raises; ``ValueError`` for a host whose name cannot be one."""
+
+_REFUSALS = ("OOM ", "MISCONF ", "NOREPLICAS ")
+"""How answers begin that a server which may not write gives before the first line of a script. (That it is a replica
+coredis has a class for. What it says of permissions may also come from the midst of a script.)
+"""
 
 Reply: TypeAlias = "bytes | int | list[Reply] | dict[bytes, Reply] | None"
 
@@ -154,6 +163,7 @@ class RedisConnection:
         """Have a script run at least once; returns what it said the last time.
 
         Raises:
+            NotWrittenError: it was never sent, or refused as a whole.
             StorageError: there was no answer in time, or it is an error.
         """
         call = (b"%d" % len(keys), *keys, *arguments)
@@ -170,6 +180,7 @@ class RedisConnection:
         """Have a command carried out at least once; returns what the server said the last time.
 
         Raises:
+            NotWrittenError: it was never sent, or refused.
             StorageError: there was no answer in time, or it is an error.
         """
 
@@ -178,11 +189,12 @@ class RedisConnection:
 
         return await self._until_answered(ask)
 
-    def _storage_error(self, error: Exception) -> StorageError:
+    def _storage_error(self, error: Exception, kind: type[StorageError] = StorageError) -> StorageError:
         """What went wrong with the server, in one line."""
-        return StorageError(f"{self.address}: {_meaning(error)}")
+        return kind(f"{self.address}: {_meaning(error)}")
 
     async def _until_answered(self, ask: Callable[[BaseConnection], Awaitable[Reply]]) -> Reply:
+        was_lost = False  # and may have been carried out
         with trio.move_on_after(self._patience_s):
             while True:
                 await self._was_established.wait()
@@ -193,11 +205,15 @@ class RedisConnection:
                     with trio.CancelScope(shield=True):
                         return await ask(connection)
                 except (RedisConnectionError, TimeoutError) as error:
+                    was_lost = True
                     self._failure = _meaning(error)
                     self._give_up(connection)
                 except RedisError as error:
-                    raise self._storage_error(error) from error
-        raise StorageError(f"{self.address}: no answer for {self._patience_s:g} s: {self._failure}")
+                    is_undone = not was_lost and _is_refusal(error)
+                    raise self._storage_error(error, NotWrittenError if is_undone else StorageError) from error
+        raise (StorageError if was_lost else NotWrittenError)(
+            f"{self.address}: no answer for {self._patience_s:g} s: {self._failure}"
+        )
 
     async def _stay_connected(self, task_status: TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Connect, and stay so until the connection is lost; one of ``_FAILURES`` if it cannot be made."""
@@ -272,6 +288,10 @@ async def _check_that_it_is_ready(connection: BaseConnection) -> None:
     await connection.create_request(b"PING")
 
 
+def _is_refusal(error: RedisError) -> bool:
+    return isinstance(error, ReadOnlyError) or str(error).startswith(_REFUSALS)
+
+
 def _meaning(error: Exception) -> str:
     """What went wrong, in words for who set the server up."""
     match error:
@@ -289,6 +309,8 @@ def _meaning(error: Exception) -> str:
             return f"the server says: {error}"
         case trio.TooSlowError():
             return f"it cannot be reached within {CONNECT_DEADLINE_S:g} s"
+        case anyio.EndOfStream() | anyio.BrokenResourceError() | anyio.ClosedResourceError():
+            return "it cannot be reached safely: the connection was lost while TLS began"
         case ssl.SSLError():
             return f"it cannot be reached safely: {error}"
         case _:

@@ -142,7 +142,11 @@ while call('ZLEXCOUNT', ORDER, range(of_peer)) + (row_of(PROVIDERS, name) and 0 
 end
 
 local count, bytes = make_room(PROVIDERS)
-if count then return said(struct.pack('>ddd', 0, count, bytes)) end
+if count then
+  local held = row_of(PROVIDERS, name)
+  if not held then return said(struct.pack('>ddd', 0, count, bytes)) end
+  if #held < #row then row = row:sub(1, 8) .. held:sub(9) end
+end
 hold_in(PROVIDERS, name, location, row)
 return said('')
 """,

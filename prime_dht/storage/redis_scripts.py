@@ -7,7 +7,7 @@ what it does.
 
 - **Keys.** ``KEYS`` are the store's rows, order and lease. ``ARGV[1]`` is the *token* of the process that calls.
 - **Shut out.** A script does nothing for a process that no longer holds the store: ``TAKEN`` when another has taken it,
-  ``GONE`` when the server has lost it.
+  ``GONE`` when the server has lost it: both of its keys, or one, as a server does that evicts.
 - **At most once.** A writing call that had no answer is made again, and might be carried out twice: now, and when the
   server comes to what it received before. So each writing call in flight has a *seat* (``ARGV[2]``) and a number
   (``ARGV[3]``) that only grows. A script writes down what it said beside seat and number. The same call again is told
@@ -40,7 +40,7 @@ local ROWS, ORDER, LEASE = KEYS[1], KEYS[2], KEYS[3]
 local call = redis.call
 local token = ARGV[1]
 local holder = call('HGET', ROWS, '#holder')
-if not holder then return redis.error_reply('GONE the store is not there') end
+if not holder or not call('ZSCORE', ORDER, '') then return redis.error_reply('GONE the store is not there') end
 if holder ~= token then return redis.error_reply('TAKEN the store is another process\'s') end
 
 local function less(a, b)

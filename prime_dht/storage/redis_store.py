@@ -80,6 +80,8 @@ class RedisStore:
         """Run a writing script once; or, when that fails or is cancelled, at most once.
 
         Raises:
+            NotWrittenError: the server was away all the time, or takes nothing now: it is full, a replica, or its disk
+                fails.
             StorageError: it cannot be written, is closed, or is no longer held by this process.
         """
         with self._counted():

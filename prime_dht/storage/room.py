@@ -1,7 +1,9 @@
 """Whether there is room for a plain record or a provider record, and what goes to make it.
 
 Neither is signed by somebody who could be held to a share, and who made one puts it again within a day. So a name that
-is held is always refreshed, and a flood of new names must not push out what is there:
+is held can always be refreshed, and a flood of new names must not push out what is there. A provider that has become
+larger, for which there is no room, is believed longer with the addresses that are held; a record would say what it no
+longer says, and is refused. These are the rules:
 
 1. a content that has enough unexpired providers takes no other: whoever provides it already stays;
 2. a peer that provides more than its share replaces what it announced longest ago, its own;
@@ -15,7 +17,7 @@ A *name* is what a record is held under: its key, or the multihash and the provi
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from prime_dht.ids import Key, PeerId
@@ -70,6 +72,9 @@ class ProviderShelf(Shelf[ProviderName], Protocol):
     def count_of(self, provider: PeerId) -> int:
         """How many contents a peer provides, expired or not."""
 
+    def addresses_of(self, name: ProviderName) -> tuple[bytes, ...] | None:
+        """Those of what is held under a name; ``None`` if nothing is."""
+
     def oldest_of(self, provider: PeerId) -> ProviderName:
         """Of what a peer provides, the first by (expires_at_us, name)."""
 
@@ -86,8 +91,10 @@ def make_room_for_record(record: PlainRecord, shelf: Shelf[Key], capacity: Capac
     limits.check_records(load.count, load.bytes)
 
 
-def make_room_for_provider(record: ProviderRecord, shelf: ProviderShelf, capacity: Capacity, *, now_us: int) -> None:
-    """Evict what has to go for a provider record.
+def make_room_for_provider(
+    record: ProviderRecord, shelf: ProviderShelf, capacity: Capacity, *, now_us: int
+) -> ProviderRecord:
+    """Evict what has to go for a provider record; returns what is to be held, with its own addresses or the old ones.
 
     Raises:
         ValidationError: there cannot be room; then only what had expired went, and of its provider's what was over its
@@ -100,7 +107,11 @@ def make_room_for_provider(record: ProviderRecord, shelf: ProviderShelf, capacit
         shelf.evict(shelf.oldest_of(record.provider))
     most = Load(limits.max_providers, limits.max_providers_bytes)
     load = _make_room(name, record.size_bytes, location_of(record.multihash), shelf, most, capacity, now_us)
+    if not load.fits(most) and (addresses := shelf.addresses_of(name)) is not None:
+        held = replace(record, addresses=addresses)
+        return held if held.size_bytes < record.size_bytes else record
     limits.check_providers(load.count, load.bytes)
+    return record
 
 
 def _make_room(

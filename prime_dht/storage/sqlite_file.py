@@ -3,7 +3,8 @@
 A store is one SQLite file in WAL mode; while it is open there are a journal (``-wal``), its index (``-shm``) and a lock
 (``.lock``) beside it. All of them are readable by their owner alone.
 
-- **One process.** The lock is a ``flock`` that the kernel releases when its holder dies, however it dies.
+- **One process.** The lock is a ``flock`` that the kernel releases when its holder dies, however it dies: a child that
+  Python forked lets go of it at once, so none keeps it for a parent that is dead.
 - **Complete or not there.** A new file is made under another name, synced, and renamed. So a file that is empty or
   shorter than it says was damaged.
 - **Never silently empty.** A damaged file is moved aside, with its journal, and opening fails. As long as it lies there
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import os
 import sqlite3
 from collections.abc import Generator
@@ -176,17 +178,45 @@ def lock(path: Path, resources: contextlib.ExitStack) -> None:
     Raises:
         StorageError: another process has it open.
     """
-    descriptor = os.open(_beside(path, ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-    resources.callback(os.close, descriptor)
+    key = object()
+    descriptor = _lock_files[key] = os.open(_beside(path, ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    resources.callback(_unlock, key)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise StorageError(f"{path}: another process has it open") from error
-    # Closing alone would not do: a forked child has the descriptor too, and with it the lock.
-    resources.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)
+
+
+_lock_files: dict[object, int] = {}
+"""The descriptors of the lock files that this process has open. A forked child shares them, and with them the locks."""
+
+
+def _unlock(key: object) -> None:
+    descriptor = _lock_files.pop(key, None)
+    if descriptor is None:  # this is a forked child, and the lock its parent's
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child may be about to close it, or was not forked by Python
+    finally:
+        os.close(descriptor)
+
+
+def _leave_locks_to_parent() -> None:
+    """In a forked child: close the lock files, but not unlock them, which would be for the parent too."""
+    while _lock_files:
+        _, descriptor = _lock_files.popitem()
+        os.close(descriptor)
+
+
+os.register_at_fork(after_in_child=_leave_locks_to_parent)
 
 
 def _create(path: Path) -> None:
+    asides = sorted(path.parent.glob(f"{glob.escape(path.name + DAMAGED)}*Z"))
+    # Whoever moved it may have been killed before its journal was, which a backup must not find. But a later journal is
+    # another store's, which somebody may bring back.
+    if asides and not _has_later_journal(path, asides[-1]):
+        _move_journal(path, asides[-1])
     # SQLite would play back the journal into the new file. A damaged store is not to be forgotten.
     for left in sorted(path.parent.iterdir()):
         if left.name.startswith((path.name + "-wal", path.name + DAMAGED)):
@@ -231,13 +261,29 @@ def _open_file(
 
 def _moved_aside(path: Path, damage: str) -> StorageError:
     """Give a damaged store and its journal another name; returns the error that says so."""
-    aside = _beside(path, f"{DAMAGED}{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
-    for suffix in ("-wal", "-shm", ""):
-        if _beside(path, suffix).exists():
-            _beside(path, suffix).rename(_beside(aside, suffix))
+    aside = _aside(path, datetime.now(UTC))
+    path.rename(aside)  # before its journal: without that it could be taken for whole
+    _move_journal(path, aside)
     return StorageError(
         f"{path}: {damage}; it was moved to {aside.name}: put a backup in its place, or move it away to start afresh"
     )
+
+
+def _aside(path: Path, when: datetime) -> Path:
+    return _beside(path, f"{DAMAGED}{when:%Y%m%dT%H%M%S.%fZ}")
+
+
+def _has_later_journal(path: Path, aside: Path) -> bool:
+    """Whether there is a journal that was written after a store was moved aside."""
+    journal = journal_of(path)
+    return journal.exists() and _aside(path, datetime.fromtimestamp(journal.stat().st_mtime, UTC)).name > aside.name
+
+
+def _move_journal(path: Path, aside: Path) -> None:
+    """Give the journal of a store that was moved aside its name, unless there is one of that name."""
+    for suffix in ("-wal", "-shm"):
+        if _beside(path, suffix).exists() and not _beside(aside, suffix).exists():
+            _beside(path, suffix).rename(_beside(aside, suffix))
 
 
 def _connect(path: Path, resources: contextlib.ExitStack) -> sqlite3.Connection:

@@ -54,6 +54,7 @@ _ALL_PROVIDERS = """
     SELECT multihash, provider, addresses, expires_at_us FROM providers
     WHERE (multihash, provider) > (?, ?) ORDER BY multihash, provider LIMIT ?
 """
+_ADDRESSES = "SELECT addresses FROM providers WHERE (multihash, provider) = (?, ?)"
 _OTHER_PROVIDERS = "SELECT count(*) FROM providers WHERE multihash = ? AND provider <> ? AND expires_at_us > ?"
 _COUNT_OF_PEER = "SELECT count(*) FROM providers WHERE provider = ?"
 _OLDEST_OF_PEER = "SELECT multihash FROM providers WHERE provider = ? ORDER BY expires_at_us, multihash LIMIT 1"
@@ -208,6 +209,10 @@ class StoredProviders(_StoredShelf[ProviderName], ProviderShelf):
         (count,) = self._connection.execute(_COUNT_OF_PEER, (provider,)).fetchone()
         return int(count)
 
+    def addresses_of(self, name: ProviderName) -> tuple[bytes, ...] | None:
+        row = self._connection.execute(_ADDRESSES, name).fetchone()
+        return None if row is None else split(row[0])
+
     def oldest_of(self, provider: PeerId) -> ProviderName:
         (multihash,) = self._connection.execute(_OLDEST_OF_PEER, (provider,)).fetchone()
         return multihash, provider
@@ -257,8 +262,7 @@ def add_provider(connection: sqlite3.Connection, record: ProviderRecord, capacit
     stored = StoredProviders(connection)
     refusal = ""
     try:
-        make_room_for_provider(record, stored, capacity, now_us=now_us)
-        stored.hold(record)
+        stored.hold(make_room_for_provider(record, stored, capacity, now_us=now_us))
     except ValidationError as error:
         refusal = str(error)
     stored.write_load()

@@ -208,9 +208,28 @@ class RecordsConformance:
         await add(backend, *small)
         set_limits(backend, Limits(max_providers_bytes=sum(each.size_bytes for each in small)))
         with pytest.raises(ValidationError, match="bytes of providers; the limit is"):
-            await add(backend, replace(small[1], addresses=(*small[1].addresses, b"")))
+            await add(backend, provider(b"a", multihash=CONTENTS[2]))
         await add(backend, replace(small[0], addresses=(*small[0].addresses, b"")))
         assert await held_providers(backend) == [(CONTENTS[0], b"a")]
+
+    async def test_a_provider_that_has_more_addresses_than_there_is_room_for_is_believed_longer_with_the_old_ones(
+        self, backend: StorageBackend
+    ) -> None:
+        small = [provider(b"a", multihash=content, expires_at_us=900) for content in CONTENTS[:2]]
+        await add(backend, *small)
+        set_limits(backend, Limits(max_providers_bytes=sum(each.size_bytes for each in small)))
+        before = (await backend.stats()).providers
+        larger = replace(small[1], addresses=(*small[1].addresses, b""), expires_at_us=TimestampUs(2000))
+        await add(backend, larger)
+        assert (await backend.stats()).providers == before
+        assert await backend.get_providers(CONTENTS[1], now_us=1000) == [replace(larger, addresses=small[1].addresses)]
+        set_limits(backend, Limits(max_providers_bytes=small[1].size_bytes))
+        moved = replace(larger, addresses=tuple(bytes(len(address)) for address in small[1].addresses))
+        await add(backend, moved)  # no larger than what is held, though that is more than there is room for now
+        assert await backend.get_providers(CONTENTS[1], now_us=1000) == [moved]
+        with pytest.raises(ValidationError, match="bytes of providers; the limit is"):  # what has expired is not held
+            await add(backend, larger, now_us=2000)
+        assert await held_providers(backend) == []
 
     async def test_what_has_expired_and_was_deleted_counts_no_longer(self, backend: StorageBackend) -> None:
         one, other = record(b"a"), provider(b"a", multihash=CONTENTS[0])

@@ -83,14 +83,18 @@ class Disk:
     def note_sync(self, path: Path) -> None:
         """Something was synced."""
         if path == self._directory:
-            self._names = {file.name: file.stat().st_ino for file in path.iterdir()}
+            self._note_names()
         elif path.parent == self._directory:
             inode = path.stat().st_ino
             self._synced[inode] = path.read_bytes()
-            if path.name.endswith(("-wal", "-journal")):
-                # With the first sync of a journal that it has made, the ordinary VFS syncs the directory too.
-                self._names[path.name] = inode
+            if path.name.endswith(("-wal", "-journal")) and self._names.get(path.name) != inode:
+                # With the first sync of a journal that it has made, the ordinary VFS syncs the directory too, and so
+                # that another has been deleted: if that came back, SQLite would undo what was synced since.
+                self._note_names()
         self.on_sync()
+
+    def _note_names(self) -> None:
+        self._names = {file.name: file.stat().st_ino for file in self._directory.iterdir()}
 
 
 @contextmanager

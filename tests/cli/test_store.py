@@ -216,6 +216,18 @@ def test_a_damaged_index_of_blobs_checks_with_status_1_and_is_named(data_dir: Pa
     assert index.read_bytes() == b"garbage" * 1000
 
 
+def test_an_index_of_blobs_that_is_gone_checks_with_status_1_and_none_is_made(data_dir: Path, shell: Shell) -> None:
+    index = data_dir / BLOCKS_DIRECTORY / INDEX_FILE
+    block = index.with_name("ab") / ("ab" * 32)
+    block.parent.mkdir(parents=True)
+    assert shell.store("check", "--data-dir", data_dir).status == 0
+    block.touch()
+    ended = shell.store("check", "--data-dir", data_dir)
+    assert (ended.status, ended.out.count(b"\n")) == (1, 1)
+    assert ended.out.decode().startswith(f"{index}: gone or empty, while blocks are there: ")
+    assert not index.exists()
+
+
 def test_another_programs_database_cannot_be_checked(data_dir: Path, shell: Shell) -> None:
     change(data_dir, "PRAGMA application_id = 7")
     assert "not a store of prime_dht" in complaint(shell.store("check", "--data-dir", data_dir))

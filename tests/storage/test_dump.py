@@ -193,6 +193,8 @@ async def test_an_entry_that_was_tampered_with_is_refused_and_the_rest_is_taken(
         (b'{"peer": {"peer": "YQ==", "addresses": "YQ=="}}', "addresses is not a list"),
         (b'{"peer": {"peer": "YQ==", "addresses": [1]}}', "addresses is not text"),
         (b'{"meta": {"name": 1}}', "name is not text"),
+        (b'{"meta": {"name": "\\ud800", "value": ""}}', "name is not text: surrogates not allowed"),
+        (b'{"peer": {"peer": "YQ==", "addresses": [], "source": "\\udfff"}}', "source is not text: surrogates"),
         (b'{"end": {"lines": 1, "sha256": "x"}}', "sha256 is not hexadecimal"),
         (b'{"end": {"lines": true, "sha256": ""}}', "lines is not a number"),
         (b'{"end": {"lines": 9223372036854775808, "sha256": ""}}', "lines is not a number"),

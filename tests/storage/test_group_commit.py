@@ -5,13 +5,14 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
-from prime_dht.errors import NotWrittenError, StorageError
+from prime_dht.errors import NotWrittenError
 from prime_dht.storage.group_commit import GroupCommit
 
 PATIENCE_S = 60.0
@@ -161,7 +162,7 @@ async def test_whoever_is_cancelled_at_the_start_leaves_the_lead_to_the_other(ta
     assert [number for number in table.numbers() if number >= 0] == list(range(20))
 
 
-async def test_a_defect_in_a_write_surfaces_and_leaves_nobody_waiting(table: Table) -> None:
+async def test_a_defect_in_a_write_surfaces_where_it_was_asked_for_and_nowhere_else(table: Table) -> None:
     outcomes: list[str] = []
     gate = Gate(0)
 
@@ -171,19 +172,44 @@ async def test_a_defect_in_a_write_surfaces_and_leaves_nobody_waiting(table: Tab
     async def run(write: Callable[[sqlite3.Connection], object]) -> None:
         try:
             await table.group.run(write)
-        except (ZeroDivisionError, StorageError) as error:
+        except ZeroDivisionError as error:
             outcomes.append(repr(error))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(table.group.run, gate)
         await gate.entered()
-        nursery.start_soon(run, defect)
         nursery.start_soon(run, inserting(1))
+        nursery.start_soon(run, defect)
+        nursery.start_soon(run, inserting(2))
         await trio.testing.wait_all_tasks_blocked()
         gate.open()
-    assert sorted(outcomes) == ["StorageError('prime.db: a defect')", "ZeroDivisionError('a defect')"]
-    await table.add(2)
-    assert table.numbers() == [0, 2]
+    assert outcomes == ["ZeroDivisionError('a defect')"]
+    await table.add(3)
+    assert table.numbers() == [0, 1, 2, 3]
+
+
+async def test_all_who_wait_for_a_locked_database_have_failed_after_one_wait(tmp_path: Path) -> None:
+    path = tmp_path / "prime.db"
+    with (
+        closing(sqlite3.connect(path, isolation_level=None)) as other,
+        closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)) as connection,
+    ):
+        begun: list[str] = []
+        connection.set_trace_callback(begun.append)
+        group = GroupCommit(connection, path)
+        other.execute("BEGIN IMMEDIATE")
+        failures: list[str] = []
+
+        async def add(number: int) -> None:
+            with pytest.raises(NotWrittenError) as caught:
+                await group.run(inserting(number))
+            failures.append(str(caught.value))
+
+        async with trio.open_nursery() as nursery:
+            for number in range(5):
+                nursery.start_soon(add, number)
+        assert failures == [f"{path}: another program has locked it"] * 5
+        assert begun == ["BEGIN IMMEDIATE"]
 
 
 async def test_finishing_waits_for_every_write(table: Table) -> None:

@@ -84,3 +84,13 @@ async def test_without_waiting_for_the_disk_a_loss_of_power_costs_what_was_ackno
     assert lost[-1] == set()  # after the store was closed
     for (_, acknowledged), gone in zip(moments, lost, strict=True):
         assert gone == set(acknowledged[len(acknowledged) - len(gone) :])  # the last ones, and nothing between
+
+
+async def test_a_loss_of_power_brings_no_journal_back_that_was_deleted_before_its_directory_was_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # SQLite turns a new store to WAL mode under the protection of another journal.
+    moments = await moments_of_puts(make_directory(tmp_path / "disk"), "NORMAL", monkeypatch)
+    journals = [{name for name in image if name.endswith(("-wal", "-journal"))} for image, _ in moments]
+    assert {"prime.db-wal"} in journals
+    assert {"prime.db-wal", "prime.db-journal"} not in journals

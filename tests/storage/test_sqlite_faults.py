@@ -157,6 +157,57 @@ async def test_the_journal_of_a_damaged_file_is_moved_with_it(path: Path) -> Non
     assert all(name.startswith(aside) for name in files(path))
 
 
+@pytest.mark.parametrize("renames", range(4))
+async def test_whoever_is_killed_while_a_damaged_file_is_moved_leaves_it_with_its_journal(
+    path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    async with await SQLiteBackend.open(path) as store:
+        await store.put_entries([make_entry()], now_us=NOW_US)
+        journal, backup = files(path)["prime.db-wal"], contents(path)
+    overwrite(path)
+    damaged = contents(path)
+    put_there(path.with_name("prime.db-wal"), journal)
+    left = renames
+
+    def rename(self: Path, target: Path) -> None:
+        nonlocal left
+        if not left:
+            raise KeyboardInterrupt
+        left -= 1
+        os.rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename)
+        with pytest.raises((KeyboardInterrupt, StorageError)):
+            await SQLiteBackend.open(path)
+    for _ in range(2):
+        with pytest.raises(StorageError, match=r"it was moved to|it is gone, but \S+ is there"):
+            await SQLiteBackend.open(path)
+    aside = min(files(path))
+    assert files(path)[aside] == damaged
+    assert files(path)[f"{aside}-wal"] == journal
+    assert all(name.startswith(aside) for name in files(path))
+    put_there(path, backup)
+    async with await SQLiteBackend.open(path) as store:
+        assert (await store.stats()).entries == 0
+
+
+async def test_a_store_that_is_brought_back_has_its_journal_though_an_earlier_one_is_damaged(
+    path: Path,
+) -> None:
+    damaged = path.with_name("prime.db.corrupt-20200101T000000.000000Z")
+    put_there(damaged, b"damaged")
+    async with await SQLiteBackend.open(path.with_name("other.db")) as store:
+        await store.put_entries([make_entry()], now_us=NOW_US)
+        put_there(path.with_name("prime.db-wal"), contents(path.with_name("other.db-wal")))
+        away = contents(path.with_name("other.db"))
+    with pytest.raises(StorageError, match="it is gone, but"):
+        await SQLiteBackend.open(path)
+    put_there(path, away)
+    async with await SQLiteBackend.open(path) as store:
+        assert (await store.stats()).entries == 1
+
+
 async def test_damage_inside_the_file_is_an_error_when_it_is_read(path: Path) -> None:
     await fill(path)
     overwrite_entries(path)

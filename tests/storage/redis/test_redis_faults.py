@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +14,7 @@ import trio
 import trio.testing
 
 from prime_dht.entries.entry import Entry
-from prime_dht.errors import StorageError
+from prime_dht.errors import NotWrittenError, StorageError
 from prime_dht.ids import OpId
 from prime_dht.storage import redis_connection, redis_store
 from prime_dht.storage import redis_scripts as scripts
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from trio_typing import TaskStatus
 
 StartRedis = Callable[..., RedisServer]
+StartTlsRedis = Callable[[], tuple[int, Path]]
 
 INSERTED = PutResult(PutOutcome.INSERTED)
 
@@ -35,8 +37,8 @@ INSERTED = PutResult(PutOutcome.INSERTED)
 class Wire:
     """Stands between backends and their server, and can be cut: at once, or when something passes."""
 
-    def __init__(self, server: RedisServer) -> None:
-        self._server = server
+    def __init__(self, port: int) -> None:
+        self._port = port
         self._connections: set[trio.CancelScope] = set()
         self.url = ""
         self.is_cut = False
@@ -63,7 +65,7 @@ class Wire:
         async with client:
             if self.is_cut:
                 return
-            async with await trio.open_tcp_stream("127.0.0.1", self._server.port) as server:
+            async with await trio.open_tcp_stream("127.0.0.1", self._port) as server:
                 async with trio.open_nursery() as nursery:
                     self._connections.add(nursery.cancel_scope)
                     nursery.start_soon(self._carry_questions, client, server, nursery.cancel_scope)
@@ -88,8 +90,8 @@ class Wire:
 
 
 @asynccontextmanager
-async def open_wire(server: RedisServer) -> AsyncIterator[Wire]:
-    wire = Wire(server)
+async def open_wire(port: int) -> AsyncIterator[Wire]:
+    wire = Wire(port)
     async with trio.open_nursery() as nursery:
         await nursery.start(wire.run)
         yield wire
@@ -98,7 +100,7 @@ async def open_wire(server: RedisServer) -> AsyncIterator[Wire]:
 
 @pytest.fixture
 async def wire(redis_server: RedisServer) -> AsyncIterator[Wire]:
-    async with open_wire(redis_server) as wire:
+    async with open_wire(redis_server.port) as wire:
         yield wire
 
 
@@ -155,8 +157,69 @@ async def test_a_server_that_stays_away_is_an_error_and_is_used_again_when_it_is
         wire.cut()
         with pytest.raises(StorageError, match=rf"^{wire.url}/0: no answer for 0\.5 s: the connection failed: [\w ]+$"):
             await store.put_meta("name", b"value")
+        with pytest.raises(NotWrittenError):  # this one was never sent
+            await store.put_meta("name", b"value")
         wire.mend()
         await store.put_meta("name", b"value")
+        assert await store.get_meta("name") == b"value"
+
+
+async def test_a_server_behind_tls_that_hangs_up_for_a_while_is_used_again_when_it_is_back(
+    start_tls_redis: StartTlsRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_connection, "MAX_PAUSE_S", 0.05)
+    port, certificate = start_tls_redis()
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    async with open_wire(port) as wire:
+        url = wire.url.replace("redis:", "rediss:")
+        async with RedisBackend.open(url, prefix="a", patience_s=0.5) as store:
+            wire.cut()
+            with pytest.raises(StorageError, match="the connection was lost while TLS began"):
+                await store.put_meta("name", b"value")
+            wire.mend()
+            await store.put_meta("name", b"value")
+            assert await store.get_meta("name") == b"value"
+
+
+@pytest.mark.parametrize(
+    ("prevent", "allow"),
+    [
+        ("CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0"),
+        ("CONFIG SET min-replicas-to-write 1", "CONFIG SET min-replicas-to-write 0"),
+        ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE"),
+    ],
+)
+async def test_a_server_that_takes_no_writes_has_certainly_not_written(
+    start_redis: StartRedis, prevent: str, allow: str
+) -> None:
+    server = start_redis()
+    async with RedisBackend.open(server.url, prefix="a") as store:
+        server.command(*prevent.split())
+        with pytest.raises(NotWrittenError, match="the server says: "):
+            await store.put_meta("name", b"value")
+        server.command(*allow.split())
+        assert await store.get_meta("name") is None
+
+
+async def test_what_a_server_refuses_the_second_time_may_have_been_written_the_first(start_redis: StartRedis) -> None:
+    server = start_redis()
+    async with open_wire(server.port) as wire, RedisBackend.open(wire.url, prefix="a") as store:
+        failures: list[StorageError] = []
+
+        async def put() -> None:
+            with pytest.raises(StorageError, match="NOREPLICAS") as caught:
+                await store.put_meta("name", b"value")
+            failures.append(caught.value)
+
+        await store.put_meta("other", b"value")  # so that the server knows the script
+        wire.is_cut = wire.loses_answer = True
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(put)
+            while wire.loses_answer:
+                await trio.testing.wait_all_tasks_blocked(0.01)
+            server.command("CONFIG", "SET", "min-replicas-to-write", "1")
+            wire.mend()
+        assert not isinstance(failures[0], NotWrittenError)
         assert await store.get_meta("name") == b"value"
 
 
@@ -204,7 +267,7 @@ async def test_what_a_stalled_server_comes_to_late_is_not_done_twice(
     monkeypatch.setattr(redis_connection, "ANSWER_DEADLINE_S", 0.5)
     server = start_redis()
     old, new = make_entry(b"old", created_at_us=100), make_entry(b"new", created_at_us=101)
-    async with open_wire(server) as wire, RedisBackend.open(wire.url, prefix="a") as store:
+    async with open_wire(server.port) as wire, RedisBackend.open(wire.url, prefix="a") as store:
         await store.put_entries([old], now_us=NOW_US)
         results: list[PutResult] = []
 
@@ -283,11 +346,14 @@ async def test_every_acknowledged_entry_survives_a_server_that_is_killed_under_l
         assert (await store.stats()).entries % 3 == 0  # each put was of three
 
 
-async def test_a_server_that_forgot_the_store_is_an_error_and_not_an_empty_store(start_redis: StartRedis) -> None:
+@pytest.mark.parametrize("forget", ["FLUSHALL", "DEL a:rows", "DEL a:order"])
+async def test_a_server_that_forgot_the_store_is_an_error_and_not_an_empty_store(
+    start_redis: StartRedis, forget: str
+) -> None:
     server = start_redis()
     async with RedisBackend.open(server.url, prefix="a") as store:
         await store.put_entries([make_entry()], now_us=NOW_US)
-        server.command("FLUSHALL")
+        server.command(*forget.split())
         for call in (partial(store.get_meta, "name"), partial(store.put_meta, "name", b"value")):
             with pytest.raises(StorageError, match=r"it is gone: the server lost it, or somebody deleted it$"):
                 await call()

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from functools import partial
-from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 import trio
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 
 from prime_dht.errors import StorageError
 from prime_dht.storage.redis import RedisBackend
 from prime_dht.storage.redis_connection import RedisAddress, parse_address
-from prime_dht.testing.redis_server import RedisServer, free_port
+from prime_dht.testing.redis_server import RedisServer
 
 StartRedis = Callable[..., RedisServer]
+StartTlsRedis = Callable[[], tuple[int, Path]]
 
 
 async def refusal(url: str, prefix: str = "a") -> str:
@@ -184,18 +180,9 @@ async def test_a_unix_socket_serves_as_well(start_redis: StartRedis, tmp_path: P
 
 
 async def test_tls_is_used_with_servers_whose_certificate_is_trusted(
-    start_redis: StartRedis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start_tls_redis: StartTlsRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    make_certificate(certificate, key)
-    port = free_port()
-    start_redis(
-        tls_port=str(port),
-        tls_cert_file=str(certificate),
-        tls_key_file=str(key),
-        tls_ca_cert_file=str(certificate),
-        tls_auth_clients="no",
-    )
+    port, certificate = start_tls_redis()
     url = f"rediss://127.0.0.1:{port}"
     assert (await refusal(url)).startswith(f"{url}/0: it cannot be reached safely: ")
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
@@ -204,24 +191,19 @@ async def test_tls_is_used_with_servers_whose_certificate_is_trusted(
         assert await store.get_meta("name") == b"value"
 
 
-def make_certificate(certificate: Path, key: Path) -> None:
-    """Write a certificate for 127.0.0.1, signed by itself, and its key."""
-    private = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "redis")])
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(private.public_key())
-        .serial_number(1)
-        .not_valid_before(datetime(2000, 1, 1, tzinfo=UTC))
-        .not_valid_after(datetime(2200, 1, 1, tzinfo=UTC))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
-        .sign(private, hashes.SHA256())
-    )
-    certificate.write_bytes(made.public_bytes(Encoding.PEM))
-    key.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+@pytest.mark.parametrize("lingers_s", [None, 0], ids=["closes", "resets"])
+async def test_a_server_that_hangs_up_while_tls_begins_is_refused(lingers_s: int | None) -> None:
+    async def hang_up(stream: trio.SocketStream) -> None:
+        async with stream:
+            await stream.receive_some(1)
+            if lingers_s is not None:
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, lingers_s))
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(partial(trio.serve_tcp, hang_up, 0, host="127.0.0.1"))
+        url = f"rediss://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+        assert await refusal(url) == f"{url}/0: it cannot be reached safely: the connection was lost while TLS began"
+        nursery.cancel_scope.cancel()
 
 
 async def test_an_error_of_the_block_comes_out_as_itself(redis_server: RedisServer, prefix: str) -> None:

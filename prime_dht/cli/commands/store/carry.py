@@ -17,10 +17,11 @@ from prime_dht.cli.commands.store.options import (
 )
 from prime_dht.cli.ending import Status, complain, show
 from prime_dht.cli.logs import log_to_stderr
-from prime_dht.cli.options import as_json, verbose
+from prime_dht.cli.options import admitting, as_json, verbose
 from prime_dht.errors import ConfigError
 
 if TYPE_CHECKING:
+    from prime_dht.config import DhtConfig
     from prime_dht.storage.dump import ImportReport
 
 REFUSALS_SHOWN = 10
@@ -65,15 +66,16 @@ def export(data_dir: Path, out: Path, force: bool, entries_only: bool, as_json: 
 @click.argument("file", type=DUMP)
 @data_dir
 @entries_only
+@admitting
 @as_json
 @verbose
-def import_(file: Path, data_dir: Path, entries_only: bool, as_json: bool, verbose: int) -> int:
+def import_(file: Path, data_dir: Path, entries_only: bool, dht: DhtConfig, as_json: bool, verbose: int) -> int:
     """Read into a store what `export` wrote.
 
     FILE may be - for standard input. The store is made if there is none. In each slot the newer entry stands, so
     importing twice, or again after an interruption, is the same as once. Entries are verified as if a peer had sent
-    them. The rest is not signed: of somebody you do not trust take --entries-only. Exits with 1 if something was not
-    taken, and says what and why.
+    them; if the node's limits are not the usual ones, name its configuration with --config. The rest is not signed: of
+    somebody you do not trust take --entries-only. Exits with 1 if something was not taken, and says what and why.
 
     \b
     Examples:
@@ -89,7 +91,8 @@ def import_(file: Path, data_dir: Path, entries_only: bool, as_json: bool, verbo
     with dump_to_read(file) as dump, progress_bar("importing") as progress:
         _make(data_dir)
         now_us = SystemClock().now_us()
-        work = partial(offline.import_, now_us=now_us, entries_only=entries_only, progress=progress)
+        judging = partial(offline.import_, now_us=now_us, limits=dht.limits, unit_us=dht.partition.unit_us)
+        work = partial(judging, entries_only=entries_only, progress=progress)
         report = run_until_done(partial(work, store_file(data_dir), dump))
     show(_json(report), _summary(report), as_json=as_json)
     if not as_json:

@@ -78,11 +78,9 @@ def check(data_dir: Path, as_json: bool, verbose: int) -> int:
 
 def _problems_of_blocks(data_dir: Path) -> list[str]:
     from prime_dht.node.open import BLOCKS_DIRECTORY
-    from prime_dht.storage.blocks import INDEX_FILE
     from prime_dht.storage.blocks_survey import check_index
 
-    directory = data_dir / BLOCKS_DIRECTORY
-    return check_index(directory) if (directory / INDEX_FILE).exists() else []
+    return check_index(data_dir / BLOCKS_DIRECTORY)
 
 
 async def _look(path: Path) -> tuple[StoreInfo, Survey]:
