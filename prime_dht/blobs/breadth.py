@@ -92,7 +92,7 @@ class Breadth:
         too_few: list[Provider] = []
         if not self._halves:
             self._measure(now_us)
-        elif any(peer not in providers or now_us < providers[peer].rests_until_us for peer in self._halves[-1]):
+        elif any(peer not in providers or providers[peer].rests(now_us) for peer in self._halves[-1]):
             self.use_all(now_us)
         elif now_us >= self._measured_at_us + TRUSTED_US:
             self._wait_us = max(self._wait_us // WAIT_FACTOR, FIRST_WAIT_US)

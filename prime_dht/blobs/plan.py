@@ -18,10 +18,14 @@ block goes is told in :mod:`prime_dht.blobs.under_way`.
   that stalls, twice in a row if it has delivered before, that lacks the root, that lacks 8 blocks more than it brought,
   or that is busy 8 times in a row while others wait for its place; if it is found again, it may try again after all
   others. A block that one lacks is asked of others.
+- *Turns.* A provider may be held up, because other fetches of this node have their turn to ask it. It is then asked for
+  nothing, what was not said to it yet is asked of others, and a fetch that waits for its turn does not fail.
 - *Nobody left.* When no provider has the next block, and when few are left, others are searched for
   (:mod:`prime_dht.blobs.searches`). After ``max_searches`` that were needed and brought not a single block, or
   ``patience_us`` without one, the plan has *failed*; all that was stored stays, and another fetch goes on from there.
-  If the blob breaks a rule of DAGs, it is *refused*: no provider can help.
+  Once a provider has brought a block, ``max_searches_midway`` are made: who was there may come back. What is looked for
+  or stored, be it for as long as a slow reader takes, is no time without a block, but saves no fetch either: it may
+  wait for the very block that nobody has. If the blob breaks a rule of DAGs, it is *refused*: no provider can help.
 
 **Bounds.** Of blocks that are asked for or not yet stored there are never more than ``max_bytes`` and one block, beside
 a few nodes, and ``max_blocks``; this is also how a slow disk slows the network down. A block that is in the blob
@@ -87,8 +91,9 @@ class FetchLimits:
         max_blocks: likewise, in blocks.
         max_providers: asked at a time.
         silence_us: a provider that says nothing for so long has stalled.
-        patience_us: a fetch that gets no block for so long has failed.
+        patience_us: a fetch that wants blocks of providers, and gets none for so long, has failed.
         max_searches: for providers, when nobody has the next block, in a row and without a block from any.
+        max_searches_midway: likewise, in a fetch to which a provider has brought a block before.
     """
 
     max_bytes: int = 32 << 20
@@ -97,6 +102,7 @@ class FetchLimits:
     silence_us: int = 15 * US_PER_S
     patience_us: int = 120 * US_PER_S
     max_searches: int = 3
+    max_searches_midway: int = 5
 
 
 class FetchPlan:
@@ -127,7 +133,7 @@ class FetchPlan:
     def progress(self) -> Progress:
         return Progress(
             size_bytes=self._walk.part_bytes,
-            settled_bytes=self._settled_bytes,
+            settled_bytes=self._settled_bytes + self._walk.repeated_bytes,
             fetched_bytes=self._fetched_bytes,
             fetched_blocks=self._fetched_blocks,
             fetched_parts=self._fetched_parts,
@@ -162,6 +168,19 @@ class FetchPlan:
         self._waiting.pop(peer, None)
         if provider := self._providers.get(peer):
             self._remove(provider, reason)
+
+    def on_held_up(self, peer: PeerId, cids: Iterable[Cid]) -> None:
+        """Other fetches from a provider have their turn, and it is not asked for these blocks; nor for any before
+        :meth:`on_turn`. What else it was asked for it may still bring.
+        """
+        if provider := self._providers.get(peer):
+            provider.is_held_up = True
+            self._take_back(provider, cids)
+
+    def on_turn(self, peer: PeerId) -> None:
+        """A provider may be asked again, of which others had their turn."""
+        if provider := self._providers.get(peer):
+            provider.is_held_up = False
 
     def on_search_ended(self, now_us: int) -> None:
         """All providers that a search found have been reported."""
@@ -376,28 +395,32 @@ class FetchPlan:
         if self._walk.done and not self._blocks:
             self._end = Finished()
             return
-        is_local = self._blocks.count(State.LOOKING, State.STORING) > 0
-        if not is_local and now_us >= self._progress_at_us + self._limits.patience_us:
+        is_wanted = self._blocks.count(State.WANTED, State.ASKED) > 0
+        if not is_wanted or any(provider.is_held_up for provider in self._providers.values()):
+            self._progress_at_us = now_us  # what is waited for is this end: the store, the reader, or other fetches
+        if now_us >= self._progress_at_us + self._limits.patience_us:
             self._fail(f"got no block for {self._limits.patience_us // US_PER_S} s")
             return
         searches, block = self._searches, self._lacked_by_all()
-        if block is None or searches.in_vain < self._limits.max_searches:
+        limits = self._limits
+        most = limits.max_searches_midway if self._fetched_blocks else limits.max_searches
+        if block is None or searches.in_vain < most:
             is_needed = block is not None
             if searches.is_due(now_us, is_needed=is_needed) and (is_needed or self._are_more_of_use()):
                 searches.begin(is_needed=is_needed)
                 self._actions.append(FindProviders())
-        elif not (is_local or searches.is_under_way) and all(each.is_idle for each in self._providers.values()):
+        elif not searches.is_under_way and all(each.is_idle for each in self._providers.values()):
             self._fail(f"nobody has block {block.cid}")
 
     def _are_more_of_use(self) -> bool:
         """Whether more providers would be, though those that are there may have all: see :mod:`.searches`."""
         if self._searches.is_first:
-            return self._blocks.count(State.ASKED) > 0
+            return self._blocks.count(State.WANTED, State.ASKED) > 0
         if len(self._providers) + len(self._waiting) > 1:
             return False
         soon_bytes = sum(provider.window_bytes for provider in self._providers.values()) * A_WHILE_US // WINDOW_US
         part_bytes = self._walk.part_bytes
-        return part_bytes is None or part_bytes - self._settled_bytes > soon_bytes
+        return part_bytes is None or part_bytes - self.progress.settled_bytes > soon_bytes
 
     def _lacked_by_all(self) -> BlockUnderWay | None:
         """The first block that is wanted, if no provider may have it."""

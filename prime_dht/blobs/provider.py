@@ -47,6 +47,7 @@ class Provider:
         delivered, missed: the blocks that it brought, and those that it said it has not.
         answered_us: when it last answered, or was asked for something after a pause.
         rests_until_us: it is not asked for anything before.
+        is_held_up: nor while this is so: other fetches from it have their turn.
     """
 
     def __init__(self, peer: PeerId) -> None:
@@ -61,6 +62,7 @@ class Provider:
         self._measured_us = 0
         self.answered_us = 0
         self.rests_until_us = 0
+        self.is_held_up = False
         self._counted_bytes = FIRST_WINDOW_BYTES * FIRST_COUNTS_US // WINDOW_US
         self._counted_us = FIRST_COUNTS_US
 
@@ -92,9 +94,13 @@ class Provider:
         """For people: how it did."""
         return f"brought {self.delivered} blocks, lacks {self.missed}"
 
+    def rests(self, now_us: int) -> bool:
+        """Whether it is to be asked for nothing now, whatever its window."""
+        return self.is_held_up or now_us < self.rests_until_us
+
     def has_room(self, now_us: int) -> bool:
         """Whether more may be asked of it now."""
-        if now_us < self.rests_until_us:
+        if self.rests(now_us):
             return False
         return self.is_idle or self._asked_bytes < self.window_bytes
 

@@ -26,6 +26,10 @@ be, for a node cannot contain its own hash, but a few blocks can stand for endle
 child's size must be what the child says, no link is empty, a leaf has at most 2 MiB, and nodes lie at most 8 deep: then
 the number of leaves is bounded by the size that the blob is said to have, which the caller has checked. And, on
 average, leaves have at least 256 bytes, but for the first 1,024: no chunker makes smaller ones.
+
+*Each once.* Whoever keeps blocks by their content need not be told again what is under a node that the walk has been
+at. Then the work is bounded by the bytes of the nodes, not by what they stand for, as long as there are no more than
+``MAX_REMEMBERED`` different ones; to go beyond that, whoever made the DAG has to send that many.
 """
 
 from __future__ import annotations
@@ -42,6 +46,9 @@ MAX_DEPTH = 8
 MIN_MEAN_LEAF_BYTES = 256
 FREE_LEAVES = 1024
 """So many leaves a blob may have whatever its size, and one more for every ``MIN_MEAN_LEAF_BYTES``."""
+
+MAX_REMEMBERED = 1 << 16
+"""Nodes that a walk remembers which tells each block once; with the profile's chunks and links, of 11 TiB."""
 
 _AHEAD = 2
 
@@ -66,19 +73,30 @@ class Walk:
         root: the blob's name.
         size: how many bytes the blob is said to have; it must have them. ``None``: as many as the root says.
         start, stop: which part of it, ``None`` for to the end. There is nothing behind the end.
+        each_once: of the whole blob, do not tell again what is under a node that comes several times, nor a leaf that
+            a node has several times.
+
+    Attributes:
+        repeated_bytes: what was not told again.
 
     Raises:
         BlobError: the root is a leaf, and of this size no leaf can be.
         ValidationError: there is no such part.
     """
 
-    def __init__(self, root: Cid, *, size: int | None = None, start: int = 0, stop: int | None = None) -> None:
+    def __init__(
+        self, root: Cid, *, size: int | None = None, start: int = 0, stop: int | None = None, each_once: bool = False
+    ) -> None:
+        assert not each_once or (start, stop) == (0, None), "a node that a part cuts through was not walked whole"
         if start < 0 or (stop is not None and stop < 0):
             raise ValidationError(f"bytes [{start}, {'' if stop is None else stop}) of a blob: they count from 0")
         self.root = root
         self.size = size
+        self.repeated_bytes = 0
         self._start = start
         self._stop = stop
+        self._each_once = each_once
+        self._walked: dict[tuple[Cid, int], None] = {}  # nodes and their sizes, if each is told once
         self._leaves_told = 0
         self._given: dict[Cid, Node] = {}
         self._levels: list[
@@ -108,8 +126,9 @@ class Walk:
         """The blocks to give, the most urgent first: nodes; and the root, also if it is a leaf, if no size was told."""
         if self.size is None:
             return (self.root,)
-        near = (piece.cid for siblings in reversed(self._levels) for piece in reversed(siblings[-_AHEAD:]))
-        return tuple(dict.fromkeys(cid for cid in near if cid.codec is Codec.DAG_PB and cid not in self._given))
+        near = (piece for siblings in reversed(self._levels) for piece in reversed(siblings[-_AHEAD:]))
+        nodes = (piece.cid for piece in near if piece.cid.codec is Codec.DAG_PB and not self._was_walked(piece))
+        return tuple(dict.fromkeys(cid for cid in nodes if cid not in self._given))
 
     def give(self, cid: Cid, block: BlockBytes) -> None:
         """A block that is wanted, verified by its CID; others are ignored.
@@ -140,6 +159,10 @@ class Walk:
             if piece.cid.codec is Codec.RAW:
                 siblings.pop()
                 return self._leaf(piece)
+            if self._was_walked(piece):
+                siblings.pop()
+                self.repeated_bytes += piece.size
+                continue
             if piece.cid not in self._given:
                 return None
             siblings.pop()
@@ -170,8 +193,27 @@ class Walk:
         for link in node.links:
             children.append(Piece(link.cid, start, start + link.size))
             start += link.size
+        if self._each_once:
+            self._remember(piece)
+            children = self._once(children)
         children.reverse()
         self._levels.append(self._checked(children))
+
+    def _was_walked(self, piece: Piece) -> bool:
+        return self._each_once and (piece.cid, piece.size) in self._walked
+
+    def _remember(self, node: Piece) -> None:
+        self._walked[node.cid, node.size] = None
+        if len(self._walked) > MAX_REMEMBERED:
+            del self._walked[next(iter(self._walked))]
+
+    def _once(self, children: list[Piece]) -> list[Piece]:
+        """Of children that are the same the first."""
+        first: dict[tuple[Cid, int], Piece] = {}
+        for child in children:
+            if first.setdefault((child.cid, child.size), child) is not child:
+                self.repeated_bytes += child.size
+        return list(first.values())
 
     def _checked(self, pieces: list[Piece]) -> list[Piece]:
         """Those that are walked."""

@@ -60,7 +60,8 @@ MAX_PEERS = 32
 """Peers that are answered at a time, with one block and the message that holds it in hand each."""
 
 IDLE_TIMEOUT_S = 60.0
-"""Seconds after which a stream is reset on which nothing came."""
+"""Seconds after which a stream is reset on which nothing came. While the peer is being answered they do not count: it
+may have said all that it wants."""
 
 ANSWER_TIMEOUT_S = 60.0
 """Seconds for opening a stream to a peer, and for it to take one block."""
@@ -87,6 +88,7 @@ class _Peer:
         scopes: one for each of its streams.
         wants: what it wants and was not answered yet, by CID, in the order in which it was asked.
         turn_since_s: since when it has been its turn; infinite while it is this end's.
+        answered_at_s: when it was last answered to the end.
         sent_much_at_s: when it was last sent a large message, which may be on its way still.
     """
 
@@ -94,12 +96,17 @@ class _Peer:
         self.scopes: set[trio.CancelScope] = set()
         self.wants: dict[bytes, Want] = {}
         self.is_being_answered = False
+        self.answered_at_s = -math.inf
         self.sent_much_at_s = -math.inf
         self.begin_turn()
 
     def begin_turn(self) -> None:
         """From now on it is the peer's turn, to want something or to take what is offered."""
         self.turn_since_s = trio.current_time()
+
+    def idles_s(self, now_s: float) -> float:
+        """How long ago it was last answered; 0 while it is."""
+        return 0.0 if self.is_being_answered else now_s - self.answered_at_s
 
     def dawdles_s(self, now_s: float) -> float:
         """How long it has dawdled; negative if it does not."""
@@ -194,7 +201,7 @@ class BitswapServer:
 
     async def _read(self, frames: FrameStream, peer: PeerId, state: _Peer, nursery: trio.Nursery) -> None:
         """Note what the peer wants until it ends the stream, and see that it is answered."""
-        while (body := await frames.read_frame(idle_timeout_s=IDLE_TIMEOUT_S)) is not None:
+        while (body := await self._next_wantlist(frames, state)) is not None:
             wantlist = decode_wantlist(body)
             frames.done_with(body)
             _update(state.wants, wantlist)
@@ -202,6 +209,21 @@ class BitswapServer:
                 state.is_being_answered = True
                 state.begin_turn()  # to accept a stream
                 nursery.start_soon(self._answer, peer, state)
+
+    async def _next_wantlist(self, frames: FrameStream, state: _Peer) -> bytes | None:
+        """The next frame, or ``None`` when the peer ended the stream.
+
+        Raises:
+            trio.TooSlowError: nothing came for :data:`IDLE_TIMEOUT_S`, and nothing was answered, or no whole frame did.
+        """
+        timeout_s = IDLE_TIMEOUT_S
+        while True:
+            try:
+                return await frames.read_frame(idle_timeout_s=timeout_s)
+            except trio.TooSlowError:
+                timeout_s = IDLE_TIMEOUT_S - state.idles_s(trio.current_time())
+                if timeout_s <= 0 or not frames.is_quiet():
+                    raise
 
     async def _answer(self, peer: PeerId, state: _Peer) -> None:
         """Answer all that the peer wants, on a stream to it."""
@@ -221,6 +243,7 @@ class BitswapServer:
             clean = True
         finally:
             state.is_being_answered = False
+            state.answered_at_s = trio.current_time()
             state.begin_turn()
             if frames is not None:
                 await (frames.close() if clean else frames.reset())

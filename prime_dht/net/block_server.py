@@ -31,8 +31,9 @@ from prime_dht.net.places import Places
 from prime_dht.wire.blocks import MAX_UNANSWERED, Answer, Ask, Cancel
 
 SERVED_OF_PEER = 8
-"""Streams of one peer that are served at a time; an honest one needs one for each blob that it fetches, and a few to
-ask whether this node holds what it put."""
+"""Streams of one peer that are served at a time. An honest one needs one for each blob that it fetches, and lets its
+fetches take turns if they are more (:data:`prime_dht.node.blobs.lines.LINES_OF_PEER`); and a few to ask whether this
+node holds what it put."""
 
 SERVED_IN_ALL = 1024
 """With some 20 kB each, besides the blocks in hand. A node has fewer connections by default, so whoever is connected is

@@ -19,26 +19,26 @@ What is promised:
 - **A loss of power** loses nothing of a root that was said to be complete before. Blocks are brought to the disk many
   at a time. Those that were not, about :data:`UNSYNCED_BYTES` at most, are checked by their digests when the store is
   opened next.
-- **After either** the files and the index are made to agree when the store is opened next: files that the index does
-  not know are removed, and blocks whose files are missing or damaged are forgotten. That reads the names of all files,
-  two seconds for a million; a store that was closed opens at once.
+- **After either** the files and the index are made to agree when the store is opened next
+  (:mod:`prime_dht.storage.blocks_recovery`). That reads the names of all files, two seconds for a million; a store that
+  was closed opens at once.
 - **A damaged block is never taken for a whole one** where verification is asked for. It is forgotten when that finds
-  it, as is one whose file is gone, and the roots that use it are partial again.
+  it, as is one whose file is gone or cannot be read, and the roots that use it are partial again. If the rest of such a
+  root is being brought, it is not complete before those have come again. A disk that takes no writes makes the store
+  forget nothing.
 - **Bounded.** The bytes of all blocks stay within ``max_bytes``; nothing but garbage goes to make room.
 
 Nobody's bytes are checked by :meth:`BlockStore.add`: a block is verified where it enters the node, once.
 
 The index is :mod:`prime_dht.storage.blocks_index`, the bytes are :mod:`prime_dht.storage.blocks_files`. Changes take
-turns on a worker thread; reads of bytes do not wait for them.
+turns on a worker thread, in the order of the calls; reads of bytes do not wait for them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -48,8 +48,10 @@ from trio.abc import AsyncResource
 
 from prime_dht.blobs.cid import Cid
 from prime_dht.errors import StorageError
-from prime_dht.storage.blocks_files import SHARDS, BlockFiles, Data, DiskFiles, MemoryFiles
-from prime_dht.storage.blocks_index import BlockIndex, RootRow
+from prime_dht.storage.blocks_files import BlockFiles, Data, DiskFiles, MemoryFiles, holds_blocks
+from prime_dht.storage.blocks_index import BlockIndex, LostBlocksError, RootRow
+from prime_dht.storage.blocks_recovery import read_block, recover
+from prime_dht.storage.blocks_status import RootStatus, status_of
 from prime_dht.storage.sqlite_file import lock, translation
 
 T = TypeVar("T")
@@ -104,24 +106,6 @@ class Draft:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RootStatus:
-    """How much of a root is there.
-
-    Attributes:
-        size_bytes: of all its blocks, as declared by whoever claimed it first or settled it.
-        present_blocks, present_bytes: of what it uses and is there; of a partial root other blocks may be there too,
-            until they are adopted.
-        is_complete: all that it uses is there.
-    """
-
-    root: Cid
-    size_bytes: int
-    present_blocks: int
-    present_bytes: int
-    is_complete: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Collected:
     """What one call of :meth:`BlockStore.collect` removed, and whether there may be more."""
 
@@ -170,18 +154,20 @@ class BlockStore(AsyncResource):
         """Open the store in a directory, or make one there.
 
         Raises:
-            StorageError: another process has it open, it cannot be written, is damaged, or of another version.
+            StorageError: another process has it open, it cannot be written, is damaged, or of another version; or there
+                are blocks and no index of them.
         """
 
         def open_it() -> BlockStore:
             with translation(directory), contextlib.ExitStack() as resources:
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
                 lock(directory / INDEX_FILE, resources)
-                files = DiskFiles(directory)
-                index = BlockIndex(str(directory / INDEX_FILE))
+                index = BlockIndex(str(directory / INDEX_FILE), has_blocks=holds_blocks(directory))
                 resources.callback(index.close)
-                _recover(index, files)
+                files = DiskFiles(directory)
+                is_tidy = recover(index, files)
                 store = cls(index, files, place=directory, max_bytes=max_bytes)
+                store._has_leftovers = not is_tidy
                 store._resources = resources.pop_all()
                 return store
 
@@ -204,15 +190,15 @@ class BlockStore(AsyncResource):
             size_bytes: of all its blocks; counts only if nobody has claimed the root before.
 
         Raises:
-            NoRoomError: that is more than the store could take beside what other partial roots still lack.
+            NoRoomError: that is more than the store could take beside what is reserved for other partial roots: as much
+                again as has come of each, or all that it still lacks if this node's own user claims it. So whoever
+                declares much, and brings nothing, keeps nobody out; :meth:`add` may find no room later.
         """
         cid = bytes(claim.root)
 
         def change() -> RootStatus:
             if self._index.root(cid) is None:
-                room_bytes = self.max_bytes - self._bytes - self._index.lacking_bytes()
-                if size_bytes > room_bytes:
-                    raise NoRoomError(size_bytes, room_bytes, self.max_bytes)
+                self._check_room(size_bytes, self._index.reserved_bytes())
             self._index.claim(cid, claim.owner, claim.label, size_bytes)
             return status_of(self._claimed(claim.root))
 
@@ -232,35 +218,46 @@ class BlockStore(AsyncResource):
         row = await self._change(lambda: self._index.root(bytes(root)))
         return None if row is None else status_of(row)
 
-    async def roots(self, *, after: Cid | None = None, limit: int = 1000) -> list[RootStatus]:
-        """The next ``limit`` roots, in the order of their bytes, starting behind ``after``."""
-        rows = await self._change(lambda: self._index.roots(bytes(after) if after else b"", limit))
+    async def roots(self, *, after: Cid | None = None, limit: int = 1000, is_partial: bool = False) -> list[RootStatus]:
+        """The next ``limit`` roots, or partial roots, in the order of their bytes, starting behind ``after``."""
+        begin = bytes(after) if after else b""
+        rows = await self._change(lambda: self._index.roots(begin, limit, is_partial=is_partial))
         return [status_of(row) for row in rows]
 
     async def owner_bytes(self, owner: bytes) -> int:
         """The declared sizes of all roots that an owner claims, together."""
         return await self._change(lambda: self._index.owner_bytes(owner))
 
-    async def complete(self, root: Cid, *, size_bytes: int | None = None) -> None:
+    async def complete(self, root: Cid, *, since: RootStatus | None = None, size_bytes: int | None = None) -> None:
         """All blocks of a root are there; when this returns, a loss of power takes none of them.
 
         Args:
+            since: what the store said of the root before the first of them was adopted or added.
             size_bytes: what they turned out to have, if that was not known when the root was claimed.
 
         Raises:
+            LostBlocksError: blocks that were there have been forgotten meanwhile; or since then nobody claimed the root
+                for a while. It is partial until they are adopted or brought again.
             StorageError: nobody claims the root.
         """
-        await self.sync()
-        await self._change(lambda: self._index.complete(self._claimed(root).id, size_bytes), is_synced=True)
 
-    @asynccontextmanager
+        def change() -> None:
+            row = self._claimed(root)
+            if since is not None and since.id != row.id:
+                raise LostBlocksError(f"root {root}: it was let go of while its blocks were brought")
+            self._index.complete(row.id, size_bytes)
+
+        await self.sync()
+        await self._change(change, is_synced=True)
+
+    @contextlib.asynccontextmanager
     async def draft(self) -> AsyncIterator[Draft]:
         """A root whose CID comes out at the end. If it is not settled by then, its blocks are garbage."""
         draft = Draft(await self._change(self._index.draft))
         try:
             yield draft
         finally:
-            if self._is_open:  # else whoever opens the store next does it
+            if self._is_open:  # else whoever closes the store does it, or opens it next
                 with trio.CancelScope(shield=True):
                     await self._change(lambda: self._index.drop_draft(draft.id))
 
@@ -268,6 +265,9 @@ class BlockStore(AsyncResource):
         """A draft is the complete root ``claim.root``, and claimed. Takes the place of such a root, if there is one.
 
         When this returns, a loss of power takes none of its blocks.
+
+        Raises:
+            LostBlocksError: blocks of the draft have been forgotten meanwhile; nothing is changed.
         """
         cid = bytes(claim.root)
 
@@ -310,9 +310,10 @@ class BlockStore(AsyncResource):
             self._unsynced_bytes += _size_of(new.values())
 
         await self._making_room(lambda: self._in_thread(add))
-        if self._unsynced_bytes >= UNSYNCED_BYTES or (
+        is_due = self._unsynced_bytes >= UNSYNCED_BYTES or (
             self._unsynced_bytes >= SYNC_FROM_BYTES and not self._syncing.locked()
-        ):
+        )
+        if is_due and self._is_open:  # else they are brought to the disk by whoever closes it
             await self.sync()
 
     async def adopt(self, root: Cid | Draft, cids: Iterable[Cid]) -> set[Cid]:
@@ -340,16 +341,17 @@ class BlockStore(AsyncResource):
         All of them are in memory at a time, so ask for a few.
 
         Args:
-            verify: check each against its digest. One that is damaged is forgotten, and is not there.
+            verify: check each against its digest. One that is damaged is forgotten, and is not there, as one whose
+                file is gone or cannot be read is in any case.
         """
 
         def read() -> list[bytes | None]:
-            return [_read(self._files, cid.digest, verify=verify) for cid in cids]
+            return [read_block(self._files, cid.digest, verify=verify) for cid in cids]
 
         found = await self._in_thread(read, limiter=self._readers)
         missing = [cid.digest for cid, data in zip(cids, found, strict=True) if data is None]
         if missing:
-            await self._change(lambda: self._forget_missing(missing, verify=verify))
+            await self._in_thread(lambda: self._forget_missing(missing, verify=verify))
         return found
 
     async def collect(self, *, limit: int = 1000) -> Collected:
@@ -368,30 +370,34 @@ class BlockStore(AsyncResource):
 
     async def sync(self) -> None:
         """Bring what was added so far to the disk, so that a loss of power takes none of it."""
-        async with self._syncing:
-            digests, size = await self._change(lambda: (self._index.unsynced(), self._unsynced_bytes))
-            await self._in_thread(lambda: self._files.sync(digests), limiter=self._readers)
-            await self._change(lambda: self._index.synced(digests), is_synced=True)
-            self._unsynced_bytes -= size
+        self._check_open()
+        await self._sync()
 
     async def stats(self) -> BlockStats:
         await trio.lowlevel.checkpoint()
         return BlockStats(blocks=self._blocks, bytes=self._bytes, max_bytes=self.max_bytes)
 
     async def aclose(self) -> None:
-        """Bring all to the disk and close. Idempotent; later calls to other methods raise ``StorageError``."""
+        """Bring all to the disk and close. Idempotent; calls to other methods raise ``StorageError`` from now on."""
         if not self._is_open:
             await trio.lowlevel.checkpoint()
             return
+        self._is_open = False
         with trio.CancelScope(shield=True):
             try:
-                await self.sync()
-                if not self._has_leftovers:
-                    await self._change(self._index.end, is_synced=True)
+                await self._sync()
+                await self._transact(lambda: self._index.end(is_tidy=not self._has_leftovers), is_synced=True)
             finally:
-                self._is_open = False
                 async with self._changes:
                     self._resources.close()
+
+    async def _sync(self) -> None:
+        # No step asks whether the store is open: whoever closes it waits for the syncs that have begun.
+        async with self._syncing:
+            digests, size = await self._transact(lambda: (self._index.unsynced(), self._unsynced_bytes))
+            await self._run(lambda: self._files.sync(digests), limiter=self._readers)
+            await self._transact(lambda: self._index.synced(digests), is_synced=True)
+            self._unsynced_bytes -= size
 
     async def _making_room(self, work: Callable[[], Awaitable[T]]) -> T:
         try:
@@ -405,11 +411,13 @@ class BlockStore(AsyncResource):
 
     def _forget_missing(self, digests: Sequence[bytes], *, verify: bool) -> None:
         """Forget those that still cannot be read: in the meantime they may have come."""
-        present = self._index.present(digests)
-        gone = [digest for digest in present if _read(self._files, digest, verify=verify) is None]
-        sizes = self._index.forget(gone)
+        with self._index.transaction(is_synced=True):  # a disk that fails altogether does not take it
+            present = self._index.present(digests)
+            gone = [digest for digest in present if read_block(self._files, digest, verify=verify) is None]
+            sizes = self._index.forget(gone)
         self._count(-len(sizes), -sum(sizes))
-        self._remove(gone)
+        with contextlib.suppress(OSError):  # they are not there, whatever becomes of their files
+            self._remove(gone)
 
     def _remove(self, digests: Iterable[bytes]) -> None:
         """Remove files. Those for which that fails are removed when the store is opened next, as after a crash."""
@@ -420,8 +428,8 @@ class BlockStore(AsyncResource):
             self._has_leftovers = True
             raise
 
-    def _check_room(self, wanted_bytes: int) -> None:
-        room_bytes = self.max_bytes - self._bytes
+    def _check_room(self, wanted_bytes: int, reserved_bytes: int = 0) -> None:
+        room_bytes = self.max_bytes - self._bytes - reserved_bytes
         if wanted_bytes > room_bytes:
             raise NoRoomError(wanted_bytes, room_bytes, self.max_bytes)
 
@@ -440,17 +448,25 @@ class BlockStore(AsyncResource):
 
     async def _change(self, work: Callable[[], T], *, is_synced: bool = False) -> T:
         """Do ``work`` in a transaction of the index."""
+        self._check_open()
+        return await self._transact(work, is_synced=is_synced)
 
+    async def _in_thread(self, work: Callable[[], T], *, limiter: trio.CapacityLimiter | None = None) -> T:
+        self._check_open()
+        return await self._run(work, limiter=limiter)
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise StorageError(f"{self._place}: the store is closed")
+
+    async def _transact(self, work: Callable[[], T], *, is_synced: bool = False) -> T:
         def transact() -> T:
             with self._index.transaction(is_synced=is_synced):
                 return work()
 
-        return await self._in_thread(transact)
+        return await self._run(transact)
 
-    async def _in_thread(self, work: Callable[[], T], *, limiter: trio.CapacityLimiter | None = None) -> T:
-        if not self._is_open:
-            raise StorageError(f"{self._place}: the store is closed")
-
+    async def _run(self, work: Callable[[], T], *, limiter: trio.CapacityLimiter | None = None) -> T:
         def translated() -> T:
             with translation(self._place):
                 return work()
@@ -461,40 +477,5 @@ class BlockStore(AsyncResource):
         return await trio.to_thread.run_sync(translated, limiter=limiter or self._changes)
 
 
-def _recover(index: BlockIndex, files: DiskFiles) -> None:
-    """Note that the store is open, and make files and index agree, if its last process did not close it."""
-    with index.transaction(is_synced=True):
-        if index.begin():
-            return
-        index.drop_draft()
-        files.drop_incoming()
-        gone = [digest for digest in index.unsynced() if _read(files, digest, verify=True) is None]
-        for first in range(SHARDS):
-            known, found = index.digests(first), files.digests(first)
-            gone += known - found
-            for digest in found - known:
-                files.remove(digest)
-        for digest in gone:
-            files.remove(digest)
-        index.forget(list(set(gone)))
-
-
-def _read(files: BlockFiles, digest: bytes, *, verify: bool) -> bytes | None:
-    """The bytes of a block; with ``verify``, none that are not its own."""
-    data = files.read(digest)
-    return data if data is None or not verify or hashlib.sha256(data).digest() == digest else None
-
-
 def _size_of(blocks: Iterable[Data]) -> int:
     return sum(map(len, blocks))
-
-
-def status_of(row: RootRow) -> RootStatus:
-    """A root, from its row in the index."""
-    return RootStatus(
-        root=Cid.from_bytes(row.cid),
-        size_bytes=row.size_bytes,
-        present_blocks=row.present_blocks,
-        present_bytes=row.present_bytes,
-        is_complete=row.is_complete,
-    )

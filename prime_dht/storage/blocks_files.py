@@ -4,11 +4,13 @@ On disk a block is a file named by its digest, in one of 256 *shards* named by t
 blocks make 4,000 files a directory. A block is written under ``incoming/`` and then renamed, so a file in a shard is
 whole, unless power was lost before it was synced.
 
-Each error of the file system is an :class:`OSError` here; the store translates it.
+Each error of the file system is an :class:`OSError` here; the store translates it. But a file that is damaged so that
+the system cannot read it holds no block, like one that is gone.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Collection
@@ -18,6 +20,9 @@ from typing import Protocol
 from prime_dht.blobs.cid import DIGEST_BYTES
 
 SHARDS = 256
+
+_NO_BLOCK = {errno.ENOENT, errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.EISDIR}
+"""What the system says of a file that is gone or damaged; of others, such as a lack of rights, a file knows nothing."""
 
 _DIGEST = re.compile(f"[0-9a-f]{{{2 * DIGEST_BYTES}}}")
 
@@ -33,7 +38,7 @@ class BlockFiles(Protocol):
         ...
 
     def read(self, digest: bytes) -> bytes | None:
-        """The bytes of a block; ``None`` if there are none."""
+        """The bytes of a block; ``None`` if there are none, or they cannot be read."""
         ...
 
     def remove(self, digest: bytes) -> None:
@@ -70,12 +75,14 @@ class DiskFiles:
         # which a node that is busy sending blocks makes it wait.
         try:
             descriptor = os.open(self._path(digest), os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
+            try:
+                return os.read(descriptor, os.fstat(descriptor).st_size)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            if error.errno not in _NO_BLOCK:
+                raise
             return None
-        try:
-            return os.read(descriptor, os.fstat(descriptor).st_size)
-        finally:
-            os.close(descriptor)
 
     def remove(self, digest: bytes) -> None:
         self._path(digest).unlink(missing_ok=True)
@@ -97,7 +104,7 @@ class DiskFiles:
         return set(_digests(self._shard(first)))
 
     def _shard(self, first: int) -> Path:
-        return self._directory / f"{first:02x}"
+        return _shard(self._directory, first)
 
     def _path(self, digest: bytes) -> Path:
         return self._shard(digest[0]) / digest.hex()
@@ -119,6 +126,16 @@ class MemoryFiles:
         self._blocks.pop(digest, None)
 
     def sync(self, digests: Collection[bytes]) -> None: ...
+
+
+def holds_blocks(directory: Path) -> bool:
+    """Whether there is a block in a directory, which may not be there, or have nothing to do with blocks."""
+    shards = (_shard(directory, first) for first in range(SHARDS))
+    return any(_digests(shard) for shard in shards if shard.is_dir())
+
+
+def _shard(directory: Path, first: int) -> Path:
+    return directory / f"{first:02x}"
 
 
 def _digests(directory: Path) -> list[bytes]:

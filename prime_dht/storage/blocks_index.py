@@ -11,6 +11,8 @@ one.
 - ``uses``: root by root, the blocks it uses.
 - ``claims``: why a root is kept.
 - ``state``: whether a store has it open, or had when its process died.
+- ``lost``: blocks that were forgotten, and have not come again, of the roots that used them. It goes with the
+  connection, as do those who rely on a root having what they once brought.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from prime_dht.storage.sqlite_file import is_damage, storage_error
 
 APPLICATION_ID = int.from_bytes(b"PDHB", "big")
 VERSION = 1
+UNMADE = (0, 0)
 BUSY_TIMEOUT_S = 5.0
 CACHE_KIB = 16 * 1024
 AT_ONCE = 500
@@ -79,7 +82,21 @@ _SCHEMA = """
     END;
 """
 
+_SCHEMA_OF_CONNECTION = """
+    CREATE TEMP TABLE lost (root INTEGER, digest BLOB, PRIMARY KEY (root, digest)) STRICT, WITHOUT ROWID;
+    CREATE TEMP TRIGGER lost_came AFTER INSERT ON main.uses BEGIN
+        DELETE FROM lost WHERE root = NEW.root AND digest = NEW.digest;
+    END;
+    CREATE TEMP TRIGGER root_gone AFTER DELETE ON main.roots BEGIN
+        DELETE FROM lost WHERE root = OLD.id;
+    END;
+"""
+
 _ROOT = "SELECT id, cid, size_bytes, present_blocks, present_bytes, is_complete FROM roots"
+
+
+class LostBlocksError(StorageError):
+    """A root is not complete: blocks that were brought for it are not there any more, or need not be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,28 +114,37 @@ class RootRow:
 class BlockIndex:
     """One connection, used by one thread at a time. Each method is to be called within :meth:`transaction`."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, has_blocks: bool = False) -> None:
         """Open the index in a file, or make one there; ``:memory:`` makes one in memory.
 
+        Args:
+            has_blocks: there are blocks beside it, so that there was one: none is made.
+
         Raises:
-            StorageError: it is damaged, of another version, or no index of blocks.
+            StorageError: it is damaged or gone, of another version, or no index of blocks.
             sqlite3.Error: it cannot be read.
         """
         self._added: set[bytes] | None = None  # since it was asked which blocks are not synced, until they are
         self._path = path
+        if has_blocks and is_nothing(Path(path)):
+            raise lost_index(Path(path))
         with contextlib.ExitStack() as failing, self._damage_named():
             self._connection = sqlite3.connect(
                 path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
             )
             failing.callback(self._connection.close)
+            found = versions_of(self._connection)
+            if found == UNMADE and has_blocks:
+                raise lost_index(Path(path))
             self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA temp_store = MEMORY")
             self._connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-            found = (self._number("PRAGMA application_id"), self._number("PRAGMA user_version"))
-            if found == (0, 0):
+            if found == UNMADE:
                 versions = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION};"
                 self._connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} {versions} COMMIT;")
             elif found != (APPLICATION_ID, VERSION):
                 raise StorageError(f"{path}: not an index of blocks, or not of version {VERSION}; left as it is")
+            self._connection.executescript(_SCHEMA_OF_CONNECTION)
             failing.pop_all()
 
     def close(self) -> None:
@@ -142,17 +168,14 @@ class BlockIndex:
     def _damage_named(self) -> Generator[None]:
         """Say what to do about a damaged index. It alone knows what is pinned, so nothing here makes another instead.
 
-        Nor is it enough to move the index away: files that a new one does not know are removed at a recovery.
+        Nor when it was moved away: files that a new one does not know would be removed at a recovery.
         """
         try:
             yield
         except sqlite3.DatabaseError as error:
             if not is_damage(error):
                 raise
-            raise StorageError(
-                f"{storage_error(Path(self._path), error)}: put a backup of its directory in place, or move that away: "
-                "what entries refer to is fetched again then, what was pinned is not"
-            ) from error
+            raise StorageError(f"{storage_error(Path(self._path), error)}: {_REMEDY}") from error
 
     def begin(self) -> bool:
         """A store opens it; returns whether the last one closed it."""
@@ -160,9 +183,10 @@ class BlockIndex:
         self._connection.execute("UPDATE state SET is_open = 1")
         return not was_open
 
-    def end(self) -> None:
-        """The store closes it, and its files are as this says."""
-        self._connection.execute("UPDATE state SET is_open = 0")
+    def end(self, *, is_tidy: bool) -> None:
+        """The store closes it, so that no draft is settled any more; if it is tidy, its files are as this says."""
+        self.drop_draft()
+        self._connection.execute("UPDATE state SET is_open = ?", (not is_tidy,))
 
     # Blocks
 
@@ -197,12 +221,17 @@ class BlockIndex:
     def forget(self, digests: Sequence[bytes]) -> list[int]:
         """Blocks turned out not to be there, or damaged; returns their sizes in bytes, of those that were known.
 
-        Roots that use them are no longer complete. This reads all of ``uses``: it is for accidents.
+        Roots that use them are no longer complete, nor whole until they come again. This reads all of ``uses``: it is
+        for accidents.
         """
         sizes: list[int] = []
         for some, marks in _chunks(digests):
             affected = f"SELECT root FROM uses WHERE digest IN ({marks})"  # noqa: S608 - question marks
             self._connection.execute(f"UPDATE roots SET is_complete = 0 WHERE id IN ({affected})", some)  # noqa: S608
+            self._connection.execute(
+                f"INSERT OR IGNORE INTO lost SELECT root, digest FROM uses WHERE digest IN ({marks})",  # noqa: S608
+                some,
+            )
             self._connection.execute(f"DELETE FROM uses WHERE digest IN ({marks})", some)  # noqa: S608
             rows = self._connection.execute(
                 f"DELETE FROM blocks WHERE digest IN ({marks}) RETURNING size_bytes",  # noqa: S608
@@ -239,7 +268,12 @@ class BlockIndex:
         self._connection.execute("UPDATE roots SET is_draft = 0 WHERE is_draft AND coalesce(id = ?, 1)", (root,))
 
     def settle(self, draft: int, cid: bytes, size_bytes: int) -> None:
-        """A draft is the complete root of this CID; if there was one, this takes its place and its claims."""
+        """A draft is the complete root of this CID; if there was one, this takes its place and its claims.
+
+        Raises:
+            LostBlocksError: blocks of it are lost.
+        """
+        self._check_whole(draft)
         known = self.root(cid)
         if known is not None:
             self._connection.execute("UPDATE claims SET root = ? WHERE root = ?", (draft, known.id))
@@ -254,21 +288,41 @@ class BlockIndex:
         row = self._connection.execute(f"{_ROOT} WHERE cid = ?", (cid,)).fetchone()
         return None if row is None else _root_row(row)
 
-    def roots(self, after: bytes, limit: int) -> list[RootRow]:
-        """The next roots that are claimed, in the order of their CIDs' bytes, behind ``after``."""
-        rows = self._connection.execute(f"{_ROOT} WHERE cid > ? ORDER BY cid LIMIT ?", (after, limit))
+    def roots(self, after: bytes, limit: int, *, is_partial: bool = False) -> list[RootRow]:
+        """The next roots that are claimed, in the order of their CIDs' bytes, behind ``after``; or the partial ones."""
+        which = "AND NOT is_complete " * is_partial
+        rows = self._connection.execute(f"{_ROOT} WHERE cid > ? {which}ORDER BY cid LIMIT ?", (after, limit))
         return [_root_row(row) for row in rows]
 
-    def lacking_bytes(self) -> int:
-        """What partial roots still lack of what they were declared to be."""
-        query = "SELECT total(max(size_bytes - present_bytes, 0)) FROM roots WHERE cid IS NOT NULL AND NOT is_complete"
+    def reserved_bytes(self) -> int:
+        """What is reserved for partial roots, of what they still lack of what they were declared to be.
+
+        All of it for those that this node's own user claims; for others at most as much again as is there.
+        """
+        query = """
+            SELECT total(CASE
+                WHEN EXISTS (SELECT 1 FROM claims WHERE root = roots.id AND owner = x'')
+                THEN max(size_bytes - present_bytes, 0)
+                ELSE max(min(size_bytes - present_bytes, present_bytes), 0)
+            END) FROM roots WHERE cid IS NOT NULL AND NOT is_complete
+        """
         return self._number(query)
 
     def complete(self, root: int, size_bytes: int | None) -> None:
-        """All that a root uses is there; it was declared to have so many bytes, unless they are told now."""
+        """All that a root uses is there; it was declared to have so many bytes, unless they are told now.
+
+        Raises:
+            LostBlocksError: blocks of it are lost.
+        """
+        self._check_whole(root)
         self._connection.execute(
             "UPDATE roots SET is_complete = 1, size_bytes = coalesce(?, size_bytes) WHERE id = ?", (size_bytes, root)
         )
+
+    def _check_whole(self, root: int) -> None:
+        lost = self._number("SELECT count(*) FROM lost WHERE root = ?", root)
+        if lost:
+            raise LostBlocksError(f"{lost} of its blocks turned out to be damaged or gone: they have to come again")
 
     # Claims
 
@@ -323,9 +377,32 @@ class BlockIndex:
             (limit,),
         ).fetchall()
 
-    def _number(self, query: str, *parameters: bytes) -> int:
+    def _number(self, query: str, *parameters: bytes | int) -> int:
         (number,) = self._connection.execute(query, parameters).fetchone()
         return int(number)
+
+
+_REMEDY = (
+    "put a backup of its directory in place, or move that away: what entries refer to is fetched again then, what was "
+    "pinned is not"
+)
+
+
+def is_nothing(path: Path) -> bool:
+    """Whether there is no index, or nothing in it."""
+    return not path.exists() or path.stat().st_size == 0
+
+
+def versions_of(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Whose database it is, and of which version; :data:`UNMADE` if nothing was made in it."""
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return application, version
+
+
+def lost_index(path: Path) -> StorageError:
+    """What to say of an index in which there is nothing any more, while blocks are there."""
+    return StorageError(f"{path}: gone or empty, while blocks are there: {_REMEDY}")
 
 
 def _chunks(digests: Sequence[bytes]) -> Iterator[tuple[Sequence[bytes], str]]:

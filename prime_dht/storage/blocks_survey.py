@@ -17,8 +17,10 @@ from prime_dht.entries.entry import Entry
 from prime_dht.errors import StorageError
 from prime_dht.ids import OpId
 from prime_dht.storage.base import OP_ID_BYTES
-from prime_dht.storage.blocks import INDEX_FILE, Claim, RootStatus, status_of
-from prime_dht.storage.blocks_index import BlockIndex
+from prime_dht.storage.blocks import INDEX_FILE, Claim
+from prime_dht.storage.blocks_files import holds_blocks
+from prime_dht.storage.blocks_index import UNMADE, BlockIndex, is_nothing, lost_index, versions_of
+from prime_dht.storage.blocks_status import RootStatus, status_of
 from prime_dht.storage.sqlite_check import MOST_PROBLEMS
 from prime_dht.storage.sqlite_file import BUSY_TIMEOUT_S, is_damage, lock, storage_error, translation
 from prime_dht.storage.sqlite_reads import get_ops
@@ -47,10 +49,10 @@ def survey_blocks(directory: Path, store: Path | None, *, now_us: int) -> list[K
     """
     index_path = directory / INDEX_FILE
     if not index_path.is_file():
-        raise StorageError(f"{directory}: there are no blobs")
+        raise lost_index(index_path) if holds_blocks(directory) else StorageError(f"{directory}: there are no blobs")
     with ExitStack() as resources:
         resources.enter_context(translation(index_path))
-        index = resources.enter_context(closing(BlockIndex(str(index_path))))
+        index = resources.enter_context(closing(BlockIndex(str(index_path), has_blocks=holds_blocks(directory))))
         entries = None if store is None else _open_entries(store, resources)
         return [
             KeptRoot(status=status, claims=claims, entries=_entries(entries, claims, now_us))
@@ -61,7 +63,7 @@ def survey_blocks(directory: Path, store: Path | None, *, now_us: int) -> list[K
 def check_index(directory: Path) -> list[str]:
     """What is wrong with the index of the block store in a directory, which nobody has open; nothing if it is sound.
 
-    Nothing is changed or repaired. This blocks.
+    Or if there is no store. Nothing is made, changed or repaired. This blocks.
 
     Raises:
         StorageError: another process has it open, or it cannot be read.
@@ -69,10 +71,15 @@ def check_index(directory: Path) -> list[str]:
     path = directory / INDEX_FILE
     with ExitStack() as resources:
         resources.enter_context(translation(path))
+        lost = [str(lost_index(path))] if holds_blocks(directory) else []
+        if is_nothing(path):
+            return lost
         lock(path, resources)
         connection = resources.enter_context(closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT_S)))
         connection.execute("PRAGMA query_only = ON")
         try:
+            if versions_of(connection) == UNMADE:
+                return lost
             verdicts = connection.execute(f"PRAGMA integrity_check({MOST_PROBLEMS})").fetchall()
         except sqlite3.DatabaseError as error:
             if not is_damage(error):

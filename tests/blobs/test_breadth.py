@@ -167,6 +167,13 @@ def test_all_are_in_use_at_once_when_the_one_in_use_is_gone_or_rests() -> None:
     assert fetch.in_use == [1, 2]
 
 
+def test_so_they_are_when_it_is_held_up() -> None:
+    fetch = narrow_fetch()
+    fetch.providers[PeerId(b"\0")].is_held_up = True
+    fetch.tick()
+    assert len(fetch.in_use) == len(fetch.providers)
+
+
 def test_one_that_is_not_in_use_may_go() -> None:
     fetch = narrow_fetch()
     del fetch.providers[PeerId(b"\1")]

@@ -62,7 +62,9 @@ def test_with_one_honest_provider_a_fetch_completes_whatever_the_others_do(
     size = sum(map(len, chunks))
     store = {cid: data for cid, data in blocks.items() if rng.random() < share_present}
     present = set(store)
-    limits = FetchLimits(max_bytes=max_bytes, max_blocks=max_blocks, max_providers=3, max_searches=20)
+    limits = FetchLimits(
+        max_bytes=max_bytes, max_blocks=max_blocks, max_providers=3, max_searches=20, max_searches_midway=20
+    )
     plan = FetchPlan(Walk(root, size=size if knows_size else None), now_us=0, limits=limits)
     world = FetchWorld(plan, blocks, {}, rng, store=store)
 

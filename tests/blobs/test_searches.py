@@ -53,6 +53,19 @@ def test_searches_are_in_vain_until_a_block_comes_and_only_those_that_were_neede
     assert searches.in_vain == 0
 
 
+def test_the_pause_before_a_search_that_is_needed_doubles_up_to_the_longest_until_a_block_comes() -> None:
+    searches = Searches(0)
+    pauses_us = []
+    for _ in range(12):
+        searches.begin(is_needed=True)
+        searches.on_ended(7)
+        pauses_us.append(searches.times_us[0] - 7)
+    assert pauses_us[:3] == [NEEDED_PAUSE_US, 2 * NEEDED_PAUSE_US, 4 * NEEDED_PAUSE_US]
+    assert pauses_us[-2:] == [LONGEST_PAUSE_US, LONGEST_PAUSE_US]
+    searches.on_block()
+    assert searches.times_us[0] == 7 + NEEDED_PAUSE_US
+
+
 def test_the_pause_before_a_search_because_of_few_doubles_up_to_the_longest() -> None:
     searches = Searches(0)
     assert searches.times_us[1] == EARLY_US
@@ -151,8 +164,35 @@ def test_searches_because_of_few_do_not_make_a_fetch_fail_sooner() -> None:
     world.providers.clear()
     end = world.run()
     assert isinstance(end, Failed)
-    assert "in 3 searches" in end.reason
-    assert world.log.searches == before + 3
+    needed = FetchLimits().max_searches_midway
+    assert f"in {needed} searches" in end.reason
+    assert world.log.searches == before + needed
+
+
+def test_when_nobody_ever_had_the_blob_that_is_soon_said() -> None:
+    world = world_of()
+    assert isinstance(world.run(), Failed)
+    assert world.now_us < 10 * US_PER_S
+
+
+@pytest.mark.parametrize("away_s", [3, 25])
+def test_a_provider_that_is_away_for_a_moment_ends_no_fetch_to_which_it_has_brought_a_block(away_s: int) -> None:
+    world = world_of(ANNE, chunks=20)
+    assert world.run(until=lambda: len(world.store) > 5) is None
+    world.plan.on_gone(ANNE, "its connection was lost")
+    world.providers.clear()
+    world.after(away_s * US_PER_S, lambda: world.providers.update({ANNE: HONEST}))
+    assert world.run() == Finished()
+
+
+def test_a_provider_that_is_away_for_a_moment_again_and_again_ends_no_fetch_either() -> None:
+    world = world_of(ANNE, chunks=20)
+    for brought in (5, 10, 15):
+        assert world.run(until=lambda: len(world.store) > brought) is None  # noqa: B023 - it is done at once
+        world.plan.on_gone(ANNE, "its connection was lost")
+        world.providers.clear()
+        world.after(25 * US_PER_S, lambda: world.providers.update({ANNE: HONEST}))
+    assert world.run() == Finished()
 
 
 def test_whoever_is_found_by_the_last_search_is_of_use() -> None:

@@ -61,6 +61,63 @@ def test_any_part_of_a_blob_is_read_as_it_is_from_no_more_leaves_than_it_touches
     assert all(one.stop == other.start for one, other in pairwise(touched))
 
 
+@given(
+    chunks=st.lists(st.sampled_from([b"a", b"bb", b"ccc"]), min_size=1, max_size=60),
+    links_per_node=st.integers(2, 5),
+    knows_size=st.booleans(),
+)
+@settings(derandomize=True, deadline=None, max_examples=200)
+def test_who_wants_each_block_once_is_told_of_every_block_and_no_node_is_wanted_twice(
+    chunks: list[bytes], links_per_node: int, knows_size: bool
+) -> None:
+    root, blocks = blocks_of(chunks, links_per_node)
+    size = sum(map(len, chunks))
+    walk = Walk(root, size=size if knows_size else None, each_once=True)
+    told: list[Piece] = []
+    given_nodes: list[Cid] = []
+    while not walk.done:
+        if wanted := walk.wanted():
+            walk.give(wanted[0], blocks[wanted[0]])
+            given_nodes.append(wanted[0])
+        while leaf := walk.next_leaf():
+            told.append(leaf)
+    assert {leaf.cid for leaf in told} | set(given_nodes) == set(blocks)
+    assert len(set(given_nodes)) == len(given_nodes)
+    assert sum(leaf.size for leaf in told) + walk.repeated_bytes == size
+
+
+def test_a_few_blocks_that_stand_for_endlessly_many_are_soon_walked_by_who_wants_each_once() -> None:
+    leaf = bytes(257)
+    cid, size = Cid.of_raw(leaf), len(leaf)
+    blocks: Blocks = {cid: leaf}
+    for _ in range(3):
+        (cid, block), size = node(*[(cid, size)] * 1024), size * 1024
+        blocks[cid] = block
+    assert size > 1 << 37
+    walk = Walk(cid, size=size, each_once=True)
+    assert [leaf.cid for leaf in leaves_of(walk, blocks)] == [Cid.of_raw(leaf)]
+    assert walk.repeated_bytes == size - len(leaf)
+
+
+def test_a_node_that_comes_again_with_another_size_is_refused_though_it_was_walked() -> None:
+    child, block = node((Cid.of_raw(b"ab"), 2))
+    root, top = node((child, 2), (child, 3))
+    with pytest.raises(BlobError, match="2 bytes where 3 were said"):
+        leaves_of(Walk(root, size=5, each_once=True), {root: top, child: block})
+
+
+def test_of_very_many_nodes_those_that_were_walked_last_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prime_dht.blobs.walk.MAX_REMEMBERED", 3)
+    children = [node((Cid.of_raw(bytes([index])), 1)) for index in range(3)]
+    first, second, third = (cid for cid, _ in children)
+    tops = [node((third, 1), (second, 1)), node((third, 1), (first, 1))]
+    root, block = node((first, 1), (second, 1), (third, 1), *((cid, 2) for cid, _ in tops))
+    walk = Walk(root, size=7, each_once=True)
+    told = leaves_of(walk, dict([*children, *tops, (root, block)]))
+    assert [leaf.start for leaf in told] == [0, 1, 2, 6], "the first was forgotten, and told again"
+    assert sum(leaf.size for leaf in told) + walk.repeated_bytes == 7
+
+
 def test_empty_content_is_one_empty_leaf() -> None:
     root, blocks = blocks_of([b""], 2)
     assert leaves_of(Walk(root), blocks) == leaves_of(Walk(root, size=0), blocks) == [Piece(root, 0, 0)]

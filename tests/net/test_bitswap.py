@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import pytest
 import trio
 from libp2p.abc import INetStream
@@ -16,6 +18,7 @@ from prime_dht.blobs.cid import Cid
 from prime_dht.errors import QueryError
 from prime_dht.ids import PeerId
 from prime_dht.net.bitswap import IDLE_TIMEOUT_S, MAX_PEERS, MAX_WANTS, PROTOCOL, STREAMS_OF_PEER, BitswapServer
+from prime_dht.net.block_server import BlockSource
 from prime_dht.net.host import HostSettings, open_host
 from prime_dht.net.offenders import Offenders
 from prime_dht.net.streams import FrameBudget, FrameStream
@@ -42,7 +45,7 @@ def want(cid: Cid | bytes, *, have: bool = False, cancel: bool = False, dont_hav
 class IpfsNode:
     """The other end: it sends wantlists, and hears what the server sends on streams of its own."""
 
-    def __init__(self, nursery: trio.Nursery, store: BlockStore) -> None:
+    def __init__(self, nursery: trio.Nursery, store: BlockSource) -> None:
         self.offenders = Offenders()
         self.server = BitswapServer(store, self._open_stream, self.offenders)
         self._nursery = nursery
@@ -184,6 +187,38 @@ async def test_a_stream_on_which_nothing_is_wanted_is_reset(ipfs: IpfsNode, mock
     mock_clock.jump(IDLE_TIMEOUT_S + 1)
     await wait_all_tasks_blocked()
     assert stream.is_reset
+
+
+class SlowSource:
+    """A store that takes its time for each block."""
+
+    def __init__(self, store: BlockStore, block_s: float) -> None:
+        self._store = store
+        self._block_s = block_s
+
+    async def present(self, cids: Iterable[Cid]) -> set[Cid]:
+        return await self._store.present(cids)
+
+    async def read(self, cids: Sequence[Cid]) -> list[bytes | None]:
+        await trio.sleep(self._block_s)
+        return await self._store.read(cids)
+
+
+async def test_a_peer_that_asks_once_and_waits_gets_all_of_it_however_long_that_takes(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    async with BlockStore.in_memory(max_bytes=1 << 23) as store:
+        await store.claim(Claim(root=NODE), size_bytes=0)
+        await store.add(NODE, [(NODE, b"a node"), *zip(CIDS, BLOCKS, strict=True)])
+        ipfs = IpfsNode(nursery, SlowSource(store, 0.7 * IDLE_TIMEOUT_S))
+        stream = ipfs.connect()
+        await ipfs.send(want(NODE), *map(want, CIDS), stream=stream)
+        blocks, _ = await ipfs.hear()
+        assert len(blocks) == 4
+        await trio.sleep(0.9 * IDLE_TIMEOUT_S)
+        assert not stream.is_reset
+        await trio.sleep(0.2 * IDLE_TIMEOUT_S)
+        assert stream.is_reset, "from the answer's end on it idles"
 
 
 async def test_stopping_resets_what_is_served(ipfs: IpfsNode) -> None:

@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prime_dht.blobs.cid import Cid
 from prime_dht.errors import StorageError
+from prime_dht.storage import blocks
 from prime_dht.storage.blocks import BlockStats, BlockStore, Claim, Collected, NoRoomError
+from prime_dht.storage.blocks_files import DiskFiles
+from prime_dht.storage.blocks_index import LostBlocksError
 
 PUBLISHER, OTHER = b"publisher", b"another publisher"
 BLOCKS = [b"first", b"second block", b"third"]
@@ -253,11 +257,42 @@ async def test_garbage_makes_room(store: BlockStore) -> None:
 async def test_a_root_is_refused_for_which_there_is_no_room_beside_what_others_still_lack(store: BlockStore) -> None:
     await store.claim(CLAIM, size_bytes=900)
     await store.add(ROOT, PAIRS)
-    with pytest.raises(NoRoomError, match="no room for 101 bytes of blocks: of 1000 bytes, 100 are free"):
-        await store.claim(CLAIM_2, size_bytes=101)
+    with pytest.raises(NoRoomError, match="no room for 957 bytes of blocks: of 1000 bytes, 956 are free"):
+        await store.claim(CLAIM_2, size_bytes=957)
     assert await store.status(ROOT_2) is None
-    await store.claim(CLAIM_2, size_bytes=100)
+    await store.claim(CLAIM_2, size_bytes=956)
     await store.claim(Claim(root=ROOT_2), size_bytes=10_000)  # known already: nothing more will come
+
+
+async def test_for_a_root_as_much_is_reserved_as_has_come_of_it_and_all_of_it_if_the_nodes_own_user_claims_it(
+    store: BlockStore,
+) -> None:
+    for number in range(3):
+        await store.claim(Claim(root=Cid.of_dag_pb(b"%d" % number), owner=PUBLISHER), size_bytes=1000)
+    await store.claim(CLAIM, size_bytes=900)
+    await store.claim(Claim(root=ROOT, label=b"pin"), size_bytes=0)
+    with pytest.raises(NoRoomError, match="of 1000 bytes, 100 are free"):
+        await store.claim(CLAIM_2, size_bytes=101)
+    await store.add(ROOT, PAIRS)
+    with pytest.raises(NoRoomError, match="of 1000 bytes, 100 are free"):
+        await store.claim(CLAIM_2, size_bytes=101)
+
+
+async def test_a_root_that_was_let_go_of_while_its_blocks_came_is_not_complete(store: BlockStore) -> None:
+    before = await store.claim(CLAIM, size_bytes=22)
+    await store.add(ROOT, PAIRS[:2])
+    await store.release(CLAIM)
+    since = await store.claim(CLAIM, size_bytes=22)
+    await store.add(ROOT, PAIRS[2:])
+    with pytest.raises(LostBlocksError, match="let go of"):
+        await store.complete(ROOT, since=before)
+    status = await store.status(ROOT)
+    assert status is not None
+    assert not status.is_complete
+    assert await store.roots(is_partial=True) == [status]
+    await store.add(ROOT, PAIRS)
+    await store.complete(ROOT, since=since)
+    assert await store.roots(is_partial=True) == []
 
 
 async def test_what_is_there_already_needs_no_room(store: BlockStore) -> None:
@@ -277,6 +312,64 @@ async def test_a_closed_store_says_so(store: BlockStore) -> None:
     await store.aclose()
     with pytest.raises(StorageError, match="the store is closed"):
         await store.read(CIDS)
+
+
+async def test_a_block_that_comes_while_the_store_closes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes: list[str] = []
+    store = await BlockStore.open(tmp_path, max_bytes=1000)
+
+    async def add() -> None:
+        with pytest.raises(StorageError) as refused:
+            await store.add(ROOT, PAIRS[1:])
+        outcomes.append(str(refused.value))
+
+    await store.claim(CLAIM, size_bytes=22)
+    await store.add(ROOT, PAIRS[:1])
+    monkeypatch.setattr(DiskFiles, "sync", lambda *_: trio.from_thread.run(add))
+    await store.aclose()
+    assert outcomes == [f"{tmp_path}: the store is closed"]
+    monkeypatch.undo()
+    async with await BlockStore.open(tmp_path, max_bytes=1000) as again:
+        assert await again.present(CIDS) == {CIDS[0]}
+
+
+async def test_a_block_that_was_being_written_when_the_store_closed_is_brought_to_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "UNSYNCED_BYTES", 1)
+    write, sync = DiskFiles.write, DiskFiles.sync
+    synced: list[bytes] = []
+
+    async def begin_to_close() -> None:
+        nursery.start_soon(store.aclose)
+        await trio.testing.wait_all_tasks_blocked()
+
+    def write_while_closing(files: DiskFiles, digest: bytes, data: bytes) -> None:
+        trio.from_thread.run(begin_to_close)
+        write(files, digest, data)
+
+    def note(files: DiskFiles, digests: list[bytes]) -> None:
+        synced.extend(digests)
+        sync(files, digests)
+
+    store = await BlockStore.open(tmp_path, max_bytes=1000)
+    await store.claim(CLAIM, size_bytes=22)
+    monkeypatch.setattr(DiskFiles, "write", write_while_closing)
+    monkeypatch.setattr(DiskFiles, "sync", note)
+    async with trio.open_nursery() as nursery:
+        await store.add(ROOT, PAIRS[:1])
+    assert synced == [CIDS[0].digest]
+
+
+async def test_a_draft_that_is_open_when_the_store_closes_becomes_garbage(tmp_path: Path) -> None:
+    store = await BlockStore.open(tmp_path, max_bytes=1000)
+    async with store.draft() as draft:
+        await store.add(draft, PAIRS)
+        await store.aclose()
+    async with await BlockStore.open(tmp_path, max_bytes=1000) as store:
+        assert await collect_all(store) == 3
 
 
 async def test_a_cancelled_add_is_whole(store: BlockStore) -> None:

@@ -6,8 +6,9 @@ import errno
 import os
 import resource
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from prime_dht.errors import StorageError
 from prime_dht.storage import blocks
 from prime_dht.storage.blocks import INDEX_FILE, BlockStore, Claim
 from prime_dht.storage.blocks_files import DiskFiles
+from prime_dht.storage.blocks_survey import check_index
 from prime_dht.testing.processes import running_warm
 
 ADDING = Path(__file__).with_name("add_until_killed.py")
@@ -390,6 +392,44 @@ async def test_a_damaged_index_is_an_error_and_not_an_empty_store(path: Path) ->
         await open_store(path)
     assert str(raised.value).startswith(f"{path / INDEX_FILE}: ")
     assert len(files(path)) == 6
+
+
+def remove(index: Path) -> None:
+    index.unlink()
+
+
+def empty(index: Path) -> None:
+    index.write_bytes(b"")
+
+
+def put_an_empty_database_there(index: Path) -> None:
+    index.unlink()
+    with closing(sqlite3.connect(index)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+
+
+@pytest.mark.parametrize("damage", [remove, empty, put_an_empty_database_there])
+async def test_an_index_that_is_gone_is_an_error_while_there_are_blocks(
+    path: Path, damage: Callable[[Path], None]
+) -> None:
+    await fill(path)
+    damage(path / INDEX_FILE)
+    before = index_of(path)
+    for _ in range(2):
+        with pytest.raises(StorageError, match="gone or empty, while blocks are there: put a backup") as raised:
+            await open_store(path)
+        assert str(raised.value).startswith(f"{path / INDEX_FILE}: ")
+        assert check_index(path) == [str(raised.value)]
+    assert index_of(path) | {path / f"{INDEX_FILE}.lock": b""} == before
+    assert len(files(path)) == 6
+
+
+async def test_where_there_are_no_blocks_an_index_is_made_anew(path: Path) -> None:
+    await (await open_store(path)).aclose()
+    (path / INDEX_FILE).write_bytes(b"")
+    assert check_index(path) == []
+    async with await open_store(path) as store:
+        assert await store.roots() == []
 
 
 async def test_files_that_are_not_ours_are_let_alone(path: Path) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from prime_dht.blobs.cid import Cid
 from prime_dht.errors import StorageError
-from prime_dht.storage.blocks import BlockStore, Claim
-from prime_dht.storage.blocks_survey import survey_blocks
+from prime_dht.storage.blocks import INDEX_FILE, BlockStore, Claim
+from prime_dht.storage.blocks_survey import check_index, survey_blocks
 from prime_dht.storage.sqlite import SQLiteBackend
 from prime_dht.testing.storage_samples import NOW_US, make_entry
 
@@ -60,4 +60,20 @@ async def test_there_may_be_more_roots_than_a_page_holds(tmp_path: Path, monkeyp
 def test_where_there_is_no_store_none_is_made(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="there are no blobs"):
         survey_blocks(tmp_path, None, now_us=NOW_US)
+    assert check_index(tmp_path) == check_index(tmp_path / "none") == []
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_an_index_that_was_emptied_or_removed_is_left_as_it_is(tmp_path: Path) -> None:
+    async with await BlockStore.open(tmp_path, max_bytes=100) as blocks:
+        await blocks.claim(PIN, size_bytes=len(DATA))
+        await blocks.add(ROOT, [(ROOT, DATA)])
+    index = tmp_path / INDEX_FILE
+    index.write_bytes(b"")
+    with pytest.raises(StorageError, match="gone or empty, while blocks are there"):
+        survey_blocks(tmp_path, None, now_us=NOW_US)
+    assert index.read_bytes() == b""
+    index.unlink()
+    with pytest.raises(StorageError, match="gone or empty, while blocks are there"):
+        survey_blocks(tmp_path, None, now_us=NOW_US)
+    assert not index.exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -10,7 +11,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from prime_dht.errors import ValidationError
+from prime_dht.blobs.cid import Cid
+from prime_dht.errors import BlobError, ValidationError
 from prime_dht.node.blobs.claims import FRESH_S
 from prime_dht.node.blobs.keeping import SWEEP_EVERY_S
 from prime_dht.node.blobs.progress import BlobProgress
@@ -65,9 +67,47 @@ async def test_what_the_callback_raises_comes_out_as_it_is(autojump_clock: MockC
     async with open_swarm(seed=1, size=2) as swarm:
         receipt = await swarm.nodes[0].blobs.add(VALUE)
         assert receipt.blob is not None
+        for to in (tmp_path / "out", None):
+            with pytest.raises(RuntimeError, match="the caller's"):
+                await swarm.nodes[1].blobs.fetch(receipt.blob.cid, to=to, progress=fail)
         with pytest.raises(RuntimeError, match="the caller's"):
-            await swarm.nodes[1].blobs.fetch(receipt.blob.cid, to=tmp_path / "out", progress=fail)
+            async with swarm.nodes[1].blobs.stream(receipt.blob.cid, progress=fail) as pieces:
+                assert [piece async for piece in pieces] == []
         await swarm.nodes[1].blobs.fetch(receipt.blob.cid, to=tmp_path / "out")
+
+
+async def test_a_blob_is_named_by_its_cid_in_any_form_by_what_a_receipt_says_and_by_a_find(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_swarm(seed=1, size=2) as swarm:
+        blob = (await swarm.nodes[0].put("k", VALUE)).blob
+        found = await swarm.nodes[1].get("k", fetch=False)
+        assert blob is not None
+        assert found is not None
+        cid = Cid.from_bytes(blob.cid)
+        for name in (cid, str(cid), bytes(cid), memoryview(blob.cid), blob, found):
+            assert await swarm.nodes[1].blobs.fetch(name, start=5, stop=9) == VALUE[5:9]  # type: ignore[arg-type]
+        with pytest.raises(BlobError, match="where 1 were said"):
+            await swarm.nodes[1].blobs.fetch(replace(blob, size=1))
+
+
+@pytest.mark.parametrize("wrong", [None, 36, ["a"], object()])
+async def test_what_names_no_blob_is_refused(wrong: object, autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=1) as swarm:
+        for take in (swarm.nodes[0].blobs.fetch, swarm.nodes[0].blobs.pin, swarm.nodes[0].blobs.unpin):
+            with pytest.raises(ValidationError, match="a CID is bytes"):
+                await take(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("start", "stop"), [(1.5, None), ("0", None), (0, 2.5), (0, "9")])
+async def test_a_part_begins_and_ends_at_whole_numbers(start: int, stop: int | None, autojump_clock: MockClock) -> None:
+    cid = Cid.of_raw(VALUE)
+    async with open_swarm(seed=1, size=1) as swarm:
+        with pytest.raises(ValidationError, match="is a whole number"):
+            await swarm.nodes[0].blobs.fetch(cid, start=start, stop=stop)
+        with pytest.raises(ValidationError, match="is a whole number"):
+            async with swarm.nodes[0].blobs.stream(cid, start=start, stop=stop):
+                pass
 
 
 async def test_a_stream_gives_the_content_in_order(autojump_clock: MockClock) -> None:

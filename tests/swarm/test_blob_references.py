@@ -15,7 +15,9 @@ from prime_dht.blobs.cid import Cid
 from prime_dht.entries.entry import BlobRef
 from prime_dht.errors import ValidationError
 from prime_dht.ids import US_PER_S
-from prime_dht.testing.swarm import open_swarm
+from prime_dht.node.blobs.keeping import SWEEP_EVERY_S
+from prime_dht.node.blobs.progress import BlobProgress, Stage
+from prime_dht.testing.swarm import BLOCKS_BYTES, open_swarm
 
 VALUE = Random(8).randbytes(3 << 20)
 
@@ -125,3 +127,38 @@ async def test_who_says_a_wrong_size_of_anothers_blob_does_it_no_harm(
         await trio.sleep(1800)
         holders = [node for node in swarm.closest_to("k", 3) for kept in await node.blobs.kept() if kept.is_complete]
         assert len(holders) == 3
+
+
+async def test_what_strangers_refer_to_and_nobody_has_takes_no_room_from_other_blobs(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=3) as swarm:
+        stranger, writer = await swarm.join_client(), await swarm.join_client()
+        for number in range(3):
+            nowhere = BlobRef(bytes(Cid.of_dag_pb(b"%d" % number)), BLOCKS_BYTES, "size-1048576")
+            assert len((await stranger.put(f"nowhere {number}", nowhere, wait_s=0)).stored_by) == 3
+        receipt = await writer.put("k", VALUE)
+        assert receipt.acknowledged
+        assert len(receipt.stored_by) == 3
+
+
+async def test_a_replica_that_finds_no_room_for_a_blob_that_it_took_keeps_nothing_of_it_and_tries_again_later(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_swarm(seed=1, size=3) as swarm:
+        writer = await swarm.join_client()
+        replicas = [swarm.machine_of(node).blocks for node in swarm.nodes[:3]]
+
+        def fill_up(now: BlobProgress) -> None:
+            if now.stage is Stage.SPREADING:
+                for blocks in replicas:
+                    blocks.max_bytes = 2 << 20
+
+        receipt = await writer.put("k", VALUE, wait_s=60, progress=fill_up)
+        assert (len(receipt.stored_by), receipt.held_by, receipt.acknowledged) == (3, (), False)
+        await trio.sleep(2 * SWEEP_EVERY_S)
+        for node, blocks in zip(swarm.nodes[:3], replicas, strict=True):
+            assert await node.blobs.kept() == []
+            assert (await blocks.stats()).blocks == 0
+            blocks.max_bytes = BLOCKS_BYTES
+        await trio.sleep(2 * 3600)
+        kept = [blob for node in swarm.nodes[:3] for blob in await node.blobs.kept()]
+        assert [blob.is_complete for blob in kept] == [True] * 3

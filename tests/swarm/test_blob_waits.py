@@ -137,3 +137,16 @@ async def test_a_wait_that_is_no_length_of_time_is_refused_before_anything_is_do
             await writer.blobs.add(VALUE, wait_s=wait_s)
         assert await writer.blobs.kept() == []
         assert await writer.get("k") is None
+
+
+@pytest.mark.parametrize("seconds", [1e305, math.inf, math.nan])
+async def test_an_entry_that_would_never_end_is_refused_before_anything_is_stored(
+    seconds: float, autojump_clock: MockClock
+) -> None:
+    async with open_swarm(seed=1, size=2) as swarm:
+        writer = swarm.nodes[0]
+        with pytest.raises(ValidationError, match="the year 10000"):
+            await writer.put("k", VALUE, expires_at=seconds)
+        with pytest.raises(ValidationError, match="the year 10000"):
+            await writer.blobs.add(VALUE, ttl=seconds)
+        assert (await swarm.machine_of(writer).blocks.stats()).blocks == 0

@@ -9,7 +9,10 @@
 ``window``       a reader that takes them in order
 ``claims``       which blobs this node keeps for the entries that it stores
 ``keeping``      fetching those, announcing them, letting go of them
+``pinning``      having one here because its user wants it
+``turns``        whose blob is fetched next
 ``holding``      asking others whether they hold one
+``named``        what a caller names one with
 ``progress``     how far a blob is
 ===============  =======================================================================
 """

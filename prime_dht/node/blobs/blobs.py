@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -14,15 +15,18 @@ from prime_dht.background import background_nursery
 from prime_dht.blobs.cid import Cid, Codec
 from prime_dht.blobs.unixfs import MAX_BLOCK_BYTES
 from prime_dht.config import DhtConfig
+from prime_dht.entries.codec import YEAR_10000_US
 from prime_dht.entries.entry import BlobRef, Entry
 from prime_dht.errors import BlobError, PrimeDHTError, ValidationError
-from prime_dht.ids import US_PER_S, Key, PeerId, wire_key
+from prime_dht.ids import US_PER_S, Key, PeerId
 from prime_dht.node.arguments import PathLike, path_of
 from prime_dht.node.blobs.claims import PIN, all_roots
-from prime_dht.node.blobs.destination import StoreDestination
-from prime_dht.node.blobs.fetch import Fetcher, OnProgress, RefusedBlobError
-from prime_dht.node.blobs.file import FileDestination, write_small
+from prime_dht.node.blobs.fetch import Fetcher, OnProgress
+from prime_dht.node.blobs.file import FileDestination, place_of, write_small
 from prime_dht.node.blobs.keeping import Keeping
+from prime_dht.node.blobs.named import CidLike, blob_key, cid_of, part_of, size_in
+from prime_dht.node.blobs.pinning import Pins
+from prime_dht.node.blobs.progress import BlobProgress
 from prime_dht.node.blobs.putting import (
     BlobWriter,
     Source,
@@ -41,35 +45,12 @@ from prime_dht.node.results import Found, PutReceipt
 from prime_dht.node.writer import Statement, Writer
 from prime_dht.quantities import number_of
 from prime_dht.storage.base import StorageBackend
-from prime_dht.storage.blocks import BlockStore, Claim, RootStatus
+from prime_dht.storage.blocks import BlockStore, Claim
+from prime_dht.storage.blocks_status import RootStatus
 from prime_dht.storage.blocks_survey import op_ids_of
-
-CidLike = Cid | bytes | str | Found
-"""A CID as such, in its binary form of 36 bytes, or as text; or a find whose value is a blob, which also says who
-should have it. Without that, providers have to be searched for."""
 
 NAME = "name"
 """The metadata of an entry under which the name of a file stands."""
-
-
-def cid_of(cid: CidLike) -> Cid:
-    """A CID.
-
-    Raises:
-        ValidationError: it is none that a blob could have, or the find is of none.
-    """
-    if isinstance(cid, Cid):
-        return cid
-    if isinstance(cid, Found):
-        if cid.blob is None:
-            raise ValidationError("the value is in the entry, and no blob")
-        cid = cid.blob.cid
-    return Cid.from_text(cid) if isinstance(cid, str) else Cid.from_bytes(bytes(cid))
-
-
-def blob_key(root: Cid) -> Key:
-    """The key of the entry that a bare ``add`` writes: ``/prime/blob/<cid>``."""
-    return wire_key(f"blob/{root}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +128,7 @@ class Blobs:
         self._storage = storage
         self._fetcher = fetcher
         self._keeping = keeping
+        self._pins = Pins(blocks, fetcher, keeping)
         self._blob_writer = blob_writer
         self._writer = writer
         self._config = config
@@ -182,19 +164,19 @@ class Blobs:
         Raises:
             ValidationError: it breaks a rule or a limit.
             StorageError: the file cannot be read, or there is no room for the blocks.
-            QueryError: no replica took the entry.
+            QueryError: no replica took the entry; nothing is kept here then.
         """
         wait_s, ttl = self._wait_s(wait_s), None if ttl is None else number_of("ttl", ttl)
         async with opened(source) as pieces:
             stored = await self._blob_writer.store(
                 pieces,
                 chunker_for(chunker, source),
+                key=None,
                 until_us=self._ends_at_us(ttl, None),
                 size=await size_of(source),
                 progress=progress,
             )
-        if pin:
-            await self._blocks.claim(Claim(root=stored.root, label=PIN), size_bytes=stored.ref.size)
+        is_new_pin = pin and await self._pins.keep(stored.root, size_bytes=stored.ref.size)
         name = name or (source.name if isinstance(source, Path) else "")
         statement = Statement(
             key=blob_key(stored.root),
@@ -203,7 +185,12 @@ class Blobs:
             content_type=content_type or media_type_of(source),
             metadata={NAME: name} if name else {},
         )
-        _, receipt = await self._put_stored(statement, stored, None, wait_s, progress)
+        try:
+            _, receipt = await self._put_stored(statement, stored, None, wait_s, progress)
+        except PrimeDHTError:
+            if is_new_pin:
+                await self._pins.unpin(stored.root)
+            raise
         if pin:
             await self._keeping.announce(stored.root)
         return receipt
@@ -243,6 +230,7 @@ class Blobs:
                 stored = await self._blob_writer.store(
                     all_pieces,
                     name,
+                    key=statement.key,
                     until_us=self._ends_at_us(statement.ttl_s, statement.expires_at_s),
                     size=await size_of(source),
                     progress=progress,
@@ -280,23 +268,24 @@ class Blobs:
         """The bytes [start, stop) of a blob, all of it by default.
 
         Args:
-            to: a file to write instead; nothing is returned then. It is there only once it is whole. What an
-                interrupted fetch left beside it is not fetched again.
+            to: a file to write instead, or a link to one; nothing is returned then. It is there only once it is whole.
+                What an interrupted fetch left beside it is not fetched again.
             keep: keep it here, as :meth:`pin` does, and let others have it.
             max_bytes: the most that is taken; if it would be more, only the root has been fetched.
             progress: is told how far it is; must not block.
 
         Raises:
             BlobError: nobody has it, or it has more than ``max_value_bytes`` and ``to`` was not given.
-            StorageError: the file, or the block store, cannot be written.
-            ValidationError: it is no CID, or no such part, or of more than ``max_bytes``.
+            StorageError: the file, or the block store, cannot be written; or in the place of the file is what is none.
+            ValidationError: it is no CID, or no such part, or of more than ``max_bytes``, or ``to`` no name of a file.
         """
-        root, to = cid_of(cid), None if to is None else path_of("to", to)
+        root, (start, stop) = cid_of(cid), part_of(start, stop)
+        to = None if to is None else await trio.to_thread.run_sync(place_of, path_of("to", to))
         if keep:
             await self.pin(cid, max_bytes=max_bytes, progress=progress)
         elif max_bytes is not None:
             await self._check_size(cid, max_bytes, start=start, stop=stop)
-        size, hints = _size_in(cid), await self._hints(cid)
+        size, hints = size_in(cid), await self._hints(cid)
         if to is None:
             return await self._read(root, size, start, stop, hints, progress)
         destination = FileDestination(to, root, size=size, start=start, stop=stop)
@@ -331,10 +320,10 @@ class Blobs:
             BlobError: nobody has the rest; raised from the loop.
             ValidationError: it is no CID, or no such part, or of more than ``max_bytes``.
         """
-        root = cid_of(cid)
+        root, (start, stop) = cid_of(cid), part_of(start, stop)
         if max_bytes is not None:
             await self._check_size(cid, max_bytes, start=start, stop=stop)
-        async with self._streamed(root, _size_in(cid), start, stop, await self._hints(cid), progress) as window:
+        async with self._streamed(root, size_in(cid), start, stop, await self._hints(cid), progress) as window:
             yield window
 
     async def resolve(self, found: Found, *, to: PathLike | None, progress: OnProgress | None) -> Found:
@@ -346,14 +335,17 @@ class Blobs:
             await trio.to_thread.run_sync(write_small, to, found.value)
             return replace(found, value=b"")
         try:
-            return replace(found, value=await self.fetch(found, to=to, progress=progress))
+            cid_of(found)
         except ValidationError as error:
             raise BlobError(f"the value is a blob under a name that is no CID: {error}") from error
+        return replace(found, value=await self.fetch(found, to=to, progress=progress))
 
     # Keeping
 
     async def pin(self, cid: CidLike, *, max_bytes: int | None = None, progress: OnProgress | None = None) -> None:
         """Have a blob here, fetched if need be, until :meth:`unpin`; and be a provider of it.
+
+        Of one blob one pin fetches at a time; others wait for it.
 
         Args:
             max_bytes: the most that is taken; if it would be more, only the root has been fetched.
@@ -362,34 +354,17 @@ class Blobs:
         Raises:
             BlobError: nobody has it. It stays pinned, and what was fetched stays, so that a later call goes on. Or it
                 is none, or of another size than its entry says; then it is not pinned, unless it was before.
-            StorageError: there is no room.
+            StorageError: there is no room, or it was unpinned meanwhile.
             ValidationError: it is no CID, or has more than ``max_bytes``. It is not pinned.
         """
         root = cid_of(cid)
         if max_bytes is not None:
             await self._check_size(cid, max_bytes)
-        destination = StoreDestination(self._blocks, root, size=_size_in(cid))
-        claim = Claim(root=root, label=PIN)
-        was_pinned = claim in await self._blocks.claims(root)
-        status = await self._blocks.claim(claim, size_bytes=0)
-        if not status.is_complete:
-            try:
-                await self._fetcher.fetch(destination, await self._hints(cid), progress=progress)
-            except RefusedBlobError:
-                if not was_pinned:
-                    await self.unpin(root)
-                raise
-            await self._blocks.complete(root, size_bytes=destination.walk.size)
-        await self._keeping.announce(root)
+        await self._pins.pin(root, size=size_in(cid), hints=partial(self._hints, cid), progress=progress)
 
     async def unpin(self, cid: CidLike) -> bool:
         """Keep a blob no longer, unless for the sake of an entry; whether it was pinned."""
-        claim = Claim(root=cid_of(cid), label=PIN)
-        if claim not in await self._blocks.claims(claim.root):
-            return False
-        await self._blocks.release(claim)
-        await self._keeping.let_go([claim.root])
-        return True
+        return await self._pins.unpin(cid_of(cid))
 
     async def kept(self) -> list[BlobStatus]:
         """The blobs that this node keeps, in the order of their CIDs."""
@@ -409,7 +384,7 @@ class Blobs:
 
     async def _check_size(self, cid: CidLike, max_bytes: int, *, start: int = 0, stop: int | None = None) -> None:
         """Raise if a part of a blob is too large. How large a blob is says its entry, or else its root."""
-        root, size = cid_of(cid), _size_in(cid)
+        root, size = cid_of(cid), size_in(cid)
         if size is None:
             if root.codec is Codec.RAW and max_bytes >= MAX_BLOCK_BYTES:
                 return  # it is one block, which cannot be larger, and need not be fetched twice
@@ -455,18 +430,33 @@ class Blobs:
         hints: Collection[PeerId],
         progress: OnProgress | None,
     ) -> AsyncIterator[Window]:
+        """A blob as it comes. What ``progress`` raises ends it, and comes out at its end as it is, not in a group."""
         window = Window(root, size=size, start=start, stop=stop)
+        raised: list[BaseException] = []
 
         async def fetch() -> None:
             try:
-                await self._fetcher.fetch(window, hints, progress=progress, waits=False)
+                await self._fetcher.fetch(window, hints, progress=progress and tell, waits=False)
                 window.end()
             except PrimeDHTError as error:
                 window.end(error)
 
-        async with background_nursery() as nursery:
-            nursery.start_soon(fetch)
-            yield window
+        def tell(now: BlobProgress) -> None:
+            assert progress is not None
+            try:
+                progress(now)
+            except BaseException as error:
+                raised.append(error)
+                raise
+
+        try:
+            async with background_nursery() as nursery:
+                nursery.start_soon(fetch)
+                yield window
+        except BaseExceptionGroup as group:
+            if raised and group.split(lambda error: error is raised[0])[1] is None:
+                raise raised[0] from None
+            raise
 
     async def _hints(self, cid: CidLike) -> list[PeerId]:
         """Those that should have a blob, for the sake of the entry that was found, or that :meth:`add` puts."""
@@ -482,15 +472,16 @@ class Blobs:
         return wait_s
 
     def _ends_at_us(self, ttl_s: float | None, expires_at_s: float | None) -> int:
-        """When an entry ends that is put now."""
-        if expires_at_s is not None:
-            return max(int(expires_at_s * US_PER_S), 0)
-        return self._clock.now_us() + int((self._config.ttl if ttl_s is None else ttl_s) * US_PER_S)
+        """When an entry ends that is put now; checked before its blob is cut.
 
-
-def _size_in(cid: CidLike) -> int | None:
-    """How many bytes a blob has, as far as its entry says."""
-    return cid.blob.size if isinstance(cid, Found) and cid.blob is not None else None
+        Raises:
+            ValidationError: never, or after the year 10000.
+        """
+        if expires_at_s is None:
+            expires_at_s = self._clock.now_us() / US_PER_S + (self._config.ttl if ttl_s is None else ttl_s)
+        if not abs(expires_at_s) < YEAR_10000_US // US_PER_S:  # infinity, or not a number, is not
+            raise ValidationError("a blob's entry must end before the year 10000")
+        return max(int(expires_at_s * US_PER_S), 0)
 
 
 def _part_bytes(size: int, start: int, stop: int | None) -> int:

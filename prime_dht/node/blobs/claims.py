@@ -3,11 +3,13 @@
 An entry's claim is on the account of its publisher and labelled with its op id. It is taken *before* the entry enters
 the store, so whatever is stored is claimed, also after a crash; that is also when limits are held against it. A put of
 an entry whose blob this node would not fetch is refused, and its writer hears why. What sync brings is stored all the
-same, without its blob: otherwise blobs that nobody can keep would keep replicas from being equal. The latest of these
-are tried again in every sweep, for there may be room by then.
+same, without its blob: otherwise blobs that nobody can keep would keep replicas from being equal. So is that for whose
+blob there turns out to be no room when it comes (:meth:`BlobClaims.give_up`), of which the writer hears that this
+replica does not hold it. The latest of these are tried again in sweeps, for there may be room by then.
 
 What claims are for entries that left, or never came, or have expired, comes out when the entry store is asked, which is
-done in every *sweep*: no other book is kept. A claim taken a moment ago is left alone, for its entry is on its way.
+done in every *sweep*: no other book is kept. A claim taken a moment ago is left alone, for its entry is on its way, and
+so is that of an entry that is being put (:meth:`BlobClaims.putting`). Claims are taken and released one at a time.
 
 An entry store may have outlived its blocks, which lay in memory or were deleted. When no claims are found at start, all
 entries are gone through.
@@ -15,9 +17,13 @@ entries are gone through.
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -28,7 +34,8 @@ from prime_dht.errors import ValidationError
 from prime_dht.ids import Key, OpId, PeerId, TimestampUs, short
 from prime_dht.node.clock import Clock
 from prime_dht.storage.base import OP_ID_BYTES, StorageBackend
-from prime_dht.storage.blocks import BlockStore, Claim, NoRoomError, RootStatus
+from prime_dht.storage.blocks import BlockStore, Claim, NoRoomError
+from prime_dht.storage.blocks_status import RootStatus
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +44,17 @@ PIN = b"pin"
 
 PUT = b"put:"
 """The label of what a put keeps until replicas hold it, with the time at which its entry ends at the latest, in
-microseconds, 8 bytes, big-endian."""
+microseconds, 8 bytes, big-endian, and the SHA-256 of its key. (Versions up to 0.4.0 left the key out.)"""
+
+UNTIL_BYTES = 8
 
 ENTRIES_IN_PAGE = 100
 OPS_IN_PAGE = 16_384
 FRESH_S = 60.0
 """How long a claim is left alone whose entry is not there: none takes so long to be stored."""
+
+GIVEN_UP_S = 3600.0
+"""How long a blob is done without for which there was no room when it came: part of it came in vain."""
 
 MAX_UNKEPT = 1000
 """Entries without their blobs that are remembered: to try them again, and to say only once why."""
@@ -84,8 +96,10 @@ class BlobClaims:
         self._storage = storage
         self._limits = limits
         self._clock = clock
-        self._unkept: dict[OpId, None] = {}
+        self._unkept: dict[OpId, float] = {}  # and when they are tried again
         self._new: dict[OpId, KeptBlob] = {}
+        self._putting: Counter[OpId] = Counter()
+        self._turn = trio.Lock()  # to take a claim, or release one
         self._released: list[Cid] = []
         self._puts: dict[Claim, int] = {}  # and when their entries end
         self._left: set[Claim] = set()  # of these, those that no put is waiting for
@@ -102,24 +116,43 @@ class BlobClaims:
         for entry in entries:
             try:
                 blob = _kept_blob(entry, self._clock.now_us(), is_by_put=is_by_put)
-                if blob is not None and blob.op_id not in self.kept:
+                if blob is not None:
                     await self._claim(blob)
             except (NoRoomError, ValidationError) as error:
                 unkept[entry.op_id] = str(error)
-                self._note_unkept(entry, str(error))
+                self._note_unkept(entry.op_id, entry.publisher, str(error))
         return unkept
 
+    @contextmanager
+    def putting(self, entries: Sequence[Entry]) -> Iterator[None]:
+        """These entries are being put. Until that has ended, another put cannot know that one is not stored."""
+        op_ids = [entry.op_id for entry in entries if refers_to_blob(entry)]
+        self._putting.update(op_ids)
+        try:
+            yield
+        finally:
+            self._putting.subtract(op_ids)
+            for op_id in op_ids:
+                if not self._putting[op_id]:
+                    del self._putting[op_id]
+
     async def unclaim(self, op_ids: Iterable[OpId]) -> None:
-        """These entries were not stored after all, or have left the store.
+        """These entries were not stored after all, or have left the store; unless another put has them, or brings them.
 
         Raises:
-            StorageError: the block store failed; the next sweep does it.
+            StorageError: a store failed; the next sweep does it.
         """
-        for op_id in op_ids:
-            if (blob := self.kept.get(op_id)) is not None:
-                await self._blocks.release(blob.claim)
-                self.kept.pop(op_id, None)  # unless another did it meanwhile
-                self._released.append(blob.root)
+        await self._release_gone([blob for op_id in op_ids if (blob := self.kept.get(op_id)) is not None])
+
+    async def give_up(self, root: Cid, reason: str) -> None:
+        """There is no room for a blob: the entries that refer to it stay without it for an hour, and are tried again.
+
+        Raises:
+            StorageError: the block store failed.
+        """
+        for blob in [blob for blob in self.kept.values() if blob.root == root]:
+            await self._release(blob)
+            self._note_unkept(blob.op_id, blob.publisher, reason, again_s=trio.current_time() + GIVEN_UP_S)
 
     def take_new(self) -> list[KeptBlob]:
         """What was added since this was called last."""
@@ -140,11 +173,12 @@ class BlobClaims:
                 await self._take_in([OpId(ids[at : at + OP_ID_BYTES]) for at in range(0, len(ids), OP_ID_BYTES)])
                 if not (cursor := page.next_cursor):
                     break
-        await self._release(claim for claim in claims if _is_for_entry(claim) and OpId(claim.label) not in self.kept)
         for claim in claims:
-            if claim.label.startswith(PUT) and claim not in self._puts:
+            if _is_for_entry(claim):
+                await self._release_unknown(claim)
+            elif claim.label.startswith(PUT) and claim not in self._puts:
                 self._left.add(claim)
-                self._puts[claim] = int.from_bytes(claim.label.removeprefix(PUT), "big")
+                self._puts[claim] = int.from_bytes(claim.label.removeprefix(PUT)[:UNTIL_BYTES], "big")
         self.changed.set()
 
     async def sweep(self) -> list[Cid]:
@@ -153,23 +187,17 @@ class BlobClaims:
         Returns:
             the roots of all claims that were released since this was called last.
         """
-        await self._take_in(list(self._unkept))
+        await self._take_in([op_id for op_id, again_s in self._unkept.items() if again_s <= trio.current_time()])
         now_us, now_s = self._clock.now_us(), trio.current_time()
-        op_ids = [blob.op_id for blob in self.kept.values() if now_s >= blob.since_s + FRESH_S]
-        gone: list[OpId] = []
-        for start in range(0, len(op_ids), ENTRIES_IN_PAGE):
-            page = op_ids[start : start + ENTRIES_IN_PAGE]
-            live = {entry.op_id for entry in await self._storage.get_ops(page, now_us=now_us) if entry.is_live(now_us)}
-            gone += [op_id for op_id in page if op_id not in live]
-        await self.unclaim(gone)
+        await self._release_gone([blob for blob in self.kept.values() if now_s >= blob.since_s + FRESH_S])
         for put in [put for put, until_us in self._puts.items() if until_us <= now_us]:
             await self.put_done(put)
         released, self._released = self._released, []
         return released
 
-    def put_claim(self, root: Cid, until_us: int) -> Claim:
-        """What a put is to claim its blob with; released by :meth:`put_done`, or when its entry ends."""
-        claim = Claim(root=root, label=PUT + until_us.to_bytes(8, "big"))
+    def put_claim(self, root: Cid, until_us: int, key: Key) -> Claim:
+        """What a put under a key is to claim its blob with; released by :meth:`put_done`, or when its entry ends."""
+        claim = Claim(root=root, label=PUT + until_us.to_bytes(UNTIL_BYTES, "big") + hashlib.sha256(key).digest())
         self._puts[claim] = until_us
         self._left.discard(claim)
         return claim
@@ -190,22 +218,57 @@ class BlobClaims:
     async def put_held(self, claim: Claim) -> None:
         """Enough replicas hold what was put.
 
-        So nothing need be kept either for a put of the same that nobody waits for, unless its entry lives longer. That
-        put was cancelled, or waited in vain, or its process ended.
+        So nothing need be kept either for a put of the same under the same key that nobody waits for, unless its entry
+        lives longer. That put was cancelled, or waited in vain, or its process ended. Of another key others are the
+        replicas.
         """
-        until_us = self._puts.get(claim, 0)
-        left = [each for each in self._left if each.root == claim.root and self._puts[each] <= until_us]
+        until_us, key = self._puts.get(claim, 0), _key_in(claim)
+        left = [
+            each
+            for each in self._left
+            if each.root == claim.root and _key_in(each) == key and self._puts[each] <= until_us
+        ]
         for put in (claim, *left):
             await self.put_done(put)
 
     async def _claim(self, blob: KeptBlob) -> None:
-        claims = await self._blocks.claims(blob.root)
-        if all(claim.owner != blob.publisher for claim in claims):
-            self._limits.check_blobs(await self._blocks.owner_bytes(blob.publisher) + blob.size)
-        await self._blocks.claim(blob.claim, size_bytes=blob.size)
-        self.kept[blob.op_id] = blob
-        self._new[blob.op_id] = blob
-        self.changed.set()
+        async with self._turn:
+            if (known := self.kept.get(blob.op_id)) is not None:
+                self.kept[blob.op_id] = replace(known, since_s=blob.since_s)
+                return
+            claims = await self._blocks.claims(blob.root)
+            if all(claim.owner != blob.publisher for claim in claims):
+                self._limits.check_blobs(await self._blocks.owner_bytes(blob.publisher) + blob.size)
+            await self._blocks.claim(blob.claim, size_bytes=blob.size)
+            self.kept[blob.op_id] = self._new[blob.op_id] = blob
+            self.changed.set()
+
+    async def _release_gone(self, blobs: Sequence[KeptBlob]) -> None:
+        """Release the claims of those whose entries are not in the store, or not live, and nobody puts."""
+        for start in range(0, len(blobs), ENTRIES_IN_PAGE):
+            page = [blob for blob in blobs[start : start + ENTRIES_IN_PAGE] if blob.op_id not in self._putting]
+            now_us = self._clock.now_us()
+            found = await self._storage.get_ops([blob.op_id for blob in page], now_us=now_us) if page else []
+            live = {entry.op_id for entry in found if entry.is_live(now_us)}
+            for blob in page:
+                if blob.op_id not in live:
+                    await self._release(blob)
+
+    async def _release(self, blob: KeptBlob) -> None:
+        """Release a claim, unless it was taken anew since this was looked up."""
+        async with self._turn:
+            if self.kept.get(blob.op_id) is blob and blob.op_id not in self._putting:
+                await self._blocks.release(blob.claim)
+                del self.kept[blob.op_id]
+                self._released.append(blob.root)
+
+    async def _release_unknown(self, claim: Claim) -> None:
+        """Release a claim that was found in the block store, unless it is kept, or is being taken anew just now."""
+        if OpId(claim.label) in self.kept:
+            return
+        async with self._turn:
+            if OpId(claim.label) not in self.kept:
+                await self._blocks.release(claim)
 
     async def _take_in(self, op_ids: Sequence[OpId]) -> None:
         """Claim what the live ones among these entries refer to."""
@@ -218,27 +281,23 @@ class BlobClaims:
                 if op_id not in unkept:  # kept by now, or gone
                     self._unkept.pop(op_id, None)
 
-    async def _release(self, claims: Iterable[Claim]) -> None:
-        for claim in claims:
-            await self._blocks.release(claim)
-
     async def _all_claims(self) -> list[Claim]:
         roots = await all_roots(self._blocks)
         return [claim for status in roots for claim in await self._blocks.claims(status.root)]
 
-    def _note_unkept(self, entry: Entry, reason: str) -> None:
-        if entry.op_id in self._unkept:
+    def _note_unkept(self, op_id: OpId, publisher: PeerId, reason: str, *, again_s: float = -math.inf) -> None:
+        if op_id in self._unkept:
             return
-        logger.debug("a blob of publisher %s is not kept: %s", short(entry.publisher), reason)
-        self._unkept[entry.op_id] = None
+        logger.debug("a blob of publisher %s is not kept: %s", short(publisher), reason)
+        self._unkept[op_id] = again_s
         if len(self._unkept) > MAX_UNKEPT:
             del self._unkept[next(iter(self._unkept))]
 
 
-async def all_roots(blocks: BlockStore) -> list[RootStatus]:
-    """Every root that is claimed, in the order of their bytes."""
+async def all_roots(blocks: BlockStore, *, is_partial: bool = False) -> list[RootStatus]:
+    """Every root that is claimed, or every partial one, in the order of their bytes."""
     found: list[RootStatus] = []
-    while page := await blocks.roots(after=found[-1].root if found else None):
+    while page := await blocks.roots(after=found[-1].root if found else None, is_partial=is_partial):
         found += page
     return found
 
@@ -281,3 +340,8 @@ def _kept_blob(entry: Entry, now_us: int, *, is_by_put: bool) -> KeptBlob | None
 
 def _is_for_entry(claim: Claim) -> bool:
     return bool(claim.owner) and len(claim.label) == OP_ID_BYTES
+
+
+def _key_in(put: Claim) -> bytes:
+    """Under which key a put is, as far as its claim says."""
+    return put.label.removeprefix(PUT)[UNTIL_BYTES:]

@@ -82,10 +82,10 @@ class Together:
 
 
 class StoreDestination:
-    """The block store, for a root that is claimed."""
+    """The block store, for a root that is claimed. It keeps each block once, however often it is in the blob."""
 
     def __init__(self, blocks: BlockStore, root: Cid, *, size: int | None = None) -> None:
-        self.walk = Walk(root, size=size)
+        self.walk = Walk(root, size=size, each_once=True)
         self._blocks = blocks
         self._together = Together(self._add)
 

@@ -2,7 +2,8 @@
 
 The plan decides; here its actions become streams to providers, look-ups of providers, reads and writes, and what comes
 of them is reported to it. A block that this node's own store has is taken from there, whatever the destination. Each
-provider that is asked has one stream, for as long as the fetch lasts or until the plan drops it.
+provider that is asked has one stream, for as long as the fetch lasts or until the plan drops it; if more fetches ask
+the same peer than it serves, they take turns (:mod:`prime_dht.node.blobs.lines`).
 
 **Bounds.** What may be under way is divided evenly among the fetches that may run at a time; those beyond wait, but for
 streams, of which their reader decides how many there are.
@@ -14,8 +15,9 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
-from contextlib import nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import assert_never
+from weakref import WeakValueDictionary
 
 import trio
 
@@ -41,6 +43,7 @@ from prime_dht.net.block_channel import PartCame
 from prime_dht.net.block_streams import BlockCame, HasBlock, LacksBlock, NotAnswered
 from prime_dht.net.network import BlockAsking, Network
 from prime_dht.node.blobs.destination import Destination
+from prime_dht.node.blobs.lines import Line, Lines
 from prime_dht.node.blobs.progress import BlobProgress, Stage
 from prime_dht.node.records import Records
 from prime_dht.storage.blocks import BlockStore
@@ -76,6 +79,7 @@ class Fetcher:
         self._blocks = blocks
         self._limits = FetchLimits(max_bytes=in_flight_bytes // FETCHES_AT_ONCE)
         self._places = trio.CapacityLimiter(FETCHES_AT_ONCE)
+        self._lines: WeakValueDictionary[PeerId, Lines] = WeakValueDictionary()
 
     async def fetch(
         self,
@@ -99,28 +103,12 @@ class Fetcher:
             StorageError: the destination failed; what was brought stays.
         """
         async with self._places if waits else nullcontext():
-            fetch = _Fetch(self._network, self._records, self._blocks, destination, self._limits, progress)
+            plan = FetchPlan(destination.walk, now_us=_now_us(), limits=self._limits)
+            fetch = _Fetch(self._network, self._records, self._blocks, destination, plan, self._lines_to, progress)
             await fetch.run([peer for peer in hints if peer != self._network.local])
 
-
-class _Line:
-    """What is to be said to one provider."""
-
-    def __init__(self, peer: PeerId) -> None:
-        self.peer = peer
-        self.scope = trio.CancelScope()
-        self._to_say: deque[Ask | Cancel] = deque()  # the plan bounds what is asked, and cancels only that
-        self._changed = trio.Event()
-
-    def say(self, action: Ask | Cancel) -> None:
-        self._to_say.append(action)
-        self._changed.set()
-
-    async def next(self) -> Ask | Cancel:
-        while not self._to_say:
-            self._changed = trio.Event()
-            await self._changed.wait()
-        return self._to_say.popleft()
+    def _lines_to(self, peer: PeerId) -> Lines:
+        return self._lines.setdefault(peer, Lines())
 
 
 class _Fetch:
@@ -132,19 +120,21 @@ class _Fetch:
         records: Records,
         blocks: BlockStore,
         destination: Destination,
-        limits: FetchLimits,
+        plan: FetchPlan,
+        lines_to: Callable[[PeerId], Lines],
         progress: OnProgress | None,
     ) -> None:
         self._network = network
         self._records = records
         self._blocks = blocks
         self._destination = destination
-        self._plan = FetchPlan(destination.walk, now_us=_now_us(), limits=limits)
+        self._plan = plan
+        self._lines_to = lines_to
         self._on_progress = progress
         self._began_at_s = trio.current_time()
         self._hints: Collection[PeerId] = ()
         self._liars: set[PeerId] = set()
-        self._lines: dict[PeerId, _Line] = {}
+        self._lines: dict[PeerId, Line] = {}
         self._changed = trio.Event()
         self._failure: PrimeDHTError | None = None
 
@@ -172,6 +162,8 @@ class _Fetch:
             *actions, last = self._plan.next(_now_us())
             for action in actions:
                 self._do(action, nursery)
+            for line in self._lines.values():
+                line.rest()
             self._report()
             if self._failure is not None:
                 return self._failure
@@ -187,7 +179,7 @@ class _Fetch:
                 nursery.start_soon(self._look, cids, nursery)
             case Ask(peer):
                 if peer not in self._lines:
-                    line = self._lines[peer] = _Line(peer)
+                    line = self._lines[peer] = Line(peer, self._lines_to(peer), self)
                     nursery.start_soon(self._talk, line)
                 self._lines[peer].say(action)
             case Cancel(peer):
@@ -229,7 +221,7 @@ class _Fetch:
                 fetched_bytes=progress.fetched_bytes,
                 fetched_blocks=progress.fetched_blocks,
                 fetched_parts=progress.fetched_parts,
-                providers=len(self._lines),
+                providers=sum(line.has_turn for line in self._lines.values()),
                 elapsed_s=trio.current_time() - self._began_at_s,
             )
         )
@@ -296,34 +288,41 @@ class _Fetch:
         self._plan.on_search_ended(_now_us())
         self._wake()
 
-    async def _talk(self, line: _Line) -> None:
+    async def _talk(self, line: Line) -> None:
         """Ask a provider what the plan wants of it, until it is dropped or goes away."""
         try:
             with line.scope:
-                async with self._network.ask_blocks(line.peer, timeout_s=OPENING_TIMEOUT_S) as stream:
-                    await self._converse(line, stream)
+                while True:
+                    await line.wait()
+                    async with line.lines.turn(line), self._stream_to(line.peer) as stream:
+                        await self._converse(line, stream)
         except RemoteProtocolError as error:
             self._liars.add(line.peer)
             self._gone(line, str(error))
         except QueryError as error:
             self._gone(line, str(error))
 
-    async def _converse(self, line: _Line, stream: BlockAsking) -> None:
-        """Raises what ended it, alone and not in a group, so that the stream's owner sees whose fault it is.
+    def _stream_to(self, peer: PeerId) -> AbstractAsyncContextManager[BlockAsking]:
+        return self._network.ask_blocks(peer, timeout_s=OPENING_TIMEOUT_S)
 
-        What has come by then is still verified, and counts.
+    async def _converse(self, line: Line, stream: BlockAsking) -> None:
+        """Ask until the line's turn is over.
+
+        Raises what ended it else, alone and not in a group, so that the stream's owner sees whose fault it is. What has
+        come by then is still verified, and counts.
         """
-        ended: list[QueryError | RemoteProtocolError] = []
+        failures: list[QueryError | RemoteProtocolError] = []
         came: deque[BlockCame] = deque()  # the plan bounds what is asked
         something_came = trio.Event()
+        is_over = False
 
         async def speak() -> None:
             try:
-                while True:
-                    await self._say(await line.next(), stream)
+                while (action := await line.next()) is not None:
+                    await self._say(action, stream)
             except QueryError as error:
-                ended.append(error)
-                talking.cancel_scope.cancel()
+                failures.append(error)
+            talking.cancel_scope.cancel()
 
         async def listen() -> None:
             try:
@@ -333,35 +332,48 @@ class _Fetch:
                         came.append(outcome)
                         something_came.set()
                     else:
-                        self._heard(line.peer, outcome)
+                        self._heard(line, outcome)
             except (QueryError, RemoteProtocolError) as error:
-                ended.append(error)
+                failures.append(error)
                 talking.cancel_scope.cancel()
 
         async def verify() -> None:
             nonlocal something_came
-            while came or not ended:
+            while came or not is_over:
                 await something_came.wait()
                 something_came = trio.Event()
                 blocks = list(came)  # all that came while others were hashed: fewer changes of threads
                 came.clear()
-                self._verified(line.peer, blocks, await stream.verify(blocks))
+                self._verified(line, blocks, await stream.verify(blocks))
 
         async with trio.open_nursery() as verifying:
             verifying.start_soon(verify)
             async with trio.open_nursery() as talking:
                 talking.start_soon(speak)
                 talking.start_soon(listen)
+            is_over = True
             something_came.set()
-        raise ended[0]
+        if failures:
+            raise failures[0]
 
-    def _verified(self, peer: PeerId, blocks: Iterable[BlockCame], are_right: Iterable[bool]) -> None:
+    # The turns of its lines
+
+    def held_up(self, peer: PeerId, cids: Collection[Cid]) -> None:
+        self._plan.on_held_up(peer, cids)
+        self._wake()
+
+    def has_turn(self, peer: PeerId) -> None:
+        self._plan.on_turn(peer)
+        self._wake()
+
+    def _verified(self, line: Line, blocks: Iterable[BlockCame], are_right: Iterable[bool]) -> None:
         now_us = _now_us()
         for block, is_right in zip(blocks, are_right, strict=True):
             if is_right:
-                self._plan.on_block(peer, block.cid, block.data, now_us)
+                self._plan.on_block(line.peer, block.cid, block.data, now_us)
             else:
-                self._plan.on_false_block(peer, block.cid)
+                self._plan.on_false_block(line.peer, block.cid)
+            line.answered(block.cid)
         self._wake()
 
     async def _say(self, action: Ask | Cancel, stream: BlockAsking) -> None:
@@ -375,22 +387,24 @@ class _Fetch:
             case _:
                 assert_never(action)
 
-    def _heard(self, peer: PeerId, outcome: HasBlock | LacksBlock | NotAnswered | PartCame) -> None:
+    def _heard(self, line: Line, outcome: HasBlock | LacksBlock | NotAnswered | PartCame) -> None:
         now_us = _now_us()
         match outcome:
             case PartCame():
-                self._plan.on_part(peer, now_us)
+                self._plan.on_part(line.peer, now_us)
             case LacksBlock(cid):
-                self._plan.on_not_have(peer, [cid], now_us)
+                self._plan.on_not_have(line.peer, [cid], now_us)
+                line.answered(cid)
             case NotAnswered(cid):
-                self._plan.on_busy(peer, [cid], now_us)
+                self._plan.on_busy(line.peer, [cid], now_us)
+                line.answered(cid)
             case HasBlock():
                 raise AssertionError("nobody was asked for presence")
             case _:
                 assert_never(outcome)
         self._wake()
 
-    def _gone(self, line: _Line, reason: str) -> None:
+    def _gone(self, line: Line, reason: str) -> None:
         if self._lines.get(line.peer) is not line:
             return  # it was dropped, and may have come back since
         del self._lines[line.peer]

@@ -8,6 +8,9 @@ through cannot be told so, and are fetched again.
 
 A block that is in the blob several times is written to all its places, and found again by one of them.
 
+A link is followed: the file that it leads to is replaced. What is there and is no file, such as a pipe or a device, is
+left as it is, and nothing is written.
+
 What was written goes to the disk at once, past the system's cache, or is brought there bit by bit
 (:mod:`prime_dht.node.blobs.disk`): otherwise a blob of the size of memory would push out of the cache what the reader
 works with, and its last byte would wait for all others to reach the disk.
@@ -38,6 +41,11 @@ T = TypeVar("T")
 MAX_REMEMBERED = 1 << 17
 """Leaves whose places are remembered, in case they come again: of 128 GiB with the fixed chunker."""
 
+MAX_NODES = 1 << 16
+"""Nodes that are kept, and remembered with some 230 bytes each: of 11 TiB with the profile's chunks and links. Of more,
+as there are in a DAG that somebody made to be in the way, those beyond are fetched again when they come again.
+"""
+
 NAME_BYTES = 160
 """Of a file's name, at most, in those of the files that are beside it."""
 
@@ -49,7 +57,7 @@ class FileDestination:
     """A :class:`~prime_dht.node.blobs.destination.Destination`. Close it, whether it was finished or not.
 
     Args:
-        path: of the file.
+        path: of the file, as :func:`place_of` says it.
         start, stop: which bytes of the blob, [start, stop); ``None`` for to the end.
     """
 
@@ -124,8 +132,7 @@ class FileDestination:
     # On worker threads
 
     def _open(self) -> None:
-        if self._path.is_dir():
-            raise StorageError(f"{self._path}: it is a directory")
+        _check_place(self._path)
         with contextlib.ExitStack() as resources:
             content = self._opened_alone(resources)
             self._node_file = self._opened(self._nodes_path, resources)
@@ -157,7 +164,10 @@ class FileDestination:
     def _read_nodes(self) -> None:
         """Note which nodes were left, up to the first that is not whole."""
         end = 0
-        while len(head := os.pread(self._node_file, _RECORD.size, end)) == _RECORD.size:
+        while len(self._nodes) < MAX_NODES:
+            head = os.pread(self._node_file, _RECORD.size, end)
+            if len(head) < _RECORD.size:
+                break
             raw, size = _RECORD.unpack(head)
             try:
                 cid = Cid.from_bytes(raw)
@@ -182,6 +192,8 @@ class FileDestination:
             self._remember(cid, pieces)
 
     def _add_node(self, cid: Cid, data: BlockBytes) -> None:
+        if len(self._nodes) >= MAX_NODES:
+            return
         end = os.fstat(self._node_file).st_size
         _write_all(self._node_file, b"".join((_RECORD.pack(bytes(cid), len(data)), data)), end)
         self._nodes[cid] = (end + _RECORD.size, len(data))
@@ -226,14 +238,11 @@ class FileDestination:
         assert self._writer is not None
         os.ftruncate(self._content, self.walk.part_bytes)
         self._writer.sync()
+        _check_place(self._path)  # it may have come meanwhile
         self._partial.rename(self._path)
         self._is_finished = True
         self._nodes_path.unlink(missing_ok=True)
-        directory = os.open(self._path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        _sync_directory(self._path.parent)
 
     def _close(self) -> None:
         is_empty = self._content >= 0 and not os.fstat(self._content).st_size and not self._nodes
@@ -269,16 +278,45 @@ class FileDestination:
         return await trio.to_thread.run_sync(translated)
 
 
+def place_of(path: Path) -> Path:
+    """Where the file is that is to be written: where ``path`` leads, if it is a link. This blocks.
+
+    Raises:
+        StorageError: what is there is no file, or it cannot be reached.
+        ValidationError: no file can have this name.
+    """
+    try:
+        raw = os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise ValidationError(f"{os.fspath(path)!r}: not the name of a file: {error}") from error
+    if not path.name or b"\0" in raw:
+        raise ValidationError(f"{os.fspath(path)!r}: not the name of a file")
+    try:
+        place = path.resolve() if path.is_symlink() else path
+        _check_place(place)
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror}") from error
+    except RuntimeError as error:  # a loop of links
+        raise StorageError(f"{path}: {error}") from error
+    return place
+
+
 def write_small(path: Path, value: bytes) -> None:
-    """Write a value that is no blob, whole or not at all.
+    """Write a value that is no blob, whole or not at all. This blocks.
 
     Raises:
         StorageError: it cannot be written.
+        ValidationError: no file can have this name.
     """
-    incoming = path.with_name(f".{secrets.token_hex(8)}.partial")  # its own: others may be writing the same file
+    place = place_of(path)
+    incoming = place.with_name(f".{secrets.token_hex(8)}.partial")  # its own: others may be writing the same file
     try:
-        incoming.write_bytes(value)
-        incoming.rename(path)
+        with incoming.open("wb") as file:
+            file.write(value)
+            file.flush()
+            os.fsync(file.fileno())
+        incoming.rename(place)
+        _sync_directory(place.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             incoming.unlink()
@@ -294,6 +332,22 @@ def partial_path(path: Path, root: Cid, part: str = "") -> Path:
     # A file's name may have 255 bytes on most systems, and this one is longer than the file's.
     name = os.fsencode(path.name)[:NAME_BYTES].decode(errors="ignore")
     return path.with_name(f".{name}.{str(root)[-8:]}{part}.partial")
+
+
+def _check_place(path: Path) -> None:
+    """Raise if what is there is no file: it is not to be replaced."""
+    if path.is_dir():
+        raise StorageError(f"{path}: it is a directory")
+    if os.path.lexists(path) and not path.is_file():
+        raise StorageError(f"{path}: it is there, and no file")
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _write_all(descriptor: int, data: BlockBytes | memoryview, at: int) -> None:

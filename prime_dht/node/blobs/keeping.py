@@ -1,9 +1,10 @@
 """Keeping blobs: a replica fetches those that its entries refer to, announces them, and lets go of those none does.
 
 What is to be fetched is what is claimed (:mod:`prime_dht.node.blobs.claims`) and not *complete*: after a put, a join, a
-round of sync or a crash alike. A few are fetched at a time, in the order that :mod:`prime_dht.node.blobs.turns` tells.
-Those who may have a blob are its publisher, the other replicas of the entry's key, and its providers. A node that has a
-blob whole is a provider of its root until it lets go of it, and says so again at each republish.
+round of sync or a crash alike, and, within a minute, after a block turned out to be damaged or gone. A few are fetched
+at a time, in the order that :mod:`prime_dht.node.blobs.turns` tells. Those who may have a blob are its publisher, the
+other replicas of the entry's key, and its providers. A node that has a blob whole is a provider of its root until it
+lets go of it, and says so again at each republish.
 
 More nodes have an entry than the ``r`` closest to its key: it is in the arcs of others too. They fetch its blob only
 when they are among the ``r`` closest, which they may become, and unless somebody put the entry to them, who may have
@@ -27,7 +28,7 @@ from prime_dht.errors import BlobError, LocalProtocolError, QueryError, StorageE
 from prime_dht.events import BlobFetched
 from prime_dht.ids import Key, PeerId, kad_key
 from prime_dht.kad.replicas import choose_replicas, syncs
-from prime_dht.node.blobs.claims import BlobClaims, KeptBlob, all_roots
+from prime_dht.node.blobs.claims import PIN, BlobClaims, KeptBlob, all_roots
 from prime_dht.node.blobs.destination import StoreDestination
 from prime_dht.node.blobs.fetch import Fetcher
 from prime_dht.node.blobs.turns import Begin, GiveWay, Turn, Turns, WaitUntil
@@ -35,7 +36,7 @@ from prime_dht.node.feed import Feed
 from prime_dht.node.lookups import Explorer
 from prime_dht.node.neighbourhood import Neighbourhood
 from prime_dht.node.records import Records
-from prime_dht.storage.blocks import BlockStore, Collected, NoRoomError
+from prime_dht.storage.blocks import BlockStore, Claim, Collected, NoRoomError
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
@@ -111,6 +112,7 @@ class Keeping:
         self._replication = replication
         self._turns = Turns(rng, self._is_ours)
         self._scopes: dict[Turn, trio.CancelScope] = {}
+        self._told_damaged: set[Cid] = set()
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep until cancelled."""
@@ -134,8 +136,10 @@ class Keeping:
             return []
 
     async def announce(self, root: Cid) -> None:
-        """Say that this node has a blob, from now on until :meth:`let_go`."""
+        """Say that this node has a blob, from now on until :meth:`let_go`, which may be called meanwhile."""
         await self._provide(root, announce=True)
+        if await self._blocks.status(root) is None:
+            await self._records.stop_providing(root.multihash)
 
     async def collect(self) -> Collected:
         """Remove garbage, all of it; returns how much it was."""
@@ -168,6 +172,22 @@ class Keeping:
             await trio.sleep(SWEEP_EVERY_S)
             if gone := await self._claims.sweep():
                 await self.let_go(gone)
+            await self._take_up_lacking()
+
+    async def _take_up_lacking(self) -> None:
+        """Have those fetched that lack something, though nobody has said so: blocks of them are damaged or gone."""
+        lacking = {status.root: status for status in await all_roots(self._blocks, is_partial=True)}
+        kept = [blob for blob in self._claims.kept.values() if blob.root in lacking]
+        self._turns.add(kept)
+        if kept:
+            self._claims.changed.set()
+        pinned = lacking.keys() - {blob.root for blob in kept}
+        self._told_damaged &= pinned
+        for root in pinned - self._told_damaged:
+            # As long as it was never whole nobody knows its size, and whoever wants it pinned was told.
+            if lacking[root].size_bytes and Claim(root=root, label=PIN) in await self._blocks.claims(root):
+                self._told_damaged.add(root)
+                logger.warning("blob %s, which is pinned, is no longer whole; to fetch the rest, pin it again", root)
 
     async def _fetch_missing(self, nursery: trio.Nursery) -> None:
         while True:
@@ -205,6 +225,8 @@ class Keeping:
                 failure = await self._bring(turn)
         except (BlobError, StorageError) as error:
             failure = str(error)
+            if isinstance(error, NoRoomError):
+                await self._claims.give_up(blob.root, failure)
             self._turns.retain(self._claims.kept)  # what was let go of in the meantime is no failure
             if (wait_s := self._turns.failed(turn, trio.current_time())) is not None:
                 logger.log(_level_of(error), "a blob could not be fetched: %s; trying again in %.0f s", failure, wait_s)
@@ -232,7 +254,7 @@ class Keeping:
                 destination, hints, progress=lambda progress: self._turns.told(turn, progress, trio.current_time())
             )
             self._turns.brought(turn)
-            await self._blocks.complete(blob.root)
+            await self._blocks.complete(blob.root, since=status)
         self._turns.done(blob.root)
         if await self._blocks.status(blob.root) is not None:  # nor was it let go of in the meantime
             await self.announce(blob.root)

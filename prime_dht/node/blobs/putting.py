@@ -25,12 +25,13 @@ from prime_dht.blobs.cid import Cid
 from prime_dht.entries.entry import BlobRef
 from prime_dht.entries.limits import Limits
 from prime_dht.errors import PrimeDHTError, StorageError, ValidationError
-from prime_dht.ids import PeerId
+from prime_dht.ids import Key, PeerId
 from prime_dht.net.network import Network
 from prime_dht.node.blobs.claims import BlobClaims
 from prime_dht.node.blobs.fetch import OnProgress
 from prime_dht.node.blobs.holding import held_by
 from prime_dht.node.blobs.keeping import HeldBlocks
+from prime_dht.node.blobs.named import blob_key
 from prime_dht.node.blobs.progress import BlobProgress, Stage
 from prime_dht.node.results import PutReceipt
 from prime_dht.storage.blocks import BlockStore, Claim, Draft
@@ -182,6 +183,7 @@ class BlobWriter:
         pieces: AsyncIterator[bytes],
         chunker: str,
         *,
+        key: Key | None,
         until_us: int,
         size: int | None,
         progress: OnProgress | None,
@@ -189,6 +191,7 @@ class BlobWriter:
         """Cut content into blocks and store them.
 
         Args:
+            key: under which they are put; ``None`` for that of a bare ``add``.
             until_us: when they may go, if nobody is done with them before.
             size: of the content, in bytes, if it is known; checked before anything is read.
 
@@ -212,7 +215,7 @@ class BlobWriter:
                     )
             await self._add(draft, builder.finish())
             assert builder.root is not None
-            claim = self._claims.put_claim(builder.root, until_us)
+            claim = self._claims.put_claim(builder.root, until_us, key or blob_key(builder.root))
             await self._blocks.settle(draft, claim, size_bytes=builder.size)
         return Stored(ref=BlobRef(bytes(builder.root), builder.size, chunker), claim=claim)
 

@@ -41,6 +41,11 @@ RETRY_FIRST_S = 5.0
 RETRY_AT_MOST_S = 3600.0
 LOOK_AGAIN_S = 60.0
 """Whether this node is to have a blob is looked at again after so long."""
+LOOKS_AT_ONCE = 250
+LOOKS_OF = 50
+LOOK_PAUSE_S = 0.01
+"""It is looked at for so many at a time, a matter of 5 ms, and then for others; or for a 50th of all, if that is more:
+to go through all of them takes about as long."""
 MOST_DOUBLINGS = 20
 """However often a reference was tried: a time has no room for more than a thousand."""
 
@@ -93,7 +98,8 @@ class Turns:
     """See the module. Report what happens, call :meth:`next` and do what it says, until that is to wait.
 
     Args:
-        is_ours: whether this node is to have a blob here at all; asked of each blob every ``LOOK_AGAIN_S`` at most.
+        is_ours: whether this node is to have a blob here at all; asked of each blob every ``LOOK_AGAIN_S`` at most, and
+            of no more than ``LOOKS_AT_ONCE``, or a part of all, each time that :meth:`next` is called.
     """
 
     def __init__(self, rng: Random, is_ours: Callable[[KeptBlob], bool]) -> None:
@@ -104,9 +110,10 @@ class Turns:
         self._served_s: dict[PeerId, float] = {}
 
     def add(self, blobs: Iterable[KeptBlob]) -> None:
-        """Blobs are claimed, and are lacking, or may be."""
+        """Blobs are claimed, and are lacking, or may be. Those known already stay as they are."""
         for blob in blobs:
-            self._lacking[blob.op_id] = _Reference(blob)
+            if blob.op_id not in self._lacking:
+                self._lacking[blob.op_id] = _Reference(blob)
 
     def retain(self, op_ids: Container[OpId]) -> None:
         """Only these entries are still there."""
@@ -117,7 +124,7 @@ class Turns:
 
     def next(self, now_s: float) -> Begin | GiveWay | WaitUntil:
         """What is to be done now."""
-        waiting = self._waiting(now_s)
+        waiting, is_all = self._waiting(now_s)
         roots = {turn.blob.root for turn in self._under_way.values()}
         free = [reference for reference in waiting if reference.blob.root not in roots]
         if free and len(self._under_way) < TURNS_AT_ONCE:
@@ -126,6 +133,8 @@ class Turns:
             self._served_s[first.blob.publisher] = now_s
             return Begin(turn)
         changes_s = [each.due_s for each in self._lacking.values() if each.due_s > now_s]
+        if not is_all:
+            changes_s.append(now_s + LOOK_PAUSE_S)
         for turn in self._under_way.values():
             same = [reference for reference in waiting if reference.blob.root == turn.blob.root]
             gives_way_at_s = self._gives_way_at_s(turn, same, free)
@@ -176,19 +185,23 @@ class Turns:
 
     # Within
 
-    def _waiting(self, now_s: float) -> list[_Reference]:
-        """What is to be fetched and due, and not under way."""
+    def _waiting(self, now_s: float) -> tuple[list[_Reference], bool]:
+        """What is to be fetched and due, and not under way; and whether all were looked at."""
         waiting: list[_Reference] = []
+        looks_left = max(LOOKS_AT_ONCE, len(self._lacking) // LOOKS_OF)
         for op_id, reference in self._lacking.items():
             if reference.due_s > now_s or op_id in self._under_way:
                 continue
-            if reference.ours_until_s <= now_s and self._is_ours(reference.blob):
+            if reference.ours_until_s <= now_s:
+                looks_left -= 1
+                if looks_left < 0:
+                    continue
+                if not self._is_ours(reference.blob):
+                    reference.due_s = now_s + LOOK_AGAIN_S
+                    continue
                 reference.ours_until_s = now_s + LOOK_AGAIN_S
-            if reference.ours_until_s > now_s:
-                waiting.append(reference)
-            else:
-                reference.due_s = now_s + LOOK_AGAIN_S
-        return waiting
+            waiting.append(reference)
+        return waiting, looks_left >= 0
 
     def _first(self, free: list[_Reference]) -> _Reference:
         """Whose turn is next, of references to blobs that are not being fetched."""

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from prime_dht.blobs.cid import Cid
 from prime_dht.entries.entry import BlobRef, Entry
 from prime_dht.entries.limits import Limits
 from prime_dht.entries.signing import sign_entry
-from prime_dht.ids import OpId
-from prime_dht.node.blobs.claims import FRESH_S, MAX_UNKEPT, BlobClaims, all_roots
+from prime_dht.ids import OpId, wire_key
+from prime_dht.node.blobs.claims import FRESH_S, GIVEN_UP_S, MAX_UNKEPT, BlobClaims, all_roots
 from prime_dht.storage.blocks import BlockStore, Claim
+from prime_dht.storage.blocks_status import RootStatus
 from prime_dht.storage.memory import MemoryBackend
 from prime_dht.testing.serving import SetClock
 from prime_dht.testing.storage_samples import NOW_US, WRITERS, make_entry
 
 ROOT, OTHER = Cid.of_dag_pb(b"one"), Cid.of_dag_pb(b"other")
 MIB = 1 << 20
+KEY, OTHER_KEY = wire_key("k"), wire_key("other")
 
 
 def entry_of(
@@ -88,12 +92,46 @@ async def test_a_publisher_over_its_limit_is_refused_and_others_are_not() -> Non
     assert unkept == {more.op_id: "the publisher: 2,097,153 bytes of blobs; the limit is 2,097,152 bytes of blobs"}
 
 
-async def test_what_is_declared_but_not_here_yet_takes_room() -> None:
+async def test_a_publisher_that_puts_much_at_once_is_held_to_its_limit() -> None:
+    desk = Desk(Limits(max_publisher_blob_bytes=2 * MIB))
+    unkept: dict[OpId, str] = {}
+
+    async def store(number: int) -> None:
+        entry = entry_of(bytes(Cid.of_dag_pb(b"%d" % number)), subkey=b"%d" % number)
+        unkept.update(await desk.store(entry))
+
+    async with trio.open_nursery() as nursery:
+        for number in range(5):
+            nursery.start_soon(store, number)
+    assert len(unkept) == 3
+    assert await desk.blocks.owner_bytes(entry_of().publisher) == 2 * MIB
+
+
+async def test_what_strangers_declare_and_nobody_brings_takes_no_others_room() -> None:
     desk = Desk()
-    assert await desk.store(entry_of(size=60 * MIB)) == {}
+    for number in range(3):
+        nothing = entry_of(bytes(Cid.of_dag_pb(b"%d" % number)), size=100 * MIB, subkey=b"%d" % number)
+        assert await desk.store(nothing) == {}
+    assert await desk.store(entry_of(writer=1, size=60 * MIB)) == {}
+    await desk.blocks.add(ROOT, [(Cid.of_raw(bytes(30 * MIB)), bytes(30 * MIB))])
     entry = entry_of(bytes(OTHER), size=60 * MIB, subkey=b"s")
     (reason,) = (await desk.store(entry)).values()
     assert "no room" in reason
+
+
+async def test_an_entry_for_whose_blob_there_is_no_room_when_it_comes_is_without_it_for_an_hour(
+    autojump_clock: MockClock,
+) -> None:
+    desk = Desk()
+    entry, again = entry_of(expires_at_us=NOW_US + 1), entry_of(subkey=b"the same blob", expires_at_us=NOW_US + 1)
+    await desk.store(entry, again, entry_of(bytes(OTHER), subkey=b"o", expires_at_us=NOW_US + 1))
+    await desk.claims.give_up(ROOT, "no room")
+    assert await desk.roots() == [OTHER]
+    assert await desk.claims.sweep() == [ROOT, ROOT]
+    assert await desk.roots() == [OTHER]
+    await trio.sleep(GIVEN_UP_S)
+    await desk.claims.sweep()
+    assert set(await desk.roots()) == {ROOT, OTHER}
 
 
 async def test_a_sweep_releases_what_no_live_entry_refers_to(autojump_clock: MockClock) -> None:
@@ -165,26 +203,26 @@ async def test_what_is_not_kept_is_remembered_up_to_a_bound(caplog: pytest.LogCa
 
 async def test_what_replicas_hold_is_kept_no_longer_for_a_put_of_it_by_a_process_that_ended() -> None:
     desk = Desk()
-    for claim in [desk.claims.put_claim(root, until) for root in (ROOT, OTHER) for until in (1000, 3000)]:
+    for claim in [desk.claims.put_claim(root, until, KEY) for root in (ROOT, OTHER) for until in (1000, 3000)]:
         await desk.blocks.claim(claim, size_bytes=1)
     again = desk.again()
     await again.load()
-    mine = again.put_claim(ROOT, 2000)
+    mine = again.put_claim(ROOT, 2000, KEY)
     await desk.blocks.claim(mine, size_bytes=1)
     await again.put_held(mine)
     assert [len(await desk.blocks.claims(root)) for root in (ROOT, OTHER)] == [1, 2]
-    assert await desk.blocks.claims(ROOT) == [again.put_claim(ROOT, 3000)], "its entry lives longer"
+    assert await desk.blocks.claims(ROOT) == [again.put_claim(ROOT, 3000, KEY)], "its entry lives longer"
 
 
 async def test_what_replicas_hold_is_kept_no_longer_for_a_put_of_it_that_nobody_waits_for() -> None:
     desk = Desk()
-    left, waiting, again = (desk.claims.put_claim(ROOT, until) for until in (1000, 1500, 1600))
-    mine, other = desk.claims.put_claim(ROOT, 2000), desk.claims.put_claim(OTHER, 1000)
+    left, waiting, again = (desk.claims.put_claim(ROOT, until, KEY) for until in (1000, 1500, 1600))
+    mine, other = desk.claims.put_claim(ROOT, 2000, KEY), desk.claims.put_claim(OTHER, 1000, KEY)
     for claim in (left, waiting, again, mine, other):
         await desk.blocks.claim(claim, size_bytes=1)
     for claim in (left, again, other):
         desk.claims.put_left(claim)
-    assert desk.claims.put_claim(ROOT, 1600) == again, "somebody waits for it once more"
+    assert desk.claims.put_claim(ROOT, 1600, KEY) == again, "somebody waits for it once more"
     await desk.claims.put_held(mine)
     desk.claims.put_left(mine)
     assert await desk.blocks.claims(ROOT) == [waiting, again]
@@ -192,9 +230,22 @@ async def test_what_replicas_hold_is_kept_no_longer_for_a_put_of_it_that_nobody_
     assert desk.claims._left == {other}
 
 
+async def test_what_the_replicas_of_one_key_hold_is_kept_for_a_put_of_it_under_another() -> None:
+    desk = Desk()
+    before, other = desk.claims.put_claim(ROOT, 1000, KEY), desk.claims.put_claim(ROOT, 1000, OTHER_KEY)
+    for claim in (before, other):
+        await desk.blocks.claim(claim, size_bytes=1)
+    again = desk.again()
+    await again.load()
+    mine = again.put_claim(ROOT, 2000, OTHER_KEY)
+    await desk.blocks.claim(mine, size_bytes=1)
+    await again.put_held(mine)
+    assert await desk.blocks.claims(ROOT) == [before]
+
+
 async def test_a_claim_whose_release_is_cancelled_is_released_by_a_sweep() -> None:
     desk = Desk()
-    claim = desk.claims.put_claim(ROOT, 1000)
+    claim = desk.claims.put_claim(ROOT, 1000, KEY)
     await desk.blocks.claim(claim, size_bytes=1)
     with trio.CancelScope() as scope:
         scope.cancel()
@@ -209,6 +260,7 @@ async def test_an_entry_may_leave_the_store_while_a_sweep_releases_its_claim() -
     desk = Desk()
     entry = entry_of()
     await desk.store(entry)
+    await desk.storage.remove_ops([entry.op_id])
     async with trio.open_nursery() as nursery:
         for _ in range(2):
             nursery.start_soon(desk.claims.unclaim, [entry.op_id])
@@ -216,9 +268,103 @@ async def test_an_entry_may_leave_the_store_while_a_sweep_releases_its_claim() -
     assert await desk.roots() == []
 
 
+async def test_the_claim_of_an_entry_that_comes_back_while_a_sweep_goes_on_stays(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = Desk()
+    entries = [entry_of(bytes(Cid.of_raw(b"%d" % number)), subkey=b"%d" % number, size=1) for number in range(150)]
+    await desk.store(*entries)
+    await desk.storage.remove_ops([entry.op_id for entry in entries])
+    await trio.sleep(FRESH_S)
+    get_ops, is_back = desk.storage.get_ops, False
+
+    async def get_ops_while_they_come_back(op_ids: Sequence[OpId], *, now_us: int) -> list[Entry]:
+        nonlocal is_back
+        found = await get_ops(op_ids, now_us=now_us)
+        if not is_back:
+            is_back = True
+            await desk.store(*entries)
+        return found
+
+    monkeypatch.setattr(desk.storage, "get_ops", get_ops_while_they_come_back)
+    await desk.claims.sweep()
+    assert len(await desk.roots()) == len(desk.claims.kept) == len(entries)
+
+
+async def test_an_entry_that_is_stored_while_the_store_is_asked_for_it_keeps_its_claim(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = Desk()
+    entry = entry_of()
+    await desk.claims.claim([entry], is_by_put=True)
+    await trio.sleep(FRESH_S)
+    get_ops = desk.storage.get_ops
+    with ExitStack() as put:
+        put.enter_context(desk.claims.putting([entry]))
+
+        async def get_ops_before_it_is_stored(op_ids: Sequence[OpId], *, now_us: int) -> list[Entry]:
+            found = await get_ops(op_ids, now_us=now_us)
+            await desk.storage.put_entries([entry], now_us=NOW_US)
+            put.close()
+            return found
+
+        monkeypatch.setattr(desk.storage, "get_ops", get_ops_before_it_is_stored)
+        await desk.claims.sweep()
+    assert await desk.roots() == [ROOT]
+
+
+async def test_an_entry_that_a_crash_kept_from_being_stored_and_comes_while_claims_are_read_keeps_its_claim(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    desk = Desk()
+    entry = entry_of()
+    await desk.claims.claim([entry], is_by_put=True)
+    desk.claims = desk.again()
+    get_ops, claim = desk.storage.get_ops, desk.blocks.claim
+    is_claimed, goes_on = trio.Event(), trio.Event()
+
+    async def claim_slowly(each: Claim, *, size_bytes: int) -> RootStatus:
+        status = await claim(each, size_bytes=size_bytes)
+        is_claimed.set()
+        await goes_on.wait()
+        return status
+
+    async def get_ops_while_it_comes(op_ids: Sequence[OpId], *, now_us: int) -> list[Entry]:
+        found = await get_ops(op_ids, now_us=now_us)
+        nursery.start_soon(desk.store, entry)
+        await is_claimed.wait()
+        return found
+
+    monkeypatch.setattr(desk.blocks, "claim", claim_slowly)
+    monkeypatch.setattr(desk.storage, "get_ops", get_ops_while_it_comes)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(desk.claims.load)
+        await is_claimed.wait()
+        await wait_all_tasks_blocked()
+        goes_on.set()
+    assert await desk.roots() == [ROOT]
+    assert desk.claims.kept.keys() == {entry.op_id}
+
+
+async def test_an_entry_that_one_put_refuses_and_another_stores_keeps_its_claim() -> None:
+    desk = Desk()
+    entry = entry_of()
+    with desk.claims.putting([entry]):
+        with desk.claims.putting([entry]):
+            await desk.claims.claim([entry], is_by_put=True)
+        await desk.claims.unclaim([entry.op_id])  # while the other may be about to store it
+        assert await desk.roots() == [ROOT]
+        await desk.storage.put_entries([entry], now_us=NOW_US)
+    await desk.claims.unclaim([entry.op_id])  # once it has
+    assert await desk.roots() == [ROOT]
+    await desk.storage.remove_ops([entry.op_id])
+    await desk.claims.unclaim([entry.op_id])
+    assert await desk.roots() == []
+
+
 async def test_a_put_keeps_its_blob_until_it_is_done_or_its_entry_ends(autojump_clock: MockClock) -> None:
     desk = Desk()
-    done, ends = desk.claims.put_claim(ROOT, 1000), desk.claims.put_claim(OTHER, 300)
+    done, ends = desk.claims.put_claim(ROOT, 1000, KEY), desk.claims.put_claim(OTHER, 300, KEY)
     for claim in (done, ends):
         await desk.blocks.claim(claim, size_bytes=1)
     await desk.claims.put_done(done)

@@ -457,3 +457,22 @@ async def test_a_directory_that_is_not_there_is_an_error_that_names_the_file(tmp
 async def test_a_directory_in_the_place_of_the_file_is_refused_before_anything_is_fetched(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="directory"):
         await FileDestination(tmp_path, ROOT).open()
+
+
+async def test_of_very_many_nodes_a_bounded_number_is_kept_and_the_blob_comes_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prime_dht.node.blobs.file.MAX_NODES", 5)
+    chunks = [bytes([number % 7]) * 10 for number in range(60)]
+    root, blocks = blocks_of(chunks, links_per_node=2)
+    largest = max(len(data) for data in blocks.values())
+    path = tmp_path / "out"
+    for at_most in (30, None):
+        destination = FileDestination(path, root)
+        await destination.open()
+        await bring(destination, blocks, at_most=at_most)
+        assert 0 < destination._nodes_path.stat().st_size <= 5 * (largest + 40)
+        if at_most is None:
+            await destination.finish()
+        await destination.aclose()
+    assert path.read_bytes() == b"".join(chunks)
