@@ -10,6 +10,7 @@ PEER is an address that a node prints, such as one of examples/run_node.py.
 """
 
 import argparse
+import math
 import random
 import sys
 from concurrent.futures import Future
@@ -22,6 +23,14 @@ TRUE_SLOPE = 3.0
 LEARNING_RATE = 0.5
 
 
+def numbers(value: bytes) -> list[float]:
+    """The number that a value is; none if it is something else, for anybody may put anything."""
+    try:
+        return [number] if math.isfinite(number := float(value)) else []
+    except ValueError:
+        return []
+
+
 def train(dht: prime_dht.BlockingDHT, name: str) -> float:
     """Fit the slope; its value after the last round."""
     chance = random.Random(name)  # noqa: S311 - data, not secrets
@@ -29,8 +38,9 @@ def train(dht: prime_dht.BlockingDHT, name: str) -> float:
     slope, puts = 0.0, list[Future[PutReceipt]]()
     for number in range(ROUNDS):
         gradient = sum(2 * (slope * x - y) * x for x, y in data) / len(data)
-        puts.append(dht.put(f"gradient:{number}", repr(gradient).encode(), ttl=3600, wait=False))
-        theirs = [float(found.value) for found in dht.get_all(f"gradient:{number}") if found.publisher != dht.peer_id]
+        puts.append(dht.put(f"slope-gradient:{number}", repr(gradient).encode(), ttl=3600, wait=False))
+        found = dht.get_all(f"slope-gradient:{number}")
+        theirs = [value for one in found if one.publisher != dht.peer_id for value in numbers(one.value)]
         slope -= LEARNING_RATE * (gradient + sum(theirs)) / (1 + len(theirs))
     stored = sum(put.result().acknowledged for put in puts)
     print(f"{name}: slope {slope:.1f}, {stored} of {ROUNDS} gradients shared")

@@ -88,8 +88,8 @@ class Trainer:
         first, weights = self.resume(dht, members[0])
         for number in range(first, self.rounds):
             trained = digits.train(weights, own, STEPS, optimiser, np.random.default_rng((self.rank, number)))
-            dht.publish(number, trained, {"rank": self.rank}, weight=len(own.labels))
-            collected = dht.collect(number, members=members, spec=spec_of(weights), timeout=self.round_s)
+            dht.publish(number, trained, {"rank": self.rank}, weight=len(own.labels), run=self.run)
+            collected = dht.collect(number, members=members, run=self.run, spec=spec_of(weights), timeout=self.round_s)
             if 2 * len(collected.gradients) <= self.count:
                 raise RoundFailed(f"round {number}: only {len(collected.gradients)} of {self.count} trainers took part")
             weights = digits.as_weights(
@@ -169,7 +169,7 @@ class Options(argparse.ArgumentParser):
 def options() -> argparse.Namespace:
     """What the command line and the environment say."""
     parser = Options(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add("run", str, "names the run, and the model that comes of it", "digits")
+    parser.add("run", str, "names the run, and the model that comes of it: letters, digits, '.', '_', '-'", "digits")
     parser.add("rank", int, "which trainer this is, from 0 on; the first one pushes the model", 0)
     parser.add("of", int, "how many trainers there are", 1)
     parser.add("rounds", int, "how many rounds they train", 12)

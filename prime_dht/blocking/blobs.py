@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Literal, overload
 
 import trio
 
+from prime_dht.blocking.entries import unchanging
+
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from prime_dht.blocking.life import Life
     from prime_dht.node.arguments import PathLike
-    from prime_dht.node.blobs.blobs import BlobStatus, CidLike, Freed
+    from prime_dht.node.blobs.blobs import BlobStatus, Freed
     from prime_dht.node.blobs.fetch import OnProgress
+    from prime_dht.node.blobs.named import CidLike
     from prime_dht.node.blobs.putting import Source
     from prime_dht.node.dht import PrimeDHT
     from prime_dht.node.results import PutReceipt
@@ -89,8 +92,9 @@ class BlockingBlobs:
         Raises:
             ValidationError: it breaks a rule or a limit.
             StorageError: the file cannot be read, or there is no room for the blocks.
-            QueryError: no replica took the entry.
+            QueryError: no replica took the entry; nothing is kept here then.
         """
+        source = source if wait else unchanging(source)
         return self._dht.call(
             lambda dht: dht.blobs.add(
                 source,
@@ -150,16 +154,16 @@ class BlockingBlobs:
         """The bytes [start, stop) of a blob, all of it by default.
 
         Args:
-            to: a file to write instead; nothing is returned then. It is there only once it is whole. What an
-                interrupted fetch left beside it is not fetched again.
+            to: a file to write instead, or a link to one; nothing is returned then. It is there only once it is whole.
+                What an interrupted fetch left beside it is not fetched again.
             keep: keep it here, as :meth:`pin` does, and let others have it.
             max_bytes: the most that is taken; if it would be more, only the root has been fetched.
             progress: is told how far it is; must not block.
 
         Raises:
             BlobError: nobody has it, or it has more than ``max_value_bytes`` and ``to`` was not given.
-            StorageError: the file, or the block store, cannot be written.
-            ValidationError: it is no CID, or no such part, or of more than ``max_bytes``.
+            StorageError: the file, or the block store, cannot be written; or in the place of the file is what is none.
+            ValidationError: it is no CID, or no such part, or of more than ``max_bytes``, or ``to`` no name of a file.
         """
         return self._dht.call(
             lambda dht: dht.blobs.fetch(
@@ -218,7 +222,7 @@ class BlockingBlobs:
                 yield piece
             producing.result()
 
-        producing = self._dht.call(produce, wait=False)
+        producing = self._dht._begin_aside(produce, timeout)
         try:
             yield consume()
         finally:
@@ -234,6 +238,8 @@ class BlockingBlobs:
     ) -> None:
         """Have a blob here, fetched if need be, until :meth:`unpin`; and be a provider of it.
 
+        Of one blob one pin fetches at a time; others wait for it.
+
         Args:
             max_bytes: the most that is taken; if it would be more, only the root has been fetched.
             progress: is told how far it is; must not block.
@@ -241,7 +247,7 @@ class BlockingBlobs:
         Raises:
             BlobError: nobody has it. It stays pinned, and what was fetched stays, so that a later call goes on. Or it
                 is none, or of another size than its entry says; then it is not pinned, unless it was before.
-            StorageError: there is no room.
+            StorageError: there is no room, or it was unpinned meanwhile.
             ValidationError: it is no CID, or has more than ``max_bytes``. It is not pinned.
         """
         self._dht.call(lambda dht: dht.blobs.pin(cid, max_bytes=max_bytes, progress=progress), timeout=timeout)

@@ -33,6 +33,16 @@ Work = Callable[["PrimeDHT"], Awaitable[T_co]]
 """What is to be done with a node, in its thread."""
 
 
+def check_timeout(timeout_s: float | None) -> None:
+    """Check how long something may take, if that is said.
+
+    Raises:
+        ValidationError: it is not a positive number.
+    """
+    if timeout_s is not None and not number_of("timeout", timeout_s) > 0:
+        raise ValidationError(f"timeout must be a positive number of seconds, not {timeout_s}")
+
+
 class ClosedError(LocalProtocolError):
     """The node ended, or had ended before it was asked."""
 
@@ -41,7 +51,8 @@ class Call(ABC, Generic[T_co]):
     """Work to do, and then to tell of.
 
     Args:
-        timeout_s: how long it may take from now on; ``None`` leaves that to the node's own deadlines.
+        timeout_s: how long it may take; ``None`` leaves that to the node's own deadlines.
+        began_s: from when on, on the monotonic clock; from now on by default.
 
     Attributes:
         scope: around the work; cancelling it, in the node's thread, cancels the call.
@@ -51,16 +62,15 @@ class Call(ABC, Generic[T_co]):
         ValidationError: the timeout is not a positive number.
     """
 
-    def __init__(self, work: Work[T_co], *, timeout_s: float | None) -> None:
-        if timeout_s is not None and not number_of("timeout", timeout_s) > 0:
-            raise ValidationError(f"timeout must be a positive number of seconds, not {timeout_s}")
+    def __init__(self, work: Work[T_co], *, timeout_s: float | None, began_s: float | None = None) -> None:
+        check_timeout(timeout_s)
         self.scope = trio.CancelScope()
         self.is_begun = False
         self._work = work
         self._timeout_s = math.inf if timeout_s is None else timeout_s
-        self._deadline_s = time.monotonic() + self._timeout_s
+        self._deadline_s = (time.monotonic() if began_s is None else began_s) + self._timeout_s
         self._value: tuple[T_co] | None = None
-        self._error: Exception = ClosedError("the node ended before this call did")
+        self._error: BaseException = ClosedError("the node ended before this call did")
 
     @property
     def remaining_s(self) -> float:
@@ -70,11 +80,16 @@ class Call(ABC, Generic[T_co]):
     async def carry_out(self, dht: PrimeDHT) -> None:
         """Do the work, in the node's thread. What comes of it is told by :meth:`conclude`."""
         self.scope.deadline = trio.current_time() + self.remaining_s
-        with self.scope:
-            try:
+        try:
+            with self.scope:
                 self._value = (await self._work(dht),)
-            except Exception as error:  # noqa: BLE001 - raised in the thread that made the call
-                self._error = error
+        except (trio.Cancelled, GeneratorExit):  # the node ends
+            raise
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that made the call: SystemExit, too
+            cancelled = error.subgroup(trio.Cancelled) if isinstance(error, BaseExceptionGroup) else None
+            if cancelled is not None:  # the node ends, and the work had a nursery of its own
+                raise cancelled from None
+            self._error = error
         if self.scope.cancelled_caught:
             self._error = QueryError(f"not done within {self._timeout_s:g} s")
 
@@ -90,8 +105,8 @@ class Call(ABC, Generic[T_co]):
 class Waited(Call[T_co]):
     """A call that the thread that makes it waits for."""
 
-    def __init__(self, work: Work[T_co], *, timeout_s: float | None) -> None:
-        super().__init__(work, timeout_s=timeout_s)
+    def __init__(self, work: Work[T_co], *, timeout_s: float | None, began_s: float | None = None) -> None:
+        super().__init__(work, timeout_s=timeout_s, began_s=began_s)
         self._latch = threading.Lock()
         self._latch.acquire()
 
@@ -126,8 +141,10 @@ class Promised(Call[T_co]):
         future: of the outcome.
     """
 
-    def __init__(self, work: Work[T_co], *, timeout_s: float | None, owner: object) -> None:
-        super().__init__(work, timeout_s=timeout_s)
+    def __init__(
+        self, work: Work[T_co], *, timeout_s: float | None, began_s: float | None = None, owner: object
+    ) -> None:
+        super().__init__(work, timeout_s=timeout_s, began_s=began_s)
         self.future: Future[T_co] = Future()
         self._owner = owner
 

@@ -38,9 +38,13 @@ class BlockingDHT(Entries):
     - ``timeout``: seconds after which a :class:`QueryError` is raised. Without it the deadlines of the node's
       configuration hold alone: a put, a get or a lookup ends within ``operation_timeout_s``, ``put_many`` and
       ``get_many`` within that time for every 256 keys, and blobs have times of their own.
-    - ``wait``: if ``False``, what is returned, at once, is a :class:`concurrent.futures.Future` of the result. Futures
-      that are not done when the client is closed fail. Their callbacks run in the node's thread, so they should be
-      brief, and cannot wait.
+    - ``wait``: if ``False``, what is returned is a :class:`concurrent.futures.Future` of the result, as soon as there
+      is a place for the call: at once, unless :data:`~prime_dht.blocking.node_thread.CALLS_AT_ONCE` are under way.
+      Then a buffer that is put may change, but a file must not. Futures that are not done when the client is closed
+      fail. Their callbacks run in the node's thread, so they should be brief, and cannot wait.
+
+    What is used first in a forked child, or of a copy that was unpickled, joins first, also with ``wait=False``; a
+    ``timeout`` counts that as well.
     """
 
     @property
@@ -113,7 +117,7 @@ class BlockingDHT(Entries):
             dry_run: only compare.
 
         Raises:
-            QueryError: the peer cannot be reached or does not sync, or this node is still reading its store.
+            QueryError: the peer cannot be reached or does not sync, or this node cannot read its store in time.
         """
         return self.call(lambda dht: dht.sync(peer_id, dry_run=dry_run), timeout=timeout)
 
@@ -121,7 +125,7 @@ class BlockingDHT(Entries):
         """How much of what it is to store a peer holds, as it says itself; of this node, see :meth:`health`.
 
         Raises:
-            QueryError: the peer cannot be reached or does not sync, or has not read its store yet.
+            QueryError: the peer cannot be reached or does not sync, or it or this node has not read its store yet.
         """
         return self.call(lambda dht: dht.holding_of(peer_id), timeout=timeout)
 

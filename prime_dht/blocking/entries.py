@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Literal, TypeVar, overload
 
 from prime_dht.blocking.life import Life
 
@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from prime_dht.node.blobs.fetch import OnProgress
     from prime_dht.node.blobs.putting import Value
     from prime_dht.node.results import Found, FoundPage, PutReceipt
+
+
+T = TypeVar("T")
+
+
+def unchanging(value: T) -> T | bytes:
+    """A value that stays what it is when a call that nobody waits for has begun: of a buffer, a copy."""
+    return bytes(value) if isinstance(value, bytearray | memoryview) else value
 
 
 class Entries(Life):
@@ -100,6 +108,7 @@ class Entries(Life):
             StorageError: the file cannot be read, or there is no room for the blob's blocks.
             QueryError: no replica took it.
         """
+        value = value if wait else unchanging(value)
         return self.call(
             lambda dht: dht.put(
                 key,
@@ -179,8 +188,10 @@ class Entries(Life):
             progress: of fetching a blob; must not block.
 
         Raises:
-            QueryError: nobody could be asked.
-            ValidationError: both ``publisher`` and ``trusted`` are given, or the key is empty.
+            QueryError: nobody could be asked, too few answered to tell, or what replicas hold is dated too far ahead of
+                this node's clock, or above its limits.
+            ValidationError: both ``publisher`` and ``trusted`` are given, or the key is empty, or it or the subkey too
+                long.
             BlobError: the value is a blob that nobody has, or of more than ``max_value_bytes`` without ``to``.
             StorageError: the file cannot be written.
         """
@@ -344,7 +355,13 @@ class Entries(Life):
             ValidationError: one of them breaks a rule or a limit; then none is stored.
             QueryError: no replica took any of them.
         """
-        items = dict(items) if isinstance(items, Mapping) else list(items)
+        if isinstance(items, Mapping):
+            items = [(key, unchanging(value)) for key, value in items.items()]
+        elif isinstance(items, Iterable):  # a pair that is none is told of by the node
+            items = [
+                (pair[0], unchanging(pair[1])) if isinstance(pair, tuple | list) and len(pair) == 2 else pair
+                for pair in items
+            ]
         return self.call(lambda dht: dht.put_many(items, ttl=ttl, replication=replication), timeout=timeout, wait=wait)
 
     @overload

@@ -11,6 +11,7 @@ import atexit
 import os
 import secrets
 import threading
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -106,15 +107,25 @@ class Life:
 
         It may use all of trio and of :class:`prime_dht.PrimeDHT`, and must not block. What it raises is raised here.
         """
-        node = self._open()
+        began_s = time.monotonic()
+        node = self._open(timeout)
         if wait:
-            return node.wait(work, timeout_s=timeout)
-        return node.start(work, timeout_s=timeout, owner=self)
+            return node.wait(work, timeout_s=timeout, began_s=began_s)
+        return node.start(work, timeout_s=timeout, began_s=began_s, owner=self)
 
-    def _open(self) -> NodeThread:
+    def _begin_aside(self, work: Work[T], timeout_s: float | None) -> Future[T]:
+        """As :meth:`call` without waiting, for what goes on only as other calls ask it to, and so needs no place.
+
+        Args:
+            timeout_s: how long joining may take, if that is still to be done.
+        """
+        return self._open(timeout_s).start(work, owner=self, is_aside=True)
+
+    def _open(self, timeout_s: float | None = None) -> NodeThread:
         """The node, when it has started, which one that has to be opened does now.
 
         Raises:
+            QueryError: it has not, within ``timeout_s``.
             ClosedError: this client was closed.
             LocalProtocolError: the node has not started yet, and trio runs in this thread.
             PrimeDHTError: it could not be opened, or did not join; the next call tries again.
@@ -126,10 +137,10 @@ class Life:
                 self._node = NodeThread(self._config, validators=self._validators, joining_s=self._joining_s)
             node = self._node
         try:
-            node.wait_until_started()
+            node.wait_until_started(timeout_s)
         except Exception:  # whatever kept it from starting: the next call tries with another
             with self._lock:
-                if self._node is node:
+                if self._node is node and node.has_failed:
                     self._node = None
             raise
         return node

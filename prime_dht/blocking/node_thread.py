@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 import trio
 
 from prime_dht.background import background_nursery
-from prime_dht.blocking.call import Call, ClosedError, Promised, Waited, Work, not_of_this_process
+from prime_dht.blocking.call import Call, ClosedError, Promised, Waited, Work, check_timeout, not_of_this_process
 from prime_dht.blocking.joining import join, ways_in
 from prime_dht.errors import LocalProtocolError, QueryError
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from prime_dht.node.dht import PrimeDHT
 
 CALLS_AT_ONCE = 256
-"""Calls under way at a time. More are not quicker, and each holds on to what it was given."""
+"""Calls under way at a time, but for those *aside*. More are not quicker, and each holds on to what it was given."""
 
 CLOSING_S = 10.0
 """How long is waited for a node to close. Its own deadlines come to less."""
@@ -69,6 +69,7 @@ class NodeThread:
 
     Attributes:
         is_started: whether calls can be made, or could be.
+        has_failed: whether they never will be.
         ways_in: addresses of nodes through which others can join, once it has started.
     """
 
@@ -79,8 +80,11 @@ class NodeThread:
         self._validators = validators
         self._joining_s = joining_s
         self._calls: set[Call[object]] = set()
-        self._gate = threading.Lock()  # a bare lock, for the reason that calls have
-        self._gate.acquire()
+        self._aside: set[Call[object]] = set()
+        """Of the calls, those that take no place."""
+        self.has_failed = False
+        self._gates: set[threading.Lock] = set()
+        """One for each thread that waits until this has started. Bare locks, for the reason that calls have."""
         self._failure: BaseException = ClosedError("the client was closed before it had joined")
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
@@ -94,29 +98,43 @@ class NodeThread:
 
     # In other threads
 
-    def wait_until_started(self) -> None:
+    def wait_until_started(self, timeout_s: float | None = None) -> None:
         """Wait until calls can be made.
 
         Raises:
             LocalProtocolError: trio runs in this thread.
             PrimeDHTError: the node could not be opened, or did not join, or was closed before that.
+            QueryError: that is not known within ``timeout_s``; the node goes on.
+            ValidationError: the timeout is not a positive number.
         """
+        check_timeout(timeout_s)
+        if self.is_started:
+            return
+        refuse_in_trio()
+        gate = threading.Lock()
+        gate.acquire()
+        with self._lock:
+            is_open = self.is_started or self.has_failed
+            if not is_open:
+                self._gates.add(gate)
+        most_s = -1 if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX)
+        if not is_open and not gate.acquire(timeout=most_s):
+            with self._lock:
+                self._gates.discard(gate)
+            raise QueryError(f"not joined within {timeout_s:g} s; the node goes on trying")
         if not self.is_started:
-            refuse_in_trio()
-            with self._gate:
-                if not self.is_started:
-                    raise self._failure
+            raise self._failure
 
-    def wait(self, work: Work[T], *, timeout_s: float | None = None) -> T:
+    def wait(self, work: Work[T], *, timeout_s: float | None = None, began_s: float | None = None) -> T:
         """Have ``work`` carried out, and wait for what it returns or raises. The node has started.
 
         Raises:
             ClosedError: the node has ended, or ends meanwhile.
             LocalProtocolError: trio runs in this thread; or the node is the parent's of this process.
-            QueryError: it is not done within ``timeout_s``.
+            QueryError: it is not done within ``timeout_s``, which count from ``began_s`` on, or else from now on.
         """
         refuse_in_trio()
-        call = Waited(work, timeout_s=timeout_s)
+        call = Waited(work, timeout_s=timeout_s, began_s=began_s)
         try:
             self._begin(call)
             return call.result()
@@ -124,16 +142,25 @@ class NodeThread:
             self._soon(self._cancel, call)
             raise
 
-    def start(self, work: Work[T], *, timeout_s: float | None = None, owner: object) -> Future[T]:
+    def start(
+        self,
+        work: Work[T],
+        *,
+        timeout_s: float | None = None,
+        began_s: float | None = None,
+        owner: object,
+        is_aside: bool = False,
+    ) -> Future[T]:
         """As :meth:`wait`, but return when there is a place for the call, with the future of its outcome.
 
         Args:
             owner: kept alive until the call has ended.
+            is_aside: whether it takes no place: for what goes on only as other calls ask it to.
         """
-        call = Promised(work, timeout_s=timeout_s, owner=owner)
+        call = Promised(work, timeout_s=timeout_s, began_s=began_s, owner=owner)
         call.future.add_done_callback(partial(self._cancel_if_asked, call.scope))
         try:
-            self._begin(call)
+            self._begin(call, is_aside=is_aside)
         except BaseException:  # also Ctrl-C: nobody has the future
             self._soon(self._cancel, call)
             raise
@@ -159,18 +186,23 @@ class NodeThread:
         for call in self._calls:
             call.abandon()
 
-    def _begin(self, call: Call[object]) -> None:
+    def _begin(self, call: Call[object], *, is_aside: bool = False) -> None:
         if self._is_inherited:
             raise not_of_this_process()
         # Where trio runs nobody may wait, not for a place either.
         wait_s = 0.0 if runs_trio() else call.remaining_s
         # Not `with self._room`, which Ctrl-C can leave locked: only a lock's own __enter__ cannot be interrupted.
         with self._lock:
-            if not self._room.wait_for(lambda: len(self._calls) < CALLS_AT_ONCE, wait_s):
+            if not is_aside and not self._room.wait_for(self._has_room, wait_s):
                 raise QueryError(f"{CALLS_AT_ONCE} calls are under way, and none of them ended in time for this one")
             self._calls.add(call)
+            if is_aside:  # after that, lest Ctrl-C leaves it here alone
+                self._aside.add(call)
         if not self._soon(self._spawn, call):
             self._conclude(call)
+
+    def _has_room(self) -> bool:
+        return len(self._calls) - len(self._aside) < CALLS_AT_ONCE
 
     def _cancel_if_asked(self, scope: trio.CancelScope, future: Future[T]) -> None:
         if future.cancelled():
@@ -196,8 +228,15 @@ class NodeThread:
                 raise  # nobody foresaw it, and nobody waits: Python shows it as the end of this thread
             self._failure = error
         finally:
-            if not self.is_started:
-                self._gate.release()
+            self.has_failed = not self.is_started
+            self._open_gates()
+
+    def _open_gates(self) -> None:
+        """It is known whether this has started: whoever waits for that can go on."""
+        with self._lock:
+            gates, self._gates = self._gates, set()
+        for gate in gates:
+            gate.release()
 
     async def _main(self) -> None:
         from prime_dht.node.open import open_node  # nearly all of the time that a start takes
@@ -215,7 +254,7 @@ class NodeThread:
                     self._at_work = (nursery, dht)
                     self.ways_in = ways_in(dht)
                     self.is_started = True
-                    self._gate.release()
+                    self._open_gates()
                     try:
                         await trio.sleep(math.inf)
                     finally:
@@ -246,5 +285,6 @@ class NodeThread:
     def _conclude(self, call: Call[object]) -> None:
         with self._lock:
             self._calls.discard(call)
+            self._aside.discard(call)
             self._room.notify_all()
         call.conclude()

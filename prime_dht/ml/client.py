@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from prime_dht.ml.gradients import Collected
     from prime_dht.ml.models.model import Model
     from prime_dht.ml.models.version import ModelVersion
-    from prime_dht.ml.tensors import Spec, TensorSpec
-    from prime_dht.ml.weights import Weights
+    from prime_dht.ml.tensors import Spec, TensorSpec, Weights
     from prime_dht.node.arguments import PeerLike
     from prime_dht.node.blobs.progress import BlobProgress
     from prime_dht.node.results import PutReceipt
@@ -123,10 +122,21 @@ class LearningDHT(BlockingDHT):
 
     @property
     def models_dir(self) -> Path:
-        """Where pulled models are kept: in the data directory, or without one in the user's cache directory."""
+        """Where pulled models are kept: in the data directory, or without one in the user's cache directory.
+
+        Raises:
+            ConfigError: there is neither.
+        """
         if self.data_dir is not None:
             return self.data_dir / "models"
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prime_dht" / "models"
+        try:
+            cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        except RuntimeError as error:
+            raise ConfigError(
+                "there is no place for models: this user has no home directory; connect with data_dir, or set "
+                "XDG_CACHE_HOME"
+            ) from error
+        return cache / "prime_dht" / "models"
 
     # Models
 
@@ -382,7 +392,7 @@ class LearningDHT(BlockingDHT):
             weight: how much it is to count, such as the number of examples it was computed from.
             codec: ``none``, ``fp16``, ``bf16``, ``int8`` or ``topk``; or one with parameters; or an ``ErrorFeedback``.
             run: tells this training run's rounds from another's; without it, those of the same number are the same.
-            ttl: seconds that it lives; 4 hours by default.
+            ttl: seconds that it lives; 4 hours by default, or less where the network does not allow so much.
 
         Raises:
             ValidationError: the codec, the weight or a metric is none, or the codec cannot take the tensors.

@@ -34,9 +34,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Literal, NoReturn, Self
 
@@ -128,8 +129,9 @@ class Callbacks:
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(timeout_s)
         with self._lock:
-            while not self._waiting.empty():
-                self.dropped += self._waiting.get() is not None
+            with suppress(Empty):
+                while True:  # not "until it is empty": the thread may take the last one, and then there is none to get
+                    self.dropped += self._waiting.get_nowait() is not None
             self._waiting.put(None)
 
     def _run(self) -> None:
@@ -323,17 +325,25 @@ class Service:
 
         Args:
             publisher: whose versions; anybody's by default, and anybody may publish one.
+
+        Raises:
+            ValidationError: it is no model id, or the publisher is no peer id.
+            ConfigError: the extra ``ml`` is missing.
         """
         with extra_needed():
             from prime_dht.ml.models.version import checked_id
             from prime_dht.ml.watching import Versions
-        versions = Versions(model_id=checked_id(model_id), publisher=publisher, tell=self._model_appeared)
+            from prime_dht.node.arguments import peer_id_of
+        by = None if publisher is None else peer_id_of(publisher)
+        versions = Versions(model_id=checked_id(model_id), publisher=by, tell=self._model_appeared)
         self._watching.add(f"model {model_id}", lambda: versions.look(self.dht))
 
     def watch_rounds(self, group: str | bytes, members: Members | Iterable[PeerId], *, first: int = 0) -> None:
         """Have ``on_round`` called with the rounds of a group when they are committed, in order, each with its proof.
 
-        One need not be a member for this. A round that fails is passed over when one of the next three is committed.
+        One need not be a member for this. A round that fails is passed over when one of the next three is committed,
+        or a later one: that may take some looks more, the further ahead it is. Those more than 1,000 rounds ahead are
+        not looked for.
 
         Args:
             group: its root, or what its keys begin with.

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import ml_dtypes
 import numpy as np
@@ -58,6 +59,25 @@ MAX_ELEMENTS = 1 << 48
 """Of a tensor, where lengths of 0 count as 1; so that no size overflows, even of one that holds nothing."""
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_DTYPES_BY_NUMPY_NAME = {dtype.name: dtype for dtype in DTYPES.values()}
+
+
+@runtime_checkable
+class TorchTensor(Protocol):
+    """What is used of a torch tensor, which need not be installed: its dtypes are named as numpy's."""
+
+    @property
+    def dtype(self) -> object: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def detach(self) -> TorchTensor: ...
+    def cpu(self) -> TorchTensor: ...
+    def float(self) -> TorchTensor: ...
+    def numpy(self) -> Array: ...
+
+
+Weights = Mapping[str, TorchTensor | npt.ArrayLike]
+"""A set of tensors, or what can be made into one: whatever numpy takes for arrays, or a torch state dict."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,18 +107,24 @@ class TensorSpec:
 Spec = Mapping[str, TensorSpec]
 
 
-def as_tensors(arrays: Mapping[str, npt.ArrayLike]) -> dict[str, Array]:
-    """Tensors of whatever numpy takes for arrays, in C order and little-endian; copied only where they are not yet.
+def as_tensors(weights: Weights) -> dict[str, Array]:
+    """Tensors of whatever numpy takes for arrays, and of torch's, in C order and little-endian; copied only where they
+    have to be.
 
     Raises:
-        ValidationError: a name is empty or longer than 1,024 bytes, or an array's dtype is none of :data:`DTYPES`.
+        ValidationError: they are no names and arrays, a name is empty or longer than 1,024 bytes, or what it names is
+            no array of one of :data:`DTYPES`.
     """
-    return {checked_name(name): _as_tensor(name, array) for name, array in arrays.items()}
+    return {checked_name(name): _as_tensor(name, one) for name, one in _checked(weights).items()}
 
 
-def spec_of(tensors: Tensors) -> dict[str, TensorSpec]:
-    """The dtypes and shapes of tensors."""
-    return {name: TensorSpec(tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+def spec_of(weights: Weights) -> dict[str, TensorSpec]:
+    """The dtypes and shapes of tensors, as :func:`as_tensors` makes them; nothing of torch's is copied for it.
+
+    Raises:
+        ValidationError: as :func:`as_tensors`, or one has more dimensions or elements than a tensor can have.
+    """
+    return {checked_name(name): _spec_of_one(name, one) for name, one in _checked(weights).items()}
 
 
 def read_spec(name: str, code: object, shape: object) -> TensorSpec:
@@ -190,9 +216,52 @@ def checked_name(name: object) -> str:
     return name
 
 
-def _as_tensor(name: str, array: npt.ArrayLike) -> Array:
-    tensor = np.asarray(array, order="C")
+def _checked(weights: Weights) -> Weights:
+    if not isinstance(weights, Mapping):
+        raise ValidationError(
+            f"tensors are names and arrays, such as a dict or a torch state dict, not {type(weights).__name__}"
+        )
+    return weights
+
+
+def _as_tensor(name: str, one: object) -> Array:
+    tensor = np.asarray(_array(name, one), order="C")
     little = tensor.dtype.newbyteorder("<")
     if little not in _NAMES:
         raise unknown_dtype(name, str(tensor.dtype))
     return tensor.astype(little, copy=False)
+
+
+def _spec_of_one(name: str, one: object) -> TensorSpec:
+    if isinstance(one, np.ndarray) and one.dtype in _NAMES:  # nearly all are; to find out what else takes much longer
+        return read_spec(name, dtype_name(one.dtype), list(one.shape))
+    if isinstance(one, TorchTensor):
+        dtype_text = str(one.dtype).removeprefix("torch.")
+        dtype = _DTYPES_BY_NUMPY_NAME.get(dtype_text)
+        shape = tuple(one.shape)
+    else:
+        array = _array(name, one)
+        dtype_text = str(array.dtype)
+        dtype = _DTYPES_BY_NUMPY_NAME.get(array.dtype.name)
+        shape = array.shape
+    if dtype is None:
+        raise unknown_dtype(name, dtype_text)
+    return read_spec(name, dtype_name(dtype), list(shape))  # what could not be read again is not written
+
+
+def _array(name: str, one: object) -> Array:
+    """The array that is meant, which may be a copy: of a torch tensor the one it shares its memory with, if it can."""
+    if isinstance(one, np.ndarray):  # first, as this is quickly known
+        return one
+    if isinstance(one, Mapping):
+        raise ValidationError(f"{name!r} is a mapping: give all tensors side by side, each under a name of its own")
+    try:
+        if not isinstance(one, TorchTensor):
+            array: Array = np.asarray(one)
+            return array
+        tensor = one.detach().cpu()
+        if str(tensor.dtype) == "torch.bfloat16":  # which torch does not give to numpy; float32 has all its values
+            return tensor.float().numpy().astype(BFLOAT16)
+        return tensor.numpy()
+    except (TypeError, ValueError, RuntimeError) as error:  # torch's, of sparse and other unusual tensors
+        raise ValidationError(f"the tensor {name!r} is no array: {error}") from error

@@ -15,27 +15,25 @@ from __future__ import annotations
 import io
 import json
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Protocol, runtime_checkable
+from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 import safetensors
 
 from prime_dht.errors import StorageError, ValidationError
 from prime_dht.ml.tensors import (
-    BFLOAT16,
-    DTYPES,
     Array,
     Spec,
     TensorSpec,
+    Weights,
     as_tensors,
     checked_name,
     dtype_name,
     read_spec,
+    spec_of,
     tensor_in,
-    unknown_dtype,
 )
 
 _LENGTH_BYTES = 8
@@ -45,26 +43,6 @@ _METADATA = "__metadata__"
 _PICKLES = (b"\x80", b"PK\x03\x04")  # bare, and in the zip archive that torch.save writes
 _ORDER = ("BOOL", "U8", "I8", "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "F64", "I64", "U64")
 """Of dtypes, in the library's files from last to first."""
-
-_DTYPES_BY_NUMPY_NAME = {dtype.name: dtype for dtype in DTYPES.values()}
-
-
-@runtime_checkable
-class TorchTensor(Protocol):
-    """What is used of a torch tensor, which need not be installed: its dtypes are named as numpy's."""
-
-    @property
-    def dtype(self) -> object: ...
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    def detach(self) -> TorchTensor: ...
-    def cpu(self) -> TorchTensor: ...
-    def float(self) -> TorchTensor: ...
-    def numpy(self) -> Array: ...
-
-
-Weights = Mapping[str, TorchTensor] | Mapping[str, npt.ArrayLike]
-"""What can be written: a set of tensors, or what can be made into one, such as a torch state dict."""
 
 
 def write_safetensors(file: BinaryIO, weights: Weights) -> dict[str, TensorSpec]:
@@ -82,22 +60,13 @@ def write_safetensors(file: BinaryIO, weights: Weights) -> dict[str, TensorSpec]
     """
     if _METADATA in weights:
         raise ValidationError(f"no tensor is named {_METADATA!r}: in a safetensors file that is something else")
-    spec = {checked_name(name): _spec_of_one(name, one) for name, one in weights.items()}
+    spec = spec_of(weights)
     ordered = sorted(spec, key=lambda name: (-_ORDER.index(dtype_name(spec[name].dtype)), name.encode()))
     file.write(_header({name: spec[name] for name in ordered}))
     for name in ordered:
-        (array,) = as_tensors({name: _array(name, weights[name])}).values()
+        (array,) = as_tensors({name: weights[name]}).values()
         file.write(array.reshape(-1).view(np.uint8).data)
     return spec
-
-
-def arrays_of(weights: Weights) -> dict[str, Array]:
-    """Weights as tensors; copied only where they have to be.
-
-    Raises:
-        ValidationError: as :func:`write_safetensors`.
-    """
-    return as_tensors({name: _array(name, one) for name, one in weights.items()})
 
 
 def to_safetensors(weights: Weights) -> bytes:
@@ -200,37 +169,6 @@ def _header(spec: Spec) -> bytes:
     text = json.dumps(about, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % _ALIGNMENT_BYTES)
     return len(text).to_bytes(_LENGTH_BYTES, "little") + text
-
-
-def _spec_of_one(name: str, one: object) -> TensorSpec:
-    if isinstance(one, TorchTensor):
-        dtype_text = str(one.dtype).removeprefix("torch.")
-        dtype = _DTYPES_BY_NUMPY_NAME.get(dtype_text)
-        shape = tuple(one.shape)
-    else:
-        array = _array(name, one)
-        dtype_text = str(array.dtype)
-        dtype = _DTYPES_BY_NUMPY_NAME.get(array.dtype.name)
-        shape = array.shape
-    if dtype is None:
-        raise unknown_dtype(name, dtype_text)
-    return read_spec(name, dtype_name(dtype), list(shape))  # what could not be read again is not written
-
-
-def _array(name: str, one: object) -> Array:
-    """The array that is meant, which may be a copy: of a torch tensor the one it shares its memory with, if it can."""
-    if isinstance(one, Mapping):
-        raise ValidationError(f"{name!r} is a mapping: give all tensors side by side, each under a name of its own")
-    try:
-        if not isinstance(one, TorchTensor):
-            array: Array = np.asarray(one)
-            return array
-        tensor = one.detach().cpu()
-        if str(tensor.dtype) == "torch.bfloat16":  # which torch does not give to numpy; float32 has all its values
-            return tensor.float().numpy().astype(BFLOAT16)
-        return tensor.numpy()
-    except (TypeError, ValueError, RuntimeError) as error:  # torch's, of sparse and other unusual tensors
-        raise ValidationError(f"the tensor {name!r} is no array: {error}") from error
 
 
 def _refuse_pickle(start: bytes) -> None:

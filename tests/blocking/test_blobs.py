@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from prime_dht import BlobError, BlockingDHT, ValidationError
 from prime_dht.blobs.cid import Cid
+from prime_dht.blocking import node_thread
 from prime_dht.node.blobs.progress import BlobProgress
 from prime_dht.testing.storage_samples import NOW_US
 
@@ -41,6 +43,16 @@ def test_a_stream_yields_it_piece_by_piece_and_may_be_left_early(dht: BlockingDH
         assert b"".join(pieces) == CONTENT
     with dht.blobs.stream(cid, start=7) as pieces:
         assert next(pieces) == CONTENT[7:][: 1 << 20][: (1 << 20) - 7]
+
+
+def test_streams_that_are_open_keep_no_other_call_from_its_place(
+    dht: BlockingDHT, cid: Cid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_thread, "CALLS_AT_ONCE", 5)
+    with ExitStack() as stack:
+        streams = [stack.enter_context(dht.blobs.stream(cid, timeout=60)) for _ in range(5)]
+        assert len(dht.peers(timeout=60)) == 3
+        assert [b"".join(pieces) for pieces in streams] == [CONTENT] * 5
 
 
 def test_a_blob_that_is_larger_than_was_to_be_taken_is_not(dht: BlockingDHT, cid: Cid, tmp_path: Path) -> None:

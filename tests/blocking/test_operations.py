@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future
+from typing import Any
 
 import pytest
 import trio
@@ -19,6 +20,7 @@ from prime_dht import (
 from prime_dht.events import LookupProgress
 from prime_dht.ids import peer_from_text, peer_text, wire_key
 from prime_dht.net.identity import new_identity, peer_id_of
+from prime_dht.node.blobs.progress import BlobProgress
 
 CID = "bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy"
 SOMEBODYS = new_identity()
@@ -107,7 +109,7 @@ def test_events_are_waited_for(dht: BlockingDHT) -> None:
         dht.find_closest("operations:events")
         event = events.next()
         assert isinstance(event, LookupProgress)
-        assert all(isinstance(event, LookupProgress) for event, _ in zip(events, range(2), strict=False))
+        assert all(isinstance(event, LookupProgress) for _, event in zip(range(2), events, strict=False))
         assert events.dropped == 0
 
 
@@ -123,6 +125,47 @@ def test_a_call_that_is_not_done_in_time_is_a_query_error_and_is_cancelled(dht: 
     with pytest.raises(QueryError, match=r"not done within 0\.01 s"):
         dht.call(never, timeout=0.01)
     assert gone.is_set()
+
+
+def test_a_buffer_may_change_when_a_put_that_nobody_waits_for_has_begun(dht: BlockingDHT) -> None:
+    buffer: Any = bytearray(b"before")
+    view: Any = memoryview(buffer)
+
+    async def keep_busy(_: PrimeDHT) -> None:
+        begun.set()
+        may_end.wait()  # so that nothing is done in the node's thread meanwhile
+
+    begun, may_end = threading.Event(), threading.Event()
+    busy = dht.call(keep_busy, wait=False)
+    begun.wait()
+    puts: list[Future[Any]] = [
+        dht.put("operations:buffer", buffer, wait=False),
+        dht.put("operations:view", view, wait=False),
+        dht.put_many({"operations:buffers": buffer}, wait=False),
+        dht.put_many([("operations:pairs", buffer)], wait=False),
+    ]
+    added = dht.blobs.add(buffer, wait=False)
+    buffer[:] = b"behind"
+    may_end.set()
+    busy.result()
+    for put in puts:
+        put.result()
+    found = dht.get_many(["operations:buffer", "operations:view", "operations:buffers", "operations:pairs"])
+    assert [value(one) for one in found.values()] == [b"before"] * 4
+    blob = added.result().blob
+    assert blob is not None
+    assert dht.blobs.fetch(blob.cid) == b"before"
+
+
+@pytest.mark.parametrize("error", [SystemExit("enough"), KeyboardInterrupt()])
+def test_whatever_a_callback_raises_ends_its_call_and_not_the_node(dht: BlockingDHT, error: BaseException) -> None:
+    def stop(_: BlobProgress) -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        dht.blobs.add(bytes(3 << 20), progress=stop)
+    assert dht.blobs.add(bytes(3 << 20), progress=stop, wait=False).exception() is error
+    assert len(dht.peers()) == 3
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan")])

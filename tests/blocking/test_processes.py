@@ -134,6 +134,42 @@ with connect(serve=True, config=NodeConfig(listen=(LOOPBACK,))) as server:
     assert (ended.status, ended.out, ended.err) == (0, b"0\n", "")
 
 
+def test_a_timeout_counts_how_long_a_forked_child_takes_to_join(program: Program) -> None:
+    body = """
+dht.put("k", b"value")
+tell("connected")
+sys.stdin.readline()
+child = os.fork()
+if not child:
+    for use in (
+        lambda: dht.get("k", timeout=0.1),
+        lambda: dht.put("k", b"", timeout=0.1, wait=False),
+        lambda: dht.blobs.stream("any", timeout=0.1).__enter__(),
+    ):
+        try:
+            use()
+        except PrimeDHTError as error:
+            tell(error)
+    sys.stdin.readline()
+    tell(dht.get("k").value)
+    sys.exit()
+os.waitpid(child, 0)
+"""
+    with running_node() as (node, address), running_warm(program(body), address) as script:
+        stdin = script.process.stdin
+        assert stdin is not None
+        assert script.line() == "connected"
+        node.process.send_signal(signal.SIGSTOP)
+        stdin.write(b"\n")
+        stdin.flush()
+        assert [script.line() for _ in range(3)] == ["not joined within 0.1 s; the node goes on trying"] * 3
+        node.process.send_signal(signal.SIGCONT)
+        stdin.write(b"\n")
+        stdin.flush()
+        assert script.line() == "b'value'"
+        assert script.end().status == 0
+
+
 def test_ctrl_c_ends_the_call_at_once_and_the_client_goes_on(swarm: tuple[str, ...], program: Program) -> None:
     body = """
 for _ in range(2):

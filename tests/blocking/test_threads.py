@@ -133,16 +133,23 @@ def test_calls_beyond_the_bound_wait_for_a_place(short_lived: BlockingDHT) -> No
 
 
 def test_closing_ends_the_calls_under_way_with_an_error(short_lived: BlockingDHT) -> None:
-    endless, waited = Endless(), Endless()
+    endless, waited, nested = Endless(), Endless(), Endless()
+
+    async def in_a_nursery(dht: PrimeDHT) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(nested, dht)
+
     future = short_lived.call(endless, wait=False)
+    parted = short_lived.call(in_a_nursery, wait=False)
     with ThreadPoolExecutor(2) as pool:
         waiting = pool.submit(short_lived.call, waited)
         with short_lived.subscribe() as events:
             listening = pool.submit(list, events)
             waited.begun.wait()
+            nested.begun.wait()
             short_lived.close()
             assert all(event is not None for event in listening.result())
-        for ended in (future, waiting):
+        for ended in (future, waiting, parted):
             with pytest.raises(LocalProtocolError, match="the node ended before this call did"):
                 ended.result()
     assert endless.cancelled.is_set()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from prime_dht import connect
 from prime_dht.testing.processes import run_warm, running_node, running_warm
 
 TRAINER = str(Path(__file__).parents[2] / "examples" / "trainer.py")
@@ -56,6 +57,15 @@ def test_it_is_run_watched_started_again_and_stopped(tmp_path: Path) -> None:
             ended = trainer.stop(signal.SIGTERM)
         assert (ended.status, ended.err) == (143, "")
         assert health()["state"] == "stopped"
+
+
+def test_its_rounds_are_those_of_its_run_alone() -> None:
+    with running_node() as (_, address):
+        ended = run_warm(TRAINER, "--run", "one", "--rounds", "1", "--peer", address)
+        assert (ended.status, ended.err) == (0, "")
+        with connect(address) as dht:
+            assert len(dht.collect(0, run="one", minimum=1).gradients) == 1
+            assert len(dht.collect(0).gradients) == 0
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import hashlib
 import math
 import random
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -449,7 +450,7 @@ def test_a_parameter_without_sense_is_refused(make: Callable[[], object]) -> Non
 
 
 def test_the_start_of_clipping_fits_the_spec_and_is_finite() -> None:
-    for start in ({"w": np.zeros(3)}, {"w": np.array([np.nan, 0.0])}):
+    for start in ({"w": np.zeros(3)}, {"w": np.array([np.nan, 0.0])}, {"w": np.array([1e300, 0.0])}):
         with pytest.raises(ValidationError, match="'w'"):
             aggregate(
                 [Contribution(member=member(1), tensors={"w": np.zeros(2)})],
@@ -457,6 +458,16 @@ def test_the_start_of_clipping_fits_the_spec_and_is_finite() -> None:
                 CenteredClipping(radius=1.0, start=start),
                 bad=0,
             )
+
+
+def test_contributions_may_be_whatever_becomes_tensors_and_a_weight_that_is_no_number_is_rejected() -> None:
+    given: list[Any] = [np.array([1.0, 2.0], ">f8"), [3.0, 6.0], np.array([np.nan, 0.0], ">f8")]
+    contributions = [Contribution(member=member(number), tensors={"w": one}) for number, one in enumerate(given)]
+    for number, weight in ((3, cast("float", "1")), (4, 10**400), (5, math.nan), (6, math.inf)):
+        contributions.append(Contribution(member=member(number), tensors={"w": np.zeros(2)}, weight=weight))
+    found = aggregate(contributions, SPEC, FederatedAverage(), bad=0)
+    assert found.tensors["w"].tolist() == [2.0, 4.0]
+    assert found.rejected.keys() == {member(number) for number in range(2, 7)}
 
 
 def test_exchanges_sort_any_number_of_rows() -> None:

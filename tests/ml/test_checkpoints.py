@@ -13,7 +13,17 @@ import numpy as np
 import pytest
 import trio
 
-from prime_dht import BlobError, Checkpoints, ConfigError, LearningDHT, PrimeDHTError, ValidationError, connect
+from prime_dht import (
+    BlobError,
+    Checkpoints,
+    ConfigError,
+    LearningDHT,
+    PrimeDHT,
+    PrimeDHTError,
+    QueryError,
+    ValidationError,
+    connect,
+)
 from prime_dht.ml.models import checkpoints as checkpoints_module
 from prime_dht.ml.models.pushing import push
 from prime_dht.ml.models.version import ModelVersion, description_key, subkey_of, weights_key
@@ -243,6 +253,7 @@ def test_one_whose_file_here_was_cut_off_is_restored_all_the_same(dht: LearningD
     restorer = Checkpoints(reader, "run-11", every=1)
     last = restorer.restore()
     assert last is not None
+    last.model.path.chmod(0o600)
     with last.model.path.open("rb+") as file:
         file.truncate(1000)
     again = restorer.restore()
@@ -257,6 +268,41 @@ def test_those_of_strangers_are_left_alone_if_a_publisher_is_named(dht: Learning
     with Checkpoints(dht, "run-10", every=1, keep=1) as ours:
         ours.step(1, weights(2))
     assert len(dht.model_versions(ours.model_id)) == 2
+
+
+@pytest.mark.parametrize("number", [200.0, "200", None])
+def test_a_step_is_a_whole_number(dht: LearningDHT, number: Any) -> None:
+    checkpoints = Checkpoints(dht, "run-13", every=100)
+    with pytest.raises(ValidationError, match="the number of a step is a whole number"):
+        checkpoints.step(number, weights(1))
+    checkpoints.close()
+
+
+def test_a_step_may_be_numbered_by_numpy(dht: LearningDHT) -> None:
+    with Checkpoints(dht, "run-14", every=100) as checkpoints:
+        for number in np.arange(199, 201):
+            checkpoints.step(number, weights(int(number)))
+    last = checkpoints.restore()
+    assert last is not None
+    assert last.step == 200
+
+
+def test_one_that_is_saved_is_saved_even_if_an_older_one_cannot_be_deleted(
+    dht: LearningDHT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise QueryError("no replica took the tombstone")
+
+    with Checkpoints(dht, "run-15", every=1, keep=1) as checkpoints:
+        checkpoints.step(1, weights(1))
+        checkpoints.wait()
+        with monkeypatch.context() as patched:
+            patched.setattr(PrimeDHT, "delete", fail)
+            checkpoints.step(2, weights(2))
+            checkpoints.wait()
+        assert steps_of(dht, checkpoints) == [1, 2]
+        checkpoints.step(3, weights(3))
+    assert steps_of(dht, checkpoints) == [3]
 
 
 def test_what_makes_no_sense_is_refused(dht: LearningDHT) -> None:

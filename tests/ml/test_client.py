@@ -252,17 +252,46 @@ def test_what_was_pulled_before_is_not_pulled_again_and_the_last_few_are_kept(
     assert [model.path.exists() for model in models] == [False, True, True, True]
     assert_same(models[0].tensors, layers(0))  # what was mapped stays as long as it is used
     kept = {model.path.name for model in models[1:]}
-    assert {path.name for path in folder.iterdir()} == {".lock"} | kept
+    assert {path.name for path in folder.iterdir()} == {".lock"} | kept | {f".{name}.note" for name in kept}
 
 
 @pytest.mark.parametrize("left", [0, 1000])
 def test_a_file_here_that_was_cut_off_is_pulled_again(left: int, dht: LearningDHT, reader: LearningDHT) -> None:
     dht.push_model("cut", layers())
     path = reader.pull_model("cut").path
+    path.chmod(0o600)
     with path.open("rb+") as file:
         file.truncate(left)
     assert_same(reader.pull_model("cut").tensors, layers())
-    assert {one.name for one in path.parent.iterdir()} == {".lock", path.name}
+    assert {one.name for one in path.parent.iterdir()} == {".lock", path.name, f".{path.name}.note"}
+
+
+def test_a_file_here_that_somebody_has_written_to_is_pulled_again(dht: LearningDHT, reader: LearningDHT) -> None:
+    small: dict[str, Array] = {"w": np.zeros(3)}
+    for model_id, weights in (("written", layers()), ("written/small", small)):
+        dht.push_model(model_id, weights)
+        path = reader.pull_model(model_id).path
+        assert not path.stat().st_mode & 0o222, "it is not to be written to"
+        path.chmod(0o600)
+        data = path.read_bytes()
+        with path.open("rb+") as file:
+            file.write(data[:-1] + b"\x01")
+        assert_same(reader.pull_model(model_id).tensors, weights)
+
+
+def test_a_file_here_that_is_a_copy_of_the_same_bytes_is_not_pulled_again(
+    dht: LearningDHT, reader: LearningDHT
+) -> None:
+    told: list[BlobProgress] = []
+    small: dict[str, Array] = {"w": np.zeros(3)}
+    for model_id, weights in (("restored", layers()), ("restored/small", small)):
+        dht.push_model(model_id, weights)
+        path = reader.pull_model(model_id).path
+        copy = path.with_suffix(".copy")
+        copy.write_bytes(path.read_bytes())
+        copy.replace(path)
+        assert_same(reader.pull_model(model_id, progress=told.append).tensors, weights)
+    assert told == []
 
 
 def test_models_whose_ids_end_as_files_do_are_no_files_of_another(dht: LearningDHT, reader: LearningDHT) -> None:
@@ -438,6 +467,18 @@ def test_a_header_of_more_than_the_file_is_not_laid_out(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [base]
     pulling._lay_out(unfinished, header, base, len(header) + length + LAYER_BYTES)
     assert unfinished.stat().st_size == len(header) + length + LAYER_BYTES  # what is not shared is a hole
+
+
+def test_without_a_home_directory_it_says_where_models_can_be(
+    reader: LearningDHT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(ConfigError, match="connect with data_dir, or set XDG_CACHE_HOME"):
+        reader.push_model("homeless", {"w": np.zeros(3)})
 
 
 def test_tensors_of_torch_need_torch(dht: LearningDHT, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -336,6 +336,32 @@ def test_errors_can_be_saved_and_another_goes_on_with_them() -> None:
     assert "an error of shape (3,) is kept for 'w', but no such tensor is sent" in refused(other, gradient)
 
 
+def test_after_a_crash_it_learns_what_was_sent_since_its_errors_were_saved_and_counts_it_once() -> None:
+    gradients = [{"w": np.array([3.0, 1.0])}, {"w": np.array([0.5, 2.0])}]
+    first = ErrorFeedback(TopK(fraction=0.5))
+    first.encode(gradients[0])
+    saved = first.errors
+    data = first.encode(gradients[1])
+    returned = ErrorFeedback(TopK(fraction=0.5))
+    returned.errors = saved
+    for feedback in (returned, returned, first):
+        feedback.resume(gradients[1], data)
+        assert feedback.errors["w"].tolist() == [0.5, 0.0]
+    first.errors = saved  # what was sent since is to be told again
+    first.resume(gradients[1], data)
+    assert first.errors["w"].tolist() == [0.5, 0.0]
+
+
+def test_what_was_never_sent_tells_it_nothing_after_a_crash() -> None:
+    feedback = ErrorFeedback(TopK(fraction=0.5))
+    gradient = {"w": np.array([3.0, 1.0])}
+    feedback.encode(gradient)
+    for data in (b"", encode({"w": np.zeros(3)}), encode({"v": np.zeros(2)})):
+        with pytest.raises(ValidationError):
+            feedback.resume(gradient, data)
+    assert feedback.errors["w"].tolist() == [0.0, 1.0]
+
+
 def test_errors_set_back_make_a_gradient_encode_as_before() -> None:
     feedback = ErrorFeedback(Int8(block=2))
     rng = np.random.default_rng(4)

@@ -14,19 +14,21 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 
-from prime_dht import LearningDHT, PutReceipt, QueryError, ValidationError, connect
+from prime_dht import DhtConfig, LearningDHT, NodeConfig, PutReceipt, QueryError, ValidationError, connect
 from prime_dht.blobs.cid import Cid
 from prime_dht.entries.capability import grant, root_of
 from prime_dht.entries.entry import BlobRef
+from prime_dht.entries.limits import Limits
 from prime_dht.ids import US_PER_S, PeerId, peer_text
 from prime_dht.ml.aggregation import FederatedAverage, aggregate
 from prime_dht.ml.codecs import ErrorFeedback, Int8, TopK, encode
 from prime_dht.ml.gradients import Gradients
 from prime_dht.ml.gradients.announcement import gradient_key, subkey_of
+from prime_dht.ml.rounds import RoundMember
 from prime_dht.ml.tensors import Tensors, spec_of
 from prime_dht.net.identity import new_identity, peer_id_of
 from prime_dht.testing.gradient_samples import TENSORS, announced
-from prime_dht.testing.processes import running
+from prime_dht.testing.processes import LOOPBACK, running
 
 LARGE: Tensors = {"w": np.random.default_rng(1).standard_normal((512, 300)).astype(np.float32)}
 """Too much for an entry, in every codec but top-k."""
@@ -257,9 +259,21 @@ MISTAKES: list[tuple[Callable[[LearningDHT], object], str]] = [
     (lambda dht: dht.publish(1, TENSORS, {"loss": float("nan")}), "the metric 'loss' is not finite"),
     (lambda dht: dht.publish(1, {"w": np.array([np.nan])}, codec="int8"), "'w' holds values that are not finite"),
     (lambda dht: dht.publish(1, {"w": np.array(["a"])}), "the tensor 'w' is of dtype"),
+    (lambda dht: dht.publish(1, {"w": [[1], [2, 3]]}), "the tensor 'w' is no array"),
+    (lambda dht: dht.publish(1, [1, 2]), "tensors are names and arrays"),  # type: ignore[call-overload]
+    (lambda dht: dht.publish(1, TENSORS, weight="x"), "the weight of a gradient is a number"),  # type: ignore[call-overload]
+    (lambda dht: dht.publish(1, TENSORS, weight=10**400), "the weight of a gradient is a number"),
+    (lambda dht: dht.publish(1, TENSORS, ["loss"]), "metrics are names and numbers"),  # type: ignore[call-overload]
+    (lambda dht: dht.publish(1, TENSORS, ttl="4"), "ttl is a number, not str"),  # type: ignore[call-overload]
     (lambda dht: dht.collect(1, members=[]), "name at least one member"),
+    (lambda dht: dht.collect(1, members=peer_text(dht.peer_id)), "members are given as a list"),
+    (lambda dht: dht.collect(1, timeout=None), "timeout is a number, not NoneType"),  # type: ignore[arg-type]
+    (lambda dht: dht.collect(1, max_bytes="1"), "max_bytes is a number, not str"),  # type: ignore[arg-type]
+    (lambda dht: dht.collect(1, minimum="1"), "minimum is a number, not str"),  # type: ignore[arg-type]
     (lambda dht: dht.collect(1, members=["me"]), "'me' is not a peer id"),
     (lambda dht: dht.collect(1, members=[PeerId(b"me")]), "a member is a peer id"),
+    (lambda dht: dht.collect(1, members=[5]), "a member is a peer id, as bytes or as text"),  # type: ignore[list-item]
+    (lambda dht: dht.collect(1, members=5), "members are given as a list of peer"),  # type: ignore[arg-type]
     (lambda dht: dht.collect(1, members=[dht.peer_id], minimum=2), "minimum is at least 1, and at most"),
     (lambda dht: dht.collect(1, minimum=0), "minimum is at least 1"),
     (lambda dht: dht.collect(1, timeout=0), "timeout must be a positive number of seconds"),
@@ -273,6 +287,29 @@ def test_a_mistake_is_told_in_plain_words(
 ) -> None:
     with pytest.raises(ValidationError, match=re.escape(complaint)):
         mistake(team[0])
+
+
+def test_where_the_network_allows_less_than_four_hours_a_gradient_lives_that_long() -> None:
+    dht_config = DhtConfig(ttl=600.0, limits=Limits(max_ttl_s=3600.0))
+    with connect(serve=True, config=NodeConfig(listen=(LOOPBACK,), dht=dht_config)) as dht:
+        receipt = dht.publish(1, TENSORS)
+        capability = capability_of(dht.peer_id, left_s=2 * 3600.0)
+        as_member = Gradients(dht, capability=capability).publish(1, TENSORS)
+        for one in (receipt, as_member):
+            assert one.expires_at_us - one.created_at_us == 3600 * US_PER_S
+        for number, ttl_s in ((2, None), (3, 600.0)):
+            member = RoundMember(
+                dht,
+                members=[dht.peer_id],
+                rule=FederatedAverage(),
+                bad=0,
+                spec=spec_of(TENSORS),
+                capability=capability,
+                ttl_s=ttl_s,
+            )
+            assert member.run(number, TENSORS, timeout=60).is_published
+            (gradient,) = dht.get_all(gradient_key(number, root_of(GROUP.public_key)))
+            assert gradient.expires_at_us - gradient.created_at_us == (ttl_s or 3600) * US_PER_S
 
 
 def test_ctrl_c_ends_collecting_at_once_and_the_client_goes_on(swarm: tuple[str, ...]) -> None:

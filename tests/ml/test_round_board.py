@@ -10,9 +10,19 @@ from typing import Any, cast
 import pytest
 from libp2p.crypto.ed25519 import create_new_key_pair
 
-from prime_dht import BlobError, BlockingDHT, Found, FoundPage, PutReceipt, QueryError, ValidationError
+from prime_dht import (
+    BlobError,
+    BlockingDHT,
+    Found,
+    FoundPage,
+    PrimeDHTError,
+    PutReceipt,
+    QueryError,
+    ValidationError,
+    connect,
+)
 from prime_dht.entries import BlobRef, grant
-from prime_dht.ids import US_PER_S, Key, OpId, PeerId, TimestampUs
+from prime_dht.ids import US_PER_S, Key, OpId, PeerId, TimestampUs, wire_key
 from prime_dht.ml.agreement.codec import MAX_COMMIT_BYTES
 from prime_dht.ml.rounds.board import FETCHED_OF_EACH, HELD_OF_EACH_BYTES, MAX_PAGES, Board
 from prime_dht.ml.rounds.posts import COMMIT, Post, round_key
@@ -52,6 +62,7 @@ class Client:
         self.entries = entries
         self.fetched: list[bytes] = []
         self.there: set[bytes] = set()
+        self.failure: PrimeDHTError = BlobError("nobody has it")
         self.put_with: dict[str, Any] = {}
         self.stored_by = 2
         self.fails = False
@@ -60,11 +71,12 @@ class Client:
     def blobs(self) -> Client:
         return self
 
-    def fetch(self, cid: bytes, *, timeout: float) -> bytes:
-        self.fetched.append(cid)
-        if cid not in self.there:
-            raise BlobError("nobody has it")
-        return b"value of " + cid
+    def fetch(self, one: Found, *, timeout: float) -> bytes:
+        assert one.blob is not None
+        self.fetched.append(one.blob.cid)
+        if one.blob.cid not in self.there:
+            raise self.failure
+        return b"value of " + one.blob.cid
 
     def pages(self, key: Key, *, timeout: float) -> Iterator[FoundPage]:
         if self.fails:
@@ -137,6 +149,24 @@ def test_a_blob_that_did_not_come_is_tried_again_later_behind_the_others() -> No
     client.there = {b"cid 3", b"cid 2"}
     assert read(one) == [None, b"value of cid 2", b"value of cid 3"]
     assert client.fetched[2:] == [b"cid 3", b"cid 1", b"cid 2"]
+
+
+def test_a_blob_under_a_name_that_is_no_cid_is_as_if_it_did_not_come() -> None:
+    client = Client(found(1, blob_bytes=100_000), found(2, blob_bytes=100_000))
+    client.failure, client.there = ValidationError("not the CID of a blob's block"), {b"cid 2"}
+    assert read(board(client)) == [None, b"value of cid 2"]
+
+
+def test_a_blob_of_another_size_than_its_entry_says_is_not_held(swarm: tuple[str, ...]) -> None:
+    with connect(swarm[0]) as client:
+        large = client.blobs.add(bytes(MAX_COMMIT_BYTES + 1)).blob
+        assert large is not None
+        client.put("board:lies", replace(large, size=10))
+        client.put("board:lies", large, subkey=b"no lie")
+        one = Board(client, wire_key("board:lies"), capability=b"", ttl_s=600)
+        posts = one.read(lambda *_: True, timeout_s=60)
+    assert posts is not None
+    assert [(post.subkey, post.value) for post in posts] == [(b"", None), (b"no lie", None)]
 
 
 def test_what_somebody_withholds_is_tried_ever_more_seldom() -> None:

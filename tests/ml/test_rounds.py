@@ -27,8 +27,9 @@ from prime_dht import (
 )
 from prime_dht.entries import grant, root_of
 from prime_dht.ids import US_PER_S
-from prime_dht.ml.aggregation import TrimmedMean
+from prime_dht.ml.aggregation import FederatedAverage, TrimmedMean
 from prime_dht.ml.agreement import NIL, Phase, Timeouts, Vote, subkey_of
+from prime_dht.ml.codecs import ErrorFeedback, TopK
 from prime_dht.ml.gradients import Gradients
 from prime_dht.ml.rounds import RoundMember, members_of, verify_commit
 from prime_dht.ml.rounds.member import Progress
@@ -189,6 +190,36 @@ def test_a_member_that_crashed_comes_back_and_says_nothing_twice_while_one_is_ab
     own = [found.subkey for page in liar.pages(key, publishers=[trainers.clients[1].peer_id]) for found in page]
     spoken = [subkey[:5] for subkey in own if is_statement(subkey)]
     assert len(set(spoken)) == len(spoken) > 0
+
+
+def test_a_member_that_crashed_after_it_published_knows_what_its_codec_left_out(trainers: Trainers) -> None:
+    client = trainers.clients[0]
+    gradients = [{"w": np.array([3.0, 1.0])}, {"w": np.array([0.5, 2.0])}]
+
+    def alone(codec: ErrorFeedback) -> RoundMember:
+        return RoundMember(
+            client,
+            members=[client.peer_id],
+            rule=FederatedAverage(),
+            bad=0,
+            spec=spec_of(gradients[0]),
+            capability=trainers.capabilities[0],
+            codec=codec,
+            timeouts=QUICK,
+            collect_s=2.0,
+        )
+
+    feedback = ErrorFeedback(TopK(fraction=0.5))
+    alone(feedback).run(20, gradients[0], timeout=60)
+    saved = feedback.errors
+    Gradients(client, capability=trainers.capabilities[0]).publish(21, gradients[1], codec=feedback)
+    for _ in range(2):  # it comes back before the round is over, and after
+        returned = ErrorFeedback(TopK(fraction=0.5))
+        returned.errors = saved
+        alone(returned).run(21, gradients[1], timeout=60)
+        assert returned.errors["w"].tolist() == feedback.errors["w"].tolist() == [0.5, 0.0]
+        alone(returned).run(21, gradients[1], timeout=60)
+        assert returned.errors["w"].tolist() == [0.5, 0.0]
 
 
 def test_a_gradient_that_is_put_again_and_again_so_that_nobody_else_can_fetch_it_is_left_out(

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from queue import Queue
+from types import FrameType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -27,6 +29,9 @@ from prime_dht.ml.service import CALLBACKS_WAITING, Callbacks, Service, Watching
 from prime_dht.ml.tensors import spec_of
 from prime_dht.ml.watching import Commits, Versions
 from prime_dht.testing.processes import running
+
+if TYPE_CHECKING:
+    from _typeshed import TraceFunction
 
 PROMPTLY_S = 60.0
 """Ends a test that would hang."""
@@ -104,6 +109,38 @@ def test_callbacks_that_are_not_called_in_time_at_the_end_are_dropped_and_counte
     callbacks.finish(0.01)
     slow.go_on.set()
     assert (callbacks.dropped, callbacks.failed) == (1, 0)
+
+
+@pytest.mark.parametrize("step", range(1, 12))
+def test_it_ends_whenever_the_thread_takes_the_last_callback_meanwhile(step: int) -> None:
+    """It takes them at one step after the other of what is done to end it."""
+    callbacks, slow = Callbacks(), Slow()
+    callbacks.offer(slow)
+    callbacks.offer(lambda: None)
+    callbacks.start()
+    slow.begun.wait()
+    steps = 0
+
+    def trace(frame: FrameType, event: str, arg: object) -> TraceFunction | None:
+        nonlocal steps
+        if frame.f_code is not Callbacks.finish.__code__:
+            return None
+        steps += event == "line"
+        if steps == step:
+            slow.go_on.set()
+            while not callbacks._waiting.empty():
+                pass
+        return trace
+
+    def finish() -> None:
+        sys.settrace(trace)
+        callbacks.finish(0)
+
+    finishing = threading.Thread(target=finish, daemon=True)
+    finishing.start()
+    finishing.join(PROMPTLY_S)
+    assert not finishing.is_alive()
+    slow.go_on.set()
 
 
 # Watching
@@ -251,6 +288,8 @@ def test_wrong_arguments_are_refused() -> None:
         Service(poll_s=0)
     with pytest.raises(ValidationError, match="is no model id"):
         Service().watch_model("a model")
+    with pytest.raises(ValidationError, match="peer id"):
+        Service().watch_model("model", publisher="garbage")
     with pytest.raises(ValidationError, match="a group is"):
         Service().watch_rounds("friends", [])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -34,6 +36,24 @@ def test_scalars_lists_and_foreign_byte_orders_become_tensors() -> None:
 def test_an_array_that_is_no_tensor_is_named(array: object) -> None:
     with pytest.raises(ValidationError, match="tensor 'layer' is of dtype"):
         as_tensors({"layer": array})  # type: ignore[dict-item]
+
+
+def test_the_spec_of_what_becomes_tensors_is_that_of_the_tensors() -> None:
+    given: dict[str, Any] = {
+        "scalar": 1.5,
+        "list": [1, 2],
+        "big": np.array([1.0, 2.0], ">f4"),
+        "across": np.zeros((2, 3)).T,
+    }
+    assert spec_of(given) == spec_of(as_tensors(given))
+
+
+def test_what_are_no_arrays_is_named() -> None:
+    with pytest.raises(ValidationError, match="the tensor 'layer' is no array"):
+        as_tensors({"layer": [[1], [2, 3]]})
+    for use in (as_tensors, spec_of):
+        with pytest.raises(ValidationError, match="tensors are names and arrays, such as a dict or a torch state dict"):
+            use([1, 2])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["", "x" * 1025, "\ud800"])

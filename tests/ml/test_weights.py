@@ -14,9 +14,9 @@ import pytest
 from safetensors.numpy import load, save
 
 from prime_dht.errors import StorageError, ValidationError
-from prime_dht.ml.tensors import BFLOAT16, DTYPES, Array, Tensors, spec_of
+from prime_dht.ml.codecs import ErrorFeedback, Int8, encode
+from prime_dht.ml.tensors import BFLOAT16, DTYPES, Array, Tensors, as_tensors, spec_of
 from prime_dht.ml.weights import (
-    arrays_of,
     from_safetensors,
     map_safetensors,
     spec_in_header,
@@ -185,9 +185,17 @@ def test_a_torch_state_dict_is_written_as_the_arrays_that_it_stands_for() -> Non
 
 def test_a_torch_state_dict_becomes_the_arrays_that_it_stands_for() -> None:
     state = {name: FakeTensor(np.asarray(tensor), requires_grad=True) for name, tensor in every_tensor().items()}
-    arrays = arrays_of(state)
+    arrays = as_tensors(state)
     assert spec_of(arrays) == spec_of(every_tensor())
     assert to_safetensors(arrays) == to_safetensors(every_tensor())
+
+
+def test_of_torch_tensors_the_spec_is_known_and_they_are_encoded_as_the_arrays_that_they_stand_for() -> None:
+    arrays = {"w": np.array([1.0, -2.0], np.float32), "half": np.array([0.5], BFLOAT16)}
+    state = {name: FakeTensor(array, requires_grad=True) for name, array in arrays.items()}
+    assert spec_of(state) == spec_of(arrays)
+    assert encode(state) == encode(arrays)
+    assert ErrorFeedback(Int8()).encode(state) == ErrorFeedback(Int8()).encode(arrays)
 
 
 def test_tensors_on_a_gpu_are_brought_here_one_at_a_time_after_all_were_looked_at() -> None:

@@ -18,9 +18,10 @@ from typing import ClassVar
 import numpy as np
 
 from prime_dht.errors import ValidationError
+from prime_dht.ml.aggregation.contribution import check_bounded
 from prime_dht.ml.aggregation.rule import Combined, Pool, Rule
 from prime_dht.ml.aggregation.stack import Floats, Rows, Stack, middle, squared, weighted_sum
-from prime_dht.ml.tensors import Spec, Tensors, check_finite, check_spec
+from prime_dht.ml.tensors import Spec, Tensors, as_tensors, check_spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +104,10 @@ class CenteredClipping(Rule):
     def _start(self, spec: Spec) -> Tensors:
         if self.start is None:
             return {name: np.broadcast_to(np.zeros((), one.dtype), one.shape) for name, one in spec.items()}
-        check_spec(self.start, spec)
-        check_finite(self.start)
-        return self.start
+        start = as_tensors(self.start)
+        check_spec(start, spec)
+        check_bounded(start)
+        return start
 
 
 def _blend(weights: Sequence[float]) -> Callable[[Rows], Floats]:

@@ -8,16 +8,16 @@ average. Screening needs no other contribution, so whoever has the same contribu
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from prime_dht.errors import ValidationError
 from prime_dht.ids import PeerId
-from prime_dht.ml.tensors import Spec, Tensors, check_finite, check_spec
+from prime_dht.ml.tensors import Spec, Tensors, as_tensors, check_finite, check_spec
+from prime_dht.quantities import number_of
 
 MAX_WEIGHT = 1 << 53
 """Up to here every whole number is exact in float64."""
@@ -58,6 +58,7 @@ def screen(contributions: Iterable[Contribution], spec: Spec) -> Screened:
         try:
             if counts[contribution.member] > 1:
                 raise ValidationError(f"it contributed {counts[contribution.member]} times")
+            contribution = replace(contribution, tensors=as_tensors(contribution.tensors))
             _check(contribution, spec)
             accepted.append(contribution)
         except ValidationError as error:
@@ -66,12 +67,21 @@ def screen(contributions: Iterable[Contribution], spec: Spec) -> Screened:
 
 
 def _check(contribution: Contribution, spec: Spec) -> None:
-    weight = contribution.weight
-    if not (math.isfinite(weight) and 0 < weight <= MAX_WEIGHT):
+    weight = number_of("its weight", contribution.weight)
+    if not 0 < weight <= MAX_WEIGHT:
         raise ValidationError(f"its weight is above 0 and at most 2**53, not {weight!r}")
     check_spec(contribution.tensors, spec)
-    check_finite(contribution.tensors)
-    for name, tensor in contribution.tensors.items():
+    check_bounded(contribution.tensors)
+
+
+def check_bounded(tensors: Tensors) -> None:
+    """Check that tensors are finite, and in the range of float32.
+
+    Raises:
+        ValidationError: one is not.
+    """
+    check_finite(tensors)
+    for name, tensor in tensors.items():
         # Squares of what float32 can hold add up in float64 without overflow, whatever the number of elements.
         if tensor.dtype == np.float64 and np.any(np.abs(tensor) > _MAX_MAGNITUDE):
             raise ValidationError(f"the tensor {name!r} holds values beyond the range of float32")

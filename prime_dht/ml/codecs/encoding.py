@@ -31,8 +31,8 @@ from prime_dht.ml.codecs.codec import CODECS, Codec, Plain
 from prime_dht.ml.tensors import (
     Array,
     Spec,
-    Tensors,
     TensorSpec,
+    Weights,
     as_tensors,
     checked_name,
     dtype_name,
@@ -83,8 +83,8 @@ def codec_named(name: str, /, **parameters: object) -> Codec:
         raise ValidationError(f"the codec {name} has no such parameters: {', '.join(sorted(parameters))}") from error
 
 
-def encode(tensors: Tensors, codec: Codec = _PLAIN) -> bytes:
-    """Tensors as bytes.
+def encode(tensors: Weights, codec: Codec = _PLAIN) -> bytes:
+    """Tensors, torch's among them, as bytes.
 
     Raises:
         ValidationError: the codec cannot take one of the tensors (not finite, out of its range), or there are too many.

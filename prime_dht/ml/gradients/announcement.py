@@ -136,8 +136,10 @@ def as_metrics(given: Mapping[str, SupportsFloat | str]) -> dict[str, Metric]:
     """Metrics as they are announced; whatever can be a number becomes one, such as a numpy scalar.
 
     Raises:
-        ValidationError: one can not.
+        ValidationError: one can not, or they have no names.
     """
+    if not isinstance(given, Mapping):
+        raise ValidationError(f"metrics are names and numbers, as in a dict, not {type(given).__name__}")
     return {name: _as_metric(name, metric) for name, metric in given.items()}
 
 

@@ -31,6 +31,7 @@ from prime_dht.ml.codecs.encoding import MAX_HEADER_BYTES, decode, read_header
 from prime_dht.ml.gradients.announcement import Announcement, read_announcement, subkey_of
 from prime_dht.ml.gradients.gradient import Collected, Gradient
 from prime_dht.ml.tensors import Spec, check_spec, size_bytes_of
+from prime_dht.quantities import number_of
 
 if TYPE_CHECKING:
     from prime_dht.node.results import Found
@@ -67,7 +68,7 @@ class Expected:
     max_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        if self.max_bytes is not None and self.max_bytes < 1:
+        if self.max_bytes is not None and number_of("max_bytes", self.max_bytes) < 1:
             raise ValidationError(f"max_bytes must be at least 1, not {self.max_bytes}")
 
     @property

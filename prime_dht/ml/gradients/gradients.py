@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -18,8 +19,8 @@ from prime_dht.ml.gradients.announcement import Announcement, as_metrics, check_
 from prime_dht.ml.gradients.bringing import bring
 from prime_dht.ml.gradients.gathering import MAX_NAMES, Expected, Gathering, check_value_size, collected
 from prime_dht.ml.gradients.gradient import Collected, Gradient
-from prime_dht.ml.tensors import Spec, size_bytes_of, spec_of
-from prime_dht.ml.weights import Weights, arrays_of
+from prime_dht.ml.tensors import Spec, Weights, as_tensors, size_bytes_of, spec_of
+from prime_dht.quantities import number_of
 
 if TYPE_CHECKING:
     from prime_dht.blocking import BlockingDHT
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from prime_dht.node.results import Found, FoundPage, PutReceipt
 
 DEFAULT_TTL_S = 4 * 3600.0
-"""A gradient is of use in its round only; this leaves time to look into a run that went wrong. Blobs go with it."""
+"""Or as long as the network allows, if that is less. A gradient is of use in its round only; this leaves time to look
+into a run that went wrong. Blobs go with it."""
 
 _ROUNDING_S = 0.001
 """Times in seconds are exact to less than that."""
@@ -47,18 +49,26 @@ class Gradients:
             ``prime-dht group invite`` made, or what :func:`prime_dht.entries.capability.grant` returned.
         run: tells this training run's rounds from another's: 1 to 64 letters, digits, ``.``, ``_`` and ``-``. Without
             it, rounds of the same number are the same round.
+        ttl_s: seconds that a gradient lives unless :meth:`publish` is told otherwise.
 
     Raises:
         ValidationError: the group, the capability or the run is malformed.
     """
 
     def __init__(
-        self, dht: BlockingDHT, *, group: str | bytes | None = None, capability: bytes | str = b"", run: str = ""
+        self,
+        dht: BlockingDHT,
+        *,
+        group: str | bytes | None = None,
+        capability: bytes | str = b"",
+        run: str = "",
+        ttl_s: float = DEFAULT_TTL_S,
     ) -> None:
         self._dht = dht
         self._capability = capability_in(capability)
         self._group = group_of(group, self._capability)
         self._run = check_run(run)
+        self._ttl_s = ttl_s
 
     @overload
     def publish(
@@ -119,9 +129,10 @@ class Gradients:
             weight: how much it is to count, such as the number of examples it was computed from.
             codec: ``none``, ``fp16``, ``bf16``, ``int8`` or ``topk``; or one with parameters, such as
                 ``TopK(fraction=0.05)``; or an ``ErrorFeedback``, of which a member has one for all its rounds.
-            ttl: seconds that it lives; 4 hours by default, or until the capability ends if that is sooner.
+            ttl: seconds that it lives; 4 hours by default, or less where the network does not allow so much or the
+                capability ends sooner.
             timeout: seconds after which this fails.
-            wait: if ``False``, return a future at once. Of several for one round that are under way together, any may
+            wait: if ``False``, return a future. Of several for one round that are under way together, any may
                 become the newest.
 
         A failure leaves an ``ErrorFeedback`` as it was, so that the same gradient can be published again; with
@@ -131,13 +142,13 @@ class Gradients:
             ValidationError: the codec, the weight or a metric is none, or the codec cannot take the tensors.
             QueryError: no replica took it, or it was not done in time.
         """
-        arrays = arrays_of(tensors)
+        arrays = as_tensors(tensors)
         feedback = codec if isinstance(codec, ErrorFeedback) else None
         announced = _codec_of(codec)
         announcement = Announcement(
             round=round,
             codec=announced,
-            weight=float(weight),
+            weight=_weight(weight),
             tensor_bytes=size_bytes_of(spec_of(arrays)),
             metrics=as_metrics(metrics or {}),
         )
@@ -181,10 +192,11 @@ class Gradients:
             StorageError: there is no room for a temporary file.
         """
         expected = Expected(round=round, spec=spec, max_bytes=max_bytes)
-        wanted = None if members is None else frozenset(map(_peer, members))
+        wanted = _peers(members)
         if wanted is not None and not wanted:
             raise ValidationError("name at least one member, or none at all (members=None) to take everybody's")
-        if minimum is not None and not 1 <= minimum <= (MAX_NAMES if wanted is None else len(wanted)):
+        most = MAX_NAMES if wanted is None else len(wanted)
+        if minimum is not None and not 1 <= number_of("minimum", minimum) <= most:
             raise ValidationError(f"minimum is at least 1, and at most the number of members, not {minimum}")
         gathering = Gathering[PeerId](expected, lambda found: found.publisher, wanted, enough=minimum)
         self._bring(gathering, expected, lambda: gathering.sought, timeout)
@@ -214,7 +226,7 @@ class Gradients:
             as :meth:`collect`.
         """
         expected = Expected(round=round, spec=spec, max_bytes=max_bytes)
-        publishers = None if members is None else frozenset(map(_peer, members))
+        publishers = _peers(members)
         gathering = Gathering[OpId](expected, lambda found: found.op_id, op_ids)
         self._bring(gathering, expected, lambda: publishers, timeout)
         return gathering.gradients
@@ -222,35 +234,36 @@ class Gradients:
     def _put(
         self, announcement: Announcement, value: bytes, ttl: float | None, timeout: float | None, wait: bool
     ) -> PutReceipt | Future[PutReceipt]:
-        ends_at_s = self._capability_ends_at_s() if ttl is None else None
-        return self._dht.call(
-            lambda dht: dht.put(
+        ends_at_s = self._capability_ends_at_s() if ttl is None else math.inf
+
+        async def put(dht: PrimeDHT) -> PutReceipt:
+            ttl_s = min(self._ttl_s, dht.config.limits.max_ttl_s) if ttl is None else ttl
+            is_cut_short = ttl is None and ends_at_s - time.time() < ttl_s
+            return await dht.put(
                 gradient_key(announcement.round, self._group, self._run),
                 value,
                 subkey=subkey_of(announcement, value),
-                ttl=DEFAULT_TTL_S if ttl is None and ends_at_s is None else ttl,
-                expires_at=ends_at_s,
+                ttl=None if is_cut_short else ttl_s,
+                expires_at=ends_at_s - _ROUNDING_S if is_cut_short else None,
                 metadata=announcement.metadata(),
                 content_type=CONTENT_TYPE,
                 capability=self._capability,
-            ),
-            timeout=timeout,
-            wait=wait,
-        )
+            )
 
-    def _capability_ends_at_s(self) -> float | None:
-        """When the capability ends, if a gradient would outlive it otherwise.
+        return self._dht.call(put, timeout=timeout, wait=wait)
+
+    def _capability_ends_at_s(self) -> float:
+        """When the capability ends, if there is one.
 
         Raises:
             ValidationError: it has ended.
         """
         if not self._capability:
-            return None
+            return math.inf
         ends_at_s = decode_capability(self._capability).expires_at_us / US_PER_S
-        left_s = ends_at_s - time.time()
-        if left_s <= 0:
+        if ends_at_s <= time.time():
             raise ValidationError("the capability has ended: ask whoever holds the group's root key for another")
-        return ends_at_s - _ROUNDING_S if left_s < DEFAULT_TTL_S else None
+        return ends_at_s
 
     def _bring(
         self,
@@ -259,7 +272,7 @@ class Gradients:
         publishers: Callable[[], Collection[PeerId] | None],
         timeout: float,
     ) -> None:
-        if not timeout > 0:
+        if not number_of("timeout", timeout) > 0:
             raise ValidationError(f"timeout must be a positive number of seconds, not {timeout}")
         key = gradient_key(expected.round, self._group, self._run)
 
@@ -296,9 +309,24 @@ def _take_back_if_failed(feedback: ErrorFeedback, value: bytes, done: Future[Put
         feedback.take_back(value)
 
 
+def _weight(given: SupportsFloat | str) -> float:
+    try:
+        return float("" if isinstance(given, str) else given)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValidationError(
+            f"the weight of a gradient is a number above 0, and at most 2**53, not {type(given).__name__}"
+        ) from error
+
+
+def _peers(members: Collection[PeerId | str] | None) -> frozenset[PeerId] | None:
+    if isinstance(members, str | bytes) or not isinstance(members, Iterable | None):
+        raise ValidationError("members are given as a list of peer ids, even if there is one alone")
+    return None if members is None else frozenset(map(_peer, members))
+
+
 def _peer(member: PeerId | str) -> PeerId:
     if isinstance(member, str):
         return peer_from_text(member)
-    if not is_peer_id(member):
+    if not (isinstance(member, bytes) and is_peer_id(member)):
         raise ValidationError("a member is a peer id, as bytes or as text")
     return member

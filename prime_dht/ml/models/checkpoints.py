@@ -24,15 +24,17 @@ nothing to save, and is, like its client, another publisher.
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, SupportsIndex
 
-from prime_dht.errors import BlobError, ConfigError, PrimeDHTError, ValidationError
+from prime_dht.errors import BlobError, ConfigError, PrimeDHTError, QueryError, ValidationError
 from prime_dht.ml.client import extra_needed
 from prime_dht.ml.models.listing import versions_of
 from prime_dht.ml.models.model import Model
@@ -51,8 +53,7 @@ with extra_needed():
 
 if TYPE_CHECKING:
     from prime_dht.ml.client import LearningDHT
-    from prime_dht.ml.tensors import Array
-    from prime_dht.ml.weights import Weights
+    from prime_dht.ml.tensors import Array, Weights
     from prime_dht.node import PrimeDHT
     from prime_dht.node.arguments import PeerLike
 
@@ -135,7 +136,7 @@ class Checkpoints:
     ) -> None:
         self.close()
 
-    def step(self, number: int, tensors: Weights, metadata: Mapping[str, object] | None = None) -> bool:
+    def step(self, number: SupportsIndex, tensors: Weights, metadata: Mapping[str, object] | None = None) -> bool:
         """Say that a step is done. If a checkpoint is due, it will be saved in the background; whether that is so.
 
         Args:
@@ -144,11 +145,16 @@ class Checkpoints:
             metadata: whatever JSON can hold; may change likewise.
 
         Raises:
-            ValidationError, StorageError: the tensors or metadata cannot be saved, or not be written here.
+            ValidationError, StorageError: it is no number, the tensors or metadata cannot be saved, or not be written
+                here.
             PrimeDHTError: an earlier checkpoint, the last of those, could not be saved; this one is under way
                 nevertheless.
         """
         self._leave_to_parent()
+        try:
+            number = operator.index(number)  # numpy's numbers, too; what is no whole number could not be restored
+        except TypeError as error:
+            raise ValidationError(f"the number of a step is a whole number, not {number!r}") from error
         if number < 1 or number % self._every:
             return False
         said = {**copied_metadata(metadata), STEP: number}
@@ -263,8 +269,9 @@ class Checkpoints:
         )
         for one in older[: max(len(older) + 1 - self._keep, 0)]:
             if one.subkey != subkey:
-                await dht.delete(description_key(self.model_id), subkey=one.subkey)
-                await dht.delete(weights_key(self.model_id), subkey=one.subkey)
+                with suppress(QueryError):  # this one is saved all the same; the next one takes the slot, or empties it
+                    await dht.delete(description_key(self.model_id), subkey=one.subkey)
+                    await dht.delete(weights_key(self.model_id), subkey=one.subkey)
 
     def _note_end(self, saving: Future[None]) -> None:
         failure = saving.exception()

@@ -18,8 +18,8 @@ import trio
 
 from prime_dht.errors import StorageError, ValidationError
 from prime_dht.ml.models.version import MAX_HEADER_BYTES
-from prime_dht.ml.tensors import Spec, size_bytes_of, spec_of
-from prime_dht.ml.weights import Weights, map_safetensors, write_safetensors
+from prime_dht.ml.tensors import Spec, Weights, size_bytes_of, spec_of
+from prime_dht.ml.weights import map_safetensors, write_safetensors
 
 READ_BYTES = 1 << 20
 

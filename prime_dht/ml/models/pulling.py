@@ -7,7 +7,10 @@ Processes of one machine that pull a model at the same time, as the ranks of a t
 second finds what the first has fetched.
 
 A file gets its name, in place of what had it before, once it is known to be a safetensors file: lies of a publisher
-cost nothing that was here. One in the folder that is none any more, because it was cut off, is fetched anew.
+cost nothing that was here. One in the folder that has changed since, because it was cut off or somebody wrote to it, is
+fetched anew: beside each lies a *note* of its size, its inode and when it was written last; where these differ, its
+bytes are hashed, and have to be those that its CID names. Files in the folder are made read-only, lest somebody writes
+to one whose tensors are in use; to change a model, copy it.
 
 **What is shared is not fetched.** Tensors that have the same name, dtype and shape in the model's newest file here
 are copied to where they lie in the new one, before the fetch, which finds them there as if it had been interrupted: it
@@ -21,6 +24,8 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from itertools import chain
@@ -30,10 +35,14 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 import trio
 
-from prime_dht.blobs.cid import Cid
+from prime_dht.blobs.build import BlobBuilder
+from prime_dht.blobs.chunking import TensorChunker
+from prime_dht.blobs.cid import Cid, Codec
+from prime_dht.blobs.unixfs import MAX_BLOCK_BYTES
 from prime_dht.errors import BlobError, PrimeDHTError, StorageError, ValidationError
 from prime_dht.ml.models.listing import find_version
 from prime_dht.ml.models.model import Model
+from prime_dht.ml.models.outgoing import READ_BYTES
 from prime_dht.ml.models.version import ModelVersion, weights_key
 from prime_dht.ml.tensors import TensorSpec, size_bytes_of
 from prime_dht.ml.weights import map_safetensors, spec_in_header
@@ -50,6 +59,9 @@ KEPT_FILES = 3
 
 TURN_EVERY_S = 0.1
 """Who waits for another process to pull the model looks this often whether it is done."""
+
+
+_WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 
 async def pull(
@@ -183,13 +195,45 @@ def _remove(path: Path) -> None:
 
 
 def _model_here(version: ModelVersion, path: Path) -> Model | None:
-    """The model in the file that it was pulled to before, if it is still there and still one."""
-    if not path.exists():
-        return None
+    """The model in the file that it was pulled to before, if it is still there and still the same."""
+    with _errors_of_storage(path):
+        if not path.exists():
+            return None
+        if not _is_as_noted(path) and not _is_content_of(path, version.cid):
+            return None
     try:
         return Model(tensors=map_safetensors(path), version=version, path=path)
-    except ValidationError:  # the disk was full, or power failed, or somebody has changed it
+    except ValidationError:  # the disk was full, or power failed
         return None
+
+
+def _note_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.note")
+
+
+def _state_of(path: Path) -> str:
+    """What is other when a file was written to, or another is in its place."""
+    found = path.stat()
+    return f"{found.st_size} {found.st_ino} {found.st_mtime_ns}"
+
+
+def _is_as_noted(path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return _note_of(path).read_bytes() == _state_of(path).encode()
+    return False
+
+
+def _is_content_of(path: Path, cid: Cid) -> bool:
+    """Whether a file's bytes are those of a CID: as one block, or cut by tensors."""
+    with path.open("rb") as file:
+        if cid.codec is Codec.RAW and path.stat().st_size <= MAX_BLOCK_BYTES and Cid.of_raw(file.read()) == cid:
+            return True
+        file.seek(0)
+        builder = BlobBuilder(TensorChunker())
+        while piece := file.read(READ_BYTES):
+            builder.feed(piece)
+        builder.finish()
+        return builder.root == cid
 
 
 def _accepted(version: ModelVersion, unchecked: Path, path: Path) -> Model:
@@ -243,12 +287,17 @@ def _base(path: Path, kept_in: Path) -> Path | None:
 def _note_use(path: Path) -> None:
     """Keep this file as the last used, only so many others, and nothing of pulls that were interrupted."""
     with _errors_of_storage(path):
-        path.touch()
+        with contextlib.suppress(OSError):  # not every file system can
+            path.chmod(stat.S_IMODE(path.stat().st_mode) & ~_WRITABLE)
+        now_ns = time.time_ns()  # finer than the clock of the file system: nobody writes to it at the same instant
+        os.utime(path, ns=(now_ns, now_ns))
+        _note_of(path).write_text(_state_of(path))
         interrupted = (
             one for kind in ("partial", "nodes", "laid-out", "unchecked") for one in path.parent.glob(f".*.{kind}")
         )
         for old in chain(_files(path.parent)[KEPT_FILES:], interrupted):
             old.unlink()
+            _note_of(old).unlink(missing_ok=True)
 
 
 def _files(folder: Path) -> list[Path]:

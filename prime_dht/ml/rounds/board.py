@@ -1,9 +1,8 @@
 """The board: a round's key in a swarm, read and written by a thread that waits.
 
 Reading never fails for want of peers: then nothing was read, and it is tried again. Values that are blobs, as the
-proposals and commits of large groups are, are fetched if they are needed, for :data:`FETCHING_S` a read at most. Those
-that did not come before are last in line, and are tried in ever fewer reads; so what somebody proposes and withholds
-delays others a few times and then hardly ever.
+proposals and commits of large groups are, are fetched if they are needed, each read being a turn of
+:mod:`~prime_dht.ml.rounds.fetching`.
 
 Values that are not needed are not held. Of each publisher's blobs :data:`HELD_OF_EACH_BYTES` are held, and
 :data:`FETCHED_OF_EACH` looked for, at most.
@@ -19,9 +18,10 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from prime_dht.entries import decode_capability
-from prime_dht.errors import BlobError, QueryError, ValidationError
+from prime_dht.errors import QueryError, ValidationError
 from prime_dht.ids import US_PER_S, Key, OpId, PeerId
 from prime_dht.ml.agreement.codec import MAX_COMMIT_BYTES
+from prime_dht.ml.rounds.fetching import Fetching
 from prime_dht.ml.rounds.posts import Post
 
 if TYPE_CHECKING:
@@ -34,11 +34,6 @@ MAX_PAGES = 512
 HELD_OF_EACH_BYTES = 2 * MAX_COMMIT_BYTES
 FETCHED_OF_EACH = 16
 """More than an outcome, and what a good member proposes in the views that count."""
-
-FETCHING_S = 5.0
-_FETCH_S = 1.0
-_LONGEST_REST = 6
-"""After so many failures, or more, a blob is left alone for 2**6 reads."""
 
 _ROUNDING_S = 0.001
 
@@ -73,9 +68,7 @@ class Board:
         self._capability = capability
         self._ttl_s = ttl_s
         self._values: dict[OpId, bytes] = {}
-        self._failures: Counter[OpId] = Counter()
-        self._rests: dict[OpId, int] = {}
-        """In how many reads a blob is left alone."""
+        self._fetching = Fetching(dht)
         self.trouble = ""
 
     def read(self, needs_value: NeedsValue, *, timeout_s: float) -> list[Post] | None:
@@ -129,19 +122,9 @@ class Board:
         """Fetch values that are not here yet, and forget those that are not needed any more."""
         needed = {one.op_id for one in blobs}
         self._values = {op_id: value for op_id, value in self._values.items() if op_id in needed}
-        self._failures = Counter({op_id: count for op_id, count in self._failures.items() if op_id in needed})
-        self._rests = {op_id: left - 1 for op_id, left in self._rests.items() if op_id in needed and left > 1}
-        until_s = time.monotonic() + FETCHING_S
-        for one in sorted(_of_each(blobs), key=lambda one: self._failures[one.op_id]):
-            if one.op_id in self._values or one.op_id in self._rests or one.blob is None:
-                continue
-            if time.monotonic() > until_s:
-                return
-            try:
-                self._values[one.op_id] = self._dht.blobs.fetch(one.blob.cid, timeout=_FETCH_S)
-            except (QueryError, BlobError):
-                self._failures[one.op_id] += 1
-                self._rests[one.op_id] = 1 << min(self._failures[one.op_id], _LONGEST_REST)
+        wanted = [one for one in _of_each(blobs) if one.op_id not in self._values]
+        for one, value in self._fetching.turn(wanted):
+            self._values[one.op_id] = value
 
 
 def _of_each(blobs: Iterable[Found]) -> Iterator[Found]:

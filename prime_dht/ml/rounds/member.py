@@ -34,6 +34,7 @@ from prime_dht.ml.agreement import (
 from prime_dht.ml.codecs import Codec, ErrorFeedback
 from prime_dht.ml.gradients import Gradients, gradient_key
 from prime_dht.ml.gradients.announcement import group_of
+from prime_dht.ml.gradients.gradients import DEFAULT_TTL_S as GRADIENT_TTL_S
 from prime_dht.ml.rounds.board import Board, entries_under
 from prime_dht.ml.rounds.deliberation import Action, Deliberation, Examine, Finish, Refresh, Say
 from prime_dht.ml.rounds.examiner import Examiner
@@ -41,13 +42,15 @@ from prime_dht.ml.rounds.journal import Journal, journals_of
 from prime_dht.ml.rounds.posts import COMMIT, TERMS, round_key
 from prime_dht.ml.rounds.terms import Terms
 from prime_dht.ml.rounds.verification import GivenMembers, as_members
-from prime_dht.ml.tensors import Spec, Tensors, check_spec
-from prime_dht.ml.weights import Weights, arrays_of, from_safetensors, to_safetensors
+from prime_dht.ml.tensors import Spec, Tensors, Weights, as_tensors, check_spec
+from prime_dht.ml.weights import from_safetensors, to_safetensors
+from prime_dht.quantities import number_of
 
 if TYPE_CHECKING:
     from prime_dht.blocking import BlockingDHT
     from prime_dht.ml.gradients import Collected
     from prime_dht.node.dht import PrimeDHT
+    from prime_dht.node.results import Found
 
 TIMEOUTS = Timeouts(propose_us=30 * US_PER_S, vote_us=5 * US_PER_S, growth_us=5 * US_PER_S)
 """For gradients of some megabytes, on the Internet."""
@@ -118,7 +121,8 @@ class RoundMember:
         codec: how gradients travel.
         timeouts: how long members wait for each other while they agree.
         collect_s: seconds to wait for the gradients of all; at most half of what a round has left.
-        ttl_s: seconds that the round's statements, outcome and aggregate live.
+        ttl_s: seconds that the round's statements, outcome and aggregate live; a day by default, or less where the
+            network does not allow so much. Gradients live no longer, and four hours at most.
         progress: is told, in words, how far a round is.
 
     Raises:
@@ -139,13 +143,13 @@ class RoundMember:
         codec: str | Codec | ErrorFeedback = "none",
         timeouts: Timeouts = TIMEOUTS,
         collect_s: float = 60.0,
-        ttl_s: float = DEFAULT_TTL_S,
+        ttl_s: float | None = None,
         progress: Progress = lambda _: None,
     ) -> None:
-        async def about(node: PrimeDHT) -> tuple[PeerId, str]:
-            return node.peer_id, node.config.network_id
+        async def about(node: PrimeDHT) -> tuple[PeerId, str, float]:
+            return node.peer_id, node.config.network_id, node.config.limits.max_ttl_s
 
-        self.peer_id, self._network_id = dht.call(about)
+        self.peer_id, self._network_id, max_ttl_s = dht.call(about)
         self.members = as_members(members)
         if self.peer_id not in self.members:
             raise ValidationError(f"this node, {peer_text(self.peer_id)}, is none of the {len(self.members)} members")
@@ -169,9 +173,9 @@ class RoundMember:
         self._codec = codec
         self._timeouts = timeouts
         self._collect_s = collect_s
-        self._ttl_s = ttl_s
+        self._ttl_s = min(DEFAULT_TTL_S, max_ttl_s) if ttl_s is None else number_of("ttl_s", ttl_s)
         self._progress = progress
-        self._gradients = Gradients(dht, group=root, capability=capability)
+        self._gradients = Gradients(dht, group=root, capability=capability, ttl_s=min(GRADIENT_TTL_S, self._ttl_s))
         self._sitting = threading.Lock()
         self._journals = journals_of(dht)
 
@@ -205,9 +209,9 @@ class RoundMember:
         """
         if self._dht.peer_id != self.peer_id:
             raise ValidationError("in this process the client has another identity, which is no member")
-        arrays = arrays_of(tensors)
+        arrays = as_tensors(tensors)
         check_spec(arrays, self.terms.spec)
-        if not timeout > 0:
+        if not number_of("timeout", timeout) > 0:
             raise ValidationError(f"timeout must be a positive number of seconds, not {timeout}")
         if not self._sitting.acquire(blocking=False):
             raise LocalProtocolError("this member is in a round already; one ends before the next begins")
@@ -249,7 +253,9 @@ class _Sitting:
         self._announce()
         posts = self._board.read(self._deliberation.needs_value, timeout_s=self._left_s)
         commit = self._deliberation.learn(posts or ())
-        if commit is None:
+        if commit is not None:
+            self._note_published_before(tensors)
+        else:
             self._publish(tensors, metrics, weight)
             collected = self._collect()
             commit = self._deliberate()
@@ -276,12 +282,11 @@ class _Sitting:
         member = self._member
         while True:
             try:
-                if len(
-                    self._dht.get_all(self._gradient_key, publishers=[member.peer_id], limit=1, timeout=self._left_s)
-                ):
+                if (before := self._published_before()) is not None:
                     self._tell("its gradient was published before")
+                    self._note_sent(tensors, before)
                     return
-                member._gradients.publish(
+                receipt = member._gradients.publish(
                     self._round_number,
                     tensors,
                     metrics,
@@ -289,11 +294,48 @@ class _Sitting:
                     codec=member._codec,
                     timeout=self._left_s,
                 )
-                self._tell("published its gradient")
+                self._board.trouble = receipt.warning or ""
+                self._tell(": ".join(filter(None, ("published its gradient", receipt.warning))))
                 return
             except QueryError as error:
                 self._board.trouble = str(error)
                 self._wait(_RETRY_S)
+
+    def _published_before(self) -> Found | None:
+        """The entry of the gradient that this member has published in this round.
+
+        Raises:
+            QueryError: nobody could be asked.
+        """
+        own = self._dht.get_all(self._gradient_key, publishers=[self._member.peer_id], timeout=self._left_s)
+        return max(own, key=lambda one: (one.created_at_us, one.op_id), default=None)
+
+    def _note_published_before(self, tensors: Tensors) -> None:
+        """Of a round that is over: what this member sent in it, and so what it left out."""
+        try:
+            if isinstance(self._member._codec, ErrorFeedback) and (before := self._published_before()) is not None:
+                self._note_sent(tensors, before)
+        except QueryError as error:
+            self._tell(f"what its gradient left out is not known: {error}")
+
+    def _note_sent(self, tensors: Tensors, published: Found) -> None:
+        """Have an error feedback know what was sent before a crash, which its errors may be older than."""
+        feedback = self._member._codec
+        if not isinstance(feedback, ErrorFeedback):
+            return
+        try:
+            with tempfile.TemporaryDirectory() as directory:
+                path = Path(directory) / "gradient"
+                self._dht.get(
+                    published.key,
+                    subkey=published.subkey,
+                    publisher=published.publisher,
+                    to=path,
+                    timeout=self._left_s,
+                )
+                feedback.resume(tensors, path.read_bytes() if path.exists() else b"")
+        except (BlobError, ValidationError) as error:
+            self._tell(f"what its gradient left out is not known: {error}")
 
     def _collect(self) -> Collected | None:
         """Collect what there is, and make of it what this member will propose."""
