@@ -13,6 +13,7 @@ import math
 import os
 from dataclasses import dataclass, field
 from enum import Enum
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
 
@@ -249,7 +250,8 @@ class NodeConfig:
     """A node of its own: its addresses, its data, its first peers.
 
     Raises:
-        ConfigError: a value is out of range, or an address is no multiaddr, cannot be listened on or is there twice.
+        ConfigError: a value is out of range, or an address is no multiaddr, cannot be listened on, or dialled by those
+            whom it is told, or is there twice.
     """
 
     listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/0",)
@@ -260,7 +262,8 @@ class NodeConfig:
     """Multiaddrs of nodes to join through, each ending in ``/p2p/<peer id>``."""
 
     announce: tuple[str, ...] = ()
-    """Multiaddrs to tell others instead of those the node listens on."""
+    """Multiaddrs to tell others instead of those the node listens on, each of an IP address or a DNS name and a TCP
+    port."""
 
     mdns: bool = False
     """Find other nodes of the network on the local network by multicast, and be found."""
@@ -322,6 +325,33 @@ def fault_in_listening_on(address: Multiaddr) -> str | None:
     return f"{fault}: a node listens on an IP address and a TCP port, such as /ip4/127.0.0.1/tcp/4001"
 
 
+def fault_in_announcing(address: Multiaddr) -> str | None:
+    """Why nobody can dial an address, as the rest of a sentence about it; ``None`` if somebody may.
+
+    Whether the peer id that it may end in is the node's own is for the host to check, which knows it.
+
+    >>> fault_in_announcing(Multiaddr("/dns4/node.example/tcp/0"))
+    'has no port: others dial an IP address or a DNS name and a TCP port, such as /dns4/node.example/tcp/4001'
+    """
+    parts = [(protocol.name, value) for protocol, value in address.items()]
+    if parts and parts[-1][0] == "p2p":
+        parts.pop()
+    match parts:
+        case [("ip4" | "ip6", host), *_] if (ip := ip_address(host)).is_unspecified or ip.is_multicast:
+            fault = "leads to no one machine"
+        case [("ip4" | "ip6" | "dns" | "dns4" | "dns6", _)] | [_, ("tcp" | "udp", "0"), *_]:
+            fault = "has no port"
+        case [("ip4" | "ip6" | "dns" | "dns4" | "dns6", _), ("tcp", _), *rest]:
+            if not any(name.startswith("p2p") for name, _ in rest):
+                return None
+            fault = "leads through another peer"
+        case [("ip4" | "ip6" | "dns" | "dns4" | "dns6", _), *_]:
+            fault = "is not TCP"
+        case _:
+            fault = "does not begin with an IP address or a DNS name"
+    return f"{fault}: others dial an IP address or a DNS name and a TCP port, such as /dns4/node.example/tcp/4001"
+
+
 def _paths(config: NodeConfig, *names: str) -> None:
     """Take text for a path: whoever is not told so by a type checker writes it."""
     for name in names:
@@ -341,7 +371,7 @@ def _multiaddrs(name: str, addresses: tuple[str, ...]) -> None:
             multiaddr = Multiaddr(address)
         except StringParseError as error:
             raise ConfigError(f"{name}: {address} is not a multiaddr: {error.message}") from error
-        if name == "listen" and (fault := fault_in_listening_on(multiaddr)):
+        if fault := (fault_in_listening_on if name == "listen" else fault_in_announcing)(multiaddr):
             raise ConfigError(f"{name}: {address or repr(address)} {fault}")
         if address in addresses[:place]:
             raise ConfigError(f"{name}: {address} is there twice")

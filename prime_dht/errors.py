@@ -19,8 +19,12 @@ class QueryError(PrimeDHTError):
     """An operation on the swarm failed: no peer known, none answered, or the deadline passed."""
 
 
-class NoTurnError(QueryError):
-    """This node had no turn to dial a peer in time, which says nothing of the peer."""
+class UnsentError(QueryError):
+    """A request was not sent, for a reason of this node's own, which says nothing of the peer."""
+
+
+class NoTurnError(UnsentError):
+    """This node had no turn to dial a peer in time."""
 
 
 class ValidationError(PrimeDHTError, ValueError):

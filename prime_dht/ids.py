@@ -38,6 +38,9 @@ TimestampUs = NewType("TimestampUs", int)
 
 KAD_KEY_BITS = 256
 PRIME_NAMESPACE = "prime"
+EMPTY_KEY = Key(b"/prime/")
+"""No key: there is nothing behind its namespace."""
+
 US_PER_S = 1_000_000
 
 

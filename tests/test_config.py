@@ -8,6 +8,8 @@ import pytest
 from prime_dht import ConfigError, DhtConfig, Limits, NodeConfig
 from prime_dht.partition.parameters import PartitionParameters
 
+PEER = "12D3KooWLRPJAA5o6Ue7HZ1ZUKzNx1bmXZzHnQXEMNvvTHDsdc1B"
+
 
 def test_the_defaults_are_the_documented_ones() -> None:
     config = DhtConfig()
@@ -114,7 +116,37 @@ def test_a_node_listens_on_an_ip_address_and_a_tcp_port(address: str, fault: str
     with pytest.raises(ConfigError) as caught:
         NodeConfig(listen=(address,))
     assert str(caught.value) == f"listen: {fault}: {allowed}"
-    assert NodeConfig(announce=(address,)).listen == NodeConfig().listen
+
+
+@pytest.mark.parametrize(
+    ("address", "fault"),
+    [
+        ("/ip4/0.0.0.0/tcp/4001", "leads to no one machine"),
+        ("/ip6/ff02::1/tcp/4001", "leads to no one machine"),
+        ("/ip4/192.0.2.1/tcp/0", "has no port"),
+        ("/dns4/node.example/tcp/0", "has no port"),
+        ("/ip4/192.0.2.1", "has no port"),
+        ("/dns4/node.example/udp/4001", "is not TCP"),
+        ("/ip4/192.0.2.1/udp/4001/quic-v1", "is not TCP"),
+        (f"/ip4/192.0.2.1/tcp/4001/p2p/{PEER}/p2p-circuit", "leads through another peer"),
+        ("/unix/tmp/x", "does not begin with an IP address or a DNS name"),
+        ("/tcp/4001", "does not begin with an IP address or a DNS name"),
+    ],
+)
+def test_a_node_announces_what_others_can_dial(address: str, fault: str) -> None:
+    allowed = "others dial an IP address or a DNS name and a TCP port, such as /dns4/node.example/tcp/4001"
+    with pytest.raises(ConfigError) as caught:
+        NodeConfig(announce=(address,))
+    assert str(caught.value) == f"announce: {address} {fault}: {allowed}"
+
+
+@pytest.mark.parametrize(
+    "host", ["ip4/192.0.2.1", "ip6/2001:db8::1", "dns/a.example", "dns4/a.example", "dns6/a.example"]
+)
+@pytest.mark.parametrize("end", ["", "/ws", f"/p2p/{PEER}"])
+def test_a_name_and_what_stands_before_the_node_may_be_announced(host: str, end: str) -> None:
+    address = f"/{host}/tcp/4001{end}"
+    assert NodeConfig(announce=(address,)).announce == (address,)
 
 
 def test_a_node_config_checks_itself_too() -> None:

@@ -14,7 +14,7 @@ from enum import Enum
 
 from prime_dht.entries.access import PublisherPolicy, check_writer, key_rule
 from prime_dht.entries.codec import Undecodable
-from prime_dht.entries.entry import Entry, Inline
+from prime_dht.entries.entry import Compression, Entry, Inline
 from prime_dht.entries.envelope import VerifiedEnvelopes
 from prime_dht.entries.lifetime import UNIT_US, as_of, is_retired
 from prime_dht.entries.limits import Limits
@@ -35,6 +35,9 @@ class Reason(Enum):
     WRONG_NETWORK = "wrong network"
     BAD_KEY = "bad key"
     """Not a key that entries can have."""
+
+    UNREADABLE = "unreadable"
+    """Its value is compressed, and nothing here decompresses it: a reader would take the bytes for the value."""
 
     OVER_LIMIT = "over limit"
     RETIRED = "retired"
@@ -106,6 +109,8 @@ def admit(
     header = candidate.header
     if header.network_id != rules.network_id:
         return Refused(Reason.WRONG_NETWORK, f"the entry is of network {header.network_id!r}, not {rules.network_id!r}")
+    if header.compression is not Compression.NONE:
+        return Refused(Reason.UNREADABLE, f"its value is compressed ({header.compression.name}): nobody reads that yet")
     if is_retired(candidate, now_us, rules.unit_us):
         return Refused(Reason.RETIRED, "the entry has retired: the tick after its retain_until has passed")
     entry = as_of(candidate, now_us)

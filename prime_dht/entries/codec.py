@@ -11,8 +11,8 @@ Decoding checks the *form* of an entry, which is the same for everybody for ever
 - the envelope is canonical, its payload a protobuf ``EntryHeader`` that says what its content is;
 - 0 ≤ created_at < expires_at ≤ retain_until < the year 10000;
 - hashes and references have possible sizes, the key is not empty, text is UTF-8;
-- compression and encryption are ones this version knows: another meaning needs another payload type. Unknown *fields*
-  are tolerated, because op id and signature cover them;
+- compression and encryption are ones this version knows: another meaning needs another payload type. (To know a
+  compression is not to admit it.) Unknown *fields* are tolerated, because op id and signature cover them;
 - the value, where there is one, has the size and SHA-256 the header says, and tombstones and blobs have none.
 
 The signature is not verified here (:mod:`prime_dht.entries.signing`): a store reads back what was verified once.

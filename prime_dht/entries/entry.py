@@ -22,7 +22,10 @@ from prime_dht.ids import Key, OpId, PeerId, TimestampUs
 
 
 class Compression(IntEnum):
-    """How an inline value's bytes are compressed; the hash and size are those of the compressed bytes."""
+    """How an inline value's bytes are compressed; the hash and size are those of the compressed bytes.
+
+    Only ``NONE`` is admitted, until something here decompresses (:mod:`prime_dht.entries.admission`).
+    """
 
     NONE = 0
     ZSTD = 1

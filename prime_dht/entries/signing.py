@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from prime_dht.entries.access import check_writer, key_rule
 from prime_dht.entries.codec import decode_entry, encode_header
-from prime_dht.entries.entry import Entry, EntryHeader
+from prime_dht.entries.entry import Compression, Entry, EntryHeader
 from prime_dht.entries.envelope import (
     ENTRY,
     VerifiedEnvelopes,
@@ -20,6 +20,7 @@ from prime_dht.entries.envelope import (
     signature_of,
 )
 from prime_dht.entries.limits import DEFAULT_LIMITS, Limits
+from prime_dht.errors import ValidationError
 
 if TYPE_CHECKING:
     from libp2p.crypto.keys import PrivateKey
@@ -34,9 +35,11 @@ def sign_entry(
     others with the same ``limits`` (the defaults unless given) will take.
 
     Raises:
-        ValidationError: header or value do not have the right form or exceed a limit, the private key is not Ed25519,
-            or its owner may not write the entry's key.
+        ValidationError: header or value do not have the right form or exceed a limit, the header says that the value
+            is compressed, the private key is not Ed25519, or its owner may not write the entry's key.
     """
+    if header.compression is not Compression.NONE:
+        raise ValidationError(f"nobody reads a value that is compressed by {header.compression.name} yet")
     envelope = seal(private_key, ENTRY, header.network_id, encode_header(header))
     entry = decode_entry(envelope, value)
     limits.check(entry)

@@ -21,7 +21,7 @@ import ipaddress
 import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -38,12 +38,16 @@ from prime_dht.net.addresses import Reach, begins_with_name
 from prime_dht.net.hardening.outbound import FailedAddress, RaceSettings, race_addresses
 from prime_dht.net.hardening.parts import parts_of
 from prime_dht.net.names import is_named, resolve
+from prime_dht.net.network import OnDialled
 from prime_dht.net.turns import Caller, Turns
 
 MAX_ADDRESS_BYTES = 256
 """The longest binary multiaddr that is kept."""
 
-HEARSAY = frozenset({"kad", "identify"})
+ITSELF = "identify"
+"""The source of what a peer says of itself."""
+
+HEARSAY = frozenset({"kad", ITSELF})
 """Sources that are what peers say."""
 
 FAIR_DIAL_S = 2.5
@@ -72,25 +76,33 @@ class _Address:
     rank: int
     heard_s: float
     is_hearsay: bool
+    is_own: bool = False  # the peer itself says that it listens there
     proven_s: float | None = None
 
-    def preference(self) -> tuple[bool, float, int, float]:
-        """Least is best: proven, lately; near; heard of lately."""
-        return (self.proven_s is None, -(self.proven_s or 0.0), self.rank, -self.heard_s)
+    def preference(self) -> tuple[bool, float, bool, int, float]:
+        """Least is best: proven, lately; the peer's own word; near; heard of lately."""
+        return (self.proven_s is None, -(self.proven_s or 0.0), not self.is_own, self.rank, -self.heard_s)
 
-    def worth(self) -> tuple[bool, float]:
+    def worth(self) -> tuple[bool, bool, bool, float]:
         """Least goes first when there are too many."""
-        return (self.proven_s is not None, self.heard_s if self.proven_s is None else self.proven_s)
+        heard_s = self.heard_s if self.proven_s is None else self.proven_s
+        return (self.proven_s is not None, not self.is_hearsay, self.is_own, heard_s)
 
 
 @dataclass(slots=True)
 class _Peer:
     source: str
     addresses: dict[bytes, _Address] = field(default_factory=dict)
-    last_offer: tuple[tuple[bytes, ...], bool] = ((), False)  # addresses, and whether they are hearsay
+    last_offer: tuple[tuple[bytes, ...], bool, bool] = ((), False, False)  # are they hearsay, and its own word?
     failures: int = 0
     retry_at_s: float | None = None
     gave_s: float = math.inf  # how much time the dial had that failed last
+
+    def says_that_it_listens_at(self, addresses: Collection[bytes]) -> None:
+        for raw, address in list(self.addresses.items()):
+            was_own, address.is_own = address.is_own, raw in addresses
+            if was_own and not address.is_own and address.is_hearsay:
+                del self.addresses[raw]
 
 
 class AddressBook:
@@ -106,19 +118,21 @@ class AddressBook:
     def add(self, peer: PeerId, addresses: Iterable[bytes], *, source: str, now_s: float) -> None:
         """Note that ``source`` says ``peer`` may be reached at these addresses; bad ones are dropped.
 
-        A new address ends the time for which the peer is left alone. Of the iterable, no more is looked at than the
-        book would keep; and nothing is, if it is what was said last.
+        A new address ends the time for which the peer is left alone. Where the peer itself said that it listens, and
+        says so no more, it does not any longer: it was restarted on another port, or has moved. Of the iterable, no
+        more is looked at than the book would keep; and nothing is, if it is what was said last.
         """
         offered = tuple(itertools.islice(addresses, self._settings.max_addresses_per_peer))
-        is_hearsay = source in HEARSAY
+        is_hearsay, is_own = source in HEARSAY, source == ITSELF
+        offer = offered, is_hearsay, is_own
         known = self._peers.get(peer)
-        if known is not None and known.last_offer == (offered, is_hearsay):
+        if known is not None and known.last_offer == offer:
             return  # checking addresses costs more than a request
         good = [address for raw in offered if (address := canonical_address(peer, raw)) is not None]
         if not good:
             return
         known = self._used(peer, source)
-        known.last_offer = offered, is_hearsay
+        known.last_offer = offer
         for address in good:
             if address in known.addresses:
                 known.addresses[address].heard_s = now_s
@@ -126,6 +140,8 @@ class AddressBook:
             else:
                 known.addresses[address] = _Address(_rank(address), now_s, is_hearsay)
                 known.failures, known.retry_at_s = 0, None
+        if is_own:
+            known.says_that_it_listens_at(good)
         while len(known.addresses) > self._settings.max_addresses_per_peer:
             del known.addresses[min(known.addresses, key=lambda raw: known.addresses[raw].worth())]
 
@@ -255,6 +271,9 @@ class Dialer:
         book: where it takes addresses from, and notes what became of them.
         race: how the addresses of one peer are tried.
 
+    Attributes:
+        on_dialled: is told of the connections that peers make to this node.
+
     Raises:
         ConfigError: the host is not made of py-libp2p's ``BasicHost`` and ``Swarm``.
     """
@@ -265,6 +284,7 @@ class Dialer:
         self._race = race or RaceSettings()
         self._turns: WeakValueDictionary[PeerId, Turns] = WeakValueDictionary()
         self.book = book
+        self.on_dialled: OnDialled | None = None
 
     def is_connected(self, peer: PeerId) -> bool:
         connections = self._swarm.connections.get(ID(peer), ())  # get_connections copies; this is asked for every reply
@@ -284,8 +304,8 @@ class Dialer:
 
     @contextmanager
     def hearing(self) -> Iterator[None]:
-        """While the block runs, whoever waits for a turn to dial a peer waits no longer if it connects by itself."""
-        notifee = _Connected(self._turns)
+        """While the block runs, it is known who connects by itself: who waits for a turn to dial it waits no longer."""
+        notifee = _Connected(self._turns, self.on_dialled)
         self._swarm.register_notifee(notifee)
         try:
             yield
@@ -392,15 +412,19 @@ class Dialer:
 
 
 class _Connected(INotifee):
-    """Hears of connections for those who wait for a turn to dial."""
+    """Hears of connections for those who wait for a turn to dial, and for who wants to know who dials this node."""
 
-    def __init__(self, turns: Mapping[PeerId, Turns]) -> None:
+    def __init__(self, turns: Mapping[PeerId, Turns], on_dialled: OnDialled | None) -> None:
         self._turns = turns
+        self._on_dialled = on_dialled
 
     async def connected(self, _network: INetwork, conn: INetConn) -> None:
-        turns = self._turns.get(PeerId(conn.muxed_conn.peer_id.to_bytes()))
+        peer = PeerId(conn.muxed_conn.peer_id.to_bytes())
+        turns = self._turns.get(peer)
         if turns is not None:
             turns.connected()
+        if self._on_dialled is not None and not conn.muxed_conn.is_initiator:
+            self._on_dialled(peer)
 
     async def disconnected(self, network: INetwork, conn: INetConn) -> None: ...
     async def opened_stream(self, network: INetwork, stream: INetStream) -> None: ...

@@ -37,7 +37,7 @@ from multiaddr import Multiaddr
 from multiaddr.protocols import P_P2P
 
 from prime_dht.background import background_nursery
-from prime_dht.config import fault_in_listening_on
+from prime_dht.config import fault_in_announcing, fault_in_listening_on
 from prime_dht.errors import ConfigError
 from prime_dht.ids import PeerId, peer_text
 from prime_dht.net.addresses import is_address_of
@@ -78,7 +78,7 @@ class HostSettings(HostLimits):
     """What a host is: its identity, its addresses, and its limits.
 
     Raises:
-        ConfigError: an address is malformed, or cannot be listened on, or a limit is below 1.
+        ConfigError: an address is malformed, or cannot be listened on or dialled, or a limit is below 1.
     """
 
     key_pair: KeyPair
@@ -88,7 +88,8 @@ class HostSettings(HostLimits):
     none makes a host that only dials. Port 0 lets the system choose."""
 
     announce: tuple[str | Multiaddr, ...] = ()
-    """Multiaddrs to tell peers instead of those the host listens on."""
+    """Multiaddrs to tell peers instead of those the host listens on, each of an IP address or a DNS name and a TCP
+    port, and at its end perhaps of this host's peer id."""
 
     allow_peers: frozenset[PeerId] | None = None
     """The only peers to have connections with; ``None`` means all."""
@@ -124,8 +125,11 @@ class HostSettings(HostLimits):
                 raise ConfigError(f"cannot listen on {address}: it {fault}")
             if not is_address_of(own, address.to_bytes()):
                 raise ConfigError(f"cannot listen on {address}: this node is {peer_text(own)}")
-        for address in self.announce:
-            _multiaddr(address)
+        for address in map(_multiaddr, self.announce):
+            if fault := fault_in_announcing(address):
+                raise ConfigError(f"cannot announce {address}: it {fault}")
+            if not is_address_of(own, address.to_bytes()):
+                raise ConfigError(f"cannot announce {address}: this node is {peer_text(own)}")
 
 
 @asynccontextmanager

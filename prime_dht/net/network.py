@@ -30,6 +30,9 @@ where there is no answer."""
 OnOutcome = Callable[[Reply | QueryError | RemoteProtocolError], None]
 """Is given what came of a call. It must not block."""
 
+OnDialled = Callable[[PeerId], None]
+"""Is told who has connected to this node. It must not block."""
+
 
 class Conversation(Protocol):
     """A stream of messages between this node and one peer, for one round. Deadlines are its user's."""
@@ -135,6 +138,10 @@ class Network(Protocol):
         Args:
             then: is given the reply, or what :meth:`call` would raise, maybe before this returns.
         """
+        ...
+
+    def tell_of_dials(self, on_dialled: OnDialled) -> None:
+        """Tell of each connection that a peer makes to this node, from :meth:`run` on."""
         ...
 
     def serve_sync(self, handler: SyncHandler) -> None:

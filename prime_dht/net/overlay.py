@@ -19,16 +19,16 @@ from libp2p.peer.peerstore import PeerStoreError
 from multiaddr.protocols import P_P2P
 
 from prime_dht.config import DhtConfig
-from prime_dht.errors import QueryError, RemoteProtocolError
+from prime_dht.errors import ConfigError, QueryError, RemoteProtocolError, ValidationError
 from prime_dht.ids import PeerId, peer_from_text, short
 from prime_dht.net.addresses import credible, credible_reply
 from prime_dht.net.bitswap import PROTOCOL as BITSWAP
 from prime_dht.net.bitswap import BitswapServer
 from prime_dht.net.block_server import BlockServer, BlockSource
 from prime_dht.net.block_streams import BlockStream, BlockStreams
-from prime_dht.net.dialer import AddressBook, Dialer
+from prime_dht.net.dialer import ITSELF, AddressBook, Dialer
 from prime_dht.net.host import listen_addresses
-from prime_dht.net.network import Counters, Handler, OnOutcome, SyncHandler
+from prime_dht.net.network import Counters, Handler, OnDialled, OnOutcome, SyncHandler
 from prime_dht.net.offenders import Offenders
 from prime_dht.net.rpc_client import RpcClient
 from prime_dht.net.rpc_server import RpcServer
@@ -74,7 +74,7 @@ class Overlay:
         self._block_streams = BlockStreams(self._open_block_stream, self._offenders)
         self._block_server: BlockServer | None = None
         self._bitswap: BitswapServer | None = None
-        self._mounted: list[TProtocol] = []
+        self._mounted: dict[TProtocol, StreamHandlerFn] = {}
         self._own: tuple[bytes, ...] = ()
         self._own_until_s = -1.0
         self.local = PeerId(host.get_id().to_bytes())
@@ -85,7 +85,11 @@ class Overlay:
             await self._client.run(task_status=task_status)
 
     def mount(self, *, as_server: bool) -> None:
-        """Answer requests on the host, in server mode. A client offers blocks alone: nobody asks it anything else."""
+        """Answer requests on the host, in server mode. A client offers blocks alone: nobody asks it anything else.
+
+        Raises:
+            ConfigError: somebody else serves one of the protocols there; then none is offered.
+        """
         handlers: dict[str, StreamHandlerFn] = {}
         if self._block_server is not None:
             handlers[self._config.blocks_protocol] = self._serve_blocks
@@ -97,14 +101,20 @@ class Overlay:
                 handlers[self._config.rpc_protocol] = self.server.serve_pipelined
             if self._bitswap is not None and not self._offers(BITSWAP):
                 handlers[BITSWAP] = self._serve_bitswap
+        if taken := [protocol for protocol in handlers if self._offers(protocol)]:
+            raise ConfigError(
+                f"the host serves {', '.join(taken)} already: a second node on it needs a network_id or protocol_prefix"
+                " of its own"
+            )
         for protocol, handler in handlers.items():
             self._host.set_stream_handler(TProtocol(protocol), handler)
-            self._mounted.append(TProtocol(protocol))
+            self._mounted[TProtocol(protocol)] = handler
 
     def unmount(self) -> None:
         """Answer no longer, on streams that are open either."""
-        for protocol in self._mounted:
-            self._host.remove_stream_handler(protocol)
+        for protocol, handler in self._mounted.items():
+            if self._host.get_mux().handlers.get(protocol) is handler:  # the host's owner may have set another since
+                self._host.remove_stream_handler(protocol)
         self._mounted.clear()
         self.server.stop()
         self._sync.stop()
@@ -151,6 +161,9 @@ class Overlay:
         """Charge a peer, unless it was since this time: one wrong answer may fail many calls."""
         if not self._offenders.offended_since(peer, at_s=asked_at_s):
             self._offenders.charge(peer, now_s=trio.current_time())
+
+    def tell_of_dials(self, on_dialled: OnDialled) -> None:
+        self._dialer.on_dialled = on_dialled
 
     def serve_sync(self, handler: SyncHandler) -> None:
         self._sync.handler = handler
@@ -199,7 +212,7 @@ class Overlay:
         except PeerStoreError:
             return ()
         raw = credible(tuple(address.to_bytes() for address in identified), told_from=self.remote_address_of(peer))
-        self._book.add(peer, raw, source="identify", now_s=trio.current_time())
+        self._book.add(peer, raw, source=ITSELF, now_s=trio.current_time())
         return self._book.addresses(peer)
 
     def source_of(self, peer: PeerId) -> str:
@@ -258,7 +271,8 @@ class Overlay:
         return await self._open_stream(peer, [self._config.blocks_protocol])
 
     def _answer_allowed(self, peer: PeerId, request: Request) -> Reply | Awaitable[Reply]:
-        self._check_allowed(peer)
+        if not self._is_allowed(peer):
+            raise ValidationError(f"peer {short(peer)} is not one of allow_peers")
         return self._handler(peer, request)
 
     async def _open_stream(self, peer: PeerId, protocols: Sequence[str]) -> INetStream:

@@ -9,7 +9,8 @@ each.
   came is repeated once, on a fresh one; requests are idempotent, so repeating is safe. Other streams that idled as long
   are then not trusted either, and the protocol is settled anew: the peer may have been restarted.
 - A kept stream takes 9 kB at each end, and keeps its connection from counting as idle. A node that joins asks a hundred
-  peers, most of them once. So of the pipelined streams only some are kept though they are not used (``KEPT_UNUSED``).
+  peers, most of them once. So of the pipelined streams only some are kept though they are not used (``KEPT_UNUSED``),
+  and of the classical ones none: nobody reads on those meanwhile, so it would not be seen that a peer has ended them.
 - On a classical stream nothing but its order ties an answer to its request. A stream is therefore used again only if
   nothing came behind the answer, and an answer of another type or key is a breach of protocol.
 - ``ADD_PROVIDER`` has no answer on a classical stream, though py-libp2p sends one. Its stream is ended behind it, and
@@ -19,6 +20,7 @@ each.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from functools import cached_property
@@ -27,7 +29,7 @@ from typing import TYPE_CHECKING, assert_never
 import trio
 from libp2p.abc import INetStream
 
-from prime_dht.errors import LocalProtocolError, QueryError, RemoteProtocolError
+from prime_dht.errors import LocalProtocolError, QueryError, RemoteProtocolError, UnsentError
 from prime_dht.ids import PeerId, peer_text, short
 from prime_dht.net.network import OnOutcome
 from prime_dht.net.pipeline import Answer, Pipeline
@@ -49,10 +51,14 @@ KEPT_UNUSED = 16
 """Pipelined streams that are kept though nothing is asked on them, until their peers end them: those used last."""
 
 UNUSED_S = 15.0
-"""Seconds without a call after which others are ended; it is looked as often, so they may stay for twice as long."""
+"""Seconds without a call after which others are ended, and classical ones with them; it is looked as often, so they may
+stay for twice as long."""
 
 REPLY_BYTES_IN_FLIGHT = 64 << 20
 """Bytes that large replies under way may take together, over all peers."""
+
+CLOSING = "this node is closing"
+"""Why what is asked just now is not answered, or is not sent at all."""
 
 _MAX_MESSAGE_BYTES = MAX_FRAME_BYTES - 9
 """A call's number goes before it."""
@@ -76,12 +82,17 @@ class _Peer:
         self.pipeline: Pipeline | None = None
         self.is_classical = False
         self.idle: list[FrameStream] = []
+        self.idle_since_s = -math.inf  # when the last of those was used
         self.is_forgotten = False  # so that requests still under way keep no streams
 
     @cached_property
     def places(self) -> trio.Semaphore:
         """For classical requests."""
         return trio.Semaphore(STREAMS_PER_PEER)
+
+    def is_unused(self, *, since_s: float) -> bool:
+        """Whether no classical request is under way, and none has been since then."""
+        return self.places.value == STREAMS_PER_PEER and self.idle_since_s < since_s
 
 
 class RpcClient:
@@ -103,6 +114,7 @@ class RpcClient:
         self._peers: OrderedDict[PeerId, _Peer] = OrderedDict()
         self._budget = FrameBudget(REPLY_BYTES_IN_FLIGHT)
         self._nursery: trio.Nursery | None = None
+        self._has_ended = False
         self._encoded: tuple[Request, bytes] | None = None
         self.calls = 0
 
@@ -119,6 +131,7 @@ class RpcClient:
                 while self._peers:
                     self._forget(self._peers.popitem()[1])
                 self._nursery = None
+                self._has_ended = True
 
     async def call(self, peer: PeerId, request: Request, *, timeout_s: float, spent_s: float = 0.0) -> Reply:
         """Ask one peer.
@@ -129,16 +142,19 @@ class RpcClient:
         Towards a classical peer ``AddProvider`` has no answer: an empty reply means that the peer took it.
 
         Raises:
-            QueryError: the peer cannot be reached, did not answer within ``timeout_s``, or refused the request.
+            QueryError: the peer cannot be reached, did not answer within ``timeout_s``, or refused the request; or
+                :meth:`run` has ended.
             RemoteProtocolError: it answered with something else than a reply.
-            LocalProtocolError: :meth:`run` does not run.
+            LocalProtocolError: :meth:`run` has not begun.
         """
         if self._nursery is None:
             await trio.lowlevel.checkpoint_if_cancelled()  # both the caller and the run may be, by who ends the node
-            raise LocalProtocolError("RpcClient.call outside of its run")
+            if self._has_ended:  # it is no mistake of who uses the node in another task than the one that ends it
+                raise UnsentError(CLOSING)
+            raise LocalProtocolError("RpcClient.call before its run")
         message = self._message_of(request)
         if len(message) > _MAX_MESSAGE_BYTES:
-            raise QueryError(f"a request of {len(message)} bytes does not fit into a frame")
+            raise UnsentError(f"a request of {len(message)} bytes does not fit into a frame")
         self.calls += 1
         return await self._call(peer, request, message, timeout_s, trio.current_time() - spent_s)
 
@@ -196,7 +212,7 @@ class RpcClient:
         except (QueryError, RemoteProtocolError) as error:
             then(error)
         except trio.Cancelled:
-            then(QueryError("this node is closing"))
+            then(UnsentError(CLOSING))
             raise
         else:
             then(reply)
@@ -318,6 +334,7 @@ class RpcClient:
             await frames.reset()
         else:
             state.idle.append(frames)
+            state.idle_since_s = trio.current_time()
 
     def _end_unused(self) -> None:
         """End the streams that nobody uses, but for a few, and keep nothing of the peers to whom there are none."""
@@ -328,7 +345,7 @@ class RpcClient:
                 pipelines += 1
                 if pipelines > KEPT_UNUSED and state.pipeline.is_unused(since_s=since_s):
                     state.pipeline.abandon("nobody uses it")
-            elif not (state.is_classical or state.opening.locked()):
+            elif not state.opening.locked() and (not state.is_classical or state.is_unused(since_s=since_s)):
                 self._forget(self._peers.pop(peer))
 
     def _forget(self, state: _Peer) -> None:

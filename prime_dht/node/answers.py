@@ -2,6 +2,10 @@
 
 A replica has *answered* when it has named an entry of those slots (a tombstone counts), or said that it holds the
 sector, so that its finding nothing means something. How many must is said in :mod:`prime_dht.node.reader`.
+
+One that named nothing but entries that this node declines (:mod:`prime_dht.node.pages`) is as good as silent: whether
+there is a value cannot be told from it. So a replica that makes such entries up has no more say than one that says
+nothing at all.
 """
 
 from __future__ import annotations
@@ -11,8 +15,9 @@ from dataclasses import dataclass, field
 
 from prime_dht.entries.entry import Entry, Slot
 from prime_dht.entries.join import Selection, join, state_of
-from prime_dht.ids import PeerId
+from prime_dht.ids import OpId, PeerId
 from prime_dht.kad.contact import Contact
+from prime_dht.node.pages import Judged
 from prime_dht.storage.paging import Place
 
 
@@ -27,6 +32,7 @@ class Answers:
         by_peer: what each named.
         joined: the join of that.
         counted: those that have answered.
+        declined: by those that named nothing else, live entries that this node does not take, and why.
     """
 
     quorum: int
@@ -35,15 +41,19 @@ class Answers:
     by_peer: dict[PeerId, dict[Slot, Entry]] = field(default_factory=dict)
     joined: dict[Slot, Entry] = field(default_factory=dict)
     counted: set[PeerId] = field(default_factory=set)
+    declined: dict[PeerId, dict[OpId, str]] = field(default_factory=dict)
     horizon: Place | None = None
     """The place up to which every answer is complete; ``None`` if all answers are."""
 
-    def add(self, peer: PeerId, entries: Sequence[Entry], *, held: bool, end: Place | None = None) -> None:
+    def add(self, peer: PeerId, judged: Judged, *, held: bool, end: Place | None = None) -> None:
         """Count what a peer answered; ``end`` is the place up to which it is complete, if it is not all."""
-        named = {slot: entry for slot, entry in state_of(entries).items() if self.selection.includes(slot)}
+        named = {slot: entry for slot, entry in state_of(judged.admitted).items() if self.selection.includes(slot)}
+        declined = {one.entry.op_id: one.reason for one in judged.declined if self.selection.includes(one.entry.slot)}
+        if declined and not named:
+            self.declined[peer] = declined
         self.by_peer[peer] = named
         self.joined = join(self.joined, named)
-        if named or held:
+        if named or (held and not declined):
             self.counted.add(peer)
         if end is not None:
             self.horizon = end if self.horizon is None else min(self.horizon, end)
@@ -64,8 +74,20 @@ class Answers:
 
         It lies with ⌊r/2⌋ + 1 of them at least.
         """
-        is_missed = len(self.silent_among(nearest)) > len(nearest) // 2
+        told_nothing = sum(one.peer not in self.by_peer or one.peer in self.declined for one in nearest)
+        is_missed = told_nothing > len(nearest) // 2
         return self.found_nothing and (is_missed or len(self.by_peer) < self.quorum)
+
+    def are_declined(self, nearest: Sequence[Contact]) -> bool:
+        """Whether so many of the nearest replicas named only what this node declines that it may be acknowledged."""
+        return self.found_nothing and sum(one.peer in self.declined for one in nearest) > len(nearest) // 2
+
+    def why_declined(self) -> str:
+        """What was declined, and why, for a person; empty if nothing was."""
+        reasons = {op_id: reason for declined in self.declined.values() for op_id, reason in declined.items()}
+        if not reasons:
+            return ""
+        return f"replicas hold entries that this node does not take: {len(reasons)} ({next(iter(reasons.values()))})"
 
     def silent_among(self, replicas: Sequence[Contact]) -> list[Contact]:
         """Those that have not answered."""

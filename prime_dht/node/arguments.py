@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,8 +12,9 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from multiaddr import Multiaddr
 
+from prime_dht.entries.entry import NO_METADATA
 from prime_dht.errors import ValidationError
-from prime_dht.ids import Key, PeerId, is_peer_id, peer_from_text, wire_key
+from prime_dht.ids import EMPTY_KEY, Key, PeerId, is_peer_id, peer_from_text, wire_key
 from prime_dht.wire.kad import MAX_BATCH
 
 Name = TypeVar("Name")
@@ -72,9 +74,71 @@ def entry_key(key: bytes | str, max_bytes: int) -> Key:
         wire = wire_key(key if isinstance(key, str) else bytes_of("a key", key, or_else=" or text"))
     except UnicodeEncodeError as error:
         raise ValidationError(f"not a key: {error}") from error
+    if wire == EMPTY_KEY:
+        raise ValidationError("a key cannot be empty behind /prime/")
     if len(wire) > max_bytes:
         raise ValidationError(f"a key of {len(wire):,} bytes exceeds the limit of {max_bytes:,}")
     return wire
+
+
+def subkey_of(subkey: bytes, max_bytes: int) -> bytes:
+    """A subkey.
+
+    Raises:
+        ValidationError: it is longer than ``max_bytes``, or not bytes.
+    """
+    raw = bytes_of("a subkey", subkey)
+    if len(raw) > max_bytes:
+        raise ValidationError(f"a subkey of {len(raw):,} bytes exceeds the limit of {max_bytes:,}")
+    return raw
+
+
+def subkeys_of(subkeys: Iterable[bytes] | None, max_bytes: int) -> Iterable[bytes] | None:
+    """Subkeys, if they are given.
+
+    Raises:
+        ValidationError: they are a single one, or one of them is none.
+    """
+    return None if subkeys is None else [subkey_of(subkey, max_bytes) for subkey in several("subkeys", subkeys)]
+
+
+def metadata_of(given: Mapping[str, str] | None) -> Mapping[str, str]:
+    """Metadata, if there is any; that names and values are text is seen when they are signed.
+
+    Raises:
+        ValidationError: it does not map names to values.
+    """
+    if given is None:
+        return NO_METADATA
+    if not isinstance(given, Mapping):
+        raise ValidationError(f"metadata maps names to texts, as a dict does; it is not {type(given).__name__}")
+    return given or NO_METADATA
+
+
+def whole_number_of(what: str, given: object) -> int:
+    """A whole number, numpy's too.
+
+    Raises:
+        ValidationError: it is none.
+    """
+    if not isinstance(given, Integral):
+        raise ValidationError(f"{what} is a whole number, not {type(given).__name__}")
+    return int(given)
+
+
+def pairs_of(
+    items: Mapping[str, bytes] | Mapping[bytes, bytes] | Iterable[tuple[bytes | str, bytes]],
+) -> Iterator[tuple[bytes | str, bytes]]:
+    """Keys with their values.
+
+    Raises:
+        ValidationError: they are neither a mapping nor pairs.
+    """
+    pairs: Iterable[tuple[bytes | str, bytes]] = items.items() if isinstance(items, Mapping) else items
+    for pair in several("items", pairs):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise ValidationError("each of the items is a pair of a key and a value")
+        yield pair[0], pair[1]
 
 
 def peer_id_of(peer: PeerLike) -> PeerId:

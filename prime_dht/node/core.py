@@ -7,14 +7,13 @@ The work is done by the parts beside this module; here arguments become theirs. 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from functools import partial
 
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from multiaddr import Multiaddr
 
-from prime_dht.entries.entry import NO_METADATA
 from prime_dht.errors import ValidationError
 from prime_dht.ids import Key, PeerId, peer_text
 from prime_dht.kad.lookup import LookupResult
@@ -25,12 +24,17 @@ from prime_dht.node.arguments import (
     PeerLike,
     bytes_of,
     entry_key,
+    metadata_of,
+    pairs_of,
     peer_id_of,
     peer_ids_of,
     peer_info,
     publishers_of,
     selected,
     several,
+    subkey_of,
+    subkeys_of,
+    whole_number_of,
 )
 from prime_dht.node.blobs.fetch import OnProgress
 from prime_dht.node.blobs.putting import Value
@@ -97,25 +101,26 @@ class Node(NodeLife):
         is_inline = isinstance(value, bytes | bytearray | memoryview) and len(value) <= limit
         statement = Statement(
             key=self._key(key),
-            subkey=bytes_of("a subkey", subkey),
+            subkey=self._subkey(subkey),
             value=bytes_of("a value", value) if is_inline else None,
             ttl_s=None if ttl is None else number_of("ttl", ttl),
             expires_at_s=None if expires_at is None else number_of("expires_at", expires_at),
             content_type=content_type,
-            metadata=metadata or NO_METADATA,
+            metadata=metadata_of(metadata),
             capability=bytes_of("a capability", capability),
         )
         if keep:
             self._keeper.check_room(statement)
-        if is_inline:
-            receipt = await self._put(statement, replication)
-        else:
-            async with self._rewriting(statement):
-                statement, receipt = await self.blobs.put(
-                    statement, value, replication=replication, chunker=chunker, wait_s=wait_s, progress=progress
-                )
-        if keep:
-            self._keeper.keep(statement, replication, receipt)
+        async with self._rewriting(statement):
+            with self._keeper.place_for(statement) if keep else nullcontext() as place:
+                if is_inline:
+                    receipt = await self._writer.put(statement, replication=replication)
+                else:
+                    statement, receipt = await self.blobs.put(
+                        statement, value, replication=replication, chunker=chunker, wait_s=wait_s, progress=progress
+                    )
+                if place is not None:
+                    self._keeper.keep(place, statement, replication, receipt)
         return receipt
 
     async def get(
@@ -143,15 +148,17 @@ class Node(NodeLife):
             progress: of fetching a blob; must not block.
 
         Raises:
-            QueryError: nobody could be asked.
-            ValidationError: both ``publisher`` and ``trusted`` are given, or the key is empty.
+            QueryError: nobody could be asked, too few answered to tell, or what replicas hold is dated too far ahead of
+                this node's clock, or above its limits.
+            ValidationError: both ``publisher`` and ``trusted`` are given, or the key is empty, or it or the subkey too
+                long.
             BlobError: the value is a blob that nobody has, or of more than ``max_value_bytes`` without ``to``.
             StorageError: the file cannot be written.
         """
         await self._check_running()
         found = await self._reader.get(
             self._key(key),
-            bytes_of("a subkey", subkey),
+            self._subkey(subkey),
             publishers_of(publisher, trusted),
             wanted_quorum=quorum,
             latest=latest,
@@ -179,14 +186,14 @@ class Node(NodeLife):
             ValidationError: the limit is below 1, too much is named, or the cursor is none that a page ended with.
         """
         await self._check_running()
-        if limit is not None and limit < 1:
+        if limit is not None and whole_number_of("limit", limit) < 1:
             raise ValidationError("limit must be at least 1")
         return await self._reader.get_all(
             self._key(key),
-            subkeys=selected("subkeys", subkeys),
+            subkeys=selected("subkeys", subkeys_of(subkeys, self.config.limits.max_subkey_bytes)),
             publishers=selected("publishers", peer_ids_of("publishers", publishers)),
             limit=limit,
-            cursor=cursor or b"",
+            cursor=b"" if cursor is None else bytes_of("a cursor", cursor),
         )
 
     async def delete(self, key: bytes | str, *, subkey: bytes = b"", capability: bytes = b"") -> PutReceipt:
@@ -200,11 +207,12 @@ class Node(NodeLife):
         """
         statement = Statement(
             key=self._key(key),
-            subkey=bytes_of("a subkey", subkey),
+            subkey=self._subkey(subkey),
             value=None,
             capability=bytes_of("a capability", capability),
         )
-        return await self._put(statement, None)
+        async with self._rewriting(statement):
+            return await self._writer.put(statement)
 
     async def put_many(
         self,
@@ -221,10 +229,9 @@ class Node(NodeLife):
         """
         await self._check_running()
         ttl_s = None if ttl is None else number_of("ttl", ttl)
-        pairs: Iterable[tuple[bytes | str, bytes]] = items.items() if isinstance(items, Mapping) else items
         statements = [
             Statement(key=self._key(key), value=bytes_of("a value", value), ttl_s=ttl_s)
-            for key, value in several("items", pairs)
+            for key, value in pairs_of(items)
         ]
         for statement in statements:
             self._keeper.let_go(statement.key, statement.subkey)
@@ -353,7 +360,7 @@ class Node(NodeLife):
             dry_run: only compare.
 
         Raises:
-            QueryError: the peer cannot be reached or does not sync, or this node is still reading its store.
+            QueryError: the peer cannot be reached or does not sync, or this node cannot read its store in time.
         """
         await self._check_running()
         return await self._syncing.sync_with(peer_id_of(peer_id), dry_run=dry_run)
@@ -398,10 +405,6 @@ class Node(NodeLife):
 
     # Within
 
-    async def _put(self, statement: Statement, replication: int | None) -> PutReceipt:
-        async with self._rewriting(statement):
-            return await self._writer.put(statement, replication=replication)
-
     @asynccontextmanager
     async def _rewriting(self, statement: Statement) -> AsyncIterator[None]:
         await self._check_running()
@@ -413,3 +416,6 @@ class Node(NodeLife):
 
     def _key(self, key: bytes | str) -> Key:
         return entry_key(key, self.config.limits.max_key_bytes)
+
+    def _subkey(self, subkey: bytes) -> bytes:
+        return subkey_of(subkey, self.config.limits.max_subkey_bytes)

@@ -82,7 +82,7 @@ class PrimeDHT(Node, Service, IPeerRouting, IContentRouting):  # type: ignore[mi
         """How much of what it is to store a peer holds, as it says itself; of this node, see :meth:`health`.
 
         Raises:
-            QueryError: the peer cannot be reached or does not sync, or has not read its store yet.
+            QueryError: the peer cannot be reached or does not sync, or it or this node has not read its store yet.
         """
         await self._check_running()
         return await self._syncing.holding_of(peer_id_of(peer_id))

@@ -8,9 +8,10 @@ the full sense: one that held the sector itself. Where nobody does, as in a swar
 equal with each of the ``r`` other servers nearest to the sector that are known: among them they have what there is.
 
 With no other server known a node holds its arc provisionally: nobody else could have anything. That ends when it meets
-one, and does not begin before it has joined: until then it merely has not met those that there are. A sector is no
-longer held when it leaves the arc, when a round ended that could not settle it, or when an op of it was declined for
-which there is no room among those that are remembered.
+one, and does not begin before it has joined, or joined again when it has lost the last that it knew: until then it
+merely has not met those that there are. A sector is no longer held when it leaves the arc, when a round ended that
+could not settle it, when an op of it was declined for which there is no room among those that are remembered, or when
+one was put off, because its key or publisher is full.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ class HeldSectors:
         self._sector_bits = sector_bits
         self._replication = replication
         self._held = ArcSet.empty(sector_bits=sector_bits)
-        self._overflown = self._held  # sectors with declined ops that are not remembered
+        self._lacking = self._held  # sectors with ops put off, or declined and not remembered, since the last tick
+        self._retired_us = 0
         self._partners: OrderedDict[PeerId, _Partner] = OrderedDict()
         self.declined = Declined()
         neighbourhood.own_arc.watch(self._arc_changed)
@@ -105,18 +107,28 @@ class HeldSectors:
         known = self._neighbourhood
         return known.has_looked_around and known.own_arc.is_alone() and not known.silent_replicas()
 
-    def decline(self, op: DeclinedOp) -> None:
-        """Remember an op that was refused for good."""
-        if not self.declined.add(op):
-            self._overflown |= self._sectors([sector_of(op.location, sector_bits=self._sector_bits)])
-            self._held -= self._overflown
+    def decline(self, op: DeclinedOp) -> bool:
+        """Remember an op that was refused for good; whether there was room for that."""
+        is_noted = self.declined.add(op)
+        if not is_noted:
+            self._lacks(op)
+        return is_noted
+
+    def put_off(self, op: DeclinedOp, *, now_us: int) -> bool:
+        """Remember an op until the next tick for which its key or its publisher has no room; whether it could be."""
+        self._lacks(op)
+        return self.declined.put_off(op, now_us=now_us)
+
+    def _lacks(self, op: DeclinedOp) -> None:
+        self._lacking |= self._sectors([sector_of(op.location, sector_bits=self._sector_bits)])
+        self._held -= self._lacking
 
     def retire(self, before_us: int) -> None:
-        """Forget the declined ops that were retained until before this time."""
-        before = len(self.declined)
+        """Forget the declined ops that were retained until before this time, and those put off before the tick."""
         self.declined.retire(before_us)
-        if len(self.declined) < before:
-            self._overflown = self._sectors(())
+        if before_us > self._retired_us:
+            self._retired_us = before_us
+            self._lacking = self._sectors(())
 
     @property
     def missing(self) -> ArcSet:
@@ -135,7 +147,7 @@ class HeldSectors:
         which this node was not equal yet; but not where the last round with it was in vain. (This node's store may be
         full, or what it lacks be dated ahead of its clock.)
         """
-        missing = self.missing - self._overflown
+        missing = self.missing - self._lacking
         held = {peer: missing & said for peer, said in self._held_by_others().items()}
         promised = {peer: sectors - self._partners[peer].vain for peer, sectors in held.items()}
         prospects = Counter({peer: len(sectors) for peer, sectors in promised.items() if sectors})
@@ -154,13 +166,13 @@ class HeldSectors:
             vain = nothing if outcome.stored else outcome.left
             self._note(partner, _Partner(outcome.equal, outcome.partner_held, outcome.partner_arc or nothing, vain))
             shown = outcome.equal & outcome.partner_held & self.arc  # which may be smaller than when the round began
-            self._held = (self._held - outcome.left) | (shown - self._overflown)
+            self._held = (self._held - outcome.left) | (shown - self._lacking)
         elif outcome.refusal is not None and outcome.refusal.reason is Refusal.NO_COMMON_ARC:
             elsewhere = ArcSet.full(sector_bits=self._sector_bits) - self.arc
             self._note(partner, _Partner(nothing, nothing, elsewhere, nothing))
         else:
             return
-        held_by_nobody = list(reduce(sub, self._held_by_others().values(), self.missing - self._overflown))
+        held_by_nobody = list(reduce(sub, self._held_by_others().values(), self.missing - self._lacking))
         self._held |= self._sectors(
             sector
             for sector, near in zip(held_by_nobody, self._nearest_to(held_by_nobody), strict=True)

@@ -4,12 +4,17 @@ Each renewal is a new entry of the same slot, two thirds into the life of the on
 lost network, a suspended machine) can be made good before readers notice. Any other write of the slot by this node ends
 that: whoever puts or deletes calls :meth:`Keeper.let_go` *before* it signs. A renewal that has begun is then signed
 already, or waits for the writer's lock in front of that write, so it is the older of the two and cannot undo it.
+
+A put may wait long for its replicas, and is kept only when it has ended. So it takes a *place* before it begins, which
+any write of the slot takes away: what the place was for is the older of the two, and is not kept.
 """
 
 from __future__ import annotations
 
 import heapq
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -44,6 +49,10 @@ _Slot = tuple[Key, bytes]
 """Key and subkey: all slots here are this node's."""
 
 
+class Place:
+    """Of an entry that is to be kept once it has been put."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Kept:
     statement: Statement
@@ -64,6 +73,7 @@ class Keeper:
         self._writer = writer
         self._clock = clock
         self._kept: dict[_Slot, _Kept] = {}
+        self._places: dict[_Slot, Place] = {}
         self._turns: list[_Turn] = []
         self._changed = trio.Event()
 
@@ -75,18 +85,31 @@ class Keeper:
         """
         if statement.expires_at_s is not None:
             raise ValidationError("keep renews an entry by its ttl; with expires_at there is nothing to renew")
-        if len(self._kept) >= MAX_KEPT and (statement.key, statement.subkey) not in self._kept:
+        slot = (statement.key, statement.subkey)
+        if len(self._kept) + len(self._places) >= MAX_KEPT and slot not in self._kept and slot not in self._places:
             raise ValidationError(f"a node keeps at most {MAX_KEPT} entries alive")
 
-    def keep(self, statement: Statement, replication: int | None, receipt: PutReceipt) -> None:
-        """Renew what was put, from now on."""
+    @contextmanager
+    def place_for(self, statement: Statement) -> Iterator[Place]:
+        """The place of what is put within the block, and then kept; to be taken right behind :meth:`let_go`."""
         slot = (statement.key, statement.subkey)
-        self.let_go(*slot)
-        self._kept[slot] = _Kept(statement, replication)
-        self._schedule(_turn_after(receipt, slot))
+        place = self._places[slot] = Place()
+        try:
+            yield place
+        finally:
+            if self._places.get(slot) is place:
+                del self._places[slot]
+
+    def keep(self, place: Place, statement: Statement, replication: int | None, receipt: PutReceipt) -> None:
+        """Renew what was put, from now on, unless its slot was written meanwhile."""
+        slot = (statement.key, statement.subkey)
+        if self._places.get(slot) is place:
+            self._kept[slot] = _Kept(statement, replication)
+            self._schedule(_turn_after(receipt, slot))
 
     def let_go(self, key: Key, subkey: bytes) -> None:
-        """Renew it no longer."""
+        """Renew it no longer, nor what is being put there now."""
+        self._places.pop((key, subkey), None)
         if self._kept.pop((key, subkey), None) is not None:
             self._turns = [turn for turn in self._turns if turn.slot in self._kept]
             heapq.heapify(self._turns)

@@ -76,7 +76,6 @@ class NodeLife:
         rng: Random | None = None,
     ) -> None:
         config = self.config = config or DhtConfig()
-        self._bootstrap_peers = [split_peer_address(str(address)) for address in bootstrap_peers]
         parts = assemble(
             join,
             private_key,
@@ -86,7 +85,7 @@ class NodeLife:
             ValidatorRegistry(validators),
             clock or SystemClock(),
             rng,
-            [peer for peer, _ in self._bootstrap_peers],
+            [split_peer_address(str(address)) for address in bootstrap_peers],
         )
         self._network = parts.network
         self._neighbourhood = parts.known
@@ -132,14 +131,12 @@ class NodeLife:
         async with background_nursery() as nursery:
             for part in (network, known, self._replica, self._reader, self._records, self._keeper):
                 await nursery.start(part.run)
-            for peer, address in self._bootstrap_peers:
-                network.learn_addresses(peer, (address,), source="bootstrap")
             network.mount(as_server=known.is_server)
-            await nursery.start(self._maintenance.run)
-            await nursery.start(self._syncing.run)
-            await nursery.start(self._keeping.run)
-            self._nursery = nursery
             try:
+                await nursery.start(self._maintenance.run)
+                await nursery.start(self._syncing.run)
+                await nursery.start(self._keeping.run)
+                self._nursery = nursery
                 yield
             finally:
                 self._nursery = None

@@ -24,6 +24,7 @@ from prime_dht.net.network import Network
 from prime_dht.node.clock import Clock
 from prime_dht.node.feed import Feed
 from prime_dht.node.handing_on import HandingOn
+from prime_dht.node.held import HeldSectors
 from prime_dht.node.lookups import REFRESH_DEPTH, Explorer, raw_target
 from prime_dht.node.neighbourhood import JOIN_K, Neighbourhood
 from prime_dht.node.records import Records
@@ -47,7 +48,8 @@ REJOIN_FIRST_S = 1.0
 REJOIN_AT_MOST_S = 60.0
 
 ALONE_AFTER_S = 300.0
-"""When none of those that a node remembers has answered for so long since it started, it goes on as the first."""
+"""When none of those that a node remembers has answered for so long since it started, or since it lost the last that it
+knew, it goes on as the first."""
 
 SLEPT_S = 30.0
 """How much further the calendar may have gone than the monotonic clock from one check to the next."""
@@ -84,12 +86,13 @@ class Maintenance:
         records: Records,
         replica: Replica,
         handing_on: HandingOn,
+        held: HeldSectors,
         storage: StorageBackend,
         config: DhtConfig,
         clock: Clock,
         feed: Feed,
         rng: Random,
-        bootstrap_peers: Iterable[PeerId],
+        bootstrap_peers: Iterable[tuple[PeerId, bytes]],
     ) -> None:
         self._network = network
         self._neighbourhood = neighbourhood
@@ -97,12 +100,17 @@ class Maintenance:
         self._records = records
         self._replica = replica
         self._handing_on = handing_on
+        self._held = held
         self._storage = storage
         self._config = config
         self._clock = clock
         self._feed = feed
         self._rng = rng
-        self._bootstrap_peers = list(bootstrap_peers)
+        self._bootstrap_addresses: dict[PeerId, list[bytes]] = {}
+        for peer, address in bootstrap_peers:
+            if peer != network.local:
+                self._bootstrap_addresses.setdefault(peer, []).append(address)
+        self._bootstrap_peers = list(self._bootstrap_addresses)
         self._strangers = Strangers(network.local, neighbourhood, explorer, rng)
         self._joining = trio.Lock()
         self._joins = 0
@@ -173,15 +181,31 @@ class Maintenance:
     async def _join(self) -> None:
         remembered = await self._recall_peers()
         reasons = await self._meet(remembered)
-        if len(self._neighbourhood.table):
+        table = self._neighbourhood.table
+        if len(table):
             await self.refresh(k=min(JOIN_K, self._config.k_bucket_size))
+        if len(table):
             self._joins += 1
-        elif self._bootstrap_peers or (remembered and self._clock.monotonic_s() < self._began_s + ALONE_AFTER_S):
+        elif self._may_be_cut_off(remembered):
+            asked = self._bootstrap_peers or remembered
+            if not asked:
+                raise QueryError("the last peer that was known does not answer any more")
             named = "bootstrap" if self._bootstrap_peers else "remembered"
-            reason = reasons.get((self._bootstrap_peers or remembered)[0], "the one that did is gone again")
-            raise QueryError(f"no {named} peer answers: {reason}")
+            raise QueryError(f"no {named} peer answers: {reasons.get(asked[0], 'the one that did is gone again')}")
         else:
             self._be_the_first()
+
+    def _may_be_cut_off(self, remembered: Sequence[PeerId]) -> bool:
+        """Whether there may be others, though none answers.
+
+        Who loses the last that it knew while it holds all sectors lacks nothing that they had. It goes on alone after
+        ``ALONE_AFTER_S``, even if its owner named peers to join through: those may have been stopped for good.
+        """
+        lost_all_at_s = self._neighbourhood.lost_all_at_s
+        alone_since_s = self._began_s if lost_all_at_s is None else lost_all_at_s
+        if self._clock.monotonic_s() < alone_since_s + ALONE_AFTER_S:
+            return bool(self._bootstrap_peers or remembered or lost_all_at_s is not None)
+        return bool(self._bootstrap_peers) and (lost_all_at_s is None or bool(self._held.missing))
 
     def _be_the_first(self) -> None:
         """Of its swarm: there is nobody whom this node does not know."""
@@ -222,6 +246,8 @@ class Maintenance:
         if not len(table):
             return
         result = await self._explorer.find_closest(self._network.local)
+        if not len(table):  # whoever was there is gone
+            return
         region = known_region(result)
         self._neighbourhood.looked_up_itself(region)
         covered_from = REFRESH_DEPTH if region is None else min(region.length, REFRESH_DEPTH)
@@ -306,8 +332,10 @@ class Maintenance:
                 and (acquaintance := self._neighbourhood.acquaintances.get(contact.peer)) is not None
             ]
         )
-        # Last seen first, and all of them: after each call no more than REMEMBERED_PEERS stay.
+        # Last seen first, and all of them: after each call no more than REMEMBERED_PEERS stay. Those that seem to have
+        # been seen later than now, because the clock was ahead, go first.
         remembered = await self._storage.peers(limit=REMEMBERED_PEERS + KAD_KEY_BITS * self._config.k_bucket_size)
+        remembered.sort(key=lambda known: known.last_seen_us > now_us)
         await self._storage.remove_peers(
             [
                 known.peer
@@ -317,22 +345,29 @@ class Maintenance:
         )
 
     async def _recall_peers(self) -> list[PeerId]:
+        """Those remembered. Where they are, and those that the owner named, is learned again: it may be forgotten."""
+        for peer, addresses in self._bootstrap_addresses.items():
+            self._network.learn_addresses(peer, addresses, source="bootstrap")
         remembered = await self._storage.peers(limit=REMEMBERED_PEERS)
         for known in remembered:
-            self._network.learn_addresses(known.peer, known.addresses, source=known.source)
+            # Of one of whom more is known by now, it is what was said once: not its own word of today.
+            source = "kad" if self._network.addresses_of(known.peer) else known.source
+            self._network.learn_addresses(known.peer, known.addresses, source=source)
             self._neighbourhood.acquaintances.remember(
                 known.peer, first_seen_us=known.first_seen_us, last_seen_us=known.last_seen_us
             )
         return [known.peer for known in remembered]
 
     async def _stay_joined(self) -> None:
-        """Until this node has joined, and when it knows nobody any more, try: ever less often, or when one is found."""
+        """Until this node has joined, and when it knows nobody any more, try: less and less often, or if one comes."""
         delay_s, tries, is_alone = REJOIN_FIRST_S, 0, False
         while True:
             # It may have joined without having settled: when its owner called ``bootstrap`` after this had failed.
-            if self._neighbourhood.own_arc.has_settled and len(self._neighbourhood.table):
+            known = self._neighbourhood
+            if known.own_arc.has_settled and known.has_looked_around and len(known.table) and not is_alone:
                 delay_s, tries, is_alone = REJOIN_FIRST_S, 0, False
-                await trio.sleep(REJOIN_AT_MOST_S)
+                with trio.move_on_after(REJOIN_AT_MOST_S):
+                    await known.loss.wait()
                 continue
             tries += 1
             self._found = trio.Event()
@@ -343,15 +378,18 @@ class Maintenance:
                 level = logging.WARNING if tries & (tries - 1) == 0 else logging.DEBUG
                 logger.log(level, "not joined: %s; trying again in %g s, then ever less often", error, delay_s)
             else:
-                if known := len(self._neighbourhood.table):
-                    logger.info("joined; known peers: %d", known)
+                if len(known.table):
+                    is_alone = False
+                    logger.info("joined; known peers: %d", len(known.table))
                     await self._settle()
                     continue
-                if self._neighbourhood.is_server and not is_alone:
-                    is_alone = True
+                if known.is_server and not is_alone:
                     logger.info("alone: no other node is known; others can join through this one")
+                is_alone = True
+            # Those who join after the first look for it themselves; those whom this node had lost do not.
+            is_first = known.has_looked_around and known.lost_all_at_s is None
             with trio.move_on_after(delay_s * (1 + 0.2 * self._rng.random())):
-                await self._found.wait()
+                await _first_of(self._found, *(() if is_first else (known.arrival,)))
             delay_s = min(2 * delay_s, REJOIN_AT_MOST_S)
 
     async def _settle(self) -> None:
@@ -373,3 +411,15 @@ class Maintenance:
                 await chore()
             except PrimeDHTError as error:
                 logger.warning("%s failed: %s; again in %g s", chore.__name__, error, interval_s)
+
+
+async def _first_of(*events: trio.Event) -> None:
+    """Wait until one of several events is set."""
+
+    async def wait(event: trio.Event) -> None:
+        await event.wait()
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for event in events:
+            nursery.start_soon(wait, event)

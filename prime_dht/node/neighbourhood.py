@@ -12,12 +12,17 @@ probed in turn: so when the members of two swarms meet, their neighbourhoods bec
 needed. How many are probed on others' word is bounded too (``NAMED_AT_MOST``).
 
 A peer that was probed is left alone for ``PROBE_AGAIN_S``, whatever came of it. But a server that did not answer, and
-sends a request then, is back from somewhere: it is probed once more at once. How many probes are in flight, and how
-many wait, is bounded, so strangers can neither make this node flood others nor fill its memory.
+sends a request then, is back from somewhere: it is probed once more at once. And one in the table that connects anew
+may have been restarted on another port: it is asked where it listens, or others would be told where it was. How many
+probes are in flight, and how many wait, is bounded, so strangers can neither make this node flood others nor fill its
+memory.
 
 Whether a peer keeps entry sets, so that it can be a replica of ``/prime/`` keys, is said in every reply of ours
 (``replicates``); peers that do not know the extension never say it. With every change of that, and of who is in the
 table, this node's arc (:mod:`prime_dht.node.own_arc`) is seen anew at once.
+
+Who loses the last peer in its table may be the one that is cut off: nobody takes leave, so it cannot tell that from the
+others being gone. It does not know its place any more, as if it had not joined (:mod:`prime_dht.node.maintenance`).
 """
 
 from __future__ import annotations
@@ -27,16 +32,16 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
 from prime_dht.config import DhtConfig
-from prime_dht.errors import NoTurnError, PrimeDHTError, QueryError, RemoteProtocolError
+from prime_dht.errors import NoTurnError, PrimeDHTError, QueryError, RemoteProtocolError, UnsentError
 from prime_dht.events import PeerJoined, PeerLeft
 from prime_dht.ids import KadKey, PeerId, kad_key, short
-from prime_dht.kad.contact import Contact, subnets_of
+from prime_dht.kad.contact import UNPLACED, Contact, subnets_of
 from prime_dht.kad.keyspace import Prefix, closest, common_prefix_length
 from prime_dht.kad.replicas import syncs
 from prime_dht.kad.routing_table import Added, CheckFirst, Refreshed, Rejected, RoutingTable, Waiting
@@ -44,6 +49,7 @@ from prime_dht.net.addresses import address_text
 from prime_dht.net.network import Network, OnOutcome
 from prime_dht.node.acquaintances import Acquaintances
 from prime_dht.node.clock import Clock
+from prime_dht.node.contacts import Contacts
 from prime_dht.node.feed import Feed
 from prime_dht.node.own_arc import OwnArc
 from prime_dht.wire.kad import Connection, FindNode, PeerRecord, Reply, Request
@@ -121,8 +127,11 @@ class Neighbourhood:
         table: the routing table.
         own_arc: what this node is to store, by those in the table.
         local: this node's kad key.
-        has_looked_around: whether a lookup of this node's own place has ended, or it is the first of its swarm.
+        has_looked_around: whether a lookup of this node's own place has ended, or it is the first of its swarm; and it
+            has not lost everybody since.
         arrival: the next time that a peer enters the table.
+        loss: the next time that the last peer fails, and leaves the table empty.
+        lost_all_at_s: when that was last, if it ever was.
         acquaintances: when peers were heard from.
         strangers: peers without a place in the table that sent a request, the latest last; for
             :mod:`prime_dht.node.strangers`.
@@ -139,18 +148,22 @@ class Neighbourhood:
         self._clock = clock
         self._feed = feed
         self.arrival = trio.Event()
+        self.loss = trio.Event()
+        self.lost_all_at_s: float | None = None
         self.acquaintances = Acquaintances()
         self.strangers: OrderedDict[PeerId, None] = OrderedDict()
         self._known_region: Prefix | None = None
         self.has_looked_around = False
         self._named = 0
         self._named_until_s = -math.inf
-        self._contacts: OrderedDict[tuple[PeerId, tuple[bytes, ...]], Contact] = OrderedDict()
+        self._contacts = Contacts()
         self._replicating: OrderedDict[PeerId, None] = OrderedDict()
         self._noted: OrderedDict[PeerId, _Noted] = OrderedDict()
         self._probed: OrderedDict[PeerId, _Probe] = OrderedDict()
         self._failed_at_s: OrderedDict[PeerId, float] = OrderedDict()
+        self._waiting: set[PeerId] = set()  # to be probed
         self._to_probe, self._probes = trio.open_memory_channel[PeerId](PROBES_WAITING)
+        network.tell_of_dials(self.dialled_by)
 
     # What is known
 
@@ -166,14 +179,7 @@ class Neighbourhood:
     def contact(self, peer: PeerId, addresses: Iterable[bytes] | None = None) -> Contact:
         """A peer as a contact, at the addresses given or, without any, at those known."""
         known = tuple(addresses) if addresses is not None else self._network.addresses_of(peer)
-        key = (peer, known)
-        contact = self._contacts.get(key)
-        syncs = peer in self._replicating
-        if contact is None or contact.syncs != syncs:
-            contact = Contact(peer=peer, kad_key=kad_key(peer), addresses=known, subnets=subnets_of(known), syncs=syncs)
-            self._contacts[key] = contact
-            _forget_beyond_bound(self._contacts)
-        return contact
+        return self._contacts.get(peer, known, syncs=peer in self._replicating)
 
     def record(self, contact: Contact) -> PeerRecord:
         """A contact as a reply shows it."""
@@ -279,8 +285,12 @@ class Neighbourhood:
             self._replicating.pop(peer, None)
         known = self.contact(peer)
         remote = self._network.remote_address_of(peer)
-        # Without one, the connection is gone again: it is where it was.
-        subnets = subnets_of((remote,)) if remote is not None else (before or known).subnets
+        if remote is not None:
+            subnets = subnets_of((remote,))
+        elif before is not None or self._network.is_connected(peer):
+            subnets = (before or known).subnets
+        else:  # it is gone again, and where it claims to be may be anywhere
+            subnets = (UNPLACED,)
         contact = known if known.subnets == subnets else replace(known, subnets=subnets)
         self._noted[peer] = _Noted(now_s, reply.replicates, contact)
         _forget_beyond_bound(self._noted)
@@ -302,7 +312,7 @@ class Neighbourhood:
 
     def failed(self, peer: PeerId, reason: PrimeDHTError | str) -> None:
         """A peer did not answer a request, or answered wrongly. (That it disconnected would not be a failure.)"""
-        if isinstance(reason, NoTurnError):
+        if isinstance(reason, UnsentError):
             return
         self._noted.pop(peer, None)
         self._failed_at_s[peer] = self._clock.monotonic_s()
@@ -315,6 +325,8 @@ class Neighbourhood:
         self._left(peer, str(reason))
         if successor is not None:
             self._joined(successor)
+        elif not len(self.table):
+            self._lost_all()
 
     def heard_from(self, peer: PeerId) -> None:
         """A peer sent a request, so it is alive. Probe it, if it could have a place and was not probed lately.
@@ -335,6 +347,11 @@ class Neighbourhood:
         if self._is_wanted(kad_key(peer)):
             self.probe(peer)
 
+    def dialled_by(self, peer: PeerId) -> None:
+        """A peer connected to this node. One in the table, or that failed a moment ago, may have moved: ask it."""
+        if self.table.get(peer) is not None or self._has_failed_lately(peer):
+            self.probe(peer)
+
     def heard_of(self, records: Iterable[PeerRecord]) -> list[Contact]:
         """Peers that a reply names, as contacts; this node is left out, and so is who failed it a moment ago."""
         return [
@@ -344,11 +361,11 @@ class Neighbourhood:
         ]
 
     def probe(self, peer: PeerId) -> None:
-        """Have a peer probed soon, if there is room."""
-        try:
-            self._to_probe.send_nowait(peer)
-        except trio.WouldBlock:
+        """Have a peer probed soon, if there is room, and unless it waits for that already."""
+        if peer in self._waiting or len(self._waiting) == PROBES_WAITING:
             return
+        self._waiting.add(peer)
+        self._to_probe.send_nowait(peer)
         self._probed[peer] = _Probe(self._clock.monotonic_s(), is_second=self._probed_lately(peer))
         self._probed.move_to_end(peer)
         _forget_beyond_bound(self._probed)
@@ -362,6 +379,7 @@ class Neighbourhood:
 
     async def _probe_each(self) -> None:
         async for peer in self._probes:
+            self._waiting.discard(peer)
             try:
                 await self.meet(peer)
             except NoTurnError:
@@ -402,6 +420,7 @@ class Neighbourhood:
             raise QueryError(f"peer {short(peer)} names neither itself nor anybody else")
         addresses = next((record.addresses for record in reply.closer if record.peer == peer), None)
         self._network.learn_addresses(peer, addresses or (), source="identify")
+        self._noted.pop(peer, None)  # with other addresses it is not what was noted
         self.answered(peer, reply)
         if self.has_looked_around:  # else a lookup is about to meet them, asking fewer
             self._probe_neighbours_among(reply.closer)
@@ -435,10 +454,11 @@ class Neighbourhood:
         nearest = self.table.find_closest(self.local)
         return nearest[-1].kad_key ^ self.local if len(nearest) == self.table.k else math.inf
 
-    def silent_replicas(self) -> list[Contact]:
-        """Peers that have answered as replicas before, and failed this node a moment ago."""
+    def silent_replicas(self, *, or_told_of: bool = False, at_most: int | None = None) -> list[Contact]:
+        """Peers that have answered as replicas before, or of which it was told, and failed this node a moment ago."""
         lately = takewhile(self._has_failed_lately, reversed(self._failed_at_s))
-        return [self.contact(peer) for peer in lately if peer in self._replicating]
+        silent = (self.contact(peer) for peer in lately if or_told_of or peer in self._replicating)
+        return list(islice(silent, at_most))
 
     def _has_failed_lately(self, peer: PeerId) -> bool:
         failed_at_s = self._failed_at_s.get(peer)
@@ -457,6 +477,13 @@ class Neighbourhood:
         self.own_arc.observe()
         logger.debug("peer %s left the routing table: %s", short(peer), reason)
         self._feed.publish(PeerLeft(peer=peer, reason=reason))
+
+    def _lost_all(self) -> None:
+        self._known_region = None
+        self.has_looked_around = False
+        self.lost_all_at_s = self._clock.monotonic_s()
+        self.loss.set()
+        self.loss = trio.Event()
 
     def _joined(self, contact: Contact) -> None:
         self.own_arc.observe()

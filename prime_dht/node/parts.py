@@ -71,7 +71,7 @@ def assemble(
     registry: ValidatorRegistry,
     clock: Clock,
     rng: Random | None,
-    bootstrap_peers: Sequence[PeerId],
+    bootstrap_peers: Sequence[tuple[PeerId, bytes]],
 ) -> Parts:
     """Make the parts of a node.
 
@@ -117,17 +117,19 @@ def assemble(
         records,
         replica,
         handing_on,
+        held,
         storage,
         config,
         clock,
         feed,
         rng_or_own,
-        [peer for peer in bootstrap_peers if peer != network.local],
+        bootstrap_peers,
     )
     # Salts must not be foreseeable; in a simulation, where they are, sync draws from a source of its own.
     salts = SystemRandom() if rng is None else Random(network.local)  # noqa: S311
     rounds = Rounds(network, replica, held, server, storage, rules, clock, salts)
-    syncing = Syncing(rounds, held, replica, known, clock, feed, salts, replication)
+    timeout_s = config.operation_timeout_s
+    syncing = Syncing(rounds, held, replica, known, clock, feed, salts, replication, timeout_s=timeout_s)
     network.serve_sync(syncing.accept)
     status = Status(network, known, server, held, storage, cache, config, clock, feed)
     return Parts(

@@ -13,7 +13,8 @@ step.
 
 An answer too large for one reply comes in pages. A reader that wants only the newest entry fetches a replica's pages to
 the end, because the entry may be on any. A reader of all slots hands them on page by page: up to its *horizon*, the
-place up to which every replica's answer is complete.
+place up to which every replica's answer is complete. A replica that makes slots up could go on for ever, so the cursor
+counts them.
 
 When ``operation_timeout_s`` is up a get answers with what it has found, if that is anything, or that leaves no doubt.
 """
@@ -23,34 +24,35 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
 from prime_dht.config import DhtConfig
-from prime_dht.entries.admission import AdmissionRules, Admitted, Deferred, Refused, admit
-from prime_dht.entries.codec import decode_entry_set
+from prime_dht.entries.admission import AdmissionRules
 from prime_dht.entries.entry import Entry
 from prime_dht.entries.join import Selection
-from prime_dht.errors import ConfigError, QueryError, RemoteProtocolError, ValidationError
+from prime_dht.errors import ConfigError, QueryError, RemoteProtocolError
 from prime_dht.ids import Key, PeerId, kad_key
 from prime_dht.kad.contact import Contact
 from prime_dht.kad.lookup import Outcome
 from prime_dht.kad.replicas import choose_replicas, syncs
 from prime_dht.net.network import Network
 from prime_dht.node.answers import Answers
+from prime_dht.node.arguments import whole_number_of
 from prime_dht.node.cache import Question, ReadCache
 from prime_dht.node.clock import Clock
 from prime_dht.node.lookup_run import Task
 from prime_dht.node.lookups import Explorer
 from prime_dht.node.neighbourhood import Neighbourhood
+from prime_dht.node.pages import Bookmark, Page, Pages
 from prime_dht.node.results import Found, FoundPage
-from prime_dht.node.server import MAX_ENTRIES_PER_RECORD, MAX_REPLY_VALUE_BYTES, Server
+from prime_dht.node.server import MAX_REPLY_VALUE_BYTES, Server
 from prime_dht.node.writer import Writer
-from prime_dht.storage.paging import Place, decode_cursor, encode_cursor, take_page
-from prime_dht.wire.kad import GetValue, Record, Reply, SlotQuery
+from prime_dht.storage.paging import decode_cursor, take_page
+from prime_dht.wire.kad import GetValue, Reply, SlotQuery
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
@@ -71,16 +73,6 @@ REPAIRS_AT_ONCE = 4
 READ_SLOW_AFTER_S = 0.25
 """A replica that has not answered a get for so long no longer holds up the next one: another request costs little, and
 somebody waits."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Page:
-    """A replica's answer: the entries admitted, whether it holds the sector, and where it ended if that is not all."""
-
-    entries: Sequence[Entry]
-    held: bool
-    end: Place | None
-    next_cursor: bytes
 
 
 class Reader:
@@ -104,7 +96,7 @@ class Reader:
         self._server = server
         self._writer = writer
         self._cache = cache
-        self._rules = rules
+        self._pages = Pages(rules, server.verified, clock)
         self._config = config
         self._clock = clock
         self._to_repair, self._repairs = trio.open_memory_channel[tuple[PeerId, Sequence[Entry]]](REPAIRS_WAITING)
@@ -134,7 +126,7 @@ class Reader:
         if publishers is not None and not publishers:
             return None  # of nobody there is nothing
         question = Question(key, subkey, publishers)
-        if not latest and wanted_quorum is None:  # a remembered answer may be that of a smaller quorum
+        if not latest and wanted_quorum is None:  # a remembered answer is that of the configured one
             remembered = self._cache.get(question, now_us=self._clock.now_us(), now_s=self._clock.monotonic_s())
             if remembered is not None:
                 return remembered
@@ -145,7 +137,8 @@ class Reader:
             if not chosen:
                 return None
             found = Found.of(chosen[0], answered=len(answers.counted))
-            remember(found, self._clock.monotonic_s())
+            if len(answers.counted) >= self._quorum(None):  # others may ask for no less
+                remember(found, self._clock.monotonic_s())
         return found
 
     async def get_all(
@@ -160,14 +153,14 @@ class Reader:
         """The live entries of a key's slots in the order of (publisher, subkey), a page at a time.
 
         Raises:
-            QueryError: nobody could be asked.
+            QueryError: nobody could be asked, or replicas name more slots than the ``r`` of them can hold.
             ValidationError: the cursor is none that a page ended with.
         """
-        decode_cursor(cursor)
+        bookmark = Bookmark.decode(cursor)
         if publishers == frozenset() or subkeys == frozenset():
             return FoundPage(())
         selection = Selection(publishers=publishers, subkeys=subkeys, newest=False)
-        answers = await self._ask_replicas(key, selection, self._quorum(None), cursor=cursor)
+        answers = await self._ask_replicas(key, selection, self._quorum(None), cursor=bookmark.cursor)
         horizon = answers.horizon
         chosen = selection.choose(answers.joined, self._clock.now_us())
         within = [entry for entry in chosen if horizon is None or (entry.publisher, entry.header.subkey) <= horizon]
@@ -176,7 +169,13 @@ class Reader:
             within = within[:limit]
             end = (within[-1].publisher, within[-1].header.subkey) if within else None
         found = tuple(Found.of(entry, answered=len(answers.counted)) for entry in within)
-        return FoundPage(found, None if end is None else encode_cursor(*end))
+        if end is None:
+            return FoundPage(found)
+        bookmark = bookmark.moved_to(end, key, answers.joined)
+        most = self._config.replication_factor * self._config.limits.max_slots_per_key
+        if bookmark.slots > most:
+            raise QueryError(f"replicas name more than {most:,} slots: they make them up, or have other limits")
+        return FoundPage(found, bookmark.encode())
 
     async def get_many(self, keys: Sequence[Key], *, wanted_quorum: int | None) -> dict[Key, Found | None]:
         """The newest live entry of each key (subkey empty), with lookups shared and few, large requests.
@@ -192,7 +191,8 @@ class Reader:
         timeout_s = self._explorer.timeout_s(len(keys))
         ends_at_s = self._clock.monotonic_s() + timeout_s
         servers = await self._explorer.servers_near(keys, self._config.replication_factor, timeout_s=timeout_s / 2)
-        answers = {key: Answers(needed, self._known_replicas(), selection) for key in keys}
+        absence = self._known_replicas()
+        answers = {key: Answers(needed, absence, selection) for key in keys}
         asked = 0
         with trio.move_on_after(max(0.0, ends_at_s - self._clock.monotonic_s())) as limit:
             for width in sorted({needed, self._config.replication_factor, self._config.k_bucket_size}):
@@ -207,25 +207,32 @@ class Reader:
             chosen = selection.choose(said.joined, self._clock.now_us())
             nearest = self._nearest_replicas(key, (server for server in servers[key] if server.peer in said.by_peer))
             # Those that were being asked when the time was up have not failed, and others were not asked at all.
-            in_doubt = said.missing if limit.cancelled_caught else said.leaves_in_doubt(nearest)
+            is_open = said.missing or said.are_declined(nearest)
+            in_doubt = is_open if limit.cancelled_caught else said.leaves_in_doubt(nearest)
             if chosen or (self._neighbourhood.has_met_anybody() and not in_doubt):
                 found[key] = Found.of(chosen[0], answered=len(said.counted)) if chosen else None
                 self._repair_soon(key, said)
         if keys and not found:
-            raise QueryError(f"too few servers answered for any of the {len(keys)} keys")
+            why = next(filter(None, (said.why_declined() for said in answers.values())), "")
+            raise QueryError(f"too few servers answered for any of the {len(keys)} keys{why and f'; {why}'}")
         return found
 
     # Asking
 
     def _quorum(self, wanted: int | None) -> int:
         limit = self._config.replication_factor
-        if wanted is not None and not 1 <= wanted <= limit:
+        if wanted is not None and not 1 <= whole_number_of("quorum", wanted) <= limit:
             raise ConfigError(f"quorum must be in 1 ..= {limit}, not {wanted}")
         asked = wanted or self._config.read_quorum or limit // 2 + 1
         return min(asked, self._known_replicas())
 
     def _known_replicas(self) -> int:
-        return max(1, self._neighbourhood.servers_known(at_most=self._config.replication_factor))
+        """How many a key has, as far as is known; where they are few, those count of which it was only told."""
+        wanted = self._config.replication_factor
+        known = self._neighbourhood.servers_known(at_most=wanted)
+        if known < wanted:
+            known += len(self._neighbourhood.silent_replicas(or_told_of=True, at_most=wanted - known))
+        return max(1, known)
 
     async def _ask_replicas(self, key: Key, selection: Selection, needed: int, *, cursor: bytes = b"") -> Answers:
         answers = Answers(needed, self._known_replicas(), selection)
@@ -266,68 +273,84 @@ class Reader:
             elif len(answers.counted) == len(answers.by_peer):  # so far so good
                 lookup.narrow(answers.missing)
 
-        async def take_rest(contact: Contact, page: _Page) -> None:
+        async def take_rest(contact: Contact, page: Page) -> None:
             await self._take_rest(contact, key, query, page, answers)
             adjust(contact)
 
         def take(contact: Contact, reply: Reply) -> Task | None:
-            page = self._page(key, query, reply.record, reply.held, reply.next_cursor)
+            page = self._pages.read(key, query, reply.record, reply.held, reply.next_cursor)
             if page.next_cursor and query.newest:
                 return partial(take_rest, contact, page)
-            answers.add(contact.peer, page.entries, held=page.held, end=page.end)
+            answers.add(contact.peer, page.judged, held=page.held, end=page.end)
             adjust(contact)
             return None
 
         result = await self._explorer.run(lookup, GetValue(key, query), take=take, until=lambda: not answers.missing)
-        if not answers.missing or not answers.found_nothing:
+        if answers.found_nothing and self._neighbourhood.is_server and self._network.local not in answers.by_peer:
+            await self._ask_here(key, query, answers)  # it may hold what the nearest held before they died
+        if not answers.found_nothing:
             return
         replicas = self._nearest_replicas(key, result.closest)
-        left_s = self._config.operation_timeout_s - (result.ended_at_s - result.started_at_s)
-        with trio.move_on_after(max(0.0, left_s)):
-            async with trio.open_nursery() as nursery:
-                for replica in answers.silent_among(replicas):
-                    nursery.start_soon(self._ask_again, replica, key, query, answers)
+        are_missing = bool(answers.missing)
+        if are_missing:
+            left_s = self._config.operation_timeout_s - (result.ended_at_s - result.started_at_s)
+            with trio.move_on_after(max(0.0, left_s)):
+                async with trio.open_nursery() as nursery:
+                    for replica in answers.silent_among(replicas):
+                        nursery.start_soon(self._ask_again, replica, key, query, answers)
+        if answers.are_declined(replicas):
+            raise QueryError(answers.why_declined())
         # Those that were being asked when the time was up have not failed.
-        if result.outcome is Outcome.DEADLINE or answers.leaves_in_doubt(replicas):
+        if are_missing and (result.outcome is Outcome.DEADLINE or answers.leaves_in_doubt(replicas)):
             silent = f"{len(answers.silent_among(replicas))} of the {len(replicas)} closest did not answer"
-            raise QueryError(f"too few replicas to tell: {silent}; servers that had nothing: {len(answers.by_peer)}")
+            had_nothing = f"servers that had nothing: {len(answers.by_peer) - len(answers.declined)}"
+            raise QueryError(
+                "; ".join(filter(None, (f"too few replicas to tell: {silent}", had_nothing, answers.why_declined())))
+            )
 
     def _nearest_replicas(self, key: Key, answered: Iterable[Contact]) -> list[Contact]:
-        """The ``r`` closest to a key, of those that answered and those that have failed this node a moment ago."""
+        """The ``r`` closest to a key, of those that answered and those that have failed this node a moment ago.
+
+        Where there are fewer than ``r``, those count too of which it was only told, and which may hold the key. Where
+        there are enough they do not: anybody can name what is not there.
+        """
         known = {contact.peer: contact for contact in (*answered, *self._neighbourhood.silent_replicas())}
-        own = self._neighbourhood.own_contact()
-        return choose_replicas(kad_key(key), known.values(), self._config.replication_factor, own=own)
+        own, wanted = self._neighbourhood.own_contact(), self._config.replication_factor
+        replicas = choose_replicas(kad_key(key), known.values(), wanted, own=own)
+        missing = wanted - len(replicas)
+        told_of = self._neighbourhood.silent_replicas(or_told_of=True) if missing else []
+        return [*replicas, *[contact for contact in told_of if contact.peer not in known][:missing]]
 
     async def _ask_again(self, contact: Contact, key: Key, query: SlotQuery, answers: Answers) -> None:
         with suppress(QueryError, RemoteProtocolError):
             reply = await self._neighbourhood.ask(contact, GetValue(key, query))
-            page = self._page(key, query, reply.record, reply.held, reply.next_cursor)
+            page = self._pages.read(key, query, reply.record, reply.held, reply.next_cursor)
             await self._take_rest(contact, key, query, page, answers)
 
     async def _ask_here(self, key: Key, query: SlotQuery, answers: Answers) -> None:
         page, held = await self._server.read(key, query)
-        entries = self._admitted(page.entries)
+        judged = self._pages.judge(page.entries)
         while page.next_cursor and query.newest:
             page, held = await self._server.read(key, replace(query, cursor=page.next_cursor))
-            entries += self._admitted(page.entries)
-        answers.add(self._network.local, entries, held=held, end=decode_cursor(page.next_cursor))
+            judged += self._pages.judge(page.entries)
+        answers.add(self._network.local, judged, held=held, end=decode_cursor(page.next_cursor))
 
-    async def _take_rest(self, contact: Contact, key: Key, query: SlotQuery, page: _Page, answers: Answers) -> None:
+    async def _take_rest(self, contact: Contact, key: Key, query: SlotQuery, page: Page, answers: Answers) -> None:
         """Fetch the pages of a replica's answer behind the first, if it is to be complete, and count it.
 
         Raises:
             QueryError: a page did not come.
             RemoteProtocolError: the replica sent something that no honest one holds.
         """
-        entries = list(page.entries)
+        judged = page.judged
         pages = 1
         while page.next_cursor and query.newest and pages < MAX_PAGES:
             query = replace(query, cursor=page.next_cursor)
             reply = await self._neighbourhood.ask(contact, GetValue(key, query))
-            page = self._page(key, query, reply.record, reply.held, reply.next_cursor)
-            entries += page.entries
+            page = self._pages.read(key, query, reply.record, reply.held, reply.next_cursor)
+            judged += page.judged
             pages += 1
-        answers.add(contact.peer, entries, held=page.held, end=page.end)
+        answers.add(contact.peer, judged, held=page.held, end=page.end)
 
     async def _get_batches(self, by_peer: Mapping[PeerId, Sequence[Key]], answers: Mapping[Key, Answers]) -> None:
         for key in by_peer.get(self._network.local, ()):
@@ -346,16 +369,16 @@ class Reader:
     ) -> None:
         query = _slot_query(answers[keys[0]].selection, b"")
         contact = self._neighbourhood.contact(peer)
-        begun: list[tuple[Key, _Page]] = []
+        begun: list[tuple[Key, Page]] = []
         try:
             while keys:
                 reply = await self._neighbourhood.ask(contact, GetValue(Key(b""), query, tuple(keys)))
                 for key, item in zip(keys, reply.batch, strict=False):  # it may answer for the first keys only
-                    page = self._page(key, query, item.record, item.held, item.next_cursor)
+                    page = self._pages.read(key, query, item.record, item.held, item.next_cursor)
                     if page.next_cursor:
                         begun.append((key, page))
                     else:
-                        answers[key].add(peer, page.entries, held=page.held)
+                        answers[key].add(peer, page.judged, held=page.held)
                 if not reply.batch:
                     break
                 keys = keys[len(reply.batch) :]
@@ -365,53 +388,6 @@ class Reader:
             self._neighbourhood.failed(peer, error)  # what this peer leaves open is asked of others
         finally:
             place.release()
-
-    def _page(self, key: Key, query: SlotQuery, record: Record | None, held: bool, next_cursor: bytes) -> _Page:
-        """Check what a replica sent.
-
-        Raises:
-            RemoteProtocolError: it sent something that no honest replica holds.
-        """
-        if record is None or not record.value:
-            return _Page((), held, None, b"")
-        try:
-            decoded = decode_entry_set(record.value, max_entries=MAX_ENTRIES_PER_RECORD)
-            behind = decode_cursor(query.cursor)
-            end = decode_cursor(next_cursor)
-        except ValidationError as error:
-            raise RemoteProtocolError(str(error)) from error
-        entries = [candidate for candidate in decoded if isinstance(candidate, Entry)]
-        if len(entries) < len(decoded):
-            raise RemoteProtocolError("it holds something that is no entry")
-        if any(entry.header.key != key for entry in entries):
-            raise RemoteProtocolError("an entry of another key")
-        places = [(entry.publisher, entry.header.subkey) for entry in entries]
-        if end is not None and not places:
-            raise RemoteProtocolError("a page without entries that is not the last")
-        if behind is not None and any(place <= behind for place in places):
-            raise RemoteProtocolError("entries of the page before")  # whoever reads on would go round for ever
-        if end is not None and end != max(places):
-            raise RemoteProtocolError("a cursor that is not where the page ends")
-        return _Page(self._admitted(entries, of_peer=True), held, end, next_cursor)
-
-    def _admitted(self, entries: Sequence[Entry], *, of_peer: bool = False) -> list[Entry]:
-        """Of what a replica holds, what this node would store itself.
-
-        Raises:
-            RemoteProtocolError: a peer sent something that no honest replica holds.
-        """
-        now_us = self._clock.now_us()
-        admitted: list[Entry] = []
-        for entry in entries:
-            match admit(entry, now_us=now_us, rules=self._rules, verified=self._server.verified):
-                case Admitted(good):
-                    admitted.append(good)
-                case Refused(reason, text) as refused:
-                    if of_peer and refused.blame:
-                        raise RemoteProtocolError(f"{reason.value}: {text}")
-                case Deferred():
-                    pass
-        return admitted
 
     # Repairing
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from prime_dht.entries.validators import ValidatorRegistry
 from prime_dht.errors import (
     ConfigError,
     LocalProtocolError,
+    PrimeDHTError,
     QueryError,
     RemoteProtocolError,
     StorageError,
@@ -31,6 +32,7 @@ from prime_dht.kad.keyspace import closest
 from prime_dht.kad.replicas import choose_replicas
 from prime_dht.net.addresses import address_text, is_address_of
 from prime_dht.net.network import Network
+from prime_dht.node.arguments import whole_number_of
 from prime_dht.node.clock import Clock
 from prime_dht.node.lookups import Explorer
 from prime_dht.node.neighbourhood import Neighbourhood
@@ -64,6 +66,31 @@ CORRECTIONS_WAITING = 16
 """Corrections that wait their turn, each a record at most; beyond, they are left to the next reader."""
 
 ANNOUNCEMENTS_AT_ONCE = 8
+
+ANNOUNCE_AGAIN_S = 60.0
+"""How often what nobody took is announced again."""
+
+ANNOUNCED_IN_VAIN = 16
+"""After so many announcements that nobody took again, the others wait for the next time."""
+
+SAID_ADDRESSES = 64
+"""Of one provider, from all that named it; each may name ``MAX_ADDRESSES_PER_PEER``."""
+
+
+@dataclass(slots=True)
+class _Providers:
+    """Who provides something, and what was said of where they are: what one says does not hide what others do."""
+
+    addresses: dict[PeerId, dict[bytes, None]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.addresses)
+
+    def add(self, provider: PeerId, addresses: Iterable[bytes]) -> None:
+        said = self.addresses.setdefault(provider, {})
+        for address in addresses:
+            if len(said) < SAID_ADDRESSES and is_address_of(provider, address):
+                said[address] = None
 
 
 @dataclass(slots=True)
@@ -101,6 +128,7 @@ class Records:
         self._clock = clock
         self._own_records: dict[Key, bytes] = {}
         self._heard: OrderedDict[bytes, list[PeerRecord]] = OrderedDict()
+        self._untold: dict[bytes, None] = {}  # announced, and nobody took it; tried last, last
         self._announcing = trio.CapacityLimiter(ANNOUNCEMENTS_AT_ONCE)
         self._to_correct, self._corrections = trio.open_memory_channel[tuple[PeerId, Request]](CORRECTIONS_WAITING)
 
@@ -131,13 +159,13 @@ class Records:
 
         Raises:
             ConfigError: the quorum is not in 1 ..= r.
-            QueryError: nobody could be asked.
-            ValidationError: no validator is registered for the key's namespace.
+            QueryError: nobody that could be asked answered, and this node is not the first of its swarm.
+            ValidationError: no validator is registered for the key's namespace, or the quorum is no whole number.
         """
         _check_plain(key)
         self._validators.check_namespace(key)
         limit = self._config.replication_factor
-        if quorum is not None and not 1 <= quorum <= limit:
+        if quorum is not None and not 1 <= whole_number_of("quorum", quorum) <= limit:
             raise ConfigError(f"quorum must be in 1 ..= {limit}, not {quorum}")
         wanted = quorum or self._config.read_quorum or self._config.write_quorum
         named = _Named()
@@ -152,15 +180,19 @@ class Records:
             lookup = self._explorer.lookup(kad_key(key), query_timeout_s=self._config.rpc_timeout_s)
             await self._explorer.run(lookup, GetValue(key), take=weigh, until=lambda: named.count >= wanted)
         if named.best is None:
-            if not named.asked and not self._neighbourhood.is_server:
-                raise QueryError("nobody that could be asked answered")
+            self._check_anybody_answered(named.asked - {self._network.local})
             return None
         self._correct_soon(key, named)
         return named.best
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Carry out corrections until cancelled."""
-        task_status.started()
+        """Carry out corrections, and announce again what nobody took, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._correct_each)
+            nursery.start_soon(self._announce_untold)
+            task_status.started()
+
+    async def _correct_each(self) -> None:
         async for peer, request in self._corrections:
             try:
                 await self._neighbourhood.tell(self._neighbourhood.contact(peer), request)
@@ -225,6 +257,9 @@ class Records:
     async def provide(self, multihash: bytes, *, announce: bool) -> RecordReceipt:
         """Announce that this node has the content of a multihash, now or at the next republish, and while it runs.
 
+        What nobody takes now, because this node has not joined yet, say, is announced again within a minute of when it
+        has, and so on until somebody took it. The receipt then names nobody that stored it.
+
         Raises:
             LocalProtocolError: this node has no address at which it could be reached.
             ValidationError: it provides too many already.
@@ -240,35 +275,38 @@ class Records:
     async def stop_providing(self, multihash: bytes) -> None:
         """Announce it no longer; what others remember of it expires."""
         self._server.provided.discard(multihash)
+        self._untold.pop(multihash, None)
         await trio.lowlevel.checkpoint()
 
     async def find_providers(self, multihash: bytes, count: int) -> list[Provider]:
         """Up to ``count`` providers, each once, those that this node knows of first.
 
+        Of each, the addresses that this node knows itself come first, and then those that were named, by anybody.
+
         Raises:
-            QueryError: this node is a client, and nobody could be asked.
-            ValidationError: the count is below 1.
+            QueryError: none is known, nobody that could be asked answered, and this node is not the first of its swarm.
+            ValidationError: the count is below 1, or no whole number.
         """
-        if count < 1:
+        if whole_number_of("count", count) < 1:
             raise ValidationError("count must be at least 1")
-        found: dict[PeerId, tuple[bytes, ...]] = {}
+        found = _Providers()
         for record in await self._server.get_providers(multihash):
-            found[record.provider] = record.addresses
+            found.add(record.provider, record.addresses)
         lookup = self._explorer.lookup(kad_key(multihash))
 
         def note(_contact: Contact, reply: Reply) -> None:
             for record in reply.providers:
-                found.setdefault(record.peer, record.addresses)
+                found.add(record.peer, record.addresses)
                 self._network.learn_addresses(record.peer, record.addresses, source="kad")
 
         if len(found) < count:
             request = GetProviders(multihash)
             result = await self._explorer.run(lookup, request, take=note, until=lambda: len(found) >= count)
-            if not found and not result.closest and not self._neighbourhood.is_server:
-                raise QueryError("nobody that could be asked answered")
+            if not found:
+                self._check_anybody_answered(result.closest)
         providers = [
-            PeerRecord(peer, tuple(address for address in addresses if is_address_of(peer, address)))
-            for peer, addresses in islice(found.items(), count)
+            PeerRecord(peer, tuple(dict.fromkeys((*self._network.addresses_of(peer), *said))))
+            for peer, said in islice(found.addresses.items(), count)
         ]
         self._heard[multihash] = providers
         self._heard.move_to_end(multihash)
@@ -297,7 +335,39 @@ class Records:
     async def _announce(self, multihash: bytes) -> RecordReceipt:
         async with self._announcing:
             request = AddProvider(multihash, (PeerRecord(self._network.local, self._network.own_addresses()),))
-            return await self._to_closest(multihash, request, lambda _reply: True, None)
+            receipt = await self._to_closest(multihash, request, lambda _reply: True, None)
+        self._untold.pop(multihash, None)
+        if not receipt.stored_by and multihash in self._server.provided:
+            self._untold[multihash] = None
+        return receipt
+
+    async def _announce_untold(self) -> None:
+        """Announce again what nobody took, once there is somebody."""
+        while True:
+            await trio.sleep(ANNOUNCE_AGAIN_S)
+            failures = 0
+            for multihash in list(self._untold):
+                is_possible = len(self._neighbourhood.table) and self._network.own_addresses()
+                if not is_possible or failures == ANNOUNCED_IN_VAIN:
+                    break
+                if multihash not in self._untold:  # withdrawn, or announced meanwhile
+                    continue
+                try:
+                    failures += not (await self._announce(multihash)).stored_by
+                except PrimeDHTError as error:
+                    logger.warning("content could not be announced: %s; again in %g s", error, ANNOUNCE_AGAIN_S)
+                    break
+
+    def _check_anybody_answered(self, others: Collection[object]) -> None:
+        """See that what nobody named is not merely what nobody could be asked for.
+
+        Raises:
+            QueryError: no other node answered, though there may be some.
+        """
+        known = self._neighbourhood
+        is_first = known.is_server and known.has_looked_around and not len(known.table)
+        if not others and not is_first:
+            raise QueryError("nobody that could be asked answered")
 
     async def _to_closest(
         self,

@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 
 from prime_dht.entries.entry import Entry
 from prime_dht.entries.lifetime import is_op, retire_before_us
-from prime_dht.errors import NotWrittenError, StorageError
+from prime_dht.errors import NotWrittenError, QueryError, StorageError
 from prime_dht.events import EntriesExpired
 from prime_dht.ids import US_PER_S, OpId
 from prime_dht.node.blobs.claims import BlobClaims, refers_to_blob
@@ -48,7 +48,7 @@ from prime_dht.partition.parameters import PartitionParameters
 from prime_dht.partition.partition import Partition
 from prime_dht.storage.base import OP_ID_BYTES, Expired, Gone, Op, OpArrays, PutOutcome, PutResult, StorageBackend
 from prime_dht.storage.capacity import location_of
-from prime_dht.sync.declined import DeclinedOp
+from prime_dht.sync.declined import Declined, DeclinedOp
 from prime_dht.sync.view import View
 
 if TYPE_CHECKING:
@@ -76,6 +76,9 @@ LOAD_AGAIN_S = 10.0
 
 MAX_UNITS_AHEAD = 256
 """Units dated ahead of the clock in which the ops may lie; 5 MB."""
+
+READING = "it is still reading its store"
+"""Why a replica is not ready, if all is well."""
 
 _Result = TypeVar("_Result")
 _Change = tuple[Op, int]
@@ -109,6 +112,7 @@ class Replica:
         self._feed = feed
         self._partition: Partition | None = None
         self._views: list[View] = []
+        self._declined = Declined()
         self._named: Counter[OpId] = Counter()  # by the calls under way
         self._unsettled: dict[OpId, _Change] = {}
         self._waiting: dict[OpId, _Change] = {}  # for the partition to take them in
@@ -119,6 +123,7 @@ class Replica:
         self._held_up: trio.Event | None = None
         self._doubted = trio.Event()
         self._ready = trio.Event()
+        self._not_ready_because = READING
 
     @property
     def partition(self) -> Partition | None:
@@ -126,9 +131,16 @@ class Replica:
         self._take_in()
         return self._partition
 
-    async def wait_until_ready(self) -> None:
-        """Wait for the partition to have been loaded, if that is under way."""
-        await self._ready.wait()
+    async def wait_until_ready(self, timeout_s: float) -> None:
+        """Wait for the partition to have been loaded.
+
+        Raises:
+            QueryError: it was not within so many seconds; says why.
+        """
+        with trio.move_on_after(timeout_s) as limit:
+            await self._ready.wait()
+        if limit.cancelled_caught:
+            raise QueryError(f"this node cannot compare what it stores: {self._not_ready_because}")
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Load the partition and keep it at the layout of the time, until cancelled."""
@@ -145,6 +157,7 @@ class Replica:
                     await self._expire_at_tick()
             except StorageError as error:
                 logger.warning("the store failed: %s; reading its ops again in %g s", error, LOAD_AGAIN_S)
+                self._not_ready_because = f"its store failed: {error}"
                 self._doubt()
                 await trio.sleep(LOAD_AGAIN_S)
 
@@ -157,10 +170,11 @@ class Replica:
         """
         if self._blobs is None or not any(map(refers_to_blob, entries)):
             return await self._put(entries, now_us)
-        unkept = await self._blobs.claim(entries, is_by_put=not is_by_sync)
-        refused = {} if is_by_sync else unkept
-        taken = [entry for entry in entries if entry.op_id not in refused]
-        results = await self._put(taken, now_us)
+        with self._blobs.putting(entries):
+            unkept = await self._blobs.claim(entries, is_by_put=not is_by_sync)
+            refused = {} if is_by_sync else unkept
+            taken = [entry for entry in entries if entry.op_id not in refused]
+            results = await self._put(taken, now_us)
         await self._blobs.unclaim(_not_there(taken, results))
         rest = iter(results)
         return [
@@ -231,6 +245,10 @@ class Replica:
         )
 
     # Views
+
+    def keep_up(self, declined: Declined) -> None:
+        """Take what comes to be stored out of what was declined, from now on: a view counts what is in either."""
+        self._declined = declined
 
     @contextmanager
     def view(self, declined: Iterable[DeclinedOp] = ()) -> Iterator[View | None]:
@@ -312,6 +330,9 @@ class Replica:
         self._count(settled)
 
     def _count(self, changes: Sequence[_Change]) -> None:
+        for op, sign in changes:
+            if sign > 0:
+                self._declined.discard(op.op_id)
         if self._partition is None:
             self._touched.update(op.op_id for op, _ in changes)
         else:
@@ -325,7 +346,7 @@ class Replica:
                 if sign > 0:
                     view.inserted(op.op_id)
                 elif sign < 0:
-                    view.removed(op.op_id, op.location)
+                    view.removed(op.op_id, op.location, op.created_at_us)
 
     def _take_in(self) -> None:
         """Bring the partition in step with the store."""
@@ -340,6 +361,7 @@ class Replica:
         self._partition = None
         self._waiting.clear()
         self._touched.clear()
+        self._declined.forget_put_off()
         self._doubted.set()
         if self._ready.is_set():  # else somebody may be waiting for it
             self._ready = trio.Event()
@@ -355,10 +377,11 @@ class Replica:
             cursor = page.next_cursor
         now_us = self._clock.now_us()
         if _is_behind(now_us, np.concatenate([page.created_at_us for page in pages]), self.parameters.unit_us):
+            clock = datetime.fromtimestamp(now_us // US_PER_S, UTC).isoformat()
             logger.warning(
-                "the clock says %s, and most of the entries stored are dated later: waiting for it to be set",
-                datetime.fromtimestamp(now_us // US_PER_S, UTC).isoformat(),
+                "the clock says %s, and most of the entries stored are dated later: waiting for it to be set", clock
             )
+            self._not_ready_because = f"its clock says {clock}, and most of the entries stored are dated later"
             return False
         partition = Partition(self.parameters, now_us=now_us)
         for page in pages:
@@ -388,6 +411,7 @@ class Replica:
             if not self._doubted.is_set():
                 self._partition = partition
                 self._ready.set()
+                self._not_ready_because = READING
         finally:
             self._held_up = None
             held_up.set()

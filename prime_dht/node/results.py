@@ -125,7 +125,10 @@ class FoundPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordReceipt:
-    """Where a plain record or a provider record was put."""
+    """Where a plain record or a provider record was put.
+
+    A provider record that nobody stored is announced again every minute, until somebody does.
+    """
 
     key: bytes
     stored_by: tuple[PeerId, ...]

@@ -1,7 +1,9 @@
 """One round of sync at a time: what the state machine of :mod:`prime_dht.sync.round` asks for, done.
 
 A round talks over a stream, reads this node's store and, entry by entry, judges what comes as a put would be judged
-(:mod:`prime_dht.entries.admission`): newest wins, and what is refused is refused for its own reason.
+(:mod:`prime_dht.entries.admission`): newest wins, and what is refused is refused for its own reason. Whoever sends what
+its publisher has not signed, or what no replica stores, is to blame. What is refused is remembered, so
+that it does not come again (:mod:`prime_dht.sync.declined`), as far as replicas may have it for long.
 
 **Deadlines.** A peer that falls silent, or crawls, holds up its own round and nothing else, and that not for long: each
 message has a deadline, and so have all waits of a round together, which the more it has moved the more it may take.
@@ -20,6 +22,9 @@ import trio
 
 from prime_dht.entries.admission import AdmissionRules, Admitted, Deferred, Reason, Refused, admit
 from prime_dht.entries.entry import Entry, Version
+from prime_dht.entries.lifetime import is_retired
+from prime_dht.entries.limits import is_about_store
+from prime_dht.entries.signing import verify_signature
 from prime_dht.errors import QueryError, RemoteProtocolError
 from prime_dht.ids import OpId, PeerId, TimestampUs
 from prime_dht.net.network import Conversation
@@ -49,6 +54,7 @@ from prime_dht.sync.actions import (
     OpsFound,
     Outcome,
     Receive,
+    Rest,
     Send,
     StoreEntries,
     TimedOut,
@@ -78,6 +84,10 @@ FEW_ANSWERS = 5
 
 MAX_ROUND_S = 600.0
 """For a round, whatever it has moved; then it waits for no message any more. What is left is for the next."""
+
+_STORED_NOWHERE = frozenset({Reason.BAD_KEY, Reason.NOT_PERMITTED})
+"""What all nodes refuse alike, from the entry alone. (One of another network may be in the store of a node that was
+started again under the name of this one.)"""
 
 
 @dataclass(slots=True)
@@ -182,6 +192,7 @@ class Rounds:
         self._rules = rules
         self._clock = clock
         self._rng = rng
+        replica.keep_up(held.declined)
 
     @property
     def local(self) -> PeerId:
@@ -278,6 +289,9 @@ class Rounds:
                     event = await self._fetch_entries(ids)
                 case StoreEntries(entries):
                     event = EntriesStored(await self._store(entries))
+                case Rest():
+                    await trio.lowlevel.checkpoint()
+                    event = None
                 case Charge():
                     self._peers.charge(conversation.peer)
                     event = None
@@ -363,40 +377,53 @@ class Rounds:
                     fates.append(Judged(Fate.STORED))
                 case Deferred():
                     fates.append(Judged(Fate.POSTPONED, "dated too far in the future"))
-                case Refused(reason):
-                    fates.append(Judged(_fate_of(verdict), reason.value))
+                case Refused():
+                    fates.append(self._refused(entry, verdict, now_us))
                 case _:
                     assert_never(verdict)
         joined = [entry for _, entry in admitted]
         results = await self._replica.put_entries(joined, now_us=now_us, is_by_sync=True)
         self._server.publish(joined, results)
-        for (place, _), result in zip(admitted, results, strict=True):
-            fates[place] = _judged(result)
-        for entry, fate in zip(entries, fates, strict=True):
-            if fate.fate is Fate.DECLINED:
-                self._held.decline(_declined(entry))
+        for (place, entry), result in zip(admitted, results, strict=True):
+            fates[place] = self._put(entry, result, now_us)
         return tuple(fates)
 
+    def _refused(self, entry: Entry, refused: Refused, now_us: int) -> Judged:
+        """What becomes of an entry that is not admitted."""
+        if refused.blame or refused.reason in _STORED_NOWHERE:
+            return Judged(Fate.BLAMED, refused.reason.value)
+        if not verify_signature(entry, self._server.verified):
+            return Judged(Fate.BLAMED, Reason.BAD_SIGNATURE.value)
+        if refused.reason is Reason.VALUE_MISSING:
+            # Whoever sent it has dropped the value too early; from somebody else it may come whole.
+            return Judged(Fate.POSTPONED, refused.reason.value)
+        is_noted = self._may_last(entry, now_us) and self._held.decline(_declined(entry))
+        return Judged(Fate.DECLINED, refused.reason.value, is_noted=is_noted)
 
-def _fate_of(refused: Refused) -> Fate:
-    if refused.blame:
-        return Fate.BLAMED
-    # Whoever sent it has dropped the value too early; from somebody else it may come whole.
-    return Fate.POSTPONED if refused.reason is Reason.VALUE_MISSING else Fate.DECLINED
+    def _may_last(self, entry: Entry, now_us: int) -> bool:
+        """Whether replicas may have an entry, for some time yet. By its dates, which somebody may have chosen freely.
 
+        So what is remembered is dated within the life of an entry from now, and retires.
+        """
+        header, limits = entry.header, self._rules.limits
+        is_dated_ahead = header.created_at_us > now_us + limits.clock_skew_us
+        lives_too_long = header.retain_until_us - header.created_at_us > limits.max_ttl_us
+        return not (is_dated_ahead or lives_too_long or is_retired(entry, now_us, self._rules.unit_us))
 
-def _judged(result: PutResult) -> Judged:
-    match result.outcome:
-        case PutOutcome.INSERTED:
-            return Judged(Fate.STORED)
-        case PutOutcome.DUPLICATE:
-            return Judged(Fate.DUPLICATE)
-        case PutOutcome.SUPERSEDED:
-            return Judged(Fate.SUPERSEDED)
-        case PutOutcome.REFUSED:
-            return Judged(Fate.POSTPONED, result.reason)  # there is no room, and there may be some later
-        case _:
-            assert_never(result.outcome)
+    def _put(self, entry: Entry, result: PutResult, now_us: int) -> Judged:
+        """What became of an entry that was admitted."""
+        match result.outcome:
+            case PutOutcome.INSERTED:
+                return Judged(Fate.STORED, displaces=result.displaced is not None and result.displaced.op is not None)
+            case PutOutcome.DUPLICATE:
+                return Judged(Fate.DUPLICATE)
+            case PutOutcome.SUPERSEDED:
+                return Judged(Fate.SUPERSEDED)
+            case PutOutcome.REFUSED:  # there is no room, and there may be some later
+                is_noted = not is_about_store(result.reason) and self._held.put_off(_declined(entry), now_us=now_us)
+                return Judged(Fate.POSTPONED, result.reason, is_noted=is_noted)
+            case _:
+                assert_never(result.outcome)
 
 
 def _declined(entry: Entry) -> DeclinedOp:

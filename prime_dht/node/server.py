@@ -22,7 +22,18 @@ from prime_dht.entries.envelope import VerifiedEnvelopes
 from prime_dht.entries.validators import ValidatorRegistry
 from prime_dht.errors import RemoteProtocolError, ValidationError
 from prime_dht.events import EntriesEvicted, EntryStored
-from prime_dht.ids import PRIME_NAMESPACE, US_PER_S, Key, OpId, PeerId, TimestampUs, is_peer_id, kad_key, namespace_of
+from prime_dht.ids import (
+    EMPTY_KEY,
+    PRIME_NAMESPACE,
+    US_PER_S,
+    Key,
+    OpId,
+    PeerId,
+    TimestampUs,
+    is_peer_id,
+    kad_key,
+    namespace_of,
+)
 from prime_dht.kad.replicas import digest
 from prime_dht.net.addresses import credible, is_address_of
 from prime_dht.net.network import Network
@@ -435,6 +446,8 @@ class Server:
         return self._reply(providers=providers, closer=self._closer(multihash, asker))
 
     def _namespace(self, key: Key) -> str:
+        if key == EMPTY_KEY:  # which an application can come to ask for
+            raise ValidationError("a key cannot be empty behind /prime/")
         try:
             return namespace_of(key)
         except ValidationError as error:

@@ -76,6 +76,7 @@ class Syncing:
 
     Args:
         replication: r.
+        timeout_s: how long a round that somebody asks for waits for this node to have read its store.
         rng: for jitter, nonces and the choice between equals.
     """
 
@@ -89,6 +90,8 @@ class Syncing:
         feed: Feed,
         rng: Random,
         replication: int,
+        *,
+        timeout_s: float,
     ) -> None:
         self._rounds = rounds
         self._held = held
@@ -98,6 +101,7 @@ class Syncing:
         self._feed = feed
         self._rng = rng
         self._replication = replication
+        self._timeout_s = timeout_s
         self._foreign: set[PeerId] = set()
         self._schedule: Schedule | None = None
         self._served: dict[PeerId, _Served] = {}
@@ -160,20 +164,20 @@ class Syncing:
             dry_run: only compare.
 
         Raises:
-            QueryError: it cannot be reached or does not sync, or this node has not read its store yet.
+            QueryError: it cannot be reached or does not sync, or this node cannot read its store in time.
         """
-        await self._replica.wait_until_ready()
+        await self._replica.wait_until_ready(self._timeout_s)
         return await self._round(peer, self._rng.getrandbits(32), dry_run=dry_run)
 
     async def holding_of(self, peer: PeerId) -> Holding:
         """How much of its arc a peer holds, as it says when a round begins: a dry one, about its own sector alone.
 
         Raises:
-            QueryError: it cannot be reached, or takes part in no round now.
+            QueryError: it cannot be reached, or takes part in no round now, or this node cannot read its store in time.
         """
         bits = self._replica.parameters.sector_bits
         own = ArcSet.of_sectors([sector_of(location_of(peer), sector_bits=bits)], sector_bits=bits)
-        await self._replica.wait_until_ready()
+        await self._replica.wait_until_ready(self._timeout_s)
         report = await self._rounds.initiate(peer, nonce=self._rng.getrandbits(32), arc=own, dry_run=True)
         outcome = report.outcome
         if outcome.partner_arc is None or outcome.partner_held is None:

@@ -14,14 +14,16 @@ Whether this node is a replica itself is judged when the put starts, so that it 
 again by what the lookup found when it ends: the peers that seemed closer may be dead.
 
 An own slot's last write is made durable before the entry leaves this node: after a crash, or with a clock that was set
-back, the next entry is still newer than any that others may hold.
+back, the next entry is still newer than any that others may hold. But a clock that was far ahead once would hold up the
+slot until then: what follows such a write is dated ahead as well, and replicas put it off. If most do, the writer signs
+once more, by its clock as it is now. In a slot that has no last write a clock that is far behind gives an entry that is
+superseded, or refused as retired; the receipt, or the error, says so.
 """
 
 from __future__ import annotations
 
 import logging
-import math
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -30,16 +32,17 @@ from libp2p.crypto.keys import PrivateKey
 
 from prime_dht.config import DhtConfig
 from prime_dht.entries.capability import decode_capability
-from prime_dht.entries.codec import encode_entry_set, inline
+from prime_dht.entries.codec import YEAR_10000_US, encode_entry_set, inline
 from prime_dht.entries.entry import NO_METADATA, BlobRef, Content, Entry, EntryHeader, Slot, Tombstone
 from prime_dht.entries.envelope import signature_of
 from prime_dht.entries.signing import sign_entry
-from prime_dht.entries.slot import EntryTimes, next_entry_times, tombstone_times
+from prime_dht.entries.slot import EntryTimes, LastWrite, brought_back, next_entry_times, tombstone_times
 from prime_dht.errors import ConfigError, QueryError, RemoteProtocolError, StorageError, ValidationError
 from prime_dht.ids import US_PER_S, KadKey, Key, PeerId, kad_key, short
 from prime_dht.kad.contact import Contact
 from prime_dht.kad.replicas import choose_replicas, digest, quorum
 from prime_dht.net.network import Network
+from prime_dht.node.arguments import whole_number_of
 from prime_dht.node.batches import batches
 from prime_dht.node.clock import Clock
 from prime_dht.node.lookups import Explorer
@@ -52,6 +55,9 @@ from prime_dht.wire.kad import EntryStatus, PutValue, Record, Reply, StatusCode
 logger = logging.getLogger(__name__)
 
 BATCHES_AT_ONCE = 16
+
+MAX_BEGUN_ANEW = 10_000
+"""Slots of which a node notes that they were begun anew; of more, the next write of the first finds out once again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,12 +97,13 @@ class _Tally:
     refused: list[tuple[PeerId, str]] = field(default_factory=list)
     failed: list[tuple[PeerId, str]] = field(default_factory=list)
     superseded: bool = False
+    deferred_by: int = 0
 
     @property
     def size_bytes(self) -> int:
         return self.entry.size_bytes
 
-    def note(self, peer: PeerId, status: EntryStatus) -> None:
+    def note(self, peer: PeerId, status: EntryStatus, *, is_local: bool = False) -> None:
         match status.code:
             case StatusCode.STORED:
                 self.stored.append(peer)
@@ -104,6 +111,7 @@ class _Tally:
                 self.superseded = True
                 self.refused.append((peer, "superseded"))
             case StatusCode.DEFERRED | StatusCode.REFUSED | StatusCode.UNSPECIFIED:
+                self.deferred_by += status.code is StatusCode.DEFERRED and not is_local
                 self.refused.append((peer, status.reason or status.code.name.lower()))
 
     def receipt(self, servers_known: int) -> PutReceipt:
@@ -146,9 +154,13 @@ class Writer:
         self._config = config
         self._clock = clock
         self._signing = trio.Lock()
+        # The last writes of slots that were begun anew: what is durable of them is the write that was dated far ahead.
+        self._begun_anew: OrderedDict[Slot, OwnSlot] = OrderedDict()
 
     async def put(self, statement: Statement, *, replication: int | None = None) -> PutReceipt:
         """Sign a statement and store it on the ``r`` servers closest to its key.
+
+        It takes ``operation_timeout_s`` at most; twice as long where this node's clock was far ahead at its last write.
 
         Raises:
             ConfigError: the replication is not in 1 ..= k.
@@ -157,12 +169,19 @@ class Writer:
         """
         wanted = self._replication(replication)
         servers_known = self._neighbourhood.servers_known(at_most=wanted)
-        (entry,) = await self._sign([statement])
+        tally = await self._put_one(await self._sign([statement]), wanted)
+        if self._is_held_up(tally):
+            tally = await self._put_one(await self._sign([statement], is_anew=True), wanted)
+        return self._receipts([tally], servers_known)[0]
+
+    async def _put_one(self, entries: Sequence[Entry], wanted: int) -> _Tally:
+        (entry,) = entries
+        key = entry.header.key
         tally = _Tally(entry, wanted)
         own = self._neighbourhood.own_contact()
-        target = kad_key(statement.key)
+        target = kad_key(key)
         began_s, half_s = self._clock.monotonic_s(), self._config.operation_timeout_s / 2
-        replicas = await self._explorer.replicas_of(statement.key, wanted, timeout_s=half_s)
+        replicas = await self._explorer.replicas_of(key, wanted, timeout_s=half_s)
         left_s = max(half_s, began_s + 2 * half_s - self._clock.monotonic_s())
         if own in replicas:
             async with trio.open_nursery() as nursery:
@@ -172,7 +191,7 @@ class Writer:
             others = await self._put_along_lookup(tally, target, replicas, wanted, timeout_s=left_s)
             if own is not None and own in choose_replicas(target, others, wanted, own=own):
                 await self._store_here([tally])
-        return self._receipts([tally], servers_known)[0]
+        return tally
 
     async def put_many(self, statements: Sequence[Statement], *, replication: int | None = None) -> list[PutReceipt]:
         """As :meth:`put` for each, with lookups shared by neighbouring keys and few, large requests.
@@ -184,7 +203,15 @@ class Writer:
         """
         wanted = self._replication(replication)
         servers_known = self._neighbourhood.servers_known(at_most=wanted)
-        tallies = [_Tally(entry, wanted) for entry in await self._sign(statements)]
+        tallies = await self._put_each(await self._sign(statements), wanted)
+        if held_up := [index for index, tally in enumerate(tallies) if self._is_held_up(tally)]:
+            signed_anew = await self._sign([statements[index] for index in held_up], is_anew=True)
+            for index, tally in zip(held_up, await self._put_each(signed_anew, wanted), strict=True):
+                tallies[index] = tally
+        return self._receipts(tallies, servers_known)
+
+    async def _put_each(self, entries: Sequence[Entry], wanted: int) -> list[_Tally]:
+        tallies = [_Tally(entry, wanted) for entry in entries]
         by_peer: dict[PeerId, list[_Tally]] = defaultdict(list)
         timeout_s = self._explorer.timeout_s(len(tallies))
         ends_at_s = self._clock.monotonic_s() + timeout_s
@@ -202,7 +229,12 @@ class Writer:
                 for part in batches(batch):
                     await at_once.acquire()
                     nursery.start_soon(self._put_part, peer, part, at_once, ends_at_s)
-        return self._receipts(tallies, servers_known)
+        return tallies
+
+    def _is_held_up(self, tally: _Tally) -> bool:
+        """Whether an entry is dated too far ahead, by other replicas' clocks and this node's, for what it follows."""
+        ahead_us = tally.entry.header.created_at_us - self._clock.now_us()
+        return tally.deferred_by > len(tally.stored) and ahead_us > self._config.limits.clock_skew_us
 
     async def repair(self, entries: Sequence[Entry], peer: PeerId) -> None:
         """Give entries of one key to a replica that was seen to lack them.
@@ -222,8 +254,11 @@ class Writer:
 
     # Signing
 
-    async def _sign(self, statements: Sequence[Statement]) -> list[Entry]:
+    async def _sign(self, statements: Sequence[Statement], *, is_anew: bool = False) -> list[Entry]:
         """Make entries that are newer than anything this node wrote in their slots, and remember that durably.
+
+        Args:
+            is_anew: whether what this node wrote with a clock that was far ahead does not count.
 
         Raises:
             ValidationError: a statement breaks a rule or a limit; then none is signed.
@@ -238,24 +273,36 @@ class Writer:
             entries: list[Entry] = []
             for statement in statements:
                 slot = Slot(statement.key, self._network.local, statement.subkey)
-                previous = latest.get(slot) or await self._storage.own_slot(slot)
+                last = latest.get(slot) or self._begun_anew.get(slot) or await self._storage.own_slot(slot)
+                previous: LastWrite | None = last
+                if is_anew and previous is not None:
+                    limits = self._config.limits
+                    previous = brought_back(
+                        previous,
+                        self._clock.now_us(),
+                        clock_skew_us=limits.clock_skew_us,
+                        max_ttl_us=limits.max_ttl_us,
+                    )
                 times = self._times(statement, previous)
                 entry = self._sign_one(statement, times)
                 latest[slot] = OwnSlot(slot, times.created_at_us, times.retain_until_us)
                 entries.append(entry)
             await self._storage.put_own_slots(list(latest.values()))
+            self._begun_anew.update(
+                (slot, last) for slot, last in latest.items() if is_anew or slot in self._begun_anew
+            )
+            while len(self._begun_anew) > MAX_BEGUN_ANEW:
+                self._begun_anew.popitem(last=False)
         finally:
             self._signing.release()
         return entries
 
-    def _times(self, statement: Statement, previous: OwnSlot | None) -> EntryTimes:
+    def _times(self, statement: Statement, previous: LastWrite | None) -> EntryTimes:
         now_us = self._clock.now_us()
         max_ttl_us = self._config.limits.max_ttl_us
         if statement.deletes:
-            if statement.capability:  # what was written with it cannot outlive it
-                end_us = decode_capability(statement.capability).expires_at_us
-                max_ttl_us = max(1, min(max_ttl_us, end_us - now_us))
-            return tombstone_times(now_us, previous, max_ttl_us=max_ttl_us)
+            end_us = decode_capability(statement.capability).expires_at_us if statement.capability else None
+            return tombstone_times(now_us, previous, max_ttl_us=max_ttl_us, expires_by_us=end_us)
         if statement.ttl_s is not None and statement.expires_at_s is not None:
             raise ValidationError("give ttl or expires_at, not both")
         if statement.expires_at_s is not None:
@@ -284,7 +331,8 @@ class Writer:
     # Storing
 
     def _replication(self, replication: int | None) -> int:
-        wanted = self._config.replication_factor if replication is None else replication
+        given = self._config.replication_factor if replication is None else replication
+        wanted = whole_number_of("replication", given)
         if not 1 <= wanted <= self._config.k_bucket_size:
             raise ConfigError(f"replication must be in 1 ..= {self._config.k_bucket_size}, not {wanted}")
         return wanted
@@ -297,7 +345,7 @@ class Writer:
                 tally.failed.append((self._network.local, str(error)))
             return
         for tally, status in zip(tallies, statuses, strict=True):
-            tally.note(self._network.local, status)
+            tally.note(self._network.local, status, is_local=True)
 
     async def _put_along_lookup(
         self, tally: _Tally, target: KadKey, replicas: Sequence[Contact], wanted: int, *, timeout_s: float
@@ -362,15 +410,19 @@ class Writer:
         """What to tell the caller, who knew of ``servers_known`` when the put began: some of them may be dead now.
 
         Counting those as well means that a node that is cut off in the middle of a put does not take it for
-        acknowledged. Nor does one that has not joined yet, and cannot know how many servers there are.
+        acknowledged; nor one that was told of servers a moment ago and reached only a few. Nor does one that has not
+        joined yet, and cannot know how many servers there are.
         """
         if not tallies:
             return []
         if not any(tally.stored or tally.superseded for tally in tallies):
             raise self._nobody_took(tallies[0])
         wanted = tallies[0].replication
-        has_joined = self._neighbourhood.has_met_anybody()
-        servers = max(servers_known, self._neighbourhood.servers_known(at_most=wanted)) if has_joined else wanted
+        known = self._neighbourhood
+        known_now = known.servers_known(at_most=wanted) if known.has_met_anybody() else wanted
+        servers = max(servers_known, known_now)
+        if servers < wanted:  # who was known when the put began, and has failed since, counts once
+            servers = max(servers, known_now + len(known.silent_replicas(or_told_of=True, at_most=wanted)))
         return [tally.receipt(servers) for tally in tallies]
 
     def _nobody_took(self, tally: _Tally) -> QueryError:
@@ -385,6 +437,6 @@ class Writer:
 
 
 def _us(what: str, seconds: float) -> int:
-    if not math.isfinite(seconds):
-        raise ValidationError(f"{what} must be a number of seconds, not {seconds}")
+    if not abs(seconds) < YEAR_10000_US // US_PER_S:  # infinity, or not a number, is not
+        raise ValidationError(f"{what} must be a number of seconds that ends before the year 10000")
     return int(seconds * US_PER_S)

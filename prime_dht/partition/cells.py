@@ -152,6 +152,11 @@ class Cells:
         return sum(column.op_count for column in self._columns.values())
 
     @property
+    def column_count(self) -> int:
+        """How many slices hold an op, each unit of the tail for itself."""
+        return len(self._columns)
+
+    @property
     def nbytes(self) -> int:
         """What the arrays take."""
         return sum(column.nbytes for column in (self._disc, *self._columns.values()))

@@ -133,6 +133,11 @@ class Layout:
             return range(start * unit_us, (start + self.ring_sizes[self.ring_starts.index(start)]) * unit_us)
         raise ValidationError(f"no slice begins at unit {start}")
 
+    def has_slices_at(self, starts: Iterable[int]) -> bool:
+        """Whether at each of these units a full slice, a ring or the tail begins."""
+        recent, disc_end, full_units = {*self.ring_starts, self.tail_start}, self.disc_end, self.parameters.full_units
+        return all(start in recent or (0 <= start < disc_end and not start % full_units) for start in starts)
+
     def encode(self) -> bytes:
         """The layout time as 8 bytes, big-endian."""
         return self.since_us.to_bytes(LAYOUT_BYTES, "big")

@@ -18,6 +18,7 @@ action                      what to do                                  event
 :class:`FindOps`            see which of some ops the store has         :class:`OpsFound`
 :class:`FetchEntries`       read entries                                :class:`EntriesFetched`
 :class:`StoreEntries`       judge entries and store them                :class:`EntriesStored`
+:class:`Rest`               let others come to their turn               None
 :class:`Charge`             note that the peer misbehaved               None
 :class:`Finish`             close the stream; there is no more          –
 ==========================  ==========================================  ======================
@@ -71,6 +72,11 @@ class StoreEntries:
     """Judge and join these entries into the store: newest wins, slot by slot. Nothing about them was verified."""
 
     entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """Let others come to their turn: the round has been at work for some milliseconds, and is to go on with it."""
 
 
 class Misconduct(Enum):
@@ -169,7 +175,7 @@ class Finish:
     outcome: Outcome
 
 
-Action = Send | Receive | FetchOps | FindOps | FetchEntries | StoreEntries | Charge | Finish
+Action = Send | Receive | FetchOps | FindOps | FetchEntries | StoreEntries | Rest | Charge | Finish
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,10 +237,19 @@ class Fate(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The fate of one entry, and the reason if it was refused in any way."""
+    """The fate of one entry.
+
+    Attributes:
+        reason: why, if it was refused in any way.
+        is_noted: whether one that was refused is remembered (:mod:`prime_dht.sync.declined`), so that it does not come
+            again in the next round.
+        displaces: whether one that was stored took the place of an op.
+    """
 
     fate: Fate
     reason: str = ""
+    is_noted: bool = False
+    displaces: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ from prime_dht.sync.actions import (
     OpsFetched,
     OpsFound,
     Receive,
+    Rest,
     Send,
     StoreEntries,
     TimedOut,
@@ -132,6 +133,11 @@ def fetch_ops(query: OpQuery) -> Steps[tuple[Version, ...]]:
     return event.versions
 
 
+def rest() -> Steps[None]:
+    if (event := (yield Rest())) is not None:
+        raise LocalProtocolError(f"nothing was asked for, and {type(event).__name__} comes")
+
+
 def find_ops(ids: Iterable[bytes]) -> Steps[frozenset[bytes]]:
     """Which of the ids, cut to 16 bytes, the store has."""
     found: set[bytes] = set()
@@ -158,7 +164,7 @@ class Exchange:
 
     Attributes:
         tally: what has been done so far.
-        unsettled: sectors in which some entry could not be taken yet.
+        unsettled: sectors in which some entry could not be taken yet, in this round or one before.
         withheld: sectors of entries too large to be sent.
         outgoing: ids of ops that are to be sent.
     """
@@ -167,16 +173,28 @@ class Exchange:
         self.view = view
         self.common = common
         self.tally = Tally()
-        self.unsettled = self.withheld = ArcSet.empty(sector_bits=common.sector_bits)
+        self.unsettled = view.put_off & common
+        self.withheld = ArcSet.empty(sector_bits=common.sector_bits)
         self.outgoing: deque[bytes] = deque()
         self._ready: deque[Entry] = deque()
         self._mean_bytes = float(_TYPICAL_BYTES)
         self._postponed_bytes = 0
+        self._vanished: Counter[int | None] = Counter()  # ops of ours that were to be sent and had gone, by sector
+        self._displaced: Counter[int | None] = Counter()  # those of them, or of others, that gave way to what came
 
     @property
     def has_more(self) -> bool:
         """Whether there are entries still to be sent."""
         return bool(self.outgoing or self._ready)
+
+    @property
+    def lacking(self) -> ArcSet:
+        """Sectors in which the peer may lack both an op that had gone before it was sent, and what came instead."""
+        unexplained = self._vanished - self._displaced
+        if unexplained[None] and self._vanished.total() > self._displaced.total():
+            return self.common
+        sectors = (sector for sector in unexplained if sector is not None)
+        return ArcSet.of_sectors(sectors, sector_bits=self.common.sector_bits)
 
     def gather(self, room_bytes: int, *, is_alone: bool) -> Steps[tuple[Entry, ...]]:
         """The next entries to send, as many as there is room for; at least one, if the turn holds nothing else."""
@@ -221,16 +239,18 @@ class Exchange:
             match judged.fate:
                 case Fate.STORED:
                     tally.stored += 1
+                    self._displaced[self._sector_of(entry)] += judged.displaces
                 case Fate.DUPLICATE:
                     pass
                 case Fate.SUPERSEDED:
                     tally.superseded += 1
                 case Fate.DECLINED:
                     tally.declined[judged.reason] += 1
+                    self._postponed_bytes += 0 if judged.is_noted else entry.size_bytes
                 case Fate.POSTPONED:
                     tally.postponed[judged.reason] += 1
-                    self.unsettled |= self._sector_of(entry)
-                    self._postponed_bytes += entry.size_bytes
+                    self.unsettled |= self._arcs_of(entry)
+                    self._postponed_bytes += 0 if judged.is_noted else entry.size_bytes
                 case Fate.BLAMED:
                     blamed = judged.reason
                 case never:
@@ -288,10 +308,14 @@ class Exchange:
             if entry.size_bytes <= MAX_ENTRY_BYTES:
                 self._ready.append(entry)
             else:
-                self.withheld |= self._sector_of(entry)
+                self.withheld |= self._arcs_of(entry)
         if event.entries:
             total = sum(entry.size_bytes + ENTRY_FRAMING_BYTES for entry in event.entries)
             self._mean_bytes = (self._mean_bytes + total / len(event.entries)) / 2
+        if len(event.entries) < len(ids):
+            here = {cut_id(entry.op_id) for entry in event.entries}
+            vanished = (op_id for op_id in ids if len(op_id) == ID_BYTES and op_id not in here)  # of wants nobody knows
+            self._vanished.update(map(self.view.sector_of_gone, vanished))
 
     def _check(self, entry: Entry | Undecodable) -> Entry:
         if isinstance(entry, Undecodable):
@@ -300,9 +324,11 @@ class Exchange:
             raise Misbehaved(Misconduct.UNWANTED, "an entry that the round is not about")
         return entry
 
-    def _sector_of(self, entry: Entry) -> ArcSet:
-        sector_bits = self.common.sector_bits
-        return ArcSet.of_sectors([sector_of(_location_of(entry), sector_bits=sector_bits)], sector_bits=sector_bits)
+    def _sector_of(self, entry: Entry) -> int:
+        return sector_of(_location_of(entry), sector_bits=self.common.sector_bits)
+
+    def _arcs_of(self, entry: Entry) -> ArcSet:
+        return ArcSet.of_sectors([self._sector_of(entry)], sector_bits=self.common.sector_bits)
 
 
 def cut_id(op_id: bytes) -> bytes:

@@ -98,7 +98,7 @@ class Finder:
     """See the module. Found ids go to the exchange's ``outgoing``, if ours, and else to ``wanted``.
 
     Args:
-        rng: for salts.
+        rng: for salts, and the order in which ids are queued.
         dry_run: count what is found, and queue nothing.
 
     Attributes:
@@ -422,10 +422,16 @@ class Finder:
         return len(self.wanted) + len(self._exchange.outgoing)
 
     def _found(self, *, ours: tuple[bytes, ...], theirs: tuple[bytes, ...]) -> None:
-        """Queue ids that only one side has."""
+        """Queue ids that only one side has.
+
+        In any order: were it the same in each round, one that ends early would always leave the same behind.
+        """
         ours = tuple(op_id for op_id in ours if op_id not in self._view.declined)
         self._exchange.tally.only_ours += len(ours)
         self._exchange.tally.only_theirs += len(theirs)
-        if not self._dry_run:
-            self._exchange.outgoing.extend(ours)
-            self.wanted.extend(theirs)
+        if self._dry_run:
+            return
+        for found, queue in ((ours, self._exchange.outgoing), (theirs, self.wanted)):
+            order = list(found)
+            self._rng.shuffle(order)
+            queue.extend(order)

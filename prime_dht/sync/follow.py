@@ -1,7 +1,8 @@
 """The side that follows: it answers questions, stores what it is sent, and sends what is wanted of it.
 
 Between turns it remembers nothing but what it still has to send. Every question tells all that is needed to answer it,
-and what answering may cost is bounded, in a turn and in the round.
+and what answering may cost is bounded, in a turn and in the round: the ops that are read, and the *work* beside that,
+in steps of some 20 µs.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from prime_dht.sync.exchange import (
     cut_id,
     fetch_ops,
     receive_turn,
+    rest,
 )
 from prime_dht.sync.limits import (
     IDS_PER_ANSWER,
@@ -29,10 +31,14 @@ from prime_dht.sync.limits import (
     MAX_MADE,
     MAX_QUESTIONS,
     MAX_READINGS,
+    MAX_TELLINGS,
     MAX_TURNS,
     MAX_WANTED,
+    MAX_WORK,
     OPS_PER_FETCH,
+    SYMBOLS_AS_CELLS,
     TURN_BYTES,
+    WORK_UNTIL_REST,
 )
 from prime_dht.sync.messages import (
     Answer,
@@ -55,6 +61,8 @@ CELL_BYTES = 16
 """At most what a cell takes in an answer, mostly."""
 
 CHECKSUM_BYTES = 4
+
+_SYMBOLS_PER_STEP, _CELLS_PER_STEP, _SECTORS_PER_STEP = 4096, 16, 16
 
 _MAX_CELLS = MAX_ANSWER_BYTES // CELL_BYTES
 _LAST_TAIL = b"\xff" * (32 - ID_BYTES)
@@ -106,6 +114,8 @@ class _Follower:
         self._view = exchange.view
         self._left = 0  # ops that may still be read, in this turn
         self._left_in_round = MAX_MADE + MAX_READINGS * exchange.view.op_count(exchange.common)
+        cells_each = exchange.view.cells.column_count + SYMBOLS_AS_CELLS
+        self._work_left_in_round = MAX_WORK + MAX_TELLINGS * len(exchange.common) * cells_each
 
     def answer(self, questions: tuple[Question, ...]) -> Steps[list[Answer]]:
         """Answers to the first questions, as many as fit into a turn."""
@@ -113,16 +123,39 @@ class _Follower:
         for question in questions:
             self._check(question)
         answers: list[Answer] = []
-        used_bytes = 0
+        used_bytes = work = work_at_rest = 0
         for question in questions:
-            if self._left_in_round < 0:
+            if self._left_in_round < 0 or self._work_left_in_round < 0:
                 raise Misbehaved(Misconduct.ENDLESS, "a leader that asks for the same again and again")
-            if answers and (used_bytes + _foreseen_bytes(question) > TURN_BYTES or self._left <= 0):
+            if answers and (used_bytes + _foreseen_bytes(question) > TURN_BYTES or self._left <= 0 or work >= MAX_WORK):
                 break
+            if work - work_at_rest >= WORK_UNTIL_REST:
+                work_at_rest = work
+                yield from rest()
             answer = yield from self._answer(question)
             used_bytes += _cost_bytes(answer)
             answers.append(answer)
+            took = self._work_of(question, answer)
+            work += took
+            self._work_left_in_round -= took
         return answers
+
+    def _work_of(self, question: Question, answer: Answer) -> int:
+        """What answering has cost beside the ops that were read."""
+        match question:
+            case AskSymbols(arcs=arcs, stop=stop, parts=parts):
+                return parts + len(arcs) * stop // _SYMBOLS_PER_STEP
+            case AskChecksums():
+                return 1
+            case AskCells(layout, _, slices):
+                columns = self._view.cells.column_count
+                told = len(answer.cells) if isinstance(answer, CellsTold) else 0
+                moved = columns if layout != self._view.layout else 0
+                return (len(slices) or columns) + moved + told // _CELLS_PER_STEP + 1
+            case AskIds(first=first, last=last):
+                return 1 + (last - first) // _SECTORS_PER_STEP
+            case never:
+                assert_never(never)
 
     def _answer(self, question: Question) -> Steps[Answer]:
         match question:
@@ -161,8 +194,11 @@ class _Follower:
             upto = page[-1] if len(page) == OPS_PER_FETCH else None
             if upto is None:
                 break
-        self._spend(len(stored))
         versions = self._view.page(stored, locations, question.created_us, after, upto)
+        self._spend(max(len(stored), len(versions)))
+        if len(versions) > IDS_PER_ANSWER:  # with those that the store does not have
+            versions = versions[:IDS_PER_ANSWER]
+            upto = versions[-1]
         cursor = None if upto is None else IdCursor(upto[0], cut_id(upto[1]))
         return IdsTold(tuple(cut_id(op_id) for _, op_id in versions), cursor)
 

@@ -46,6 +46,7 @@ class _Leader:
         self._outstanding: set[bytes] = set()
         self._sent_to_us: set[bytes] = set()
         self._namesakes = 0
+        self._declined = 0  # of what was wanted, by the follower
 
     def run(self, acceptance: Acceptance | None) -> Steps[Verdict]:
         """Ask, send and want, turn by turn, until there is nothing left."""
@@ -88,8 +89,9 @@ class _Leader:
         return self._finder.is_done and not self._finder.wanted and not self._exchange.has_more
 
     def _verdict(self) -> Verdict:
-        tally = self._exchange.tally
-        left = self._finder.left | self._exchange.withheld
+        exchange, tally = self._exchange, self._exchange.tally
+        exchange.unsettled |= self._finder.left
+        left = self._finder.left | exchange.withheld | exchange.lacking
         return Verdict(only_leader=tally.only_ours, only_follower=tally.only_theirs, left=left)
 
     def _give_up(self) -> None:
@@ -107,10 +109,12 @@ class _Leader:
         self._check_wanted(turn)
         arrived = self._exchange.checked(turn.entries)
         yield from self._finder.hear(turn.answers)
+        self._declined += turn.declined
         if not turn.more:
             # What is not there any more was superseded, by what we sent or what else has come, unless it never was.
-            if len(self._outstanding) > turn.declined + self._exchange.tally.sent:
+            if len(self._outstanding) > self._declined + self._exchange.tally.sent:
                 self._exchange.unsettled = self._exchange.common
+            self._declined = 0
             self._outstanding.clear()
             self._sent_to_us.clear()
         return arrived

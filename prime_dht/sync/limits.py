@@ -48,6 +48,22 @@ MAX_READINGS = 8
 """How often in a round, on average, each op may be read for answers. An honest leader has symbols of a sector made four
 times at most, a salted code included, and asks for its ids once."""
 
+MAX_WORK = 1 << 13
+"""What the answers to one turn's questions may cost beside the reading of ops, in steps over arrays of sectors, of some
+20 µs each. What would cost more is left for another turn. The symbols of each sector alone, the most that an honest
+leader asks for at once, take a step for each; of the cells of each sector alone it may have to ask for some again."""
+
+WORK_UNTIL_REST = 1 << 8
+"""After so much work others come to their turn."""
+
+MAX_TELLINGS = 8
+"""How often in a round, on average, each cell may be told, and each sector's symbols. An honest leader asks for the
+symbols of a sector in twelve turns at most (:data:`MAX_FLIGHTS`), and once for its cells and the ids in each of them.
+That is a fourth of this."""
+
+SYMBOLS_AS_CELLS = 16
+"""With its symbols a sector counts as so many cells more."""
+
 MAX_PENDING_IDS = 1 << 15
 """Ids found to differ that wait to be sent or wanted; while there are more, no questions are asked."""
 
@@ -58,8 +74,9 @@ MAX_FLIGHTS = 12
 """Turns with questions in which sketches are tried. What is undecoded then is settled by cells and ids."""
 
 MAX_POSTPONED_BYTES = 4 << 20
-"""Of entries that a side cannot take yet, because its store is full or they are dated ahead of its clock. Were all that
-a full store lacks sent to it in every round, the network would do nothing else."""
+"""Of entries that a side refuses and that will come again in the next round: its store is full, they are dated ahead of
+its clock, or it can remember no more of those that it declined. Were all that a full store lacks sent to it in every
+round, the network would do nothing else."""
 
 MAX_NAMESAKES = 1024
 """Entries in a round that come because their ids begin like others that were wanted."""

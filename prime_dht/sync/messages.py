@@ -214,7 +214,7 @@ class AskChecksums:
 class AskCells:
     """The combined hashes of the cells of some sectors, in some slices of a layout, which begin at these units.
 
-    No slices: in all.
+    They are in the order of time. No slices: in all.
     """
 
     layout: Layout
@@ -363,9 +363,19 @@ def check_question(question: Question, sector_bits: int) -> None:
         case AskSymbols(arcs=arcs, start=start, stop=stop, parts=parts, known=known):
             if not (0 <= start < stop and 0 <= known <= stop - start and 1 <= parts <= len(arcs)):
                 raise ValidationError("symbols are asked for from one on, of parts that have a sector each")
-        case AskChecksums(arcs) | AskCells(_, arcs):
-            if not arcs:
-                raise ValidationError("a question is about one sector at least")
+        case AskChecksums(arcs):
+            _check_sectors(arcs)
+        case AskCells(layout, arcs, slices):
+            _check_sectors(arcs)
+            if any(one >= other for one, other in pairwise(slices)):
+                raise ValidationError("slices are asked for in their order, each once")
+            if not layout.has_slices_at(slices):
+                raise ValidationError("no slice of the layout begins there")
         case AskIds(first=first, last=last, created_us=created_us):
             if not (0 <= first <= last < 1 << sector_bits and created_us):
                 raise ValidationError("ids are asked for of one sector at least and some time")
+
+
+def _check_sectors(arcs: ArcSet) -> None:
+    if not arcs:
+        raise ValidationError("a question is about one sector at least")

@@ -282,7 +282,9 @@ def _concluded(state: _State, verdict: Verdict, *, dry_run: bool) -> Outcome:
     if not state.led:
         exchange.tally.only_ours, exchange.tally.only_theirs = verdict.only_follower, verdict.only_leader
     differs = bool(exchange.tally.only_ours or exchange.tally.only_theirs)
-    exchange.unsettled |= (verdict.left & exchange.common) | exchange.withheld
+    if not state.led:  # what the other side may lack concerns the other side
+        exchange.unsettled |= verdict.left & exchange.common
+    exchange.unsettled |= exchange.withheld
     if dry_run:
         exchange.unsettled = exchange.common if differs else exchange.unsettled
         return _outcome(state, Ending.COMPARED)

@@ -10,6 +10,7 @@ Ops that the node *declined* belong to the view as if it had them (:mod:`prime_d
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -37,6 +38,7 @@ class Gone:
 
     op_id: bytes
     location: int
+    created_at_us: int
 
 
 class View:
@@ -47,6 +49,7 @@ class View:
         symbols: the coded symbols of each sector.
         declined: the declined ops among them, by the first 16 bytes of their ids.
         declined_wants: the first 8 bytes of those.
+        put_off: the sectors of those that were put off.
     """
 
     def __init__(self, cells: Cells, symbols: SectorSymbols, declined: Iterable[DeclinedOp]) -> None:
@@ -54,19 +57,33 @@ class View:
         self.symbols = symbols
         self.declined = {op.op_id[:ID_BYTES]: op for op in declined}
         self.declined_wants = frozenset(op_id[:WANT_BYTES] for op_id in self.declined)
+        bits = cells.layout.parameters.sector_bits
+        put_off = {sector_of(op.location, sector_bits=bits) for op in self.declined.values() if op.is_put_off}
+        self.put_off = ArcSet.of_sectors(put_off, sector_bits=bits)
         self._came: set[bytes] = set()
         self._gone: dict[bytes, Gone] = {}
+        self._unstored: dict[int, list[Version]] = {}  # of each sector those declined and gone, in order
+        for op in self.declined.values():
+            self._unstored.setdefault(self._sector_of(op.location), []).append((op.created_at_us, op.op_id))
+        for versions in self._unstored.values():
+            versions.sort()
         self._is_exact = True
+        self._moved = cells
 
     @classmethod
     def of(cls, partition: Partition, declined: Iterable[DeclinedOp] = ()) -> View:
-        """A copy of what the partition holds now; it costs under a millisecond and some 2 MB for a year of ops."""
+        """A copy of what the partition holds now; it costs under a millisecond and some 2 MB for a year of ops.
+
+        A thousand declined ops cost two milliseconds more.
+        """
         ops = list(declined)
         cells, sketches = partition.cells.copy(), partition.sketches.copy()
-        for op in ops:
-            sector = sector_of(op.location, sector_bits=partition.parameters.sector_bits)
-            cells.insert(op.op_id, sector, op.created_at_us)
-            sketches.insert(op.op_id, sector)
+        if ops:
+            op_ids = ids_array([op.op_id for op in ops])
+            bits = partition.parameters.sector_bits
+            sectors = np.array([sector_of(op.location, sector_bits=bits) for op in ops], np.int64)
+            cells.insert_batch(op_ids, sectors, np.array([op.created_at_us for op in ops], np.int64))
+            sketches.insert_batch(op_ids, sectors)
         return cls(cells, sketches, ops)
 
     @property
@@ -85,16 +102,24 @@ class View:
     def inserted(self, op_id: bytes) -> None:
         """The node has an op that it had not when the round began."""
         cut_id = op_id[:ID_BYTES]
-        if self._gone.pop(cut_id, None) is None and self._has_room():
+        if (gone := self._gone.pop(cut_id, None)) is not None:
+            self._unstored[self._sector_of(gone.location)].remove((gone.created_at_us, gone.op_id))
+        elif self._has_room():
             self._came.add(cut_id)
 
-    def removed(self, op_id: bytes, location: int) -> None:
+    def removed(self, op_id: bytes, location: int, created_at_us: int) -> None:
         """The node has an op no more."""
         cut_id = op_id[:ID_BYTES]
         if cut_id in self._came:
             self._came.remove(cut_id)
         elif self._has_room():
-            self._gone[cut_id] = Gone(op_id, location)
+            self._gone[cut_id] = Gone(op_id, location, created_at_us)
+            insort(self._unstored.setdefault(self._sector_of(location), []), (created_at_us, op_id))
+
+    def sector_of_gone(self, cut_id: bytes) -> int | None:
+        """The sector of an op that went, by the first 16 bytes of its id; None if that is not remembered."""
+        gone = self._gone.get(cut_id)
+        return None if gone is None else self._sector_of(gone.location)
 
     def was_here(self, cut_id: bytes, *, is_here: bool) -> bool:
         """Whether an op, by the first 16 bytes of its id, was in the view, given whether the store has it now."""
@@ -102,11 +127,8 @@ class View:
 
     def ids_of_sector(self, sector: int, stored: Iterable[bytes]) -> list[bytes]:
         """The op ids of a sector as they were, given those that the store has now."""
-        sector_bits = self.layout.parameters.sector_bits
         ids = {op_id for op_id in stored if op_id[:ID_BYTES] not in self._came}
-        added = [(op.op_id, op.location) for op in self._gone.values()]
-        added += ((op.op_id, op.location) for op in self.declined.values())
-        ids.update(op_id for op_id, location in added if sector_of(location, sector_bits=sector_bits) == sector)
+        ids.update(op_id for _, op_id in self._unstored.get(sector, ()))
         return sorted(ids)
 
     def page(
@@ -119,14 +141,15 @@ class View:
     ) -> list[Version]:
         """A page of ops in the order of their versions, those behind ``after`` up to ``upto``, as they were.
 
-        Ops that went meanwhile are not in it: the store no longer says when they were created.
+        Args:
+            locations: those of adjacent sectors.
+            stored: those of them that the store has now.
         """
-        here = [version for version in stored if version[1][:ID_BYTES] not in self._came]
-        here += (
-            (op.created_at_us, op.op_id)
-            for op in self.declined.values()
-            if op.location in locations and op.created_at_us in created_us
-        )
+        here = {version for version in stored if version[1][:ID_BYTES] not in self._came}
+        for sector in range(self._sector_of(locations.start), self._sector_of(locations[-1]) + 1):
+            if versions := self._unstored.get(sector):
+                first = max((created_us.start, b""), after or (0, b""))
+                here.update(versions[bisect_left(versions, first) : bisect_left(versions, (created_us.stop, b""))])
         return sorted(
             version for version in here if (after is None or version > after) and (upto is None or version <= upto)
         )
@@ -157,11 +180,16 @@ class View:
         Raises:
             LocalProtocolError: the layout is an earlier one.
         """
-        cells = self.cells if layout == self.layout else self.cells.moved_to(layout)
+        if layout not in (self.layout, self._moved.layout):
+            self._moved = self.cells.moved_to(layout)
+        cells = self.cells if layout == self.layout else self._moved
         told = slices or (*cells.full_slices(), *layout.ring_starts, layout.tail_start)
         return {
             Cell(sector, start): cut(combined) for start in told for sector, combined in cells.slice_cells(start, arcs)
         }
+
+    def _sector_of(self, location: int) -> int:
+        return sector_of(location, sector_bits=self.layout.parameters.sector_bits)
 
     def _has_room(self) -> bool:
         """Whether one more change can be remembered."""

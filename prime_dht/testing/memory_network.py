@@ -40,7 +40,7 @@ from prime_dht.ids import PeerId, peer_text, short
 from prime_dht.net.addresses import credible_reply
 from prime_dht.net.block_server import BlockSource
 from prime_dht.net.dialer import FAIR_DIAL_S, AddressBook
-from prime_dht.net.network import Conversation, Counters, Handler, OnOutcome, SyncHandler
+from prime_dht.net.network import Conversation, Counters, Handler, OnDialled, OnOutcome, SyncHandler
 from prime_dht.net.offenders import Offenders, Standing
 from prime_dht.testing.memory_blocks import BlockLie, MemoryBlockStream
 from prime_dht.testing.memory_streams import MemoryConversation, conversation_pair
@@ -217,6 +217,7 @@ class MemoryNetwork:
         self._sync_handler: SyncHandler | None = None
         self._block_source: BlockSource | None = None
         self._is_mounted = False
+        self._on_dialled: OnDialled | None = None
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         async with trio.open_nursery() as nursery:
@@ -277,6 +278,9 @@ class MemoryNetwork:
             then(error)
         else:
             then(reply)
+
+    def tell_of_dials(self, on_dialled: OnDialled) -> None:
+        self._on_dialled = on_dialled
 
     def learn_addresses(self, peer: PeerId, addresses: Iterable[bytes], *, source: str) -> None:
         if peer != self.local:
@@ -341,6 +345,8 @@ class MemoryNetwork:
         self._book.succeeded(peer, self._world.address_of(peer), now_s=trio.current_time())
         self._links[peer] = other
         other._links[self.local] = self
+        if other._on_dialled is not None:
+            other._on_dialled(self.local)
         return other
 
     async def _exchange(self, other: MemoryNetwork, message: bytes) -> bytes:

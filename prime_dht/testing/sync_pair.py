@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from random import Random
 from typing import assert_never
@@ -44,6 +44,7 @@ from prime_dht.sync.actions import (
     OpsFound,
     Outcome,
     Receive,
+    Rest,
     Send,
     StoreEntries,
     TimedOut,
@@ -158,27 +159,28 @@ class Party:
                     created_at_us=entry.header.created_at_us,
                     retain_until_us=entry.header.retain_until_us,
                 )
-                self.declined.add(op)
+                return replace(judged, is_noted=self.declined.add(op))
             return judged
         standing = self.entries.get(entry.slot)
         if standing is not None and standing.version >= entry.version:
             return Judged(Fate.DUPLICATE if standing.op_id == entry.op_id else Fate.SUPERSEDED)
         if standing is not None:
             self.remove(standing)
+        self.declined.discard(entry.op_id)
         self.entries[entry.slot] = entry
         self.by_id[entry.op_id[:ID_BYTES]] = entry
         self.by_want.setdefault(entry.op_id[:WANT_BYTES], {})[entry.op_id] = entry
         self.partition.insert(entry.op_id, location_of(entry), entry.header.created_at_us)
         if self.view is not None:
             self.view.inserted(entry.op_id)
-        return Judged(Fate.STORED)
+        return Judged(Fate.STORED, displaces=standing is not None)
 
     def remove(self, entry: Entry) -> None:
         del self.entries[entry.slot], self.by_id[entry.op_id[:ID_BYTES]]
         del self.by_want[entry.op_id[:WANT_BYTES]][entry.op_id]
         self.partition.remove(entry.op_id, location_of(entry), entry.header.created_at_us)
         if self.view is not None:
-            self.view.removed(entry.op_id, location_of(entry))
+            self.view.removed(entry.op_id, location_of(entry), entry.header.created_at_us)
 
     @property
     def op_ids(self) -> frozenset[bytes]:
@@ -211,6 +213,8 @@ class Party:
                 return EntriesFetched(tuple(found))
             case StoreEntries(entries):
                 return EntriesStored(tuple(self.put(entries)))
+            case Rest():
+                return None
             case Send() | Receive() | Charge() | Finish():
                 raise AssertionError("no concern of the store's")
             case never:

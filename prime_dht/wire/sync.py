@@ -63,11 +63,11 @@ from prime_dht.wire.frames import decode_varint
 MAX_CELLS = 1 << 16
 """Cells in one answer."""
 
-MAX_SLICES = 1 << 12
-"""Slices in one question."""
+MAX_SLICES = 1 << 8
+"""Slices in one question: more than twice as many as rings can be."""
 
 MAX_IDS = IDS_PER_ANSWER + 4096
-"""Ids in one answer: a full page, and the ops that the follower declined among them."""
+"""Ids in one answer: a full page, and some beside it that the follower declined, if it does not count them in."""
 
 MAX_NETWORK_ID_BYTES = 64
 MAX_TEXT_CHARACTERS = 200

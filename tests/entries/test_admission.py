@@ -13,7 +13,7 @@ from prime_dht.entries.access import PublisherPolicy, group_key, own_key
 from prime_dht.entries.admission import AdmissionRules, Admitted, Deferred, Reason, Refused, Verdict, admit
 from prime_dht.entries.capability import grant
 from prime_dht.entries.codec import Undecodable, decode_entry, decode_entry_set, encode_entry_set, encode_header, inline
-from prime_dht.entries.entry import Entry, EntryHeader, Tombstone
+from prime_dht.entries.entry import Compression, Entry, EntryHeader, Tombstone
 from prime_dht.entries.envelope import ENTRY, VerifiedEnvelopes, seal
 from prime_dht.entries.limits import Limits
 from prime_dht.entries.signing import sign_entry
@@ -119,6 +119,14 @@ def test_a_bad_value_is_refused_and_the_relayer_blamed() -> None:
 def test_what_is_no_entry_is_refused_and_the_relayer_blamed() -> None:
     [item] = decode_entry_set(b"\x0a\x00", max_entries=1)
     assert_refused(judge(item), Reason.MALFORMED, blame=True)
+
+
+def test_a_compressed_value_is_refused_as_nothing_decompresses_it_and_nobody_blamed() -> None:
+    """A reader would take the compressed bytes for the value. Nodes that took such an entry once may still hold it."""
+    compressed = replace(HEADER, compression=Compression.ZSTD)
+    assert_refused(judge(signed(compressed)), Reason.UNREADABLE)
+    with pytest.raises(ValidationError, match="ZSTD"):
+        sign_entry(compressed, ALICE.private_key, VALUE, limits=RULES.limits)
 
 
 def test_an_entry_of_another_network_is_refused() -> None:

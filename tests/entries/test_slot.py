@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prime_dht.entries.slot import EntryTimes, next_entry_times, tombstone_times
+from prime_dht.entries.lifetime import SHORT_LIVED_US
+from prime_dht.entries.slot import EntryTimes, brought_back, next_entry_times, tombstone_times
 from prime_dht.errors import ValidationError
 from prime_dht.ids import TimestampUs
 
@@ -64,6 +65,57 @@ def test_a_tombstone_of_a_writer_that_forgot_hides_whatever_it_could_have_writte
 
 def test_a_tombstone_over_what_has_retired_is_still_an_entry() -> None:
     assert tombstone_times(600, times(90, 120, 500), max_ttl_us=MAX_TTL_US) == times(600, 601, 601)
+
+
+DAY_US = 86_400_000_000
+
+
+def is_retained_as_an_op(written: EntryTimes) -> bool:
+    return written.retain_until_us - written.created_at_us >= SHORT_LIVED_US
+
+
+@pytest.mark.parametrize("left_us", [SHORT_LIVED_US, SHORT_LIVED_US - 1, 1])
+def test_what_follows_an_op_that_is_retained_is_an_op_however_short_its_life_is(left_us: int) -> None:
+    op = times(0, SHORT_LIVED_US, SHORT_LIVED_US)
+    now_us = SHORT_LIVED_US - left_us
+    put = next_entry_times(max(1, now_us), op, ttl_us=20, max_ttl_us=DAY_US)
+    deleted = tombstone_times(max(1, now_us), op, max_ttl_us=DAY_US)
+    assert put.expires_at_us == put.created_at_us + 20
+    assert deleted.expires_at_us == deleted.retain_until_us
+    for written in (put, deleted):
+        assert is_retained_as_an_op(written)
+        again = next_entry_times(written.created_at_us, written, ttl_us=20, max_ttl_us=DAY_US)
+        assert is_retained_as_an_op(again), "what it follows may still be read where this one was missed"
+
+
+def test_what_follows_no_op_or_one_that_has_ended_is_short_lived_as_it_says() -> None:
+    ended = times(0, SHORT_LIVED_US, SHORT_LIVED_US)
+    assert next_entry_times(SHORT_LIVED_US, ended, ttl_us=20, max_ttl_us=DAY_US).retain_until_us == SHORT_LIVED_US + 20
+    heartbeat = times(0, SHORT_LIVED_US - 1, SHORT_LIVED_US - 1)
+    assert next_entry_times(10, heartbeat, ttl_us=20, max_ttl_us=DAY_US).retain_until_us == SHORT_LIVED_US - 1
+    assert tombstone_times(10, heartbeat, max_ttl_us=DAY_US).retain_until_us == SHORT_LIVED_US - 1
+
+
+def test_a_tombstone_expires_with_its_capability_and_hides_as_long_as_it_must() -> None:
+    op = times(0, SHORT_LIVED_US, SHORT_LIVED_US + 50)
+    end_us = SHORT_LIVED_US + 10
+    assert tombstone_times(100, op, max_ttl_us=DAY_US, expires_by_us=end_us) == times(100, end_us, SHORT_LIVED_US + 100)
+    assert tombstone_times(100, None, max_ttl_us=DAY_US, expires_by_us=110) == times(100, 110, 100 + SHORT_LIVED_US)
+    assert tombstone_times(100, None, max_ttl_us=DAY_US, expires_by_us=DAY_US) == times(100, DAY_US, DAY_US)
+
+
+def test_what_follows_a_write_by_a_clock_that_was_far_ahead_can_begin_anew() -> None:
+    far = times(90_000, 90_100, 90_900)
+    anew = brought_back(far, 100, clock_skew_us=10, max_ttl_us=MAX_TTL_US)
+    written = next_entry_times(100, anew, ttl_us=50, max_ttl_us=MAX_TTL_US)
+    assert written == times(100, 150, 1_100), "retained as long as any entry may be, and no longer"
+    assert tombstone_times(100, anew, max_ttl_us=MAX_TTL_US) == times(100, 1_100, 1_100)
+
+
+@pytest.mark.parametrize("created_us", [90, 100, 110])
+def test_what_was_written_about_now_is_followed_as_ever(created_us: int) -> None:
+    last = times(created_us, 150, 200)
+    assert brought_back(last, 100, clock_skew_us=10, max_ttl_us=MAX_TTL_US) == last
 
 
 writes = st.lists(st.tuples(st.integers(0, 5_000), st.one_of(st.none(), st.integers(1, MAX_TTL_US))), max_size=30)

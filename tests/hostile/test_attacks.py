@@ -64,8 +64,8 @@ ATTACKS = {
         "dropped, and the peer kept",
         "hostile/test_decoders.py::test_an_address",
         "hostile/test_liars.py::test_among_liars_values_are_stored_and_found_in_a_bounded_number_of_requests",
-        "net/test_dialer.py::test_no_bytes_of_a_peer_break_the_book",
-        "net/test_dialer.py::test_two_thousand_addresses_leave_room_for_one_that_works",
+        "net/test_address_book.py::test_no_bytes_of_a_peer_break_the_book",
+        "net/test_address_book.py::test_two_thousand_addresses_leave_room_for_one_that_works",
     ),
     "closer peers that do not exist, ten thousand, one many times, or all in one region": (
         "a bounded number is asked, none gets into a table, and values are stored and found",
@@ -186,7 +186,7 @@ ATTACKS = {
     "a clock that jumps an hour": (
         "nothing of the node's is lost; what it puts meanwhile is refused with the reason",
         "swarm/test_recovery.py::test_a_clock_that_jumps_an_hour_and_is_set_right_again_costs_a_node_nothing",
-        "swarm/test_recovery.py::test_a_put_by_a_clock_an_hour_fast_is_refused_with_the_reason_and_holds_up_its_slot_for_that_hour_alone",
+        "swarm/test_recovery.py::test_a_put_by_a_clock_an_hour_fast_is_refused_with_the_reason_and_does_not_hold_up_its_slot",
     ),
     "an address that changes": (
         "known at the new one minutes later, or when somebody asks for it",

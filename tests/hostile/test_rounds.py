@@ -355,7 +355,7 @@ async def test_a_long_transfer_over_a_slow_path_is_broken_off_without_blame_and_
         world, pair = made.swarm.world, (made.node.peer_id, network.local)
 
         async def take_part(conversation: Conversation) -> None:
-            world.slow(network.local, 14 / world.one_way_s(*pair))
+            world.slow(network.local, 11 / world.one_way_s(*pair))
             await rogue.follow_suit(conversation)
 
         network.serve_sync(take_part)

@@ -196,7 +196,16 @@ def test_a_malformed_address_is_a_config_error_that_names_it(address: str) -> No
 def test_what_cannot_be_listened_on_is_a_config_error_that_says_why(address: str, fault: str) -> None:
     with pytest.raises(ConfigError, match=f"^cannot listen on {address}: it {fault}: a node listens on an IP address"):
         settings(address)
-    assert settings(announce=(address,)).announce == (address,)
+
+
+def test_what_nobody_can_dial_is_not_announced_nor_is_another_peer() -> None:
+    other = peer_text(peer_id_of(new_identity()))
+    for address, fault in (
+        ("/ip4/192.0.2.1/tcp/0", "it has no port"),
+        (f"/ip4/192.0.2.1/tcp/1/p2p/{other}", "this node"),
+    ):
+        with pytest.raises(ConfigError, match=f"^cannot announce {address}: {fault}"):
+            settings(announce=(address,))
 
 
 async def test_an_address_to_listen_on_may_end_in_the_host_s_own_peer_id() -> None:

@@ -16,7 +16,7 @@ from multiaddr.protocols import P_P2P
 from trio.testing import wait_all_tasks_blocked
 
 from prime_dht.config import DhtConfig
-from prime_dht.errors import QueryError, RemoteProtocolError
+from prime_dht.errors import ConfigError, QueryError, RemoteProtocolError
 from prime_dht.ids import PeerId
 from prime_dht.net.addresses import Reach
 from prime_dht.net.host import HostSettings, open_host
@@ -83,6 +83,34 @@ async def test_a_server_offers_its_protocols_while_it_is_mounted(config: DhtConf
         assert protocols_of(host) == expected
         overlay.unmount()
         assert protocols_of(host) == set()
+
+
+async def test_of_two_nodes_of_one_network_on_a_host_the_second_is_refused_and_the_first_is_heard() -> None:
+    async with running_overlay() as (overlay, host), running_overlay() as (asker, _):
+        overlay.mount(as_server=True)
+        second = Overlay(host, DhtConfig(), name_the_asker)
+        with pytest.raises(ConfigError, match=r"the host serves /prime/kad/1\.0\.0, /prime/rpc/1\.0\.0 already"):
+            second.mount(as_server=True)
+        second.unmount()
+        introduce(asker, overlay)
+        assert (await asker.call(overlay.local, Ping(), timeout_s=5.0)).next_cursor == asker.local
+        overlay.unmount()
+        second.mount(as_server=True)
+        assert protocols_of(host) == NODE_PROTOCOLS
+
+
+async def test_a_handler_of_the_hosts_owner_stays() -> None:
+    async def own(stream: INetStream) -> None:
+        await stream.reset()
+
+    async with running_overlay() as (overlay, host):
+        overlay.mount(as_server=True)
+        host.set_stream_handler(TProtocol("/prime/kad/1.0.0"), own)
+        overlay.unmount()
+        assert host.get_mux().handlers[TProtocol("/prime/kad/1.0.0")] is own
+        with pytest.raises(ConfigError):
+            overlay.mount(as_server=True)
+        assert protocols_of(host) == {"/prime/kad/1.0.0"}
 
 
 async def test_a_client_offers_nothing() -> None:

@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from prime_dht.errors import LocalProtocolError, QueryError, RemoteProtocolError
+from prime_dht.errors import LocalProtocolError, QueryError, RemoteProtocolError, UnsentError
 from prime_dht.ids import Key, PeerId
 from prime_dht.net import rpc_client
 from prime_dht.net.rpc_client import STREAMS_PER_PEER, RpcClient
@@ -397,14 +397,21 @@ async def test_a_client_that_ends_lets_go_of_its_streams_and_of_those_who_wait(p
             running.cancel()
         else:
             nursery.start_soon(cancel_when_all_wait, running)
-            with pytest.raises((QueryError, LocalProtocolError)):
+            with pytest.raises(QueryError):
                 await ask(client, b"a")
         await wait_all_tasks_blocked()
         assert opener.opened
         assert not opener.open_streams
-        with pytest.raises(LocalProtocolError):
+        with pytest.raises(UnsentError, match="closing"):  # who asks is not who has ended it
             await ask(client, b"a")
         nursery.cancel_scope.cancel()
+
+
+async def test_nothing_is_asked_before_the_client_runs() -> None:
+    async with trio.open_nursery() as nursery:
+        client = RpcClient(StreamOpener(CLIENT, nursery, {}), kad_protocol=KAD, rpc_protocol=RPC)
+        with pytest.raises(LocalProtocolError):
+            await ask(client, b"a")
 
 
 async def cancel_when_all_wait(scope: trio.CancelScope) -> None:

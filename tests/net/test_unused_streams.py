@@ -17,7 +17,7 @@ from prime_dht.net.rpc_client import KEPT_UNUSED, UNUSED_S, RpcClient
 from prime_dht.net.rpc_server import RpcServer
 from prime_dht.net.streams import FrameStream
 from prime_dht.testing.rpc import KAD, RPC, read, running_client, scripted
-from prime_dht.wire.kad import Ping, Reply, Request
+from prime_dht.wire.kad import Ping, Reply, Request, decode_request, encode_reply
 
 TIMEOUT_S = 10.0
 LONGER_S = 2 * UNUSED_S + 1
@@ -114,9 +114,32 @@ async def test_a_peer_to_whom_a_stream_is_being_opened_is_not_forgotten(autojump
         assert len(opener.opened) == 1
 
 
-async def test_classical_streams_stay_for_it_is_not_known_since_when_they_idle(autojump_clock: MockClock) -> None:
+async def test_classical_streams_that_nobody_uses_are_ended_all_of_them(autojump_clock: MockClock) -> None:
     async with running_client({KAD: RpcServer(answer).serve_classical}) as (client, opener):
-        for _ in range(2):
-            await ask(client, *range(KEPT_UNUSED + 5))
+        await ask(client, 1, 2)
+        await trio.sleep(LONGER_S)
+        assert not opener.open_streams
+        assert not client._peers
+        await ask(client, 1)
+        assert len(opener.opened) == 3
+
+
+async def test_a_classical_stream_that_is_used_now_and_then_stays(autojump_clock: MockClock) -> None:
+    async with running_client({KAD: RpcServer(answer).serve_classical}) as (client, opener):
+        for _ in range(10):
+            await ask(client, 1, 2)
+            await trio.sleep(UNUSED_S * 0.9)
+        assert len(opener.opened) == len(opener.open_streams) == 2
+
+
+async def test_a_classical_stream_on_which_a_call_waits_stays_and_is_kept_after_it(autojump_clock: MockClock) -> None:
+    async def answer_late(frames: FrameStream) -> None:
+        while True:
+            request = decode_request(await read(frames))
             await trio.sleep(LONGER_S)
-            assert len(opener.opened) == len(opener.open_streams) == KEPT_UNUSED + 5
+            await frames.write_frame(encode_reply(request, Reply()))
+
+    async with running_client({KAD: scripted(answer_late)}) as (client, opener):
+        for _ in range(2):
+            await client.call(peer_called(1), Ping(), timeout_s=2 * LONGER_S)
+        assert len(opener.opened) == len(opener.open_streams) == 1

@@ -225,14 +225,17 @@ async def test_a_node_with_a_list_of_peers_has_to_do_with_no_other() -> None:
         assert len((await node.put("k", b"value")).stored_by) == 2
 
 
-async def test_on_a_host_of_somebody_else_s_strangers_are_connected_and_not_answered() -> None:
+async def test_on_a_host_of_somebody_else_s_strangers_are_connected_and_told_that_they_are_not_answered(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     pair, address = new_identity(), Multiaddr(LISTEN[0])
     noise = Transport(pair, noise_privkey=create_new_key_pair().private_key)
     host = new_host(key_pair=pair, sec_opt={NOISE: noise}, listen_addrs=[address])
     allow = DhtConfig(allow_peers=frozenset())
     async with open_node(config()) as stranger, host.run([address]), PrimeDHT(host, allow) as node:
-        with pytest.raises(QueryError):
+        with pytest.raises(QueryError, match="is not one of allow_peers"):
             await stranger.add_peer(node.addresses()[0])
         assert node.peers() == stranger.peers() == []
+        assert not [record for record in caplog.records if "not carried out" in record.getMessage()]
         for peer in host.get_connected_peers():  # py-libp2p does not close their sockets by itself
             await host.disconnect(peer)

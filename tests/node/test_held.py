@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import count
 
 from prime_dht.ids import US_PER_S, Key, PeerId, kad_key, wire_key
 from prime_dht.node.held import HeldSectors
@@ -11,7 +12,7 @@ from prime_dht.partition.arcs import ArcSet
 from prime_dht.partition.location import sector_of
 from prime_dht.storage.capacity import location_of
 from prime_dht.sync.actions import Ending, Outcome
-from prime_dht.sync.declined import DeclinedOp
+from prime_dht.sync.declined import MAX_DECLINED, DeclinedOp
 from prime_dht.sync.messages import Refusal, Refuse
 from prime_dht.testing.serving import Serving
 from prime_dht.wire.kad import Reply
@@ -31,6 +32,14 @@ def outcome(
 ) -> Outcome:
     ending = Ending.EQUAL if equal == common else Ending.PARTIAL
     return Outcome(ending=ending, common=common, equal=equal, partner_arc=arc, partner_held=held, stored=stored)
+
+
+def some_keys() -> Iterator[Key]:
+    return (wire_key(f"key {number}") for number in count())
+
+
+def sector(key: Key) -> int:
+    return sector_of(location_of(key), sector_bits=BITS)
 
 
 APART = Outcome(ending=Ending.REFUSED, refusal=Refuse(Refusal.NO_COMMON_ARC))
@@ -162,7 +171,7 @@ async def test_an_op_declined_for_which_there_is_no_room_unholds_its_sector_unti
     held, (peer,) = met(1)
     ops = [
         DeclinedOp(op_id=number.to_bytes(32, "big"), location=5 << 23, created_at_us=0, retain_until_us=number % 2)
-        for number in range(4097)
+        for number in range(MAX_DECLINED + 1)
     ]
     for op in ops[:-1]:
         held.decline(op)
@@ -172,6 +181,26 @@ async def test_an_op_declined_for_which_there_is_no_room_unholds_its_sector_unti
     held.round_ended(peer, outcome(held=ALL))
     assert ALL - held.held == sectors([5])
     held.retire(1)
+    held.round_ended(peer, outcome(held=ALL))
+    assert held.held == ALL
+
+
+async def test_an_op_put_off_unholds_its_sector_until_the_next_tick_even_if_it_was_stored_meanwhile() -> None:
+    held, (peer,) = met(1)
+    op = DeclinedOp(op_id=bytes(32), location=5 << 23, created_at_us=0, retain_until_us=1000)
+    held.round_ended(peer, outcome(held=ALL))
+    assert held.put_off(op, now_us=150)
+    assert ALL - held.held == sectors([5])
+    held.declined.discard(op.op_id)
+    held.retire(100)
+    held.round_ended(peer, outcome(held=ALL))
+    assert held.held == ALL
+    held.put_off(op, now_us=150)
+    held.retire(100)
+    held.round_ended(peer, outcome(held=ALL))
+    assert ALL - held.held == sectors([5])
+    held.declined.discard(op.op_id)
+    held.retire(200)
     held.round_ended(peer, outcome(held=ALL))
     assert held.held == ALL
 
@@ -241,12 +270,28 @@ async def test_whoever_takes_the_place_of_one_that_is_gone_does_not_speak_for_wh
     assert held.holds(key)
 
 
-async def test_who_loses_the_last_that_it_knew_is_not_the_first_at_once() -> None:
+async def test_who_loses_the_last_that_it_knew_has_what_rounds_have_shown_until_it_has_joined_again() -> None:
     serving = Serving()
     serving.neighbourhood.looked_up_itself(None)
     (peer,) = serving.meet(1)
     held = HeldSectors(serving.neighbourhood, sector_bits=BITS, replication=3)
+    some = sectors(range(100))
+    held.round_ended(peer, outcome(held=ALL, equal=some, common=ALL))
     serving.neighbourhood.failed(peer, "killed")
+    serving.clock.time_us += 10 * int(BELIEVE_AGAIN_S * US_PER_S)
+    assert held.held == some
+    assert not held.holds(next(key for key in some_keys() if sector(key) not in some))
+    assert held.holds(next(key for key in some_keys() if sector(key) in some))
+    serving.neighbourhood.looked_up_itself(None)
+    assert held.held == ALL
+
+
+async def test_who_is_first_again_when_the_last_has_just_failed_it_waits_until_others_have_found_out() -> None:
+    serving = Serving()
+    (peer,) = serving.meet(1)
+    held = HeldSectors(serving.neighbourhood, sector_bits=BITS, replication=3)
+    serving.neighbourhood.failed(peer, "killed")
+    serving.neighbourhood.looked_up_itself(None)
     assert not held.holds(KEY)
     serving.clock.time_us += int(BELIEVE_AGAIN_S * US_PER_S)
     assert held.holds(KEY)

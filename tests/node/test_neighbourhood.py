@@ -32,6 +32,16 @@ def address(subnet: int, host: int) -> bytes:
     return bytes((4, 11, subnet, 0, host, 6, 0x0F, 0xA1))
 
 
+async def test_those_that_are_gone_as_they_answer_do_not_choose_their_subnets() -> None:
+    network = ConnectedFrom()
+    known = Neighbourhood(network, DhtConfig(k_bucket_size=3), SetClock(NOW_US), Feed(), is_server=True)
+    for number in range(100):
+        peer = PeerId(b"\x00\x02%02d" % number)
+        network.learn_addresses(peer, [address(number, 1)], source="identify")
+        known.answered(peer, Reply(replicates=True))
+    assert len(known.table) == 3, "all that the limits per subnet leave those of one"
+
+
 async def test_one_that_moves_into_a_crowded_subnet_leaves_for_one_that_waits_and_both_are_told() -> None:
     network, clock, feed = ConnectedFrom(), SetClock(NOW_US), Feed()
     known = Neighbourhood(network, DhtConfig(k_bucket_size=3), clock, feed, is_server=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
@@ -29,12 +30,14 @@ from libp2p.security.noise.transport import Transport
 from libp2p.stream_muxer.yamux.yamux import Yamux
 from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from prime_dht import ConfigError, DhtConfig, LocalProtocolError, Mode, PrimeDHT, QueryError, ValidationError
+from prime_dht.ids import PeerId
 from prime_dht.net.host import HostSettings, open_host
 from prime_dht.net.identity import new_identity
 from prime_dht.storage.memory import MemoryBackend
+from prime_dht.wire.kad import Reply, Request
 
 LOOPBACK = Multiaddr("/ip4/127.0.0.1/tcp/0")
 ECHO = TProtocol("/echo/1.0.0")
@@ -333,6 +336,63 @@ async def test_cancelled_in_the_middle_of_everything_it_closes_in_time_and_leaks
 
             nursery.start_soon(life)
     assert tasks() == before
+
+
+async def test_who_waits_for_a_node_that_another_task_ends_is_told_so_by_one_error() -> None:
+    asked = trio.Event()
+
+    async def never_answer(_peer: PeerId, _request: Request) -> Reply:
+        asked.set()
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async with open_swarm(5) as others, AsyncExitStack() as life, trio.open_nursery() as nursery:
+        node = await life.enter_async_context(open_joined(others[0].addresses()))
+        for other in others:
+            other._network.server._handler = never_answer  # type: ignore[attr-defined]
+
+        async def use(operation: Callable[[], Awaitable[object]]) -> None:
+            with pytest.raises(QueryError):
+                await operation()
+
+        nursery.start_soon(use, lambda: node.get("k", latest=True))
+        nursery.start_soon(use, lambda: node.get_many(["k", "l"]))
+        nursery.start_soon(use, lambda: node.find_providers(CONTENT))
+        await asked.wait()
+        await wait_all_tasks_blocked()
+        await life.aclose()
+
+
+async def test_a_node_that_is_cancelled_as_it_starts_leaves_its_host_to_the_next() -> None:
+    async with open_host(HostSettings(key_pair=new_identity(), listen=(LOOPBACK,))) as host:
+        before = set(host.get_mux().handlers)
+        has_started = False
+        for steps in itertools.count(1):
+            async with trio.open_nursery() as nursery:
+
+                async def start() -> None:
+                    nonlocal has_started
+                    async with PrimeDHT(host):
+                        has_started = True
+
+                nursery.start_soon(start)
+                for _ in range(steps):
+                    await trio.lowlevel.checkpoint()
+                nursery.cancel_scope.cancel()
+            assert set(host.get_mux().handlers) == before
+            if has_started:
+                break
+
+
+async def test_a_second_node_of_the_same_network_on_a_host_is_refused_by_one_error() -> None:
+    async with (
+        open_host(HostSettings(key_pair=new_identity(), listen=(LOOPBACK,))) as host,
+        PrimeDHT(host) as first,
+    ):
+        with pytest.raises(ConfigError, match="the host serves"):
+            async with PrimeDHT(host):
+                raise AssertionError
+        assert (await first.put("k", b"value")).acknowledged
 
 
 async def test_the_storage_it_is_given_stays_open() -> None:

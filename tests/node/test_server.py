@@ -9,8 +9,8 @@ from prime_dht.config import DhtConfig
 from prime_dht.entries.codec import decode_entry_set, encode_entry_set, inline
 from prime_dht.entries.entry import Entry, EntryHeader
 from prime_dht.entries.signing import sign_entry
-from prime_dht.errors import RemoteProtocolError
-from prime_dht.ids import US_PER_S, Key, PeerId, TimestampUs, kad_key
+from prime_dht.errors import RemoteProtocolError, ValidationError
+from prime_dht.ids import EMPTY_KEY, US_PER_S, Key, PeerId, TimestampUs, kad_key
 from prime_dht.kad.replicas import digest
 from prime_dht.node.server import ENTRIES_PER_TURN, MAX_ENTRIES_PER_RECORD, MAX_REPLY_VALUE_BYTES
 from prime_dht.testing.serving import ASKER, LOCAL, NOW_US, Serving
@@ -216,6 +216,18 @@ async def test_what_no_honest_peer_puts_is_a_breach_of_protocol_and_nothing_is_s
     with pytest.raises(RemoteProtocolError):
         await serving.handle(PutValue((bad,)))
     assert (await serving.storage.stats()).entries == 0
+
+
+async def test_a_key_that_is_empty_behind_its_namespace_is_refused_and_no_breach_of_protocol() -> None:
+    """An application comes to ask for it by mistake, and its node would be backed off."""
+    serving = Serving()
+    for request in (
+        GetValue(EMPTY_KEY),
+        GetValue(Key(b""), SlotQuery(), (KEY, EMPTY_KEY)),
+        PutValue((Record(EMPTY_KEY, b""),)),
+    ):
+        with pytest.raises(ValidationError, match="empty behind /prime/"):
+            await serving.handle(request)
 
 
 async def test_a_forged_signature_is_the_relayers_fault() -> None:

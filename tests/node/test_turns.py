@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from prime_dht.errors import NoTurnError
+from prime_dht.errors import NoTurnError, UnsentError
 from prime_dht.ids import PeerId
 from prime_dht.node.core import Node
 from prime_dht.node.lookups import QUERY_TIMEOUT_S
@@ -50,15 +50,16 @@ async def test_a_lookup_does_not_take_the_wait_for_a_turn_for_the_peers_silence(
         assert known(node) == others
 
 
-async def test_a_peer_that_there_was_no_turn_to_dial_keeps_its_place(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [NoTurnError, UnsentError])
+async def test_a_peer_that_there_was_no_turn_to_dial_or_that_nothing_could_be_sent_keeps_its_place(
+    error: type[UnsentError], autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_swarm(seed=1, size=6) as swarm:
         node = swarm.nodes[0]
         others = known(node)
 
         async def have_no_turn(*_: object, **__: object) -> Reply:
-            raise NoTurnError("no turn")
+            raise error("no turn")
 
         monkeypatch.setattr(node._network, "call", have_no_turn)
         monkeypatch.setattr(node._network, "post", lambda *_, **__: False)

@@ -212,6 +212,19 @@ async def test_when_all_replicas_are_dead_the_writer_that_is_next_in_line_stores
         assert len(receipt.failed) == 3
 
 
+async def test_who_holds_a_key_and_is_next_in_line_has_it_when_all_replicas_are_dead(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_swarm(seed=3, size=4) as swarm:
+        reader = swarm.closest_to("k", 4)[3]
+        await swarm.nodes[0].put("k", b"value", replication=4)
+        for replica in swarm.closest_to("k", 3):
+            await swarm.stop(replica)
+        found = await reader.get("k", latest=True)
+        assert found is not None
+        assert found.value == b"value"
+
+
 async def test_a_replica_that_is_cut_off_does_not_take_its_own_word_for_absence(autojump_clock: MockClock) -> None:
     async with open_swarm(seed=1, size=5) as swarm:
         replica = swarm.closest_to("nobody's", 1)[0]
@@ -246,3 +259,33 @@ async def test_the_halves_of_a_network_that_was_cut_find_each_other_again(autoju
         receipt = await left[0].put("k", b"value")
         assert set(receipt.stored_by) == {server.peer_id for server in swarm.closest_to("k", 3)}
         assert all([await node.get("k", latest=True) for node in swarm.nodes])
+
+
+async def test_who_reaches_one_of_three_is_sure_of_nothing_until_nobody_names_the_others(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_swarm(seed=1, size=3) as swarm:
+        first, *others = swarm.nodes
+        for node in others:
+            await swarm.stop(node)
+        client = await swarm.join_client(via=first)
+        receipt = await client.put("k", b"value")
+        assert (len(receipt.stored_by), receipt.needed, receipt.acknowledged) == (1, 2, False)
+        with pytest.raises(QueryError, match="too few replicas to tell: 2 of the 3 closest did not answer"):
+            await client.get("absent")
+        with pytest.raises(QueryError, match="too few servers answered"):
+            await client.get_many(["absent"])
+        await trio.sleep(600)
+        assert await client.get("absent") is None
+        receipt = await client.put("k", b"value again")
+        assert (len(receipt.stored_by), receipt.needed, receipt.acknowledged) == (1, 1, True)
+
+
+async def test_a_server_that_is_lost_in_the_middle_of_a_put_counts_once(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=4) as swarm:
+        node, lost = swarm.nodes[:2]
+        swarm.world.silence(lost.peer_id)
+        receipt = await node.put("k", b"value", replication=10)
+        assert (len(receipt.stored_by), receipt.needed, receipt.acknowledged) == (3, 4, False)
+        receipt = await node.put("k", b"value", replication=10)
+        assert (len(receipt.stored_by), receipt.needed) == (3, 4), "and for a moment after it"

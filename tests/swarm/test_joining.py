@@ -139,6 +139,117 @@ async def test_who_comes_back_alone_and_stays_alone_goes_on_as_the_first(autojum
         assert await node.get("other") is None
 
 
+async def says(node: Node, key: str) -> str:
+    """What a node answers of a key, which is its value if it has one."""
+    try:
+        found = await node.get(key, latest=True)
+    except QueryError:
+        return "cannot tell"
+    return "nothing" if found is None else "value"
+
+
+async def test_a_server_that_is_cut_off_does_not_say_that_there_is_nothing_nor_acknowledge_puts_alone(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_swarm(seed=5, size=14) as swarm:
+        keys = [f"key {number}" for number in range(30)]
+        await swarm.nodes[0].put_many(dict.fromkeys(keys, b"value"), ttl=86400)
+        await trio.sleep(120)
+        node = swarm.nodes[7]
+        swarm.world.partition([other.peer_id for other in swarm.nodes if other is not node], [node.peer_id])
+        for wait_s in (1, 60, 60, 2 * ALONE_AFTER_S):
+            await trio.sleep(wait_s)
+            assert {await says(node, key) for key in keys} == {"value", "cannot tell"}
+            assert None not in (await node.get_many(keys)).values()
+            assert not (await node.put("new", b"value")).acknowledged
+        swarm.world.heal()
+        await trio.sleep(180)
+        assert {await says(node, key) for key in keys} == {"value"}
+        assert await says(node, "nobody's") == "nothing"
+        assert (await node.put("new", b"value")).acknowledged
+
+
+@pytest.mark.parametrize("place", [0, 1])
+async def test_who_is_left_of_two_goes_on_alone_after_five_minutes_unless_the_other_comes_back(
+    place: int, autojump_clock: MockClock
+) -> None:
+    """The first, which nobody gave a peer to join through, and the one that joined through it."""
+    for comes_back in (False, True):
+        async with open_swarm(seed=1, size=2) as swarm:
+            node, other = swarm.nodes[place], swarm.nodes[1 - place]
+            await node.put("k", b"value")
+            await trio.sleep(30)
+            gone = await swarm.stop(other)
+            assert not (await node.put("k", b"newer")).acknowledged
+            await trio.sleep(ALONE_AFTER_S - 1)
+            assert not (await node.put("k", b"newer")).acknowledged
+            assert await says(node, "k") == "value"
+            assert await says(node, "nobody's") == "cannot tell"
+            if comes_back:
+                await swarm.start(gone, via=[node])
+            await trio.sleep(2 * REJOIN_AT_MOST_S)
+            assert (await node.put("k", b"newest")).acknowledged
+            assert await says(node, "nobody's") == "nothing"
+            assert len(known(node)) == comes_back
+
+
+async def test_who_loses_the_last_peer_for_a_moment_has_joined_again_seconds_later(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=2) as swarm:
+        await trio.sleep(30)
+        first, second = swarm.nodes
+        second._neighbourhood.failed(first.peer_id, "slow")
+        assert not (await second.put("k", b"value")).acknowledged
+        await trio.sleep(1)
+        assert await says(second, "nobody's") == "nothing"
+        assert (await second.put("k", b"value")).acknowledged
+
+
+async def test_who_was_joined_for_a_moment_only_is_missed_as_well(autojump_clock: MockClock) -> None:
+    """Nobody has been remembered yet."""
+    async with open_swarm(seed=1, size=1) as swarm:
+        (node,) = swarm.nodes
+        await swarm.stop(await swarm.join())
+        assert not (await node.put("k", b"value")).acknowledged
+        await trio.sleep(ALONE_AFTER_S - 1)
+        assert not (await node.put("k", b"value")).acknowledged
+        await trio.sleep(2 * REJOIN_AT_MOST_S)
+        assert (await node.put("k", b"value")).acknowledged
+
+
+async def test_who_joins_through_a_peer_that_is_gone_a_moment_later_has_not_joined(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1) as swarm, trio.open_nursery() as nursery:
+        asked: list[Request] = []
+
+        async def answer_once(_peer: PeerId, request: Request) -> Reply:
+            asked.append(request)
+            if len(asked) > 1:
+                await trio.sleep_forever()
+            return Reply(replicates=True)
+
+        network = swarm.world.network(swarm.machine().peer, answer_once)
+        await nursery.start(network.run)
+        network.mount(as_server=True)
+        node = await swarm.start(via=[network.local])
+        with pytest.raises(QueryError, match="no bootstrap peer answers"):
+            await node.bootstrap()
+        assert await says(node, "k") == "cannot tell"
+        assert not (await node.put("k", b"value")).acknowledged
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_hears_from_the_last_peer_that_it_lost_joins_again_at_once(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=2) as swarm:
+        node, other = swarm.nodes
+        await trio.sleep(30)
+        gone = await swarm.stop(other)
+        await node.put("k", b"value")
+        await trio.sleep(ALONE_AFTER_S - 60)
+        assert not node._neighbourhood.has_looked_around
+        await swarm.start(gone, via=[node])
+        await trio.sleep(5)
+        assert node._neighbourhood.has_looked_around
+
+
 async def test_a_client_whose_remembered_peers_are_silent_says_so(autojump_clock: MockClock) -> None:
     async with open_swarm(seed=1, size=3) as swarm:
         client = await swarm.join_client()

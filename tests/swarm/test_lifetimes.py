@@ -15,6 +15,7 @@ from prime_dht.entries.limits import Limits
 from prime_dht.errors import QueryError, ValidationError
 from prime_dht.events import EntriesEvicted, EntriesExpired, EntryStored, Event, LookupProgress
 from prime_dht.ids import Key, kad_key, wire_key
+from prime_dht.node import keeper
 from prime_dht.node.core import Node
 from prime_dht.node.feed import QUEUED_EVENTS
 from prime_dht.storage.base import EntryQuery
@@ -49,6 +50,25 @@ async def test_a_value_expires_at_every_replica_and_its_header_later(autojump_cl
         await trio.sleep(1800)
         for replica in replicas:
             assert await held(swarm, replica) == []
+
+
+@pytest.mark.parametrize("after_s", [290, 301, 599])
+@pytest.mark.parametrize("value", [None, b"new"])
+async def test_sync_brings_what_overwrote_an_entry_shortly_before_its_end_to_who_missed_it(
+    value: bytes | None, after_s: float, autojump_clock: MockClock
+) -> None:
+    """A tombstone, or a value that itself lives for seconds: else sync would spread the older value from there."""
+    async with open_swarm(seed=1, size=3) as swarm:
+        writer, other, missing = swarm.nodes
+        began_s = trio.current_time()
+        await writer.put("k", b"old", ttl=600)
+        await trio.sleep_until(began_s + after_s)
+        swarm.world.partition([writer.peer_id, other.peer_id], [missing.peer_id])
+        written = await (writer.delete("k") if value is None else writer.put("k", value, ttl=20))
+        swarm.world.heal()
+        await missing.add_peer(swarm.address_of(other))
+        await missing.sync(other.peer_id)
+        assert [entry.op_id for entry in await held(swarm, missing)] == [written.op_id]
 
 
 async def test_cleanup_expired_drops_now_and_says_what(autojump_clock: MockClock) -> None:
@@ -132,6 +152,50 @@ async def test_a_put_or_delete_that_races_a_renewal_wins(at_s: float, autojump_c
         assert found is not None
         assert found.value == b"newer"
         assert await writer.get("l", latest=True) is None
+
+
+@pytest.mark.parametrize("newer", ["put", "put_many", "delete", None])
+async def test_what_is_written_while_a_put_waits_for_its_replicas_is_not_undone_by_keeping_that(
+    newer: str | None, autojump_clock: MockClock
+) -> None:
+    async with open_swarm(seed=1, size=5) as swarm, trio.open_nursery() as nursery:
+        node = swarm.nodes[0]
+        slow = next(replica for replica in swarm.closest_to("k", 3) if replica is not node)
+        swarm.world.silence(slow.peer_id)
+        nursery.start_soon(partial(node.put, "k", b"kept", ttl=600, keep=True))
+        await trio.sleep(1)
+        match newer:
+            case "put":
+                await node.put("k", b"newer", ttl=3600)
+            case "put_many":
+                await node.put_many({"k": b"newer"}, ttl=3600)
+            case "delete":
+                await node.delete("k")
+        swarm.world.unsilence(slow.peer_id)
+        await trio.sleep(1200)
+        found = await swarm.nodes[4].get("k", latest=True)
+        said = None if found is None else found.value
+        assert said == {None: b"kept", "delete": None}.get(newer, b"newer")
+
+
+async def test_what_is_being_put_to_be_kept_has_a_place_until_it_is_given_up(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "MAX_KEPT", 1)
+    async with open_swarm(seed=1, size=1) as swarm:
+        (server,), client = list(swarm.nodes), await swarm.join_client()
+        swarm.world.silence(server.peer_id)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(client.put, "k", b"value", ttl=60, keep=True))
+            await trio.sleep(1)
+            with pytest.raises(ValidationError, match="at most 1 entries"):
+                await client.put("l", b"value", ttl=60, keep=True)
+            nursery.cancel_scope.cancel()
+        swarm.world.unsilence(server.peer_id)
+        await client.add_peer(swarm.address_of(server))
+        await client.put("l", b"value", ttl=60, keep=True)
+        await trio.sleep(600)
+        assert await client.get("l", latest=True) is not None
 
 
 async def test_a_renewal_that_fails_is_made_good_before_the_entry_expires(autojump_clock: MockClock) -> None:
@@ -220,6 +284,20 @@ async def test_a_recent_answer_may_come_from_the_cache_and_latest_never_does(aut
         assert (found := await reader.get("k")) is not None
         assert found.value == b"3", "after cache_ttl_s it is asked for again"
         assert (await reader.stats()).cache_hits == 2
+
+
+async def test_an_answer_of_fewer_replicas_than_the_quorum_is_for_who_asked_for_it_alone(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_swarm(seed=1, size=8) as swarm:
+        nearest, *others = swarm.closest_to("k", 8)
+        writer, reader = others[-2:]
+        await writer.put("k", b"old")
+        swarm.world.partition([nearest.peer_id], [node.peer_id for node in others])
+        assert (await writer.put("k", b"new")).acknowledged
+        swarm.world.heal()
+        found = [await reader.get("k", quorum=1), await reader.get("k"), await reader.get("k")]
+        assert [(one.value, one.answered) for one in found if one] == [(b"old", 1), (b"new", 2), (b"new", 0)]
 
 
 async def test_an_own_put_is_read_at_once_though_an_older_answer_was_on_its_way(autojump_clock: MockClock) -> None:

@@ -9,10 +9,10 @@ import trio
 from trio.testing import MockClock
 
 from prime_dht.config import DhtConfig
-from prime_dht.ids import PeerId, kad_key
+from prime_dht.ids import PeerId, kad_key, wire_key
 from prime_dht.node import strangers
 from prime_dht.node.core import Node
-from prime_dht.node.maintenance import SETTLE_AFTER_S
+from prime_dht.node.maintenance import ALONE_AFTER_S, SETTLE_AFTER_S
 from prime_dht.node.neighbourhood import NAMED_AT_MOST
 from prime_dht.testing.memory_network import MemoryNetwork
 from prime_dht.testing.swarm import Swarm, open_swarm
@@ -132,6 +132,25 @@ async def test_a_request_of_a_stranger_is_enough(autojump_clock: MockClock, monk
         await network.call(other[0].peer_id, FindNode(one[0].peer_id), timeout_s=5)
         await trio.sleep(3)
         assert all_know_all(swarm.nodes)
+
+
+async def test_who_went_on_alone_looks_for_its_place_as_soon_as_one_of_those_that_it_lost_is_back(
+    autojump_clock: MockClock,
+) -> None:
+    """It had no peer to join through. They had looked for their places long before, and need not do so again."""
+    async with open_swarm(seed=5, size=40, config=DhtConfig(k_bucket_size=6)) as swarm:
+        await trio.sleep(60)
+        node, *others = swarm.nodes
+        swarm.world.partition([other.peer_id for other in others], [node.peer_id])
+        await trio.sleep(3 * ALONE_AFTER_S)
+        assert node._neighbourhood.has_looked_around
+        swarm.world.heal()
+        await others[16].add_peer(swarm.address_of(node))
+        await trio.sleep(10)
+        for number in range(30):
+            replicas = await node._explorer.replicas_of(wire_key(f"key {number}"), 3)
+            nearest = swarm.closest_to(f"key {number}", 3)
+            assert [replica.peer for replica in replicas] == [other.peer_id for other in nearest]
 
 
 async def test_a_hundred_nodes_that_start_at_once_make_no_storm(autojump_clock: MockClock) -> None:

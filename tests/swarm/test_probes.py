@@ -14,7 +14,7 @@ from prime_dht.ids import PeerId, kad_key
 from prime_dht.kad.keyspace import common_prefix_length
 from prime_dht.node import strangers
 from prime_dht.node.core import Node
-from prime_dht.node.neighbourhood import JOIN_K, PROBE_AGAIN_S, PROBE_TIMEOUT_S
+from prime_dht.node.neighbourhood import JOIN_K, PROBE_AGAIN_S, PROBE_TIMEOUT_S, PROBES_WAITING
 from prime_dht.testing.swarm import Swarm, open_swarm
 from prime_dht.wire.kad import Reply, Request
 
@@ -64,6 +64,19 @@ async def test_a_server_that_did_not_answer_is_probed_at_once_when_it_is_heard_f
         known.heard_from(lost.peer_id)
         await trio.sleep(1)
         assert known.table.get(lost.peer_id) is not None
+
+
+async def test_who_dials_time_and_again_and_is_silent_keeps_nobody_else_from_being_probed(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_swarm(seed=1, size=4) as swarm:
+        node, silent = swarm.nodes[1:3]
+        swarm.world.silence(silent.peer_id)
+        for _ in range(2 * PROBES_WAITING):
+            node._neighbourhood.dialled_by(silent.peer_id)
+        newcomer = await swarm.join()
+        await trio.sleep(2 * PROBE_TIMEOUT_S)
+        assert node._neighbourhood.table.get(newcomer.peer_id) is not None
 
 
 async def test_a_far_peer_is_probed_only_where_servers_to_route_by_are_missing(

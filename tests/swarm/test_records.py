@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -16,10 +16,12 @@ from prime_dht.entries.limits import Limits
 from prime_dht.errors import ConfigError, LocalProtocolError, QueryError, ValidationError
 from prime_dht.ids import Key, PeerId, TimestampUs, kad_key, peer_text
 from prime_dht.net.identity import peer_id_of
+from prime_dht.net.network import Handler
 from prime_dht.node.core import Node
+from prime_dht.node.records import ANNOUNCE_AGAIN_S, ANNOUNCED_IN_VAIN, SAID_ADDRESSES
 from prime_dht.storage.base import PlainRecord
 from prime_dht.testing.swarm import EPOCH_US, Swarm, open_swarm
-from prime_dht.wire.kad import GetProviders, PeerRecord, Request, decode_reply, encode_reply
+from prime_dht.wire.kad import AddProvider, GetProviders, PeerRecord, Reply, Request, decode_reply, encode_reply
 
 CONTENT = b"\x12\x20" + b"content".ljust(32, b".")
 
@@ -205,9 +207,142 @@ async def test_of_a_provider_only_what_is_an_address_of_it_is_shown(autojump_clo
             swarm.world.lie(other.peer_id, lie)
         (found,) = await node.find_providers(CONTENT)
         assert found.peer == provider
-        assert found.addresses == (str(good),)
+        at_hand = swarm.address_of(provider).split("/p2p/")[0]
+        assert found.addresses == (at_hand, str(good))
         (heard,) = node.find_provider_iter(CONTENT, 5)
         assert tuple(map(str, heard.addrs)) == found.addresses
+
+
+async def test_what_one_server_says_of_a_providers_addresses_does_not_hide_what_others_say(
+    autojump_clock: MockClock,
+) -> None:
+    """Whether it names none, or more than anybody would read."""
+    async with open_swarm(seed=1, size=8) as swarm:
+        nearest = swarm.closest_to(CONTENT, 8)
+        provider, reader = nearest[6:]
+        await provider.provide(CONTENT)
+        away = [Multiaddr(f"/ip4/9.9.9.{number}/tcp/1").to_bytes() for number in range(200)]
+        for liar in nearest[:2]:
+            for told in ((), tuple(away)):
+                record = PeerRecord(provider.peer_id, told)
+
+                def lie(request: Request, answer: bytes, record: PeerRecord = record) -> bytes:
+                    if not isinstance(request, GetProviders):
+                        return answer
+                    return encode_reply(request, decode_reply(request, answer)._replace(providers=(record,)))
+
+                swarm.world.lie(liar.peer_id, lie)
+                client = await swarm.join_client(via=reader)
+                for count in (1, 20):
+                    (found,) = await client.find_providers(CONTENT, count=count)
+                    assert swarm.address_of(provider).split("/p2p/")[0] in found.addresses
+                    assert len(found.addresses) <= 100
+            swarm.world.lie(liar.peer_id, None)
+
+
+@pytest.mark.parametrize("liars", [3, 12])
+async def test_of_what_servers_say_of_a_providers_addresses_so_much_is_kept(
+    liars: int, autojump_clock: MockClock
+) -> None:
+    async with open_swarm(seed=1, size=liars) as swarm:
+        provider = peer_id_of(create_new_key_pair(bytes(32)))
+        told: set[str] = set()
+        for number, liar in enumerate(swarm.nodes):
+            away = [Multiaddr(f"/ip4/9.9.{number}.{host}/tcp/1") for host in range(16)]
+            told |= set(map(str, away))
+            record = PeerRecord(provider, tuple(address.to_bytes() for address in away))
+
+            def lie(request: Request, answer: bytes, record: PeerRecord = record) -> bytes:
+                if not isinstance(request, GetProviders):
+                    return answer
+                return encode_reply(request, decode_reply(request, answer)._replace(providers=(record,)))
+
+            swarm.world.lie(liar.peer_id, lie)
+        client = await swarm.join_client()
+        (found,) = await client.find_providers(CONTENT)
+        if liars == 3:
+            assert set(found.addresses) == told
+        else:
+            assert len(found.addresses) <= SAID_ADDRESSES + 16
+
+
+async def test_a_server_that_reaches_nobody_does_not_say_that_there_is_nothing(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=6) as swarm:
+        key = b"/pk/" + peer_id_of(create_new_key_pair(bytes(32)))
+        reader, *others = swarm.nodes
+        assert await reader.get_record(key) is None
+        assert await reader.find_providers(CONTENT) == []
+        swarm.world.partition([reader.peer_id], [node.peer_id for node in others])
+        for _ in range(2):
+            with pytest.raises(QueryError, match="nobody that could be asked answered"):
+                await reader.get_record(key)
+            with pytest.raises(QueryError, match="nobody that could be asked answered"):
+                await reader.find_providers(CONTENT)
+            await trio.sleep(60)
+
+
+async def test_the_first_of_its_swarm_says_that_there_is_nothing(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=1) as swarm:
+        (node,) = swarm.nodes
+        assert await node.get_record(b"/pk/" + peer_id_of(create_new_key_pair(bytes(32)))) is None
+        assert await node.find_providers(CONTENT) == []
+
+
+async def test_what_is_provided_before_the_node_has_joined_is_announced_within_two_minutes(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_swarm(seed=1, size=6) as swarm:
+        node = await swarm.start(via=[swarm.nodes[0]])
+        receipt = await node.provide(CONTENT)
+        assert receipt.stored_by == ()
+        await trio.sleep(120)
+        for other in swarm.nodes[:6]:
+            (found,) = await other.find_providers(CONTENT)
+            assert found.peer == node.peer_id
+        sent = swarm.network_of(node).sent["AddProvider"]
+        await trio.sleep(600)
+        assert swarm.network_of(node).sent["AddProvider"] == sent, "once somebody took it, until it is due again"
+
+
+async def test_what_is_withdrawn_before_anybody_took_it_is_not_announced(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=6) as swarm:
+        node = await swarm.start(via=[swarm.nodes[0]])
+        await node.provide(CONTENT)
+        await node.stop_providing(CONTENT)
+        await trio.sleep(300)
+        assert swarm.network_of(node).sent["AddProvider"] == 0
+
+
+async def test_of_what_nobody_takes_a_few_are_announced_a_minute_each_in_turn(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_swarm(seed=1, size=3) as swarm:
+        asked: list[bytes] = []
+        for server in swarm.nodes:
+            monkeypatch.setattr(
+                swarm.network_of(server), "_handler", refusing(swarm.network_of(server)._handler, asked)
+            )
+        node = await swarm.join()
+        contents = [b"\x12\x20" + bytes([number]) * 32 for number in range(40)]
+        for content in contents:
+            assert (await node.provide(content)).stored_by == ()
+        asked.clear()
+        await trio.sleep(ANNOUNCE_AGAIN_S)
+        assert len(set(asked)) == ANNOUNCED_IN_VAIN
+        await trio.sleep(2 * ANNOUNCE_AGAIN_S)
+        assert set(asked) == set(contents)
+
+
+def refusing(handle: Handler, asked: list[bytes]) -> Handler:
+    """A server's handler, but that it notes announcements, and takes none."""
+
+    def answer(peer: PeerId, request: Request) -> Reply | Awaitable[Reply]:
+        if isinstance(request, AddProvider):
+            asked.append(request.multihash)
+            raise ValidationError("no room")
+        return handle(peer, request)
+
+    return answer
 
 
 async def test_forty_nodes_each_find_every_provider(autojump_clock: MockClock) -> None:

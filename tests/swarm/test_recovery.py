@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import trio
+from multiaddr import Multiaddr
 from trio.testing import MockClock
 
 from prime_dht.errors import QueryError
-from prime_dht.ids import US_PER_S, PeerId
+from prime_dht.ids import US_PER_S, PeerId, TimestampUs
+from prime_dht.net.dialer import BookSettings
 from prime_dht.node import maintenance
 from prime_dht.node.core import Node
 from prime_dht.node.maintenance import REMEMBER_EVERY_S, SETTLE_AFTER_S
+from prime_dht.storage.base import KnownPeer
 from prime_dht.testing.swarm import Swarm, open_swarm
 
 HOUR_S = 3600
@@ -81,6 +86,30 @@ async def test_a_node_whose_address_changes_is_known_at_the_new_one_minutes_late
         assert len((await newcomer.put("k", b"value", replication=7)).stored_by) == 7
 
 
+async def test_nodes_restarted_on_other_ports_in_turn_know_each_other_a_moment_later(autojump_clock: MockClock) -> None:
+    """Nobody failed to reach them where they were: that they dialled tells."""
+    async with open_swarm(seed=1, size=3) as swarm:
+        first = swarm.nodes[0]
+        for node in swarm.nodes[1:]:
+            await first.put("k", b"before")  # it has just heard from them
+            machine = await swarm.stop(node)
+            swarm.world.move(machine.peer)
+            await swarm.start(machine)
+        await trio.sleep(8)
+        assert all_know_all(swarm)
+        for node in swarm.nodes:
+            for other in swarm.nodes:
+                here = swarm.world.address_of(other.peer_id)
+                assert node is other or swarm.network_of(node).addresses_of(other.peer_id)[0] == here
+        client = await swarm.join_client(via=first)
+        assert len((await client.put("k", b"value")).stored_by) == 3
+        await swarm.stop(first)
+        reader = await swarm.join_client(via=swarm.nodes[0])
+        found = await reader.get("k")
+        assert found is not None
+        assert found.value == b"value"
+
+
 async def test_a_node_that_nobody_can_reach_where_it_was_is_found_when_somebody_asks_for_it(
     autojump_clock: MockClock,
 ) -> None:
@@ -118,22 +147,48 @@ async def test_a_clock_that_jumps_an_hour_and_is_set_right_again_costs_a_node_no
                 assert found.value == value
 
 
-async def test_a_put_by_a_clock_an_hour_fast_is_refused_with_the_reason_and_holds_up_its_slot_for_that_hour_alone(
-    autojump_clock: MockClock,
+@pytest.mark.parametrize("distance", [5, 0])
+async def test_a_put_by_a_clock_an_hour_fast_is_refused_with_the_reason_and_does_not_hold_up_its_slot(
+    distance: int, autojump_clock: MockClock
 ) -> None:
+    """Of a node that is no replica of the key, and of one that has stored what the others refused."""
     async with open_swarm(seed=1, size=6) as swarm:
-        node = swarm.closest_to("k", 6)[5]
+        node = swarm.closest_to("k", 6)[distance]
         clock = swarm.machine_of(node).clock
         clock.set_by_us += HOUR_S * US_PER_S
-        with pytest.raises(QueryError, match="dated too far in the future"):
-            await node.put("k", b"of the future")
+        if distance:
+            with pytest.raises(QueryError, match="dated too far in the future"):
+                await node.put("k", b"of the future")
+        else:
+            refused = await node.put("k", b"of the future")
+            assert not refused.acknowledged
+            assert {why for _, why in refused.refused} == {"dated too far in the future"}
         clock.set_by_us -= HOUR_S * US_PER_S
-        assert (await node.put("another", b"now")).acknowledged
-        await trio.sleep(HOUR_S)
-        assert (await node.put("k", b"an hour later")).acknowledged
-        found = await swarm.nodes[0].get("k")
-        assert found is not None
-        assert found.value == b"an hour later"
+        for value in (b"now", b"again"):
+            (receipt,) = await node.put_many({"k": value})
+            assert receipt.acknowledged
+            for reader in (node, swarm.closest_to("k", 6)[4]):
+                found = await reader.get("k", latest=True)
+                assert found is not None
+                assert found.value == value
+        assert (await node.delete("k")).acknowledged
+        assert await swarm.closest_to("k", 6)[4].get("k", latest=True) is None
+        last = await node.put("k", b"last")
+        clock.set_by_us -= US_PER_S
+        assert (await node.put("k", b"and back a little")).created_at_us == last.created_at_us + 1
+
+
+async def test_a_clock_that_is_set_back_an_hour_costs_no_slot_its_order(autojump_clock: MockClock) -> None:
+    """The entry is dated ahead for the writer alone: the others take it, so it is not signed once more."""
+    async with open_swarm(seed=1, size=6) as swarm:
+        node = swarm.closest_to("k", 6)[5]
+        last = await node.put("k", b"value")
+        swarm.machine_of(node).clock.set_by_us -= HOUR_S * US_PER_S
+        for receipt in (await node.put("k", b"next"), *await node.put_many({"k": b"and next"})):
+            assert receipt.acknowledged
+            assert not receipt.superseded
+            assert receipt.created_at_us == last.created_at_us + 1
+            last = receipt
 
 
 async def test_peers_that_were_not_heard_from_for_long_are_forgotten(
@@ -173,3 +228,61 @@ async def test_a_peer_is_remembered_with_when_it_was_first_and_last_heard_from(a
         (again,) = node.peers()
         assert again.first_seen_us == met.first_seen_us
         assert (again.source, again.peer) == (met.source, other.peer_id)
+
+
+async def test_what_a_peer_says_of_itself_is_not_undone_by_what_is_remembered_of_it(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=2) as swarm:
+        node, other = swarm.nodes
+        network, disc = swarm.network_of(node), swarm.machine_of(node).disc
+        await trio.sleep(2 * REMEMBER_EVERY_S)
+        (kept,) = await disc.peers()
+        assert kept.source == "identify"
+        before = Multiaddr("/ip4/9.9.9.9/tcp/9").to_bytes()
+        await disc.put_peers([replace(kept, addresses=(before,))])
+        (at_hand,) = network.addresses_of(other.peer_id)
+        await node.bootstrap()
+        assert network.addresses_of(other.peer_id) == (at_hand, before)
+
+
+async def test_who_was_told_of_more_peers_than_it_notes_still_goes_where_its_owner_said(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_swarm(seed=1) as swarm:
+        machine = swarm.machine()
+        node = await swarm.start(via=[machine.peer])
+        await trio.sleep(3)
+        network = swarm.network_of(node)
+        for number in range(BookSettings().max_peers + 1):
+            other = PeerId(b"\x12\x20" + number.to_bytes(32, "big"))
+            network.learn_addresses(other, [swarm.world.address_of(node.peer_id)], source="kad")
+        assert not network.addresses_of(machine.peer)
+        await swarm.start(machine)
+        await trio.sleep(120)
+        assert [status.peer for status in node.peers()] == [machine.peer]
+
+
+async def test_those_seen_while_the_clock_was_ahead_keep_nobody_from_being_remembered(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maintenance, "REMEMBERED_PEERS", 3)
+    async with open_swarm(seed=1) as swarm:
+        machine = swarm.machine()
+        ahead_us = TimestampUs(machine.clock.now_us() + 24 * HOUR_S * US_PER_S)
+        dead = [PeerId(b"\x00\x02%02d" % number) for number in range(3)]
+        await machine.disc.put_peers(
+            [
+                KnownPeer(
+                    peer=peer,
+                    addresses=(swarm.world.address_of(peer),),
+                    source="kad",
+                    first_seen_us=ahead_us,
+                    last_seen_us=ahead_us,
+                )
+                for peer in dead
+            ]
+        )
+        others = [await swarm.start() for _ in range(3)]
+        node = await swarm.start(machine, via=others)
+        await node.bootstrap()
+        await trio.sleep(2 * REMEMBER_EVERY_S)
+        assert {one.peer for one in await machine.disc.peers(limit=100)} == known(node)

@@ -138,11 +138,12 @@ async def test_a_live_entry_behind_a_megabyte_of_newer_ones_that_expired_is_foun
         assert found.op_id == live.op_id
 
 
-def signed(pair: KeyPair, created_at_us: int, end_us: int) -> Entry:
+def signed(pair: KeyPair, created_at_us: int, end_us: int, *, subkey: bytes = b"") -> Entry:
     """An entry that takes up 4 KB, by somebody."""
     header = EntryHeader(
         network_id="prime",
         key=Key(b"/prime/k"),
+        subkey=subkey,
         created_at_us=TimestampUs(created_at_us),
         expires_at_us=TimestampUs(end_us),
         retain_until_us=TimestampUs(EPOCH_US + 86_400 * US_PER_S),
@@ -156,11 +157,12 @@ async def test_a_replica_whose_pages_never_end_is_not_believed(autojump_clock: M
     """Whoever followed its cursors would go round for ever."""
     pair = create_new_key_pair(bytes(32))
     liar = peer_id_of(pair)
-    entry = signed(pair, EPOCH_US, EPOCH_US + 86_400 * US_PER_S)
+    end_us = EPOCH_US + 86_400 * US_PER_S
+    entries = [signed(pair, EPOCH_US, end_us, subkey=b"%02d" % number) for number in range(20)]
 
     async def answer(_peer: PeerId, request: Request) -> Reply:
-        record = Record(Key(b"/prime/k"), encode_entry_set([entry])) if isinstance(request, GetValue) else None
-        cursor = encode_cursor(liar, b"") if record else b""
+        record = Record(Key(b"/prime/k"), encode_entry_set(entries)) if isinstance(request, GetValue) else None
+        cursor = encode_cursor(liar, b"19") if record else b""
         return Reply(record=record, closer=(PeerRecord(liar),), next_cursor=cursor, replicates=True)
 
     async with open_swarm(seed=1) as swarm, trio.open_nursery() as nursery:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 from trio.testing import MockClock
 
-from prime_dht.ids import PeerId
+from prime_dht.errors import QueryError, StorageError
+from prime_dht.ids import PeerId, wire_key
 from prime_dht.node.core import Node
-from prime_dht.storage.base import EntryQuery
-from prime_dht.testing.swarm import Swarm, open_swarm
+from prime_dht.node.replica import MAX_UNITS_AHEAD
+from prime_dht.storage.base import EntryQuery, OpArrays
+from prime_dht.storage.memory import MemoryBackend
+from prime_dht.testing.storage_samples import make_entry
+from prime_dht.testing.swarm import EPOCH_US, Swarm, open_swarm
 
 R = 3
 KEYS = [f"key {number}" for number in range(40)]
@@ -87,3 +92,51 @@ async def test_a_silent_peer_does_not_keep_others_from_being_synced_with(autojum
         await trio.sleep(300)
         due = [key for key in KEYS if joiner in swarm.closest_to(key, R)]
         assert [key for key in due if not await stores(swarm, joiner, key)] == []
+
+
+class Unreadable(MemoryBackend):
+    """A store whose ops cannot be read."""
+
+    async def scan_ops(self, *, after: bytes = b"", limit: int = 65_536) -> OpArrays:
+        raise StorageError("the disk is gone")
+
+
+async def why_it_cannot_compare(swarm: Swarm, node: Node) -> list[str]:
+    """What those that ask a node for a round with the first of a swarm are told, in time."""
+    other = swarm.nodes[0]
+    await node.add_peer(swarm.address_of(other))
+    said = []
+    for compare in (node.sync, node._syncing.holding_of):
+        with pytest.raises(QueryError) as raised, trio.fail_after(node.config.operation_timeout_s + 1):
+            await compare(other.peer_id)
+        said.append(str(raised.value))
+    return said
+
+
+async def test_who_cannot_read_its_store_says_so_when_it_is_to_compare_and_does_not_wait_for_ever(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_swarm(seed=1, size=1) as swarm:
+        node = await swarm.start(swarm.machine(disc=Unreadable()))
+        for said in await why_it_cannot_compare(swarm, node):
+            assert said == "this node cannot compare what it stores: its store failed: the disk is gone"
+
+
+async def test_whose_clock_is_behind_says_so_when_it_is_to_compare_and_does_not_wait_for_ever(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_swarm(seed=1, size=1) as swarm:
+        machine = swarm.machine()
+        hours_us = [EPOCH_US - hours * 3_600_000_000 for hours in range(MAX_UNITS_AHEAD + 1)]
+        entries = [
+            make_entry(key=wire_key(str(at_us)), created_at_us=at_us, expires_at_us=EPOCH_US + 3_600_000_000)
+            for at_us in hours_us
+        ]
+        await machine.disc.put_entries(entries, now_us=EPOCH_US)
+        machine.clock.set_by_us = -EPOCH_US
+        node = await swarm.start(machine)
+        for said in await why_it_cannot_compare(swarm, node):
+            assert "its clock says 1970-01-01T00:0" in said
+        machine.clock.set_by_us = 0
+        await trio.sleep(120)
+        assert (await node.sync(swarm.nodes[0].peer_id, dry_run=True)).peer == swarm.nodes[0].peer_id

@@ -69,6 +69,7 @@ DONE = Verdict(only_leader=0, only_follower=0, left=NOTHING)
 ACCEPTED = Acceptance(arc=CIRCLE, held=CIRCLE)
 FIRST = Turn(acceptance=ACCEPTED)
 LAYOUT = Party().partition.layout
+FULL_SLICES = tuple(range(0, 100 * NETWORK.parameters.full_units, NETWORK.parameters.full_units))
 BASE = Base(3000)
 
 M = TypeVar("M", Open, Turn)
@@ -285,7 +286,10 @@ def test_entries_that_no_honest_node_passes_on_are_charged_and_the_round_ends() 
         (AskSymbols(arcs=ONE_SECTOR, start=0, stop=9, known=10), Misconduct.MALFORMED),
         (AskChecksums(NOTHING), Misconduct.MALFORMED),
         (AskCells(LAYOUT, CIRCLE), Misconduct.OVERSIZE),
-        (AskCells(LAYOUT, CIRCLE, tuple(range(100))), Misconduct.OVERSIZE),
+        (AskCells(LAYOUT, CIRCLE, FULL_SLICES), Misconduct.OVERSIZE),
+        (AskCells(LAYOUT, ONE_SECTOR, (FULL_SLICES[0],) * 2), Misconduct.MALFORMED),
+        (AskCells(LAYOUT, ONE_SECTOR, FULL_SLICES[1::-1]), Misconduct.MALFORMED),
+        (AskCells(LAYOUT, ONE_SECTOR, (FULL_SLICES[0] + 1,)), Misconduct.MALFORMED),
         (AskCells(layout_at(1, NETWORK.parameters), ONE_SECTOR), Misconduct.OUT_OF_TURN),
         (AskCells(layout_at(2 * NOW_US, NETWORK.parameters), ONE_SECTOR), Misconduct.OUT_OF_TURN),
         (AskIds(first=3, last=2, created_us=range(9)), Misconduct.MALFORMED),

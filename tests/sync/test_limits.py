@@ -11,13 +11,17 @@ import pytest
 
 from prime_dht.entries.entry import Entry
 from prime_dht.partition.arcs import ArcSet
+from prime_dht.partition.parameters import PARAMETERS
+from prime_dht.partition.slices import layout_at
 from prime_dht.partition.symbols import Code
 from prime_dht.sync import exchange, finding, follow, lead
-from prime_dht.sync.actions import Action, Ending, Event, FetchEntries, FetchOps, Misconduct
-from prime_dht.sync.limits import MAX_MESSAGE_BYTES, TURN_BYTES
+from prime_dht.sync.actions import Action, Ending, Event, Fate, FetchEntries, FetchOps, Judged, Misconduct, Rest
+from prime_dht.sync.limits import MAX_MESSAGE_BYTES, MAX_QUESTIONS, TURN_BYTES
 from prime_dht.sync.messages import (
     WANT_BYTES,
     Acceptance,
+    AskCells,
+    AskChecksums,
     AskIds,
     AskSymbols,
     IdsTold,
@@ -34,6 +38,7 @@ BASE = Base(3000)
 FIRST = Turn(acceptance=Acceptance(arc=CIRCLE, held=CIRCLE))
 ONE_SECTOR = ArcSet.of_sectors([7], sector_bits=9)
 SALTED = AskSymbols(arcs=ONE_SECTOR, start=0, stop=8, code=Code(bytes(16)))
+LAYOUT, LATER = (layout_at(NOW_US + ticks * PARAMETERS.unit_us, PARAMETERS) for ticks in (0, 1))
 ALL_IDS = AskIds(first=0, last=511, created_us=range(NOW_US + 1))
 
 
@@ -122,6 +127,27 @@ def test_a_follower_tells_ids_page_by_page(lower: Lower) -> None:
     assert answer.upto is not None
 
 
+def test_a_page_of_ids_is_no_longer_for_those_that_were_declined(lower: Lower) -> None:
+    lower(follow, "IDS_PER_ANSWER", 100)
+    lower(follow, "OPS_PER_FETCH", 100)
+    party = Party(judge=lambda entry: Judged(Fate.DECLINED, "over limit"))
+    told: set[bytes] = set()
+    question: AskIds | None = ALL_IDS
+    pages = 0
+    party.put(declined := entries(250))
+    party.judge = lambda _: None
+    party.put(stored := entries(50, seed=1))
+    while question is not None:
+        (answer,) = asked(party, question).answers
+        assert isinstance(answer, IdsTold)
+        assert len(answer.ids) <= 100
+        told.update(answer.ids)
+        pages += 1
+        question = None if answer.upto is None else replace(question, after=answer.upto)
+    assert told == {entry.op_id[:16] for entry in (*declined, *stored)}
+    assert pages <= 4
+
+
 def test_of_a_sector_with_too_many_ops_no_symbols_are_made(lower: Lower) -> None:
     (told,) = asked(Party(BASE), SALTED).answers
     assert told != SymbolsTold(b"")
@@ -129,6 +155,57 @@ def test_of_a_sector_with_too_many_ops_no_symbols_are_made(lower: Lower) -> None
     lower(exchange, "OPS_PER_FETCH", 2)
     (none,) = asked(Party(BASE), SALTED).answers
     assert none == SymbolsTold(b"")
+
+
+SWAMP: dict[str, Question] = {
+    "symbols": AskSymbols(arcs=CIRCLE, start=127, stop=128, parts=512),
+    "cells": AskCells(LAYOUT, ONE_SECTOR),
+    "cells of a later layout": AskCells(LATER, CIRCLE, (LATER.tail_start,)),
+    "checksums": AskChecksums(CIRCLE),
+    "ids": AskIds(first=0, last=511, created_us=range(1)),
+}
+
+
+@pytest.mark.parametrize("question", SWAMP.values(), ids=SWAMP)
+def test_a_follower_does_only_so_much_work_in_a_turn_and_rests_meanwhile(question: Question, lower: Lower) -> None:
+    once = Watched(BASE)
+    assert len(asked(once, question).answers) == 1
+    assert Rest() not in once.asked
+    lower(follow, "MAX_WORK", 600)
+    lower(follow, "WORK_UNTIL_REST", 100)
+    party = Watched(BASE)
+    answers = asked(party, *[question] * 512).answers
+    assert 1 < len(answers) < 512 or isinstance(question, AskChecksums)
+    assert 1 <= party.asked.count(Rest()) <= 7
+
+
+def test_a_leader_that_has_the_same_told_again_and_again_is_charged(lower: Lower) -> None:
+    lower(follow, "MAX_TELLINGS", 1)
+    turn = replace(FIRST, questions=(SWAMP["symbols"],) * MAX_QUESTIONS)
+    party = Party(BASE)
+    side = Side(party, Round.initiate(party.node(), nonce=1, rng=Random(2)))
+    side.run()
+    for number in range(20):
+        side.inbox.append(turn if not number else replace(turn, acceptance=None))
+        side.run()
+    assert side.charges == [Misconduct.ENDLESS]
+
+
+@pytest.mark.parametrize("flights", [0, 12])
+@pytest.mark.parametrize(("differing", "span_us"), [(1500, YEAR_US), (500, YEAR_US), (1500, 10**11)])
+def test_no_honest_leader_comes_near_to_what_it_may_ask(
+    differing: int, span_us: int, flights: int, lower: Lower
+) -> None:
+    lower(finding, "MAX_FLIGHTS", flights)
+    lower(finding, "_FEW_OPS", 4)  # of more than that the cells are asked for first
+    lower(follow, "MAX_TELLINGS", 1)  # an eighth
+    base = Base(5000)
+    one, other = Party(base), Party(base)
+    rng = Random(1)
+    one.put(unsigned_entry(b"%d" % n, NOW_US - rng.randrange(span_us)) for n in range(differing))
+    ran = run_round(one, other, dry_run=True)
+    assert ran.initiator.charges == ran.responder.charges == []
+    assert ran.outcomes[1].only_theirs == differing
 
 
 # Entries.

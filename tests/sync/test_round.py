@@ -295,6 +295,13 @@ def test_a_third_node_is_not_promised_what_was_declined() -> None:
     synced(third, other)
 
 
+def test_thousands_of_declined_entries_come_once() -> None:
+    picky, other = Party(judge=lambda entry: Judged(Fate.DECLINED, "publisher refused")), Party()
+    other.put(entries(6000))
+    received = [run_round(picky, other).outcomes[0].entries_received for _ in range(2)]
+    assert received == [6000, 0]
+
+
 @pytest.mark.parametrize("count", [500, 3000])
 def test_many_declined_ops_are_left_out_of_pages_of_ids_too(count: int) -> None:
     picky, other = Party(), Party()

@@ -9,7 +9,22 @@ import pytest
 
 from prime_dht.entries.entry import Entry
 from prime_dht.partition.arcs import ArcSet
-from prime_dht.sync.actions import Closed, Ending, Event, Fate, Finish, Judged, Misconduct, Receive, Send, TimeUp
+from prime_dht.sync.actions import (
+    Action,
+    Closed,
+    Ending,
+    Event,
+    Fate,
+    FetchEntries,
+    FetchOps,
+    Finish,
+    Judged,
+    Misconduct,
+    Receive,
+    Send,
+    TimeUp,
+)
+from prime_dht.sync.declined import Declined, DeclinedOp
 from prime_dht.sync.limits import MAX_MESSAGE_BYTES
 from prime_dht.sync.messages import Acceptance, Open, Turn, Verdict
 from prime_dht.sync.round import Round
@@ -182,3 +197,119 @@ def test_rings_that_are_equal_between_two_that_differ_are_not_sent(owner_begins:
     assert owner.op_ids == other.op_ids
     assert sum(outcome.entries_sent for outcome in ran.outcomes) == 600
     assert sum(outcome.only_ours for outcome in ran.outcomes) == 600
+
+
+# What is refused, and what goes while it is on its way.
+
+
+def small_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("lead", "follow"):
+        monkeypatch.setattr(f"prime_dht.sync.{module}.TURN_BYTES", 2000)
+    monkeypatch.setattr("prime_dht.sync.exchange.MAX_POSTPONED_BYTES", 4000)
+
+
+@pytest.mark.parametrize("owner_begins", [True, False])
+def test_what_one_key_has_no_room_for_leaves_its_sector_and_keeps_nothing_else_back(
+    monkeypatch: pytest.MonkeyPatch, owner_begins: bool
+) -> None:
+    small_turns(monkeypatch)
+    crowd = [unsigned_entry(b"full", NOW_US - DAY_US - n, writer=b"%d" % n) for n in range(100)]
+    some = [entry for entry in entries(200) if location_of(entry) >> 23 != location_of(crowd[0]) >> 23]
+    full = Party(judge=lambda e: Judged(Fate.POSTPONED, "no room", is_noted=True) if e in crowd else None)
+    owner = Party()
+    owner.put([*crowd, *some])
+    ran = run_round(*((owner, full) if owner_begins else (full, owner)))
+    assert full.op_ids == {entry.op_id for entry in some}
+    of_full = ran.outcomes[owner_begins]
+    assert of_full.postponed == {"no room": 100}
+    assert of_full.left == ArcSet.of_sectors([location_of(crowd[0]) >> 23], sector_bits=9)
+
+
+@pytest.mark.parametrize("owner_begins", [True, False])
+def test_what_a_side_can_take_comes_in_the_end_though_each_round_is_cut_short_by_what_it_cannot(
+    monkeypatch: pytest.MonkeyPatch, owner_begins: bool
+) -> None:
+    small_turns(monkeypatch)
+    refused = entries(150)
+    some = [unsigned_entry(b"%d" % n, NOW_US - n) for n in range(20)]
+    full = Party(judge=lambda entry: Judged(Fate.POSTPONED, "no room") if entry in refused else None)
+    owner = Party()
+    owner.put([*refused, *some])
+    for seed in range(60):
+        ran = run_round(*((owner, full) if owner_begins else (full, owner)), seed=seed)
+        assert ran.outcomes[owner_begins].postponed["no room"] < 50
+    assert full.op_ids == {entry.op_id for entry in some}
+
+
+def test_a_side_that_can_remember_no_more_of_what_it_declines_is_not_sent_all_of_that_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small_turns(monkeypatch)
+    owner, picky = Party(), Party(judge=lambda _: Judged(Fate.DECLINED, "over limit"), declined=Declined(limit=250))
+    owner.put(entries(300))
+    first, second = (run_round(picky, owner, seed=seed).outcomes[0] for seed in (1, 2))
+    assert (len(picky.declined), str(second)) == (250, "partial(512)")
+    assert 4000 / 165 < second.declined["over limit"] < 6000 / 165
+    assert first.declined["over limit"] > 250
+
+
+class Overwritten(Party):
+    """A party in which an entry gives way to a newer one once the store is asked for something of this kind."""
+
+    old: Entry
+    new: Entry
+    when: type[Action] = FetchEntries
+
+    def carry_out(self, action: Action) -> Event:
+        if isinstance(action, self.when) and self.old.op_id in self.op_ids:
+            self.put([self.new])
+        return super().carry_out(action)
+
+
+@pytest.mark.parametrize("when", [FetchEntries, FetchOps], ids=["before it is sent", "before it is found"])
+def test_who_is_sent_neither_an_entry_nor_what_took_its_place_does_not_take_the_sector_for_equal(
+    when: type[Action],
+) -> None:
+    joiner, replica = Party(), Overwritten()
+    replica.old = unsigned_entry(b"k", NOW_US - DAY_US, value=b"old")
+    replica.new, replica.when = unsigned_entry(b"k", NOW_US - 1000, value=b"new"), when
+    replica.put([replica.old, *entries(200)])
+    of_joiner, of_replica = run_round(joiner, replica).outcomes
+    assert of_replica.led
+    assert len(joiner.op_ids) == 200
+    assert of_joiner.left == ArcSet.of_sectors([location_of(replica.old) >> 23], sector_bits=9)
+    assert str(of_replica) == "equal", "it lacks nothing itself"
+    assert str(run_round(joiner, replica).outcomes[0]) == "equal"
+    assert joiner.op_ids == replica.op_ids
+
+
+def test_what_gave_way_to_an_entry_of_the_other_side_is_not_missed_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_turns(monkeypatch)
+    ours = [unsigned_entry(b"%d" % n, NOW_US - DAY_US, value=b"old") for n in range(100)]
+    theirs = [unsigned_entry(b"%d" % n, NOW_US - 1000, value=b"new") for n in range(100)]
+    one, other = Party(), Party()
+    one.put(theirs)
+    other.put(ours)
+    ran = run_round(one, other)
+    assert [str(outcome) for outcome in ran.outcomes] == ["equal", "equal"]
+    assert ran.outcomes[1].entries_sent < 100, "some had given way before they were sent"
+    assert one.op_ids == other.op_ids == {entry.op_id for entry in theirs}
+
+
+def test_what_the_other_side_declined_of_a_long_transfer_is_not_taken_for_lost() -> None:
+    joiner, replica = Party(), Party()
+    replica.put(unsigned_entry(b"%d" % n, NOW_US - DAY_US, value=bytes(60_000)) for n in range(40))
+    op = entries(1)[0]
+    header = op.header
+    replica.declined.add(
+        DeclinedOp(
+            op_id=op.op_id,
+            location=location_of(op),
+            created_at_us=header.created_at_us,
+            retain_until_us=header.retain_until_us,
+        )
+    )
+    ran = run_round(replica, joiner)
+    assert ran.outcomes[1].led
+    assert str(ran.outcomes[1]) == "equal"
+    assert joiner.op_ids == replica.op_ids

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from prime_dht.partition.arcs import ArcSet
+from prime_dht.partition.cells import Cells
 from prime_dht.partition.location import sector_locations
 from prime_dht.partition.parameters import PARAMETERS
 from prime_dht.partition.partition import Partition
-from prime_dht.partition.slices import layout_at
+from prime_dht.partition.slices import Layout, layout_at
 from prime_dht.sync import limits
 from prime_dht.sync.declined import Declined, DeclinedOp
 from prime_dht.sync.messages import AskCells, AskIds, AskSymbols, Turn
@@ -57,7 +58,7 @@ def test_declined_ops_count_as_if_they_were_here() -> None:
 def test_what_the_store_has_now_is_brought_back_to_the_moment_of_the_view() -> None:
     _, view = view_of(3)
     view.inserted(op_id(7))
-    view.removed(op_id(0), LOCATION)
+    view.removed(op_id(0), LOCATION, NOW_US - 1000)
     assert view.was_here(op_id(0)[:16], is_here=False)
     assert view.was_here(op_id(1)[:16], is_here=True)
     assert not view.was_here(op_id(7)[:16], is_here=True)
@@ -68,8 +69,8 @@ def test_what_the_store_has_now_is_brought_back_to_the_moment_of_the_view() -> N
 def test_what_came_and_went_again_was_never_there_and_the_reverse() -> None:
     _, view = view_of(1)
     view.inserted(op_id(7))
-    view.removed(op_id(7), LOCATION)
-    view.removed(op_id(0), LOCATION)
+    view.removed(op_id(7), LOCATION, NOW_US)
+    view.removed(op_id(0), LOCATION, NOW_US - 1000)
     view.inserted(op_id(0))
     assert not view.was_here(op_id(7)[:16], is_here=False)
     assert view.was_here(op_id(0)[:16], is_here=True)
@@ -98,6 +99,31 @@ def test_a_page_has_the_declined_ops_of_its_interval_and_not_what_came() -> None
     assert view.page([], sector_locations(6, sector_bits=9), range(100), None, None) == []
 
 
+def test_a_page_has_what_went_since_in_its_place() -> None:
+    _, view = view_of(3)
+    arc = sector_locations(5, sector_bits=9)
+    before = view.page([(NOW_US - 1000 + n, op_id(n)) for n in range(3)], arc, range(NOW_US), None, None)
+    view.removed(op_id(1), LOCATION, NOW_US - 999)
+    assert view.page([(NOW_US - 1000, op_id(0)), (NOW_US - 998, op_id(2))], arc, range(NOW_US), None, None) == before
+    view.inserted(op_id(1))
+    assert view.page([before[1]], arc, range(NOW_US), None, None) == [before[1]]
+
+
+@pytest.mark.parametrize("count", [1, 100])
+def test_however_many_were_declined_they_count_as_if_they_were_here(count: int) -> None:
+    declined, partition = Declined(), Partition(PARAMETERS, now_us=NOW_US)
+    for number in range(count):
+        op = DeclinedOp(
+            op_id=op_id(number), location=number << 25, created_at_us=NOW_US - number, retain_until_us=NOW_US
+        )
+        declined.add(op)
+        partition.insert(op.op_id, op.location, op.created_at_us)
+    view, with_all = View.of(Partition(PARAMETERS, now_us=NOW_US), declined), View.of(partition)
+    assert view.digest(CIRCLE) == with_all.digest(CIRCLE)
+    layout = partition.layout
+    assert view.cells_at(layout, CIRCLE, ()) == with_all.cells_at(layout, CIRCLE, ())
+
+
 def test_cells_are_told_at_a_later_layout_too() -> None:
     partition, view = view_of(3)
     later = layout_at(NOW_US + 2 * PARAMETERS.unit_us, PARAMETERS)
@@ -105,6 +131,24 @@ def test_cells_are_told_at_a_later_layout_too() -> None:
     moved = View.of(partition)
     assert view.cells_at(later, CIRCLE, ()) == moved.cells_at(later, CIRCLE, ())
     assert sum(combined.count for combined in view.cells_at(later, CIRCLE, ()).values()) == 3
+
+
+def test_cells_are_moved_to_a_later_layout_once_however_often_it_is_asked_for_in_turn_with_the_view_s(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, view = view_of(3)
+    later = layout_at(NOW_US + 2 * PARAMETERS.unit_us, PARAMETERS)
+    moved: list[Layout] = []
+    moved_to = Cells.moved_to
+
+    def noted(cells: Cells, layout: Layout) -> Cells:
+        moved.append(layout)
+        return moved_to(cells, layout)
+
+    monkeypatch.setattr(Cells, "moved_to", noted)
+    told = [view.cells_at(layout, CIRCLE, ()) for layout in (view.layout, later) * 3]
+    assert moved == [later]
+    assert told == told[:2] * 3
 
 
 def test_the_declined_set_is_bounded_and_forgets_what_retired() -> None:
@@ -116,6 +160,39 @@ def test_the_declined_set_is_bounded_and_forgets_what_retired() -> None:
     assert [op in declined for op in (op_id(0), op_id(1))] == [False, True]
     declined.discard(op_id(1))
     assert not list(declined)
+
+
+def test_what_was_put_off_is_remembered_until_the_next_tick_and_not_once_it_is_stored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("prime_dht.sync.declined.MAX_PUT_OFF", 3)
+    declined = Declined(limit=1)
+    ops = [DeclinedOp(op_id=op_id(n), location=LOCATION, created_at_us=n, retain_until_us=1000) for n in range(5)]
+    assert declined.add(ops[4])
+    assert [declined.put_off(op, now_us=170) for op in ops] == [True, True, True, False, True]
+    assert len(declined) == 4
+    declined.discard(op_id(0))
+    declined.retire(100)
+    assert [op.op_id for op in declined if op.is_put_off] == [op_id(1), op_id(2)]
+    declined.retire(200)
+    assert [op.op_id for op in declined] == [op_id(4)]
+    declined.put_off(ops[0], now_us=270)
+    declined.forget_put_off()
+    assert [op.op_id for op in declined] == [op_id(4)]
+
+
+def test_a_sector_of_which_something_is_put_off_is_not_taken_for_equal_though_it_is_not_asked_for_again() -> None:
+    full, other = Party(), Party()
+    entry = unsigned_entry(b"k", NOW_US - 1000)
+    other.put([entry])
+    op = DeclinedOp(op_id=entry.op_id, location=location_of(entry), created_at_us=NOW_US - 1000, retain_until_us=NOW_US)
+    full.declined.put_off(op, now_us=NOW_US)
+    for one, two in ((full, other), (other, full)):
+        ran = run_round(one, two)
+        of_full, of_other = ran.outcomes if one is full else reversed(ran.outcomes)
+        assert (of_full.entries_received, of_other.entries_sent) == (0, 0)
+        assert of_full.left == ArcSet.of_sectors([location_of(entry) >> 23], sector_bits=9)
+        assert str(of_other) == "equal"
 
 
 def test_ids_are_told_page_by_page_however_many_a_sector_has(monkeypatch: pytest.MonkeyPatch) -> None:
