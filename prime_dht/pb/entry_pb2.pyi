@@ -30,11 +30,13 @@ class _CompressionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Compressi
     DESCRIPTOR: _descriptor.EnumDescriptor
     NO_COMPRESSION: _Compression.ValueType  # 0
     ZSTD: _Compression.ValueType  # 1
+    """has a place in the format, but no replica or reader takes it until something decompresses"""
 
 class Compression(_Compression, metaclass=_CompressionEnumTypeWrapper): ...
 
 NO_COMPRESSION: Compression.ValueType  # 0
 ZSTD: Compression.ValueType  # 1
+"""has a place in the format, but no replica or reader takes it until something decompresses"""
 Global___Compression: _TypeAlias = Compression  # noqa: Y015
 
 class _Encryption:

@@ -398,7 +398,8 @@ Global___AskChecksums: _TypeAlias = AskChecksums  # noqa: Y015
 @_typing.final
 class AskCells(_message.Message):
     """The combined hashes of cells, at the later layout of the two that the round began with. Slices are named by the unit
-    at which they begin. Without any, all slices of one sector are meant; else sectors times slices are at most 32,768.
+    at which they begin, in ascending order. Without any, all slices of one sector are meant; else sectors times slices are
+    at most 32,768.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
