@@ -49,7 +49,7 @@ from trio.abc import AsyncResource
 from prime_dht.blobs.cid import Cid
 from prime_dht.errors import StorageError
 from prime_dht.storage.blocks_files import BlockFiles, Data, DiskFiles, MemoryFiles, holds_blocks
-from prime_dht.storage.blocks_index import BlockIndex, LostBlocksError, RootRow
+from prime_dht.storage.blocks_index import IN_MEMORY, BlockIndex, LostBlocksError, RootRow
 from prime_dht.storage.blocks_recovery import read_block, recover
 from prime_dht.storage.blocks_status import RootStatus, status_of
 from prime_dht.storage.sqlite_file import lock, translation
@@ -176,7 +176,7 @@ class BlockStore(AsyncResource):
     @classmethod
     def in_memory(cls, *, max_bytes: int) -> BlockStore:
         """A store that ends with its process, for a node without a data directory."""
-        index = BlockIndex(":memory:")
+        index = BlockIndex(IN_MEMORY)
         store = cls(index, MemoryFiles(), place=Path("blocks in memory"), max_bytes=max_bytes)
         store._resources.callback(index.close)
         return store

@@ -30,6 +30,7 @@ from prime_dht.storage.sqlite_file import is_damage, storage_error
 APPLICATION_ID = int.from_bytes(b"PDHB", "big")
 VERSION = 1
 UNMADE = (0, 0)
+IN_MEMORY = ":memory:"
 BUSY_TIMEOUT_S = 5.0
 CACHE_KIB = 16 * 1024
 AT_ONCE = 500
@@ -115,7 +116,7 @@ class BlockIndex:
     """One connection, used by one thread at a time. Each method is to be called within :meth:`transaction`."""
 
     def __init__(self, path: str, *, has_blocks: bool = False) -> None:
-        """Open the index in a file, or make one there; ``:memory:`` makes one in memory.
+        """Open the index in a file, or make one there; :data:`IN_MEMORY` makes one in memory.
 
         Args:
             has_blocks: there are blocks beside it, so that there was one: none is made.
@@ -136,6 +137,9 @@ class BlockIndex:
             found = versions_of(self._connection)
             if found == UNMADE and has_blocks:
                 raise lost_index(Path(path))
+            if path == IN_MEMORY:  # SQLite begins with 20 pages, of 4 KiB if it is left to it
+                self._connection.execute("PRAGMA page_size = 1024")
+                self._connection.execute("PRAGMA temp.page_size = 1024")
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA temp_store = MEMORY")
             self._connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
