@@ -21,7 +21,7 @@ def token_text(capability: bytes) -> str:
 
 
 def write_token(path: Path, capability: bytes) -> None:
-    """Write a capability to a file. Of files that have something in them it replaces older ones, and no root key.
+    """Write a capability to a file. What is there already it replaces only if it is a capability, too, or empty.
 
     Raises:
         ConfigError: there is another file, or it cannot be written.

@@ -1,9 +1,9 @@
 """Whether there is room for a plain record or a provider record, and what goes to make it.
 
-Neither is signed by somebody who could be held to a share, and who made one puts it again within a day. So a name that
-is held can always be refreshed, and a flood of new names must not push out what is there. A provider that has become
-larger, for which there is no room, is believed longer with the addresses that are held; a record would say what it no
-longer says, and is refused. These are the rules:
+Neither is signed by somebody who could be held to a share, and who made one puts it again within a day. So what is held
+can be refreshed in a full store too, and a flood of new names must not push it out. A provider that has become larger,
+for which there is no room, is believed longer with the addresses that are held; a record that has would say what it no
+longer says, and is refused, as is any where the limits were lowered below what is held. These are the rules:
 
 1. a content that has enough unexpired providers takes no other: whoever provides it already stays;
 2. a peer that provides more than its share replaces what it announced longest ago, its own;
