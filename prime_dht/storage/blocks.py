@@ -126,15 +126,8 @@ class BlockStats:
 class BlockStore(AsyncResource):
     """See the module. :meth:`open` and :meth:`in_memory` make one; every method may raise :class:`StorageError`."""
 
-    def __init__(
-        self,
-        index: BlockIndex,
-        files: BlockFiles,
-        *,
-        place: Path,
-        max_bytes: int,
-    ) -> None:
-        self._index = index
+    def __init__(self, index: BlockIndex | None, files: BlockFiles, *, place: Path, max_bytes: int) -> None:
+        self._made_index = index
         self._files = files
         self._place = place  # for messages
         self.max_bytes = max_bytes
@@ -146,8 +139,10 @@ class BlockStore(AsyncResource):
         self._is_immediate = isinstance(files, MemoryFiles)  # then no work takes long enough for a thread
         self._has_leftovers = False
         self._is_open = True
-        with index.transaction():
-            self._blocks, self._bytes = index.taken()
+        self._blocks = self._bytes = 0
+        if index is not None:
+            with index.transaction():
+                self._blocks, self._bytes = index.taken()
 
     @classmethod
     async def open(cls, directory: Path, *, max_bytes: int) -> BlockStore:
@@ -175,11 +170,19 @@ class BlockStore(AsyncResource):
 
     @classmethod
     def in_memory(cls, *, max_bytes: int) -> BlockStore:
-        """A store that ends with its process, for a node without a data directory."""
-        index = BlockIndex(IN_MEMORY)
-        store = cls(index, MemoryFiles(), place=Path("blocks in memory"), max_bytes=max_bytes)
-        store._resources.callback(index.close)
-        return store
+        """A store that ends with its process, for a node without a data directory.
+
+        Its index is made with the first claim: SQLite takes 70 kB, and most such nodes never keep a blob.
+        """
+        return cls(None, MemoryFiles(), place=Path("blocks in memory"), max_bytes=max_bytes)
+
+    @property
+    def _index(self) -> BlockIndex:
+        if self._made_index is None:
+            self._check_open()
+            self._made_index = BlockIndex(IN_MEMORY)
+            self._resources.callback(self._made_index.close)
+        return self._made_index
 
     # Roots and claims
 
@@ -220,6 +223,8 @@ class BlockStore(AsyncResource):
 
     async def roots(self, *, after: Cid | None = None, limit: int = 1000, is_partial: bool = False) -> list[RootStatus]:
         """The next ``limit`` roots, or partial roots, in the order of their bytes, starting behind ``after``."""
+        if await self._is_blank():
+            return []
         begin = bytes(after) if after else b""
         rows = await self._change(lambda: self._index.roots(begin, limit, is_partial=is_partial))
         return [status_of(row) for row in rows]
@@ -366,7 +371,7 @@ class BlockStore(AsyncResource):
             self._remove(digest for digest, _ in doomed)
             return Collected(blocks=len(doomed), bytes=size, is_all=ended < limit and len(doomed) < limit)
 
-        return await self._in_thread(collect)
+        return Collected(blocks=0, bytes=0, is_all=True) if await self._is_blank() else await self._in_thread(collect)
 
     async def sync(self) -> None:
         """Bring what was added so far to the disk, so that a loss of power takes none of it."""
@@ -386,13 +391,17 @@ class BlockStore(AsyncResource):
         with trio.CancelScope(shield=True):
             try:
                 await self._sync()
-                await self._transact(lambda: self._index.end(is_tidy=not self._has_leftovers), is_synced=True)
+                if self._made_index is not None:
+                    await self._transact(lambda: self._index.end(is_tidy=not self._has_leftovers), is_synced=True)
             finally:
                 async with self._changes:
                     self._resources.close()
 
     async def _sync(self) -> None:
         # No step asks whether the store is open: whoever closes it waits for the syncs that have begun.
+        if self._made_index is None:
+            await trio.lowlevel.checkpoint()
+            return
         async with self._syncing:
             digests, size = await self._transact(lambda: (self._index.unsynced(), self._unsynced_bytes))
             await self._run(lambda: self._files.sync(digests), limiter=self._readers)
@@ -454,6 +463,12 @@ class BlockStore(AsyncResource):
     async def _in_thread(self, work: Callable[[], T], *, limiter: trio.CapacityLimiter | None = None) -> T:
         self._check_open()
         return await self._run(work, limiter=limiter)
+
+    async def _is_blank(self) -> bool:
+        """Whether nothing was ever kept: a store in memory that has not made its index."""
+        self._check_open()
+        await trio.lowlevel.checkpoint()
+        return self._made_index is None
 
     def _check_open(self) -> None:
         if not self._is_open:

@@ -16,7 +16,7 @@ from prime_dht.errors import StorageError
 from prime_dht.storage import blocks
 from prime_dht.storage.blocks import BlockStats, BlockStore, Claim, Collected, NoRoomError
 from prime_dht.storage.blocks_files import DiskFiles
-from prime_dht.storage.blocks_index import LostBlocksError
+from prime_dht.storage.blocks_index import BlockIndex, LostBlocksError
 
 PUBLISHER, OTHER = b"publisher", b"another publisher"
 BLOCKS = [b"first", b"second block", b"third"]
@@ -438,3 +438,26 @@ def test_whatever_is_done_what_a_claimed_root_uses_is_there_and_all_else_can_be_
             assert (await store.stats()).blocks == len(await store.present(CIDS))
 
     trio.run(run)
+
+
+async def test_a_store_in_memory_makes_no_index_until_something_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def make(path: str) -> BlockIndex:
+        made.append(path)
+        return BlockIndex(path)
+
+    monkeypatch.setattr(blocks, "BlockIndex", make)
+    async with BlockStore.in_memory(max_bytes=1000) as store:
+        assert await store.roots() == []
+        assert await store.collect() == NOTHING
+        await store.sync()
+        assert made == []
+        await store.claim(CLAIM, size_bytes=22)
+        assert len(made) == 1
+        assert [status.root for status in await store.roots()] == [ROOT]
+    async with BlockStore.in_memory(max_bytes=1000) as store:
+        pass
+    assert len(made) == 1
+    with pytest.raises(StorageError, match="closed"):
+        await store.roots()
