@@ -19,6 +19,7 @@ from libp2p.crypto.keys import KeyPair, KeyType
 from libp2p.identity_utils import load_identity
 from libp2p.peer.id import ID
 
+from prime_dht.durability import sync_path
 from prime_dht.errors import ConfigError
 from prime_dht.ids import PeerId
 
@@ -83,8 +84,4 @@ def _create(path: Path, secret: bytes) -> None:
             return
     finally:
         os.unlink(temporary)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_path(path.parent)

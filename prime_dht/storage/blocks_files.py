@@ -10,6 +10,7 @@ the system cannot read it holds no block, like one that is gone.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from prime_dht.blobs.cid import DIGEST_BYTES
+from prime_dht.durability import sync_path
 
 SHARDS = 256
 
@@ -76,7 +78,12 @@ class DiskFiles:
         try:
             descriptor = os.open(self._path(digest), os.O_RDONLY | os.O_CLOEXEC)
             try:
-                return os.read(descriptor, os.fstat(descriptor).st_size)
+                size = os.fstat(descriptor).st_size
+                data = os.read(descriptor, size)
+                # The system reads as far as a damaged sector, and says that there is one when it is asked on.
+                while len(data) < size and (more := os.read(descriptor, size - len(data))):
+                    data += more
+                return data
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -89,10 +96,9 @@ class DiskFiles:
 
     def sync(self, digests: Collection[bytes]) -> None:
         paths = [self._path(digest) for digest in digests]
-        for path in paths:
-            _sync(path)
-        for shard in {path.parent for path in paths}:  # the names, after what they name
-            _sync(shard)
+        for path in (*paths, *{path.parent for path in paths}):  # the names after what they name
+            with contextlib.suppress(FileNotFoundError):  # it was garbage, and collected meanwhile
+                sync_path(path)
 
     def drop_incoming(self) -> None:
         """Remove what was never written to its end."""
@@ -141,14 +147,3 @@ def _shard(directory: Path, first: int) -> Path:
 def _digests(directory: Path) -> list[bytes]:
     """What the files in a directory are named by; those named otherwise are not ours."""
     return [bytes.fromhex(name) for name in os.listdir(directory) if _DIGEST.fullmatch(name)]
-
-
-def _sync(path: Path) -> None:
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:  # it was garbage, and collected meanwhile
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -27,6 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from prime_dht.durability import sync_path
 from prime_dht.errors import StorageError
 from prime_dht.storage.capacity import location_of
 from prime_dht.storage.sqlite_schema import APPLICATION_ID, MIGRATIONS
@@ -85,6 +86,7 @@ def open_database(path: Path, *, synchronous: Synchronous) -> OpenDatabase:
     """
     with translation(path), contextlib.ExitStack() as resources:
         lock(path, resources)
+        _remove_journal_of_damaged(path)
         if not path.exists():
             _create(path)
         if path.stat().st_size == 0:
@@ -110,6 +112,7 @@ def open_for_inspection(path: Path, resources: contextlib.ExitStack) -> sqlite3.
     if not path.exists():
         raise StorageError(f"{path}: there is no store")
     lock(path, resources)
+    _remove_journal_of_damaged(path)
     connection = _connect(path, resources)
     connection.execute("PRAGMA query_only = ON")
     if path.stat().st_size == 0:
@@ -212,11 +215,6 @@ os.register_at_fork(after_in_child=_leave_locks_to_parent)
 
 
 def _create(path: Path) -> None:
-    asides = sorted(path.parent.glob(f"{glob.escape(path.name + DAMAGED)}*Z"))
-    # Whoever moved it may have been killed before its journal was, which a backup must not find. But a later journal is
-    # another store's, which somebody may bring back.
-    if asides and not _has_later_journal(path, asides[-1]):
-        _move_journal(path, asides[-1])
     # SQLite would play back the journal into the new file. A damaged store is not to be forgotten.
     for left in sorted(path.parent.iterdir()):
         if left.name.startswith((path.name + "-wal", path.name + DAMAGED)):
@@ -232,11 +230,7 @@ def _create(path: Path) -> None:
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         _migrate(connection)
     new.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_path(path.parent)
 
 
 def _open_file(
@@ -261,29 +255,28 @@ def _open_file(
 
 def _moved_aside(path: Path, damage: str) -> StorageError:
     """Give a damaged store and its journal another name; returns the error that says so."""
-    aside = _aside(path, datetime.now(UTC))
+    aside = _beside(path, f"{DAMAGED}{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
+    journal, its_journal = journal_of(path), journal_of(aside)
+    if journal.exists():
+        with contextlib.suppress(OSError):  # not every file system can
+            os.link(journal, its_journal)  # so that it is known for another's, if this ends before it is removed
     path.rename(aside)  # before its journal: without that it could be taken for whole
-    _move_journal(path, aside)
+    if journal.exists() and not its_journal.exists():
+        journal.rename(its_journal)
+    _remove_journal_of_damaged(path)
+    _beside(path, "-shm").unlink(missing_ok=True)
     return StorageError(
         f"{path}: {damage}; it was moved to {aside.name}: put a backup in its place, or move it away to start afresh"
     )
 
 
-def _aside(path: Path, when: datetime) -> Path:
-    return _beside(path, f"{DAMAGED}{when:%Y%m%dT%H%M%S.%fZ}")
-
-
-def _has_later_journal(path: Path, aside: Path) -> bool:
-    """Whether there is a journal that was written after a store was moved aside."""
+def _remove_journal_of_damaged(path: Path) -> None:
+    """Remove the journal at a store's place that a damaged one moved aside has too: a backup must not meet it."""
     journal = journal_of(path)
-    return journal.exists() and _aside(path, datetime.fromtimestamp(journal.stat().st_mtime, UTC)).name > aside.name
-
-
-def _move_journal(path: Path, aside: Path) -> None:
-    """Give the journal of a store that was moved aside its name, unless there is one of that name."""
-    for suffix in ("-wal", "-shm"):
-        if _beside(path, suffix).exists() and not _beside(aside, suffix).exists():
-            _beside(path, suffix).rename(_beside(aside, suffix))
+    for its_journal in path.parent.glob(f"{glob.escape(path.name + DAMAGED)}*-wal"):
+        is_aside = its_journal.with_name(its_journal.name.removesuffix("-wal")).exists()
+        if is_aside and journal.exists() and journal.samefile(its_journal):
+            journal.unlink()
 
 
 def _connect(path: Path, resources: contextlib.ExitStack) -> sqlite3.Connection:

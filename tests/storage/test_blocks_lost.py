@@ -158,6 +158,26 @@ async def test_a_block_that_cannot_be_read_is_forgotten_and_the_others_are_read(
     assert not await is_complete(store)
 
 
+async def test_a_block_of_which_only_the_beginning_can_be_read_is_not_there(
+    path: Path, store: BlockStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(store)
+    broken, read = file_of(path, CIDS[1]).stat().st_ino, os.read
+
+    def fail_behind_a_sector(descriptor: int, size: int) -> bytes:
+        if os.fstat(descriptor).st_ino != broken:
+            return read(descriptor, size)
+        if os.lseek(descriptor, 0, os.SEEK_CUR) >= 512:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(descriptor, 512)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "read", fail_behind_a_sector)
+        assert await store.read(CIDS) == [BLOCKS[0], None, BLOCKS[2]]
+    assert await store.stats() == TWO
+    assert not await is_complete(store)
+
+
 async def test_a_block_that_cannot_be_read_keeps_no_store_from_opening_after_a_crash(path: Path) -> None:
     store = await open_store(path)
     await store.claim(CLAIM, size_bytes=3000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import resource
@@ -20,6 +21,7 @@ from prime_dht.storage import sqlite_file
 from prime_dht.storage.base import EntryQuery, PutOutcome
 from prime_dht.storage.offline import check
 from prime_dht.storage.sqlite import SQLiteBackend
+from prime_dht.storage.sqlite_check import CheckReport
 from prime_dht.storage.sqlite_file import open_database
 from prime_dht.testing.storage_samples import KEY, NOW_US, make_entry, read_all
 
@@ -157,9 +159,10 @@ async def test_the_journal_of_a_damaged_file_is_moved_with_it(path: Path) -> Non
     assert all(name.startswith(aside) for name in files(path))
 
 
-@pytest.mark.parametrize("renames", range(4))
-async def test_whoever_is_killed_while_a_damaged_file_is_moved_leaves_it_with_its_journal(
-    path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
+@pytest.mark.parametrize(("is_started_before", "is_checked"), [(True, False), (False, False), (False, True)])
+@pytest.mark.parametrize("steps", range(5))
+async def test_whoever_is_killed_while_a_damaged_file_is_moved_leaves_it_with_its_journal_and_a_backup_without(
+    path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, is_started_before: bool, is_checked: bool
 ) -> None:
     async with await SQLiteBackend.open(path) as store:
         await store.put_entries([make_entry()], now_us=NOW_US)
@@ -167,29 +170,55 @@ async def test_whoever_is_killed_while_a_damaged_file_is_moved_leaves_it_with_it
     overwrite(path)
     damaged = contents(path)
     put_there(path.with_name("prime.db-wal"), journal)
-    left = renames
+    left = steps
 
-    def rename(self: Path, target: Path) -> None:
-        nonlocal left
-        if not left:
-            raise KeyboardInterrupt
-        left -= 1
-        os.rename(self, target)
+    def counted(step: Callable[..., None]) -> Callable[..., None]:
+        def take(*arguments: object, **options: object) -> None:
+            nonlocal left
+            if not left:
+                raise KeyboardInterrupt
+            left -= 1
+            step(*arguments, **options)
+
+        return take
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", rename)
+        for step in (os.link, os.rename, os.unlink):
+            patch.setattr(os, step.__name__, counted(step))
         with pytest.raises((KeyboardInterrupt, StorageError)):
             await SQLiteBackend.open(path)
-    for _ in range(2):
+    is_moved = path.name not in files(path)
+    for _ in range(2 if is_started_before or not is_moved else 0):
         with pytest.raises(StorageError, match=r"it was moved to|it is gone, but \S+ is there"):
             await SQLiteBackend.open(path)
-    aside = min(files(path))
-    assert files(path)[aside] == damaged
-    assert files(path)[f"{aside}-wal"] == journal
-    assert all(name.startswith(aside) for name in files(path))
     put_there(path, backup)
+    if is_checked:
+        assert await check(path) == CheckReport(entries=0, problems=())
     async with await SQLiteBackend.open(path) as store:
         assert (await store.stats()).entries == 0
+    del (left_there := files(path))["prime.db"]
+    aside = min(name for name in left_there if not name.endswith("-wal"))
+    assert left_there[aside] == damaged
+    assert left_there[f"{aside}-wal"] == journal
+
+
+async def test_a_damaged_file_is_moved_with_its_journal_where_a_file_can_have_one_name_alone(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    async with await SQLiteBackend.open(path) as store:
+        await store.put_entries([make_entry()], now_us=NOW_US)
+        journal = files(path)["prime.db-wal"]
+    overwrite(path)
+    damaged = contents(path)
+    put_there(path.with_name("prime.db-wal"), journal)
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(StorageError, match="it was moved to"):
+        await SQLiteBackend.open(path)
+    aside = min(files(path))
+    assert files(path) == {aside: damaged, f"{aside}-wal": journal}
 
 
 async def test_a_store_that_is_brought_back_has_its_journal_though_an_earlier_one_is_damaged(

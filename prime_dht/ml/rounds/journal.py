@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from prime_dht.durability import sync_path
 from prime_dht.errors import LocalProtocolError, StorageError
 
 if TYPE_CHECKING:
@@ -90,8 +91,8 @@ class Journal:
                 file.flush()
                 os.fsync(file.fileno())
             if not self._end:
-                _sync_directory(path.parent)
-                _sync_directory(path.parent.parent)
+                sync_path(path.parent)
+                sync_path(path.parent.parent)
         except OSError as error:
             raise StorageError(f"cannot write {path}: {error.strerror}") from error
         self._end += len(line)
@@ -141,12 +142,3 @@ def journals_of(dht: BlockingDHT) -> Journals:
     """The journals of a client: the same for all its members."""
     with _journals_lock:
         return _journals.setdefault(dht, Journals(dht.data_dir and dht.data_dir / "rounds"))
-
-
-def _sync_directory(path: Path) -> None:
-    """Make the names in it durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -32,6 +32,7 @@ import trio
 from prime_dht.blobs.cid import CID_BYTES, BlockBytes, Cid, Codec
 from prime_dht.blobs.unixfs import MAX_BLOCK_BYTES
 from prime_dht.blobs.walk import Piece
+from prime_dht.durability import sync_path
 from prime_dht.errors import BlobError, StorageError, ValidationError
 from prime_dht.node.blobs.destination import Together, ToldWalk
 from prime_dht.node.blobs.disk import DiskWriter
@@ -242,7 +243,7 @@ class FileDestination:
         self._partial.rename(self._path)
         self._is_finished = True
         self._nodes_path.unlink(missing_ok=True)
-        _sync_directory(self._path.parent)
+        sync_path(self._path.parent)
 
     def _close(self) -> None:
         is_empty = self._content >= 0 and not os.fstat(self._content).st_size and not self._nodes
@@ -316,7 +317,7 @@ def write_small(path: Path, value: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         incoming.rename(place)
-        _sync_directory(place.parent)
+        sync_path(place.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             incoming.unlink()
@@ -340,14 +341,6 @@ def _check_place(path: Path) -> None:
         raise StorageError(f"{path}: it is a directory")
     if os.path.lexists(path) and not path.is_file():
         raise StorageError(f"{path}: it is there, and no file")
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write_all(descriptor: int, data: BlockBytes | memoryview, at: int) -> None:
