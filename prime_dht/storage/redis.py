@@ -8,7 +8,9 @@ It needs the extra ``redis``, and one server, not a cluster, of Redis 7 or later
 - **Durable** is what the server makes so. With ``appendonly yes`` and ``appendfsync always``, what was acknowledged
   survives a loss of power. With ``appendfsync everysec``, Redis's default, it survives the death of this process, and
   nearly always that of the server, but a loss of power may undo the last second or two. If the server is set up to lose
-  more than that, or does not tell, :meth:`RedisBackend.open` issues a :class:`NotDurableWarning` and goes on.
+  more than that, or does not tell, :meth:`RedisBackend.open` issues a :class:`NotDurableWarning` and goes on. When a
+  server that was started again, or a replica that took over, lacks what was acknowledged, the changes of entries that
+  are under way fail, or else the next one, so that the node reads what there is.
 - **A prefix is a store.** Those of different prefixes have nothing in common. One process at a time holds a store.
 - **Nothing expires by itself**, because an entry has to be reported when it retires. A store as a whole does: when its
   node has not run for 30 days, and then only 30 days after its last entry has retired, or a day before either.
@@ -114,7 +116,7 @@ class RedisBackend(StorageBackend):
         for entry in entries:
             place, row = rows.place_and_row(entry)
             arguments += (place, row, b"0" if entry.value is None else b"1", entry.value or b"")
-        said = await self._store.write(entry_scripts.PUT_ENTRIES, *arguments)
+        said = await self._store.write(entry_scripts.PUT_ENTRIES, *arguments, of_entries=True)
         return rows.read_outcomes(said, entries, limits)
 
     async def get_entries(self, query: EntryQuery, *, now_us: int) -> EntryPage:
@@ -187,7 +189,7 @@ class RedisBackend(StorageBackend):
         return [Key(rows.unterminated(key)) for key in found if key is not None]
 
     async def remove_ops(self, op_ids: Sequence[OpId]) -> list[Gone]:
-        return rows.read_gone(await self._store.write(entry_scripts.REMOVE_OPS, *op_ids))
+        return rows.read_gone(await self._store.write(entry_scripts.REMOVE_OPS, *op_ids, of_entries=True))
 
     async def delete_expired(self, *, now_us: int, retire_before_us: int, limit: int = 1000) -> Expired:
         said = await self._store.write(
@@ -197,6 +199,7 @@ class RedisBackend(StorageBackend):
             rows.time(now_us + 1),
             b"%d" % limit,
             rows.time(retire_before_us - MAX_STEP_BACK_US),
+            of_entries=True,
         )
         return rows.read_expired(said)
 

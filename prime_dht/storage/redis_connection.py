@@ -60,6 +60,7 @@ _REFUSALS = ("OOM ", "MISCONF ", "NOREPLICAS ")
 coredis has a class for. What it says of permissions may also come from the midst of a script.)
 """
 
+Argument: TypeAlias = "bytes | Callable[[], bytes]"
 Reply: TypeAlias = "bytes | int | list[Reply] | dict[bytes, Reply] | None"
 
 
@@ -159,16 +160,20 @@ class RedisConnection:
         """End :meth:`run`, and the connection with it."""
         self._life.cancel()
 
-    async def call(self, script: Script, keys: Sequence[bytes], arguments: Sequence[bytes]) -> Reply:
+    async def call(self, script: Script, keys: Sequence[bytes], arguments: Sequence[Argument]) -> Reply:
         """Have a script run at least once; returns what it said the last time.
+
+        Args:
+            arguments: one that is a function is asked anew each time the script is sent.
 
         Raises:
             NotWrittenError: it was never sent, or refused as a whole.
             StorageError: there was no answer in time, or it is an error.
         """
-        call = (b"%d" % len(keys), *keys, *arguments)
 
         async def ask(connection: BaseConnection) -> Reply:
+            said = (argument() if callable(argument) else argument for argument in arguments)
+            call = (b"%d" % len(keys), *keys, *said)
             try:
                 return cast(Reply, await connection.create_request(b"EVALSHA", script.sha1, *call))
             except NoScriptError:

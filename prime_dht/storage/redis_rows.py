@@ -25,7 +25,7 @@ of everything that falls due. The first byte of a field or a member is its kind 
                                                                                   O‖retain_until‖slot
     n‖name               node metadata                                            n‖name
     c‖seat               the last call made from a seat, and what was said
-    #…                   schema, holder, counts, and the latest time of retirement
+    #…                   schema, holder, counts, how many writes there were, and the latest time of retirement
 
 A *place* is an entry's member of kind ``s``. Times and arrivals, which count up, take 8 bytes, lengths and locations 4,
 sectors 2, big-endian. What precedes something else in a member, and may have any length and any bytes, is *terminated*:

@@ -12,6 +12,9 @@ what it does.
   server comes to what it received before. So each writing call in flight has a *seat* (``ARGV[2]``) and a number
   (``ARGV[3]``) that only grows. A script writes down what it said beside seat and number. The same call again is told
   the same, and one that comes when its seat has a later call is ``STALE``. Both do nothing.
+- **Undone.** A store counts its writes, and each says how many there have been. Behind its number a call says how many
+  of them it knows of. If the store has fewer, the server has gone back to an earlier state, as it may by a loss of
+  power or when a replica takes over: the call is ``UNDONE`` and does nothing.
 - **Times and versions** are compared as bytes, because numbers in Lua have 53 bits; and byte by byte, because Lua's
   ``<`` obeys the locale of the server.
 """
@@ -70,7 +73,7 @@ end
 """
 
 _AT_MOST_ONCE = r"""
-local seat, number = 'c' .. ARGV[2], ARGV[3]
+local seat, number = 'c' .. ARGV[2], ARGV[3]:sub(1, 8)
 local last = call('HGET', ROWS, seat)
 if last and last:sub(1, #token) == token then
   local last_number = last:sub(#token + 1, #token + #number)
@@ -78,8 +81,12 @@ if last and last:sub(1, #token) == token then
   if less(number, last_number) then return redis.error_reply('STALE a later call was made from this seat') end
 end
 
+local writes = tonumber(call('HGET', ROWS, '#writes') or 0)
+if struct.unpack('>d', ARGV[3], 9) > writes then return redis.error_reply('UNDONE later writes are lost') end
+
 local function said(reply)
-  call('HSET', ROWS, seat, token .. number .. reply)
+  reply = struct.pack('>d', writes + 1) .. reply
+  call('HSET', ROWS, '#writes', ('%.0f'):format(writes + 1), seat, token .. number .. reply)
   return reply
 end
 """

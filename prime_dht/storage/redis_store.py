@@ -11,7 +11,8 @@ How the scripts do their part is said in :mod:`prime_dht.storage.redis_scripts`.
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Iterator
+import struct
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import cast
 
@@ -20,7 +21,7 @@ import trio
 from prime_dht.background import background_nursery
 from prime_dht.errors import StorageError
 from prime_dht.storage import redis_scripts as scripts
-from prime_dht.storage.redis_connection import RedisConnection, parse_address
+from prime_dht.storage.redis_connection import Argument, RedisConnection, parse_address
 from prime_dht.storage.redis_scripts import Script
 
 SCHEMA = 4
@@ -41,12 +42,18 @@ MAX_WRITES = 64
 
 _REFUSALS = {
     "TAKEN": "another process has taken it",
+    "UNDONE": "the server has lost what it had acknowledged: it went back to an earlier state",
     "GONE": "it is gone: the server lost it, or somebody deleted it",
     "FOREIGN": "not a whole store of prime_dht; it was left as it is",
     "NEWER": f"written by a newer prime_dht (this one knows schema {SCHEMA}); left as it is",
 }
 _ABANDONED_AFTER_MS = ABANDONED_AFTER_S * 1000
 _LEASE_MS = b"%d" % (LEASE_S * 1000)
+_COUNT = struct.Struct(">d")
+
+
+class UndoneError(StorageError):
+    """The server has lost what it had acknowledged."""
 
 
 class RedisStore:
@@ -60,6 +67,8 @@ class RedisStore:
         self._turn = trio.Semaphore(MAX_WRITES)
         self._free_seats = list(range(MAX_WRITES))
         self._writes = 0
+        self._acknowledged = 0.0  # of all writes there have ever been to the store, as far as the server told
+        self._is_undone = False  # and nobody who changes entries has been told
         self._is_open = True
         self._under_way = 0
         self._finished = trio.Event()
@@ -76,8 +85,12 @@ class RedisStore:
         with self._counted():
             return cast("list[bytes | None]", await self._call(script, *arguments))
 
-    async def write(self, script: Script, *arguments: bytes) -> bytes:
+    async def write(self, script: Script, *arguments: bytes, of_entries: bool = False) -> bytes:
         """Run a writing script once; or, when that fails or is cancelled, at most once.
+
+        Args:
+            of_entries: whether it changes them. Those under way fail when the server has lost what it had acknowledged,
+                or else the next one, whoever found that out, so that those who go by the entries know.
 
         Raises:
             NotWrittenError: the server was away all the time, or takes nothing now: it is full, a replica, or its disk
@@ -86,13 +99,16 @@ class RedisStore:
         """
         with self._counted():
             async with self._turn:
-                seat = self._free_seats.pop()
-                self._writes += 1
+                if of_entries and self._is_undone:
+                    self._is_undone = False
+                    raise UndoneError(f"{self}: {_REFUSALS['UNDONE']}")
                 try:
-                    number = self._writes.to_bytes(NUMBER_BYTES, "big")
-                    return cast(bytes, await self._call(script, b"%d" % seat, number, *arguments))
-                finally:
-                    self._free_seats.append(seat)
+                    return await self._write(script, arguments)
+                except UndoneError:
+                    if of_entries:
+                        self._is_undone = False
+                        raise
+                    return await self._write(script, arguments)
 
     async def take(self) -> None:
         """Begin to hold the store, which is made if there is none.
@@ -152,6 +168,28 @@ class RedisStore:
                 await self._call(scripts.RELEASE)
         self._connection.close()
 
+    async def _write(self, script: Script, arguments: Sequence[bytes]) -> bytes:
+        seat = self._free_seats.pop()
+        self._writes += 1
+        number, known = self._writes.to_bytes(NUMBER_BYTES, "big"), 0.0
+
+        def number_and_count() -> bytes:
+            # Of the time it is sent: one that is sent again goes to a server that may lack what came in between.
+            nonlocal known
+            known = self._acknowledged
+            return number + _COUNT.pack(known)
+
+        try:
+            said = cast(bytes, await self._call(script, b"%d" % seat, number_and_count, *arguments))
+        except UndoneError:
+            if self._acknowledged >= known:  # else another call that was under way has found that out
+                self._acknowledged, self._is_undone = 0.0, True
+            raise
+        finally:
+            self._free_seats.append(seat)
+        self._acknowledged = max(self._acknowledged, *_COUNT.unpack_from(said))
+        return said[_COUNT.size :]
+
     async def _take(self, *, instead_of: bytes) -> bytes:
         """Take the store unless somebody else holds it; returns their token."""
         kept_ms = b"%d" % _ABANDONED_AFTER_MS
@@ -164,14 +202,15 @@ class RedisStore:
             return True  # we may not look
         return b" name=" + _client_name(holder) + b" " in clients
 
-    async def _call(self, script: Script, *arguments: bytes) -> object:
+    async def _call(self, script: Script, *arguments: Argument) -> object:
         try:
             return await self._connection.call(script, self._keys, (self._token, *arguments))
         except StorageError as error:
-            refusal = _REFUSALS.get(str(error.__cause__).partition(" ")[0])
+            code = str(error.__cause__).partition(" ")[0]
+            refusal = _REFUSALS.get(code)
             if refusal is None:
                 raise
-            raise StorageError(f"{self}: {refusal}") from error
+            raise (UndoneError if code == "UNDONE" else StorageError)(f"{self}: {refusal}") from error
 
     @contextmanager
     def _counted(self) -> Iterator[None]:

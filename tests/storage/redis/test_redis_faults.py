@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -44,6 +45,8 @@ class Wire:
         self.is_cut = False
         self.question_to_lose = b""
         self.loses_answer = False
+        self.holds_answers = self.holds_questions = False
+        self.held, self.let_go = trio.Event(), trio.Event()
         self.hung_up = trio.Event()
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -70,6 +73,9 @@ class Wire:
                     self._connections.add(nursery.cancel_scope)
                     nursery.start_soon(self._carry_questions, client, server, nursery.cancel_scope)
                     async for answer in server:
+                        if self.holds_answers:
+                            self.held.set()
+                            await self.let_go.wait()
                         if self.loses_answer:
                             self.loses_answer = False
                             break
@@ -81,6 +87,9 @@ class Wire:
         self, client: trio.SocketStream, server: trio.SocketStream, connection: trio.CancelScope
     ) -> None:
         async for question in client:
+            if self.holds_questions:
+                self.held.set()
+                await trio.sleep_forever()
             if self.question_to_lose and self.question_to_lose in question:
                 self.question_to_lose = b""
                 break
@@ -301,7 +310,7 @@ async def test_a_call_that_comes_after_a_later_one_from_its_seat_does_nothing(
 
         async def put_meta(seat: bytes, number: int, value: bytes) -> None:
             await connection.call(
-                scripts.PUT_META, keys, [token, seat, number.to_bytes(NUMBER_BYTES, "big"), b"name", value]
+                scripts.PUT_META, keys, [token, seat, number.to_bytes(NUMBER_BYTES, "big") + bytes(8), b"name", value]
             )
 
         await put_meta(b"0", 258, b"first")
@@ -344,6 +353,88 @@ async def test_every_acknowledged_entry_survives_a_server_that_is_killed_under_l
         assert {entry.op_id for entry in found} == set(acknowledged)
         assert all(entry.value is not None for entry in found)
         assert (await store.stats()).entries % 3 == 0  # each put was of three
+
+
+@pytest.mark.parametrize("is_other_write_first", [False, True])
+async def test_whoever_changes_entries_next_is_told_that_the_server_went_back_to_an_earlier_state(
+    start_redis: StartRedis, tmp_path: Path, is_other_write_first: bool
+) -> None:
+    kept, lost, late, later = (make_entry(subkey=subkey) for subkey in (b"1", b"2", b"3", b"4"))
+    undone = r"^redis://\S+ prefix 'a': the server has lost what it had acknowledged: it went back to an earlier state$"
+    server, log = start_redis(), tmp_path / "appendonlydir" / "appendonly.aof.1.incr.aof"
+    async with RedisBackend.open(server.url, prefix="a") as store:
+        await store.put_entries([kept], now_us=NOW_US)
+        size_bytes = os.stat(log).st_size
+        await store.put_entries([lost], now_us=NOW_US)
+        server.kill()
+        os.truncate(log, size_bytes)
+        await trio.to_thread.run_sync(server.start)
+        if is_other_write_first:
+            await store.put_meta("name", b"value")
+            assert await store.get_meta("name") == b"value"
+        with pytest.raises(StorageError, match=undone) as raised:
+            await store.put_entries([late], now_us=NOW_US)
+        assert not isinstance(raised.value, NotWrittenError)  # after which a node would not look what there is
+        assert await read_all(store, EntryQuery(key=KEY)) == [kept]
+        assert await store.put_entries([later], now_us=NOW_US) == [INSERTED]
+
+
+async def test_one_loss_is_told_once_though_several_find_it_out(start_redis: StartRedis, tmp_path: Path) -> None:
+    server, log = start_redis(), tmp_path / "appendonlydir" / "appendonly.aof.1.incr.aof"
+    async with RedisBackend.open(server.url, prefix="a") as store:
+        size_bytes = os.stat(log).st_size
+        await store.put_meta("name", b"lost")
+        server.kill()
+        os.truncate(log, size_bytes)
+        await trio.to_thread.run_sync(server.start)
+
+        async def put() -> None:
+            with pytest.raises(StorageError, match="it went back to an earlier state"):
+                await store.put_entries([make_entry(b"refused")], now_us=NOW_US)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(put)
+            nursery.start_soon(store.put_meta, "name", b"value")
+        assert await store.get_meta("name") == b"value"
+        assert await store.put_entries([make_entry()], now_us=NOW_US) == [INSERTED]
+
+
+async def test_what_was_under_way_when_the_server_went_back_to_an_earlier_state_tells_of_it(
+    start_redis: StartRedis, tmp_path: Path
+) -> None:
+    kept, lost, late = (make_entry(subkey=subkey) for subkey in (b"1", b"2", b"3"))
+    server, log = start_redis(), tmp_path / "appendonlydir" / "appendonly.aof.1.incr.aof"
+    async with open_wire(server.port) as wire, RedisBackend.open(wire.url, prefix="a") as store:
+        await store.put_entries([kept], now_us=NOW_US)
+        size_bytes = os.stat(log).st_size
+        acknowledged, refused = trio.Event(), trio.Event()
+
+        async def put_lost() -> None:
+            assert await store.put_entries([lost], now_us=NOW_US) == [INSERTED]
+            acknowledged.set()
+
+        async def put_late() -> None:
+            with pytest.raises(StorageError, match="it went back to an earlier state"):
+                await store.put_entries([late], now_us=NOW_US)
+            refused.set()
+
+        async with trio.open_nursery() as nursery:
+            wire.holds_answers = True
+            nursery.start_soon(put_lost)
+            await wire.held.wait()
+            wire.holds_questions, wire.held = True, trio.Event()
+            nursery.start_soon(put_late)
+            await wire.held.wait()  # so it was sent before the other was acknowledged
+            wire.holds_answers = wire.holds_questions = False
+            wire.let_go.set()
+            await acknowledged.wait()
+            wire.cut()
+            server.kill()
+            os.truncate(log, size_bytes)
+            await trio.to_thread.run_sync(server.start)
+            wire.mend()
+        assert refused.is_set()
+        assert await read_all(store, EntryQuery(key=KEY)) == [kept]
 
 
 @pytest.mark.parametrize("forget", ["FLUSHALL", "DEL a:rows", "DEL a:order"])

@@ -40,6 +40,14 @@ async def test_an_open_store_cannot_be_opened_again_until_it_is_closed(redis_ser
             assert await again.get_meta("name") == b"value"
 
 
+async def test_who_closes_a_store_and_is_cancelled_has_let_go_of_it(redis_server: RedisServer, prefix: str) -> None:
+    async with RedisBackend.open(redis_server.url, prefix=prefix) as store:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await store.aclose()
+        assert redis_server.command("EXISTS", f"{prefix}:lease") == "0"
+
+
 async def test_a_stopped_process_keeps_its_store_until_its_lease_ends(redis_server: RedisServer, prefix: str) -> None:
     async with a_process_that_stopped(redis_server, prefix):
         left_ms = int(redis_server.command("PTTL", f"{prefix}:lease"))
