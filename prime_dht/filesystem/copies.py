@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Copying(AbstractFileSystem):  # type: ignore[misc]
     """See the module."""
 
-    tree: Tree
+    _tree: Tree
 
     def copy(
         self,
@@ -51,7 +51,7 @@ class Copying(AbstractFileSystem):  # type: ignore[misc]
         if self._strip_protocol(path1) == self._strip_protocol(path2):
             return
         sources = self._sources(path1, path2, recursive, maxdepth)
-        own = self.tree.find_own(one for one in sources if not is_root(one))
+        own = self._tree.find_own(one for one in sources if not is_root(one))
         directories = [one for one in sources if is_root(one) or is_directory(own[one])]
         if directories and not recursive:
             raise os_error(errno.EISDIR, directories[0])
@@ -63,7 +63,7 @@ class Copying(AbstractFileSystem):  # type: ignore[misc]
         check_move(sources, targets, own.keys())
         for source, target in zip(sources, targets, strict=True):
             self.cp_file(source, target, **kwargs)
-        self.tree.remove(one for one in sources if not is_root(one))
+        self._tree.remove(one for one in sources if not is_root(one))
 
     # Within
 

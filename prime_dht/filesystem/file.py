@@ -46,7 +46,7 @@ class PrimeFile(AbstractBufferedFile):  # type: ignore[misc]
     ) -> None:
         options.pop("size", None)  # of a file that is opened anew elsewhere; the entry says what it is now
         if mode == "rb":
-            self._found = fs.tree.find_file(path)
+            self._found = fs._tree.find_file(path)
             with os_errors(path):
                 self._details = details_of(path, self._found)
             options["size"] = self._details["size"]
@@ -59,7 +59,7 @@ class PrimeFile(AbstractBufferedFile):  # type: ignore[misc]
             self.loc = self._written.tell()
 
     def _fetch_range(self, start: int, end: int) -> bytes:
-        tree: Tree = self.fs.tree
+        tree: Tree = self.fs._tree
         return tree.read(self.path, self._found, start, min(end, self.size))
 
     def _upload_chunk(self, final: bool = False) -> bool:
@@ -84,7 +84,7 @@ class PrimeFile(AbstractBufferedFile):  # type: ignore[misc]
         try:
             self._written.flush()
             content = _pieces(self._written.fileno())
-            self.fs.tree.write(self.path, content, ttl_s=self._ttl, exclusive=self.mode == "xb")
+            self.fs._tree.write(self.path, content, ttl_s=self._ttl, exclusive=self.mode == "xb")
         finally:
             self._written.close()
 

@@ -89,7 +89,7 @@ class PrimeFileSystem(Copying):
             peers=(peers,) if isinstance(peers, str) else tuple(peers), data_dir=directory, network_id=network_id
         )
         self._is_given_client = client is not None
-        self.tree = Tree(
+        self._tree = Tree(
             client or connection(self._way),
             trusted=[trusted] if isinstance(trusted, str) else trusted,
             ttl_s=ttl,
@@ -99,12 +99,12 @@ class PrimeFileSystem(Copying):
     @property
     def fsid(self) -> str:
         """What a file system is the same by: the name of the swarm."""
-        return f"prime_{self.tree.network_id}"
+        return f"prime_{self._tree.network_id}"
 
     def __reduce__(self) -> tuple[Callable[..., PrimeFileSystem], tuple[object, ...]]:
         if self._is_given_client:
             return make_instance, (type(self), (), self.storage_options)
-        return _joined, (type(self), self.storage_options, self._way, self.tree.dht)
+        return _joined, (type(self), self.storage_options, self._way, self._tree.dht)
 
     # Paths
 
@@ -130,7 +130,7 @@ class PrimeFileSystem(Copying):
         path = self._strip_protocol(path)
         if is_root(path):
             return details_of_root(path)
-        found = self.tree.find(path)
+        found = self._tree.find(path)
         with os_errors(path):
             return details_of(path, found)
 
@@ -143,7 +143,7 @@ class PrimeFileSystem(Copying):
         """
         path = self._strip_protocol(path)
         details = self.info(path)
-        listed = self.tree.listings([path])[path] if details["type"] == "directory" else [details]
+        listed = self._tree.listings([path])[path] if details["type"] == "directory" else [details]
         return listed if detail else [one["name"] for one in listed]
 
     def exists(self, path: str, **kwargs: Any) -> bool:
@@ -192,7 +192,7 @@ class PrimeFileSystem(Copying):
         found = {} if there is None else {path: there}
         level, depth = [one for one in found if found[one]["type"] == "directory"], 0
         while level and depth != maxdepth:
-            below = {one["name"]: one for listed in self.tree.listings(level).values() for one in listed}
+            below = {one["name"]: one for listed in self._tree.listings(level).values() for one in listed}
             level, depth = [name for name, one in below.items() if one["type"] == "directory"], depth + 1
             found |= below
         names = sorted(name for name, one in found.items() if one["type"] == "file" or (withdirs and name))
@@ -249,9 +249,9 @@ class PrimeFileSystem(Copying):
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
         """The bytes [start, end) of a file; negative numbers count from its end."""
         path = self._strip_protocol(path)
-        found = self.tree.find_file(path)
+        found = self._tree.find_file(path)
         first, last, _ = slice(start, end).indices(size_of(found))
-        return self.tree.read(path, found, first, max(first, last))
+        return self._tree.read(path, found, first, max(first, last))
 
     def cat_ranges(
         self,
@@ -267,7 +267,7 @@ class PrimeFileSystem(Copying):
             raise TypeError("paths are a list")
         firsts = starts if isinstance(starts, list) else [starts] * len(paths)
         lasts = ends if isinstance(ends, list) else [ends] * len(paths)
-        outcomes = self.tree.read_ranges(zip(map(self._strip_protocol, paths), firsts, lasts, strict=True))
+        outcomes = self._tree.read_ranges(zip(map(self._strip_protocol, paths), firsts, lasts, strict=True))
         for outcome in outcomes:
             if isinstance(outcome, OSError) and on_error != "return":
                 raise outcome
@@ -291,17 +291,17 @@ class PrimeFileSystem(Copying):
         if not isfilelike(to) and self.isdir(path):
             os.makedirs(to, exist_ok=True)
             return
-        found = self.tree.find_file(path)
+        found = self._tree.find_file(path)
         size = size_of(found)
         callback.set_size(size)
         if isfilelike(to):
-            for piece in self.tree.stream(path, found):
+            for piece in self._tree.stream(path, found):
                 to.write(piece)
                 callback.relative_update(len(piece))
         else:
             local = Path(to)
             local.parent.mkdir(parents=True, exist_ok=True)
-            self.tree.save(path, found, local, _told(callback))
+            self._tree.save(path, found, local, _told(callback))
             callback.absolute_update(size)
 
     # Writing
@@ -314,7 +314,7 @@ class PrimeFileSystem(Copying):
         if self._intrans:
             super().pipe_file(path, value, mode=mode, ttl=ttl, **kwargs)
         else:
-            self.tree.write(path, bytes(value), ttl_s=ttl, exclusive=mode == "create")
+            self._tree.write(path, bytes(value), ttl_s=ttl, exclusive=mode == "create")
 
     def put_file(
         self,
@@ -335,7 +335,7 @@ class PrimeFileSystem(Copying):
         else:
             size = local.stat().st_size
             callback.set_size(size)
-            self.tree.write(path, local, ttl_s=ttl, exclusive=mode == "create", progress=_told(callback))
+            self._tree.write(path, local, ttl_s=ttl, exclusive=mode == "create", progress=_told(callback))
             callback.absolute_update(size)
 
     def cp_file(self, path1: str, path2: str, *, ttl: float | None = None, **kwargs: Any) -> None:
@@ -349,11 +349,11 @@ class PrimeFileSystem(Copying):
         source, target = self._strip_protocol(path1), self._strip_protocol(path2)
         if source == target:
             raise SameFileError(errno.EINVAL, "it cannot be copied onto itself", source)
-        found = None if is_root(source) else self.tree.find(source)
+        found = None if is_root(source) else self._tree.find(source)
         if found is None or is_directory(found):
             self.makedirs(target, exist_ok=True)
         else:
-            self.tree.write(target, found.blob or found.value, content_type=found.content_type, ttl_s=ttl)
+            self._tree.write(target, found.blob or found.value, content_type=found.content_type, ttl_s=ttl)
 
     def mkdir(self, path: str, create_parents: bool = True, **kwargs: Any) -> None:
         """Make a directory.
@@ -367,7 +367,7 @@ class PrimeFileSystem(Copying):
             raise os_error(errno.EEXIST, path)
         if not create_parents and not self.isdir(parent_of(path)):
             raise os_error(errno.ENOENT, parent_of(path))
-        self.tree.make_directory(path)
+        self._tree.make_directory(path)
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
         """Make a directory, and those above it.
@@ -379,14 +379,14 @@ class PrimeFileSystem(Copying):
         there = self._there(path)
         if there is not None and (there["type"] == "file" or not exist_ok):
             raise os_error(errno.EEXIST, path)
-        self.tree.make_directory(path)
+        self._tree.make_directory(path)
 
     def touch(self, path: str, truncate: bool = True, *, ttl: float | None = None, **kwargs: Any) -> None:
         """Make an empty file; without ``truncate``, :meth:`renew` what is there."""
         if truncate or not self.exists(path):
             self.pipe_file(path, b"", ttl=ttl)
         else:
-            self.tree.renew([self._strip_protocol(path)], ttl_s=ttl)
+            self._tree.renew([self._strip_protocol(path)], ttl_s=ttl)
 
     def renew(self, path: str, *, ttl: float | None = None) -> int:
         """Let what this peer has written at a path, and under it, live its ttl from now on.
@@ -399,7 +399,7 @@ class PrimeFileSystem(Copying):
             PermissionError: only others have written there.
         """
         self.info(path)
-        return self.tree.renew(self.find(path, withdirs=True), ttl_s=ttl)
+        return self._tree.renew(self.find(path, withdirs=True), ttl_s=ttl)
 
     # Removing
 
@@ -410,9 +410,9 @@ class PrimeFileSystem(Copying):
             PermissionError: another has written it.
         """
         path = self._strip_protocol(path)
-        if is_root(path) or is_directory(self.tree.find_own([path])[path]):
+        if is_root(path) or is_directory(self._tree.find_own([path])[path]):
             raise os_error(errno.EISDIR, path)
-        self.tree.remove([path])
+        self._tree.remove([path])
 
     _rm = rm_file
 
@@ -425,11 +425,11 @@ class PrimeFileSystem(Copying):
         path = self._strip_protocol(path)
         if is_root(path):
             raise os_error(errno.EBUSY, path)
-        if not is_directory(self.tree.find_own([path])[path]):
+        if not is_directory(self._tree.find_own([path])[path]):
             raise os_error(errno.ENOTDIR, path)
-        if self.tree.listings([path])[path]:
+        if self._tree.listings([path])[path]:
             raise os_error(errno.ENOTEMPTY, path)
-        self.tree.remove([path])
+        self._tree.remove([path])
 
     def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:
         """Remove files; and with ``recursive`` directories and what they hold.
@@ -441,17 +441,17 @@ class PrimeFileSystem(Copying):
             IsADirectoryError: there is a directory, and ``recursive`` is false.
         """
         paths = self.expand_path(path, recursive=recursive, maxdepth=maxdepth)
-        own = self.tree.find_own(one for one in paths if not is_root(one))
+        own = self._tree.find_own(one for one in paths if not is_root(one))
         directories = [one for one, found in own.items() if is_directory(found)]
         if directories and not recursive:
             raise os_error(errno.EISDIR, directories[0])
         if maxdepth is None:
-            self.tree.remove(own)
+            self._tree.remove(own)
             return
-        self.tree.remove(own.keys() - directories)
+        self._tree.remove(own.keys() - directories)
         for directory in reversed(directories):
-            if not self.tree.listings([directory])[directory]:
-                self.tree.remove([directory])
+            if not self._tree.listings([directory])[directory]:
+                self._tree.remove([directory])
 
     # Within
 

@@ -117,7 +117,7 @@ class Tree:
         Raises:
             PermissionError: something is another's.
         """
-        own, others = self._by_owner(paths)
+        own, others = self._by_owner(self.find_each(paths))
         for path, found in others.items():
             raise self._not_own(path, found)
         return own
@@ -237,7 +237,7 @@ class Tree:
     def renew(self, paths: Iterable[str], *, ttl_s: float | None = None) -> int:
         """Let what this peer has written at some paths live its ttl from now on; and the directories above, if need be.
 
-        What is written or removed there meanwhile stays so.
+        What is written or removed there meanwhile stays so, and what is gone already is passed over.
 
         Returns:
             at how many of them that is.
@@ -246,7 +246,8 @@ class Tree:
             PermissionError: at none; there is only what others have written.
             OSError: not enough replicas took it.
         """
-        own, others = self._by_owner(paths)
+        seen = self._all({path: self._seen(path) for path in paths})
+        own, others = self._by_owner({path: found for path, found in seen.items() if found is not None})
         if others and not own:
             raise self._not_own(*next(iter(others.items())))
         for path in own:
@@ -374,13 +375,12 @@ class Tree:
     def _publishers(self, me: PeerId) -> list[PeerId | str] | None:
         return None if self._trusted is None else [*self._trusted, me]
 
-    def _by_owner(self, paths: Iterable[str]) -> tuple[dict[str, Found], dict[str, Found]]:
-        """What is seen at some paths: this peer's, with directories of which it has one there, too; and others'."""
-        seen = self.find_each(paths)
+    def _by_owner(self, seen: Mapping[str, Found]) -> tuple[dict[str, Found], dict[str, Found]]:
+        """Of what is seen at some paths this peer's, with directories of which it has one there, too; and others'."""
         me = self.dht.peer_id
         others = {path: found for path, found in seen.items() if found.publisher != me}
         shared = self._all({path: self._seen(path, own=True) for path, one in others.items() if is_directory(one)})
-        own = seen | {path: found for path, found in shared.items() if found is not None and is_directory(found)}
+        own = dict(seen) | {path: found for path, found in shared.items() if found is not None and is_directory(found)}
         return {path: found for path, found in own.items() if found.publisher == me}, {
             path: found for path, found in own.items() if found.publisher != me
         }

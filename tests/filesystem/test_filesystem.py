@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 import pytest
 from fsspec.callbacks import Callback
+from fsspec.spec import AbstractFileSystem
 
 from prime_dht import BlockingDHT, DhtConfig, NodeConfig, PrimeDHTError
 from prime_dht.blocking import connect
@@ -208,6 +209,11 @@ def test_directories_are_made_with_what_they_hold_and_removed_with_it(fs: PrimeF
     assert fs.find(top) == [f"{top}/a/b/c"]
 
 
+def test_nothing_of_its_own_hides_what_fsspec_gives(fs: PrimeFileSystem) -> None:
+    methods = {name for name in dir(AbstractFileSystem) if callable(getattr(AbstractFileSystem, name))}
+    assert {name for name in methods if not callable(getattr(fs, name))} == set()
+
+
 def test_files_and_directories_are_not_mistaken_for_each_other(fs: PrimeFileSystem, top: str) -> None:
     fs.pipe_file(f"{top}/file", b"")
     with pytest.raises(NotADirectoryError):
@@ -288,7 +294,7 @@ def test_ttl_beyond_the_network_s_is_an_error_with_its_cause(fs: PrimeFileSystem
 
 @pytest.mark.parametrize("ttl", [math.nan, math.inf, -math.inf])
 def test_a_ttl_that_is_no_time_is_an_error_that_says_so(fs: PrimeFileSystem, top: str, ttl: float) -> None:
-    for file_system, its_own in ((fs, ttl), (PrimeFileSystem(client=fs.tree.dht, ttl=ttl), None)):
+    for file_system, its_own in ((fs, ttl), (PrimeFileSystem(client=fs._tree.dht, ttl=ttl), None)):
         with pytest.raises(OSError, match="ttl") as raised:
             file_system.pipe_file(f"{top}/file", b"", ttl=its_own)
         assert raised.value.errno == errno.EINVAL
@@ -310,6 +316,24 @@ def test_what_replicas_have_not_got_when_the_wait_is_over_is_an_error_and_replac
 def test_nothing_but_its_entry_is_left_when_a_file_is_written(fs: PrimeFileSystem, dht: BlockingDHT, top: str) -> None:
     fs.pipe_file(f"{top}/file", BLOB)
     assert [found.subkey for found in dht.get_all(f"dir:{top}")] == [b"file"]
+
+
+def test_what_is_gone_since_it_was_listed_keeps_nothing_from_being_renewed(
+    fs: PrimeFileSystem, top: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs.pipe_file(f"{top}/file", b"", ttl=600)
+    fs.pipe_file(f"{top}/gone", b"", ttl=600)
+    find, before = fs.find, fs.info(f"{top}/file")["expires_at"]
+
+    def find_and_lose(path: str, *, withdirs: bool) -> object:
+        listed = find(path, withdirs=withdirs)
+        fs.rm_file(f"{top}/gone")
+        return listed
+
+    monkeypatch.setattr(fs, "find", find_and_lose)
+    assert fs.renew(top, ttl=3600) == 2
+    assert fs.info(f"{top}/file")["expires_at"] > before
+    assert not fs.exists(f"{top}/gone")
 
 
 def test_what_is_written_while_a_directory_is_renewed_stays(fs: PrimeFileSystem, top: str) -> None:

@@ -87,7 +87,7 @@ def test_under_group_only_members_write(fs: PrimeFileSystem, dht: BlockingDHT) -
 def test_names_that_are_none_are_not_listed(fs: PrimeFileSystem, others: PrimeFileSystem, top: str) -> None:
     others.pipe_file(f"{top}/good", b"")
     for subkey in (b"", b"..", b"../../etc", b"\xff", b"a\0b"):
-        others.tree.dht.put(f"dir:{top}", b"bad", subkey=subkey)
+        others._tree.dht.put(f"dir:{top}", b"bad", subkey=subkey)
     assert fs.ls(top, detail=False) == [f"{top}/good"]
 
 
@@ -97,7 +97,7 @@ def test_directories_of_others_that_cannot_be_do_not_hide_the_rest(
     names = ["x" * 256] * 4
     fs.pipe_file(f"{top}/good", b"")
     for depth, name in enumerate(names):
-        others.tree.dht.put(
+        others._tree.dht.put(
             "/".join((f"dir:{top}", *names[:depth])), b"", subkey=name.encode(), content_type="inode/directory"
         )
     assert fs.find(top) == [f"{top}/good"]
@@ -113,8 +113,8 @@ def test_a_directory_that_does_not_end_is_an_error(fs: PrimeFileSystem, swarm: t
 
 
 def test_roots_cannot_be_covered(fs: PrimeFileSystem, others: PrimeFileSystem) -> None:
-    others.tree.dht.put("dir:", b"", subkey=b"own")
-    others.tree.dht.put("dir:", b"", subkey=b"group", content_type="inode/directory")
+    others._tree.dht.put("dir:", b"", subkey=b"own")
+    others._tree.dht.put("dir:", b"", subkey=b"group", content_type="inode/directory")
     assert not {"own", "group"} & set(fs.ls("", detail=False))
 
 
@@ -123,10 +123,10 @@ def test_a_size_that_is_not_the_blob_s_is_an_error(
     fs: PrimeFileSystem, others: PrimeFileSystem, top: str, too_many: int
 ) -> None:
     others.pipe_file(f"{top}/file", bytes(2 << 20))
-    blob = others.tree.find(f"{top}/file").blob
+    blob = others._tree.find(f"{top}/file").blob
     assert blob is not None
     lie = replace(blob, size=blob.size + too_many)
-    others.tree.dht.put(f"dir:{top}", lie, subkey=b"lie", wait_s=0)
+    others._tree.dht.put(f"dir:{top}", lie, subkey=b"lie", wait_s=0)
     with pytest.raises(OSError, match="bytes") as raised:
         fs.cat_file(f"{top}/lie")
     assert isinstance(raised.value.__cause__, BlobError)
@@ -136,7 +136,7 @@ def test_threads_share_one_identity(swarm: tuple[str, ...], top: str) -> None:
     def write(number: int) -> bytes:
         fs = fsspec.filesystem("prime", peers=swarm[:1])
         fs.pipe_file(f"{top}/a/{number}", str(number).encode())
-        return bytes(fs.tree.dht.peer_id)
+        return bytes(fs._tree.dht.peer_id)
 
     with ThreadPoolExecutor(8) as pool:
         writers = list(pool.map(write, range(16)))
@@ -157,9 +157,9 @@ def test_a_data_directory_keeps_the_identity(swarm: tuple[str, ...], tmp_path: P
         file.write(b"1")
     fs = fsspec.filesystem("prime", data_dir=tmp_path)
     assert fs.cat_file(f"{top}/file") == b"1"
-    first = fs.tree.dht.peer_id
-    fs.tree.dht.close()
-    with BlockingDHT(fs.tree.dht._config, None, 30.0) as dht:
+    first = fs._tree.dht.peer_id
+    fs._tree.dht.close()
+    with BlockingDHT(fs._tree.dht._config, None, 30.0) as dht:
         assert dht.peer_id == first
         PrimeFileSystem(client=dht).rm(f"{top}/file")
 
@@ -171,11 +171,11 @@ def test_peers_that_were_mistaken_can_be_corrected(swarm: tuple[str, ...], tmp_p
     fs = PrimeFileSystem(peers=swarm[:1], data_dir=tmp_path)
     assert not fs.exists(top)
     assert not mistaken.exists(top)
-    fs.tree.dht.close()
+    fs._tree.dht.close()
 
 
 def test_a_pickled_file_system_is_the_same_here(fs: PrimeFileSystem, swarm: tuple[str, ...]) -> None:
-    assert pickle.loads(pickle.dumps(fs)).tree.dht is fs.tree.dht
+    assert pickle.loads(pickle.dumps(fs))._tree.dht is fs._tree.dht
     joined = fsspec.filesystem("prime", peers=swarm[:1])
     assert pickle.loads(pickle.dumps(joined)) is joined
 
@@ -197,7 +197,7 @@ def test_other_processes_read_and_write_with_it(method: str, swarm: tuple[str, .
         assert pool.apply(read_and_write, (fs, top)) == b"from here"
     assert fs.cat_file(f"{top}/elsewhere") == b"from there"
     assert fs.info(f"{top}/elsewhere")["publisher"] != fs.info(f"{top}/file")["publisher"]
-    fs.tree.dht.close()
+    fs._tree.dht.close()
 
 
 def read_and_write(fs: PrimeFileSystem, top: str) -> bytes:

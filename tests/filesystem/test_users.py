@@ -68,7 +68,7 @@ def test_safetensors_are_cut_by_tensors_and_read(fs: PrimeFileSystem, options: d
     tensors = {"a": np.arange(300_000, dtype="f4"), "b": np.ones((3, 4), dtype="i8")}
     with fs.open(f"{top}/model.safetensors", "wb") as file:
         file.write(safetensors.numpy.save(tensors))
-    found = fs.tree.find(f"{top}/model.safetensors")
+    found = fs._tree.find(f"{top}/model.safetensors")
     assert found.blob is not None
     assert found.blob.chunker == "safetensors-1"
     with fsspec.open(f"prime://{top}/model.safetensors", "rb", **options) as file:
