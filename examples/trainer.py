@@ -23,7 +23,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -31,10 +31,12 @@ import digits
 import numpy as np
 from digits import AdamW, Weights
 
-from prime_dht import LearningDHT, ModelVersion, PrimeDHTError
+from prime_dht import LearningDHT, ModelVersion, PrimeDHTError, ValidationError
 from prime_dht.events import PeerJoined
 from prime_dht.ids import PeerId, peer_text
 from prime_dht.ml.aggregation import FederatedAverage, aggregate
+from prime_dht.ml.gradients.announcement import check_run
+from prime_dht.ml.models.version import checked_id
 from prime_dht.ml.service import Service
 from prime_dht.ml.tensors import spec_of
 
@@ -107,7 +109,8 @@ class Trainer:
         key = f"trainers:{self.run}"
         service.dht.put(key, b"", subkey=b"%d" % self.rank, keep=True)
         while True:
-            found = sorted(service.dht.get_all(key), key=lambda one: one.created_at_us)
+            entries = [one for page in service.dht.pages(key) for one in page]  # others may have put many
+            found = sorted(entries, key=lambda one: one.created_at_us)
             roster = {one.subkey: one.publisher for one in found}  # of each rank the newest
             ranks = [b"%d" % rank for rank in range(self.count)]
             if roster.keys() >= set(ranks):
@@ -140,7 +143,8 @@ def health_file(path: Path | None, service: Service) -> Iterator[None]:
 
     def keep_up() -> None:
         while not service.wait(HEALTH_S):
-            write()
+            with suppress(OSError):  # the disk may be full now, and not for ever; how old the file is tells meanwhile
+                write()
 
     thread = threading.Thread(target=keep_up, daemon=True)
     try:
@@ -183,6 +187,14 @@ def options() -> argparse.Namespace:
     given = parser.parse_args()
     if not 0 <= given.rank < given.of:
         parser.error(f"--rank {given.rank} is not in 0 ..= {given.of - 1}: there are --of {given.of}")
+    if given.push_every < 1:
+        parser.error(f"--push-every is at least 1, not {given.push_every}")
+    if not given.round_timeout > 0:
+        parser.error(f"--round-timeout is above 0, not {given.round_timeout}")
+    try:
+        check_run(checked_id(given.run))
+    except ValidationError as error:
+        parser.error(f"--run: {error}")
     return given
 
 

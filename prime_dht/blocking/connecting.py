@@ -53,7 +53,7 @@ def connect(
     Raises:
         ConfigError: a setting is out of range, or cannot be used.
         QueryError: it has not joined: there is nobody to ask, nobody answers, or the time is over.
-        StorageError: the store cannot be opened, for example because another process has it.
+        StorageError: the store cannot be opened, for example because another process has it, or another client here.
         ValidationError: the timeout is no number.
         LocalProtocolError: trio runs in this thread; use :func:`prime_dht.open_node` there.
     """

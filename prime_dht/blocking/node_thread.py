@@ -9,18 +9,21 @@ Of all this a forked child gets a copy in which nothing runs any more; :meth:`No
 from __future__ import annotations
 
 import math
+import os
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
+from weakref import WeakValueDictionary
 
 import trio
 
 from prime_dht.background import background_nursery
 from prime_dht.blocking.call import Call, ClosedError, Promised, Waited, Work, check_timeout, not_of_this_process
 from prime_dht.blocking.joining import join, ways_in
-from prime_dht.errors import LocalProtocolError, QueryError
+from prime_dht.errors import LocalProtocolError, QueryError, StorageError
 
 if TYPE_CHECKING:
     from prime_dht.config import NodeConfig
@@ -32,6 +35,9 @@ CALLS_AT_ONCE = 256
 
 CLOSING_S = 10.0
 """How long is waited for a node to close. Its own deadlines come to less."""
+
+_in_data_dir: WeakValueDictionary[str, NodeThread] = WeakValueDictionary()
+"""By data directory, who had it last in this process."""
 
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
@@ -78,7 +84,7 @@ class NodeThread:
         self.ways_in: tuple[str, ...] = ()
         self._config = config
         self._validators = validators
-        self._joining_s = joining_s
+        self._joining_s = self._joining_left_s = joining_s
         self._calls: set[Call[object]] = set()
         self._aside: set[Call[object]] = set()
         """Of the calls, those that take no place."""
@@ -222,6 +228,7 @@ class NodeThread:
 
     def _run(self) -> None:
         try:
+            self._take_data_dir()
             trio.run(self._main)
         except BaseException as error:
             if self.is_started:
@@ -230,6 +237,32 @@ class NodeThread:
         finally:
             self.has_failed = not self.is_started
             self._open_gates()
+
+    def _take_data_dir(self) -> None:
+        """A client that nobody has any more closes by itself, and may still be at it: wait for that.
+
+        Raises:
+            StorageError: another client of this process has the data directory open, and is to keep it.
+        """
+        if self._config.data_dir is None:
+            return
+        try:
+            place = os.path.realpath(self._config.data_dir)
+        except OSError:  # the current directory is gone; opening the node tells in words what that means
+            return
+        began_s = time.monotonic()
+        until_s = began_s + min(CLOSING_S, self._joining_s)
+        # Again, for of several that have waited for the same client only one comes next.
+        while (before := _in_data_dir.get(place)) is not None and before._thread.is_alive():
+            if not (before._is_ending or before.has_failed):
+                raise StorageError(
+                    f"{self._config.data_dir}: another client of this process has it open: close that one, or use it"
+                )
+            if (left_s := until_s - time.monotonic()) <= 0:
+                break
+            before._thread.join(left_s)
+        _in_data_dir[place] = self
+        self._joining_left_s -= time.monotonic() - began_s
 
     def _open_gates(self) -> None:
         """It is known whether this has started: whoever waits for that can go on."""
@@ -244,7 +277,7 @@ class NodeThread:
         self._token = trio.lowlevel.current_trio_token()
         if self._is_ending:
             return
-        self._life.deadline = trio.current_time() + self._joining_s
+        self._life.deadline = trio.current_time() + self._joining_left_s
         with self._life:
             async with open_node(self._config, validators=self._validators) as dht:
                 await join(dht, self._config)

@@ -49,7 +49,8 @@ from prime_dht.ml.client import extra_needed
 if TYPE_CHECKING:
     from prime_dht import LearningDHT, ModelVersion, NodeConfig, PrimeDHT
     from prime_dht.ids import PeerId
-    from prime_dht.ml.agreement import Commit, Members
+    from prime_dht.ml.agreement import Commit
+    from prime_dht.ml.rounds.verification import GivenMembers
 
 State = Literal["new", "starting", "running", "stopped"]
 
@@ -338,7 +339,7 @@ class Service:
         versions = Versions(model_id=checked_id(model_id), publisher=by, tell=self._model_appeared)
         self._watching.add(f"model {model_id}", lambda: versions.look(self.dht))
 
-    def watch_rounds(self, group: str | bytes, members: Members | Iterable[PeerId], *, first: int = 0) -> None:
+    def watch_rounds(self, group: str | bytes, members: GivenMembers, *, first: int = 0) -> None:
         """Have ``on_round`` called with the rounds of a group when they are committed, in order, each with its proof.
 
         One need not be a member for this. A round that fails is passed over when one of the next three is committed,
@@ -347,7 +348,7 @@ class Service:
 
         Args:
             group: its root, or what its keys begin with.
-            members: who takes part, all with one vote, or with the weights of their votes.
+            members: who takes part, by peer id; or the weights of their votes by peer id.
             first: the round to begin with.
 
         Raises:
@@ -355,14 +356,13 @@ class Service:
             ConfigError: the extra ``ml`` is missing.
         """
         with extra_needed():
-            from prime_dht.ml.agreement import Members
             from prime_dht.ml.gradients.announcement import group_of
+            from prime_dht.ml.rounds.verification import as_members
             from prime_dht.ml.watching import Commits
         root = group_of(group)
         if root is None:
             raise ValidationError("rounds are a group's")
-        votes = members if isinstance(members, Members) else Members.equal(members)
-        commits = Commits(group=root, members=votes, following=first, tell=self._round_committed)
+        commits = Commits(group=root, members=as_members(members), following=first, tell=self._round_committed)
         self._watching.add(f"rounds of group {root.hex()[:8]}", lambda: commits.look(self.dht))
 
     def round_ended(self, round_number: int) -> None:

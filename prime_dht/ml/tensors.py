@@ -155,7 +155,15 @@ def check_spec(tensors: Tensors, spec: Spec) -> None:
     Raises:
         ValidationError: one is missing, unexpected, or of another dtype or shape; it names the first of them.
     """
-    found = spec_of(tensors)
+    check_same_spec(spec_of(tensors), spec)
+
+
+def check_same_spec(found: Spec, spec: Spec) -> None:
+    """As :func:`check_spec`, where nothing is known of tensors yet but their spec.
+
+    Raises:
+        ValidationError: it is another one.
+    """
     for name, expected in spec.items():
         if name not in found:
             raise ValidationError(f"the tensor {name!r} is missing")
@@ -164,6 +172,18 @@ def check_spec(tensors: Tensors, spec: Spec) -> None:
     for name in found:
         if name not in spec:
             raise ValidationError(f"there should be no tensor {name!r}")
+
+
+def check_is_spec(spec: Spec) -> None:
+    """Check that a spec is one, and not, say, the tensors whose it should be.
+
+    Raises:
+        ValidationError: it is none.
+    """
+    if not isinstance(spec, Mapping) or not all(isinstance(one, TensorSpec) for one in spec.values()):
+        raise ValidationError(
+            "a spec is what prime_dht.ml.tensors.spec_of makes of tensors, not the tensors themselves"
+        )
 
 
 def check_finite(tensors: Tensors) -> None:

@@ -58,9 +58,9 @@ def write_safetensors(file: BinaryIO, weights: Weights) -> dict[str, TensorSpec]
             has more dimensions or elements than a tensor can have.
         OSError: the file cannot be written.
     """
-    if _METADATA in weights:
-        raise ValidationError(f"no tensor is named {_METADATA!r}: in a safetensors file that is something else")
     spec = spec_of(weights)
+    if _METADATA in spec:
+        raise ValidationError(f"no tensor is named {_METADATA!r}: in a safetensors file that is something else")
     ordered = sorted(spec, key=lambda name: (-_ORDER.index(dtype_name(spec[name].dtype)), name.encode()))
     file.write(_header({name: spec[name] for name in ordered}))
     for name in ordered:

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import trio
 
 from prime_dht import (
     BlockingDHT,
@@ -18,11 +19,13 @@ from prime_dht import (
     LocalProtocolError,
     Mode,
     NodeConfig,
+    PrimeDHT,
     QueryError,
     StorageError,
     ValidationError,
     connect,
 )
+from prime_dht.blocking.node_thread import NodeThread
 from prime_dht.testing.processes import LOOPBACK, TIMEOUT_S, run
 
 CID = "bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy"
@@ -68,7 +71,7 @@ def test_with_a_data_directory_a_client_is_the_same_again_and_needs_no_peers(
 ) -> None:
     with connect(swarm, data_dir=tmp_path) as dht:
         peer_id = dht.peer_id
-        with pytest.raises(StorageError):
+        with pytest.raises(StorageError, match="another client of this process has it open"):
             connect(swarm, data_dir=tmp_path)
     with connect(data_dir=str(tmp_path)) as dht:
         assert dht.peer_id == peer_id
@@ -110,6 +113,17 @@ def test_a_mistake_in_the_arguments_is_a_config_error(mistake: dict[str, object]
         connect(**mistake)  # type: ignore[arg-type]
 
 
+def test_a_data_directory_in_a_directory_that_is_gone_is_a_config_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(ConfigError, match="the data directory here cannot be used"):
+        connect(data_dir="here")
+
+
 def test_nothing_is_left_of_a_client_that_is_closed_or_failed(swarm: tuple[str, ...]) -> None:
     before = nodes_running()
     with pytest.raises(QueryError):
@@ -132,6 +146,56 @@ def test_a_client_that_nobody_has_any_more_closes_when_its_last_call_has_ended(s
     gc.collect()
     node.join(TIMEOUT_S)
     assert not node.is_alive()
+
+
+def test_a_data_directory_can_be_used_again_as_soon_as_nobody_has_its_client(
+    swarm: tuple[str, ...], tmp_path: Path
+) -> None:
+    def one() -> bytes:
+        return connect(swarm[0], data_dir=tmp_path).peer_id
+
+    assert len({one() for _ in range(5)}) == 1
+
+
+def test_how_long_another_client_takes_to_close_counts_as_joining(swarm: tuple[str, ...], tmp_path: Path) -> None:
+    closing, may_close = threading.Event(), threading.Event()
+
+    async def linger(_: PrimeDHT) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            closing.set()
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(may_close.wait)
+
+    before = connect(swarm[0], data_dir=tmp_path)
+    before.call(linger, wait=False)
+    thread = threading.Thread(target=before.close)
+    thread.start()
+    try:
+        assert closing.wait(TIMEOUT_S)
+        with pytest.raises(QueryError, match=r"not joined within 0\.2 s"):
+            connect(swarm[0], data_dir=tmp_path, timeout=0.2)
+    finally:
+        may_close.set()
+        thread.join()
+
+
+def test_a_client_that_failed_does_not_keep_its_data_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_end = threading.Event()
+    open_gates = NodeThread._open_gates
+
+    def open_gates_and_stay(node: NodeThread) -> None:
+        open_gates(node)
+        may_end.wait()
+
+    monkeypatch.setattr(NodeThread, "_open_gates", open_gates_and_stay)
+    try:
+        for _ in range(2):
+            with pytest.raises(QueryError):
+                connect(data_dir=tmp_path, timeout=0.5)
+    finally:
+        may_end.set()
 
 
 def test_copies_in_one_process_are_the_same_client(swarm: tuple[str, ...]) -> None:

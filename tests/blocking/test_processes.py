@@ -145,6 +145,7 @@ if not child:
         lambda: dht.get("k", timeout=0.1),
         lambda: dht.put("k", b"", timeout=0.1, wait=False),
         lambda: dht.blobs.stream("any", timeout=0.1).__enter__(),
+        lambda: dht.collect(1, timeout=0.1),
     ):
         try:
             use()
@@ -162,7 +163,7 @@ os.waitpid(child, 0)
         node.process.send_signal(signal.SIGSTOP)
         stdin.write(b"\n")
         stdin.flush()
-        assert [script.line() for _ in range(3)] == ["not joined within 0.1 s; the node goes on trying"] * 3
+        assert [script.line() for _ in range(4)] == ["not joined within 0.1 s; the node goes on trying"] * 4
         node.process.send_signal(signal.SIGCONT)
         stdin.write(b"\n")
         stdin.flush()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -68,12 +70,66 @@ def test_its_rounds_are_those_of_its_run_alone() -> None:
             assert len(dht.collect(0).gradients) == 0
 
 
+def test_the_health_file_is_written_again_when_its_folder_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(TRAINER).parent)
+    folder, away = tmp_path / "here", tmp_path / "away"
+    folder.mkdir()
+    written = threading.Event()
+
+    class Service:
+        """Runs while the folder is there, then gone, then back."""
+
+        def __init__(self) -> None:
+            self.state = "running"
+            self.steps = [lambda: folder.rename(away), lambda: away.rename(folder), written.set]
+
+        def wait(self, _: float) -> bool:
+            if self.steps:
+                self.steps.pop(0)()
+            return written.is_set()
+
+        def stop(self) -> None:
+            self.state = "stopped"
+
+        def health(self) -> Service:
+            return self
+
+        def as_json(self) -> str:
+            return json.dumps([self.state, len(self.steps)])
+
+    path = folder / "health.json"
+    with importlib.import_module("trainer").health_file(path, Service()):
+        assert written.wait(60)
+        assert json.loads(path.read_text()) == ["running", 1]
+    assert json.loads(path.read_text()) == ["stopped", 0]
+
+
+def test_trainers_meet_though_somebody_has_put_much_before_them(tmp_path: Path) -> None:
+    with running_node() as (_, address):
+        folders = {}
+        for name in ("one", "other"):
+            with connect(address, data_dir=tmp_path / name) as dht:
+                folders[dht.peer_id] = tmp_path / name
+        (_, before), (_, trainer) = sorted(folders.items())
+        with connect(address, data_dir=before) as dht:
+            for number in range(40):
+                dht.put("trainers:crowd", bytes(60_000), subkey=b"noise %d" % number)
+        ended = run_warm(TRAINER, "--run", "crowd", "--rounds", "1", "--peer", address, "--data-dir", str(trainer))
+        assert (ended.status, ended.err) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "environment", "mistake"),
     [
         ("--rank 2 --of 2", {}, "--rank 2 is not in 0 ..= 1"),
         ("", {"TRAINER_RANK": "first"}, "'first'"),
         ("--peer typo", {}, "typo"),
+        ("--push-every 0", {}, "--push-every is at least 1, not 0"),
+        ("--round-timeout nan", {}, "--round-timeout is above 0, not nan"),
+        ("", {"TRAINER_RUN": "digits 7"}, "--run: 'digits 7' is no model id"),
+        ("", {"TRAINER_RUN": "digits:7"}, "--run: a run is named by up to 64 letters"),
         ("", {}, "there is nobody to ask"),
     ],
 )

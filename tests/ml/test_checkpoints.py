@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -309,5 +309,8 @@ def test_what_makes_no_sense_is_refused(dht: LearningDHT) -> None:
     for every, keep in ((0, 1), (1, 0)):
         with pytest.raises(ConfigError, match="must be at least 1"):
             Checkpoints(dht, "run", every=every, keep=keep)
+    for wrong in (cast("int", 2.0), cast("int", "2")):
+        with pytest.raises(ConfigError, match="must be whole numbers"):
+            Checkpoints(dht, "run", every=1, keep=wrong)
     with pytest.raises(ValidationError, match="is no model id"):
         Checkpoints(dht, "run 11", every=1)

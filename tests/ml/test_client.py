@@ -322,6 +322,8 @@ def test_a_model_or_version_that_is_not_there_is_named_with_what_is(dht: Learnin
     with pytest.raises(UnknownModelError, match="there is no version 7 of model 'present'; there are 2: 1, 2"):
         dht.pull_model("present", 7)
     nobody = "12D3KooWAmSbVP73ygmSzbxbEdcDL8e1YVn9d5CjeMvMVivYSCaq"
+    with pytest.raises(ValidationError, match="version is a number, not str"):
+        dht.pull_model("present", cast("int", "2"))
     with pytest.raises(UnknownModelError, match=f"there is no model 'present' by {nobody}"):
         dht.model_tensors("present", publisher=nobody)
 

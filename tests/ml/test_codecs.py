@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +70,7 @@ def test_every_dtype_and_shape_comes_back_within_the_bound(codec: Codec, dtype: 
     tensors = {str(shape): np.asarray(rng.standard_normal(shape) * 50).astype(dtype) for shape in SHAPES}
     decoded = decode(encode(tensors, codec), max_bytes=PLENTY)
     assert spec_of(decoded) == spec_of(tensors)
+    assert all(isinstance(tensor, np.ndarray) for tensor in decoded.values())
     for name, tensor in tensors.items():
         if dtype in FLOATING:
             assert_within_bound(codec, tensor, decoded[name])
@@ -261,6 +264,32 @@ def test_a_few_bytes_decode_to_no_more_than_is_allowed() -> None:
         decode(data, max_bytes=(1 << 22) - 1)
 
 
+def test_a_block_that_is_wider_than_a_tensor_costs_no_more_than_the_tensor() -> None:
+    data = encode({"w": np.ones(3, np.float32)}, Int8(block=1 << 20))
+    tracemalloc.start()
+    try:
+        assert decode(data, max_bytes=PLENTY)["w"].tolist() == [1.0, 1.0, 1.0]
+        assert encode({"w": np.ones(3, np.float32)}, Int8(block=1 << 20)) == data
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 1 << 20
+
+
+@pytest.mark.parametrize("codec", [*CODECS, Int8(block=1)], ids=repr)
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, BFLOAT16])
+def test_decoding_takes_four_times_what_the_tensors_take_at_most(codec: Codec, dtype: type) -> None:
+    tensors: Tensors = {"w": np.ones(1 << 20, dtype)}
+    data, size = encode(tensors, codec), tensors["w"].nbytes
+    tracemalloc.start()
+    try:
+        decode(data, max_bytes=size)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 4 * size + (3 << 20)
+
+
 def total(gradients: Iterable[Tensors]) -> npt.NDArray[np.float64]:
     result: npt.NDArray[np.float64] = np.sum(np.array([one["w"].astype(np.float64) for one in gradients]), axis=0)
     return result
@@ -275,6 +304,14 @@ def test_with_error_feedback_all_that_was_sent_and_the_error_add_up(codec: Codec
     sent = [decode(feedback.encode(gradient), max_bytes=PLENTY) for gradient in gradients]
     difference = total(gradients) - total(sent) - total([feedback.errors])
     assert np.abs(difference).max() < 1e-4
+
+
+@pytest.mark.parametrize("wrong", ["topk", TopK, None])
+def test_what_is_no_codec_is_refused_in_words(wrong: object) -> None:
+    with pytest.raises(ValidationError, match="a codec is made, as TopK"):
+        ErrorFeedback(cast("Codec", wrong))
+    with pytest.raises(ValidationError, match="a codec is made, as TopK"):
+        encode({"w": np.ones(3)}, cast("Codec", wrong))
 
 
 def test_with_error_feedback_small_elements_are_sent_in_time() -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from typing import cast
 
 import numpy as np
 import pytest
@@ -193,7 +194,7 @@ def test_rounds_of_one_run_are_not_those_of_another(team: list[LearningDHT]) -> 
     second.publish(760, TENSORS, run="digits-2")
     assert set(team[2].collect(760, run="digits-2").gradients) == {second.peer_id}
     assert not team[2].collect(760).gradients
-    for wrong in ("a:b", "a/b", " ", 65 * "a"):
+    for wrong in ("a:b", "a/b", " ", 65 * "a", cast("str", None)):
         with pytest.raises(ValidationError, match="a run is named by"):
             first.publish(760, TENSORS, run=wrong)
 

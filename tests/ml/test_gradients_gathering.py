@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from prime_dht.ml.gradients.gathering import (
     collected,
     read_gradient,
 )
-from prime_dht.ml.tensors import Tensors, spec_of
+from prime_dht.ml.tensors import Spec, Tensors, spec_of
 from prime_dht.node.results import Found
 from prime_dht.testing.gradient_samples import ROUND, TENSORS, announced, found, member
 
@@ -296,6 +297,15 @@ def test_bytes_that_are_not_what_was_announced_are_refused() -> None:
         read(lying(tensor_bytes=16))
 
 
+def test_tensors_of_another_spec_are_refused_before_any_is_decoded() -> None:
+    announcement, value = announced(WRONG_SHAPE), encode(WRONG_SHAPE)[:-5]
+    entry = replace(found(ALICE, WRONG_SHAPE, value=value), subkey=subkey_of(announcement, value))
+    with pytest.raises(ValidationError, match="the frame of encoded tensors is damaged"):
+        read(Candidate(ALICE, entry, announcement))
+    with pytest.raises(ValidationError, match=r"the tensor 'w' is float32 \(4, 3\), not float32 \(3, 4\)"):
+        read(Candidate(ALICE, entry, announcement), Expected(round=ROUND, spec=SPEC))
+
+
 def test_of_anybody_there_are_only_so_many_and_so_much() -> None:
     gathering = members_gathering(None)
     for number in range(MAX_NAMES + 5):
@@ -327,6 +337,12 @@ def test_every_codec_is_recorded_and_read(name: str) -> None:
 def test_max_bytes_is_at_least_1() -> None:
     with pytest.raises(ValidationError, match="max_bytes must be at least 1"):
         Expected(round=ROUND, max_bytes=0)
+
+
+def test_tensors_are_no_spec_of_theirs() -> None:
+    for wrong in (TENSORS, ["w"], "w"):
+        with pytest.raises(ValidationError, match="a spec is what prime_dht"):
+            Expected(round=ROUND, spec=cast("Spec", wrong))
 
 
 @settings(derandomize=True, deadline=None, max_examples=200)

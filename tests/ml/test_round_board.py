@@ -66,6 +66,7 @@ class Client:
         self.put_with: dict[str, Any] = {}
         self.stored_by = 2
         self.fails = False
+        self.fetch_takes_s = 0.0
 
     @property
     def blobs(self) -> Client:
@@ -76,6 +77,8 @@ class Client:
         self.fetched.append(one.blob.cid)
         if one.blob.cid not in self.there:
             raise self.failure
+        if self.fetch_takes_s > timeout:
+            raise QueryError(f"not done within {timeout:g} s")
         return b"value of " + one.blob.cid
 
     def pages(self, key: Key, *, timeout: float) -> Iterator[FoundPage]:
@@ -149,6 +152,23 @@ def test_a_blob_that_did_not_come_is_tried_again_later_behind_the_others() -> No
     client.there = {b"cid 3", b"cid 2"}
     assert read(one) == [None, b"value of cid 2", b"value of cid 3"]
     assert client.fetched[2:] == [b"cid 3", b"cid 1", b"cid 2"]
+
+
+def test_who_names_other_blobs_that_are_not_there_at_each_read_keeps_nobody_else_waiting() -> None:
+    other = replace(found(100, blob_bytes=100_000), publisher=PeerId(b"other"))
+    client = Client()
+    one = board(client)
+    for number in (1, 3, 5):
+        client.entries = (found(number, blob_bytes=100_000), found(number + 1, blob_bytes=100_000), other)
+        read(one)
+    assert client.fetched == [b"cid %d" % number for number in (1, 2, 100, 3, 4, 100, 5, 6)]
+
+
+def test_a_blob_that_comes_slowly_has_more_time_at_each_try() -> None:
+    client = Client(found(1, blob_bytes=MAX_COMMIT_BYTES))
+    client.there, client.fetch_takes_s = {b"cid 1"}, 6.5
+    one = board(client)
+    assert b"value of cid 1" in [read(one)[0] for _ in range(2**7)]
 
 
 def test_a_blob_under_a_name_that_is_no_cid_is_as_if_it_did_not_come() -> None:

@@ -334,6 +334,8 @@ def test_a_round_that_could_not_work_is_refused_at_once(trainers: Trainers) -> N
         trainers.member(0, bad=2)
     with pytest.raises(ValidationError, match="there cannot be -1"):
         trainers.member(0, bad=-1)
+    with pytest.raises(ValidationError, match=r"a whole number, not 0\.8"):
+        trainers.member(0, bad=cast("int", 0.8))
     with pytest.raises(ValidationError, match="only floating tensors"):
         RoundMember(
             client,

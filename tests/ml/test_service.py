@@ -21,7 +21,7 @@ from libp2p.crypto.ed25519 import create_new_key_pair
 from prime_dht import ConfigError, LearningDHT, LocalProtocolError, ModelVersion, QueryError, ValidationError
 from prime_dht.entries import grant, root_of
 from prime_dht.events import PeerJoined
-from prime_dht.ids import US_PER_S
+from prime_dht.ids import US_PER_S, peer_text
 from prime_dht.ml.aggregation import FederatedAverage
 from prime_dht.ml.agreement import Commit, Members
 from prime_dht.ml.rounds import RoundMember
@@ -292,6 +292,8 @@ def test_wrong_arguments_are_refused() -> None:
         Service().watch_model("model", publisher="garbage")
     with pytest.raises(ValidationError, match="a group is"):
         Service().watch_rounds("friends", [])
+    with pytest.raises(ValidationError, match="members are given as a list"):
+        Service().watch_rounds(GROUP, "12D3Koo")
 
 
 PROGRAM = """
@@ -391,7 +393,7 @@ def test_it_tells_of_the_rounds_of_a_group_that_are_committed(swarm: tuple[str, 
     member, committed = alone(dht), Queue[Commit]()
     first = member.run(0, GRADIENT).commit
     with Service(swarm[2], poll_s=0.01, on_round=committed.put) as service:
-        service.watch_rounds(GROUP, [dht.peer_id])
+        service.watch_rounds(GROUP, [peer_text(dht.peer_id)])
         assert committed.get(timeout=PROMPTLY_S).outcome == first.outcome
         third = member.run(2, GRADIENT).commit  # round 1 has failed
         assert committed.get(timeout=PROMPTLY_S).outcome == third.outcome
@@ -406,6 +408,16 @@ def test_an_outcome_that_too_few_members_have_signed_is_not_told(dht: LearningDH
     assert told == []
     Commits(group=GROUP, members=Members.equal([dht.peer_id]), following=10, tell=told.append).look(reader)
     assert [commit.outcome.round_number for commit in told] == [10]
+
+
+def test_votes_of_a_group_that_is_watched_count_by_their_weight(
+    swarm: tuple[str, ...], dht: LearningDHT, reader: LearningDHT
+) -> None:
+    alone(dht).run(20, GRADIENT)
+    committed = Queue[Commit]()
+    with Service(swarm[2], poll_s=0.01, on_round=committed.put) as service:
+        service.watch_rounds(GROUP, {dht.peer_id: 3, reader.peer_id: 1}, first=20)
+        assert committed.get(timeout=PROMPTLY_S).outcome.round_number == 20
 
 
 def test_the_last_round_is_also_that_of_which_it_was_told(swarm: tuple[str, ...]) -> None:

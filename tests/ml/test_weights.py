@@ -222,6 +222,7 @@ def test_what_shares_memory_is_written_whole_for_each_name() -> None:
         ({"w": np.zeros(2, np.complex64)}, "'w' is of dtype complex64"),
         ({"w": FakeTensor(np.zeros(2, np.complex64))}, "'w' is of dtype complex64"),
         ({"w": np.array(None)}, "'w' is of dtype object"),
+        ([np.zeros(2)], "tensors are names and arrays"),
         ({"state": {"step": 1}}, "'state' is a mapping: give all tensors side by side"),
         ({"w": [[1.0], [1.0, 2.0]]}, "'w' is no array"),
         ({"w": FakeTensor(np.zeros(2), on="meta")}, "'w' is no array: Cannot copy out of meta tensor"),
@@ -231,7 +232,7 @@ def test_what_shares_memory_is_written_whole_for_each_name() -> None:
         ({"w": FakeTensor(np.zeros((0, 1 << 50)))}, "'w' has more than"),
     ],
 )
-def test_what_is_no_tensor_is_not_written(weights: dict[str, object], complaint: str) -> None:
+def test_what_is_no_tensor_is_not_written(weights: object, complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint):
         to_safetensors(weights)  # type: ignore[arg-type]
 

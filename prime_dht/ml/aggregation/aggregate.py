@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from prime_dht.errors import ValidationError
 from prime_dht.ids import PeerId
 from prime_dht.ml.aggregation.contribution import Contribution, screen
-from prime_dht.ml.aggregation.rule import Pool, Rule
+from prime_dht.ml.aggregation.rule import Pool, Rule, whole
 from prime_dht.ml.tensors import Array, Spec
 
 
@@ -34,9 +34,10 @@ def aggregate(contributions: Iterable[Contribution], spec: Spec, rule: Rule, *, 
     A rejected contribution is a bad one, so of the others that many fewer are.
 
     Raises:
-        ValidationError: ``bad`` is negative, the rule does not stand so many of so few, none is left, or a tensor of
-            ``spec`` is not floating.
+        ValidationError: ``bad`` is negative or no whole number, the rule does not stand so many of so few, none is
+            left, or a tensor of ``spec`` is not floating.
     """
+    bad = whole("the number of bad members", bad)
     if bad < 0:
         raise ValidationError(f"there cannot be {bad} bad members")
     screened = screen(contributions, spec)

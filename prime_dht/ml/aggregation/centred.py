@@ -19,9 +19,10 @@ import numpy as np
 
 from prime_dht.errors import ValidationError
 from prime_dht.ml.aggregation.contribution import check_bounded
-from prime_dht.ml.aggregation.rule import Combined, Pool, Rule
+from prime_dht.ml.aggregation.rule import Combined, Pool, Rule, whole
 from prime_dht.ml.aggregation.stack import Floats, Rows, Stack, middle, squared, weighted_sum
 from prime_dht.ml.tensors import Spec, Tensors, as_tensors, check_spec
+from prime_dht.quantities import number_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class GeometricMedian(Rule):
     _STILL: ClassVar[float] = 1e-5
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "smoothing", float(number_of("the smoothing of the geometric median", self.smoothing)))
         if not (math.isfinite(self.smoothing) and self.smoothing > 0):
             raise ValidationError(f"the smoothing of the geometric median is above 0, not {self.smoothing!r}")
 
@@ -81,6 +83,8 @@ class CenteredClipping(Rule):
     start: Tensors | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "radius", float(number_of("the radius of centred clipping", self.radius)))
+        object.__setattr__(self, "steps", whole("the number of steps of centred clipping", self.steps))
         if not (math.isfinite(self.radius) and self.radius > 0):
             raise ValidationError(f"the radius of centred clipping is above 0, not {self.radius!r}")
         if not 1 <= self.steps <= 100:

@@ -16,7 +16,7 @@ import numpy as np
 
 from prime_dht.errors import ValidationError
 from prime_dht.ids import PeerId
-from prime_dht.ml.tensors import Spec, Tensors, as_tensors, check_finite, check_spec
+from prime_dht.ml.tensors import Spec, Tensors, as_tensors, check_finite, check_is_spec, check_spec
 from prime_dht.quantities import number_of
 
 MAX_WEIGHT = 1 << 53
@@ -46,8 +46,9 @@ def screen(contributions: Iterable[Contribution], spec: Spec) -> Screened:
     """Tell the contributions that can be aggregated from those that cannot.
 
     Raises:
-        ValidationError: ``spec`` has a tensor that is not floating, of which there is no average.
+        ValidationError: ``spec`` is none, or has a tensor that is not floating, of which there is no average.
     """
+    check_is_spec(spec)
     for name, one in spec.items():
         if not one.is_floating:
             raise ValidationError(f"the tensor {name!r} is {one}; only floating tensors can be aggregated")

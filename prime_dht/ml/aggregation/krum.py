@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 
 from prime_dht.errors import ValidationError
-from prime_dht.ml.aggregation.rule import Combined, Pool, Rule
+from prime_dht.ml.aggregation.rule import Combined, Pool, Rule, whole
 from prime_dht.ml.aggregation.stack import Floats, Rows, Stack, fold, squared, weighted_sum
 
 
@@ -28,7 +28,10 @@ class MultiKrum(Rule):
     keep: int | None = None
 
     def __post_init__(self) -> None:
-        if self.keep is not None and self.keep < 1:
+        if self.keep is None:
+            return
+        object.__setattr__(self, "keep", whole("how many multi-Krum keeps", self.keep))
+        if self.keep < 1:
             raise ValidationError(f"multi-Krum keeps at least one contribution, not {self.keep}")
 
     def stands(self, n: int) -> int:

@@ -9,12 +9,14 @@ A rule is a pure function of contributions in the order of members, to the bit (
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import fsum
-from typing import ClassVar
+from typing import ClassVar, SupportsIndex, cast
 
+from prime_dht.errors import ValidationError
 from prime_dht.ml.aggregation.contribution import Contribution
 from prime_dht.ml.aggregation.stack import Stack, weighted_sum
 from prime_dht.ml.tensors import Array, Spec, Tensors
@@ -43,6 +45,18 @@ class Combined:
 
     tensors: dict[str, Array]
     used: Sequence[int]
+
+
+def whole(what: str, given: object) -> int:
+    """A whole number, numpy's too, as Python's own: members compare what a rule is shown as.
+
+    Raises:
+        ValidationError: it is none.
+    """
+    try:
+        return operator.index(cast(SupportsIndex, given))
+    except TypeError as error:
+        raise ValidationError(f"{what} is a whole number, not {given!r}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -51,6 +52,9 @@ _LEAST_NORMAL_FP16 = np.float32(2.0**-14).view(np.uint32)
 _BEYOND_FP16 = np.float32(2.0**16).view(np.uint32)
 _REBIAS_AND_ROUND = np.uint32((15 - 127) * (1 << 23) + (1 << 12) - 1 + (1 << 32))
 _FEW = 1 << 14
+
+_MANY = 1 << 16
+"""Elements that are worked on at a time, lest what is made of all of them takes several times a tensor's memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +155,7 @@ class Fp16(_Narrowing):
         return halves
 
     def _widened(self, narrowed: Array) -> Array:
-        values: Array = _FP16_VALUES[narrowed.view("<u2")]
-        return values
+        return np.asarray(_FP16_VALUES[narrowed.view("<u2")])  # which is no array of one index
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,9 +187,30 @@ class Int8(Codec):
         return spec.size + 4 * self._blocks(spec.size)
 
     def encode(self, tensor: Array) -> bytes:
-        _check_finite(tensor)
+        flat = tensor.ravel()
+        multiples, scales = np.empty(flat.size, np.int8), np.empty(self._blocks(flat.size), "<f4")
+        for part, blocks in self._parts(flat.size):
+            multiples[part], scales[blocks] = self._encoded(flat[part])
+        return multiples.tobytes() + scales.tobytes()
+
+    def decode(self, body: memoryview, spec: TensorSpec) -> Array:
+        scales = np.frombuffer(body, "<f4", offset=spec.size)
+        if not (np.isfinite(scales).all() and (scales >= 0).all()):
+            raise ValidationError("has a scale that is negative or not finite")
+        multiples, values = np.frombuffer(body, np.int8, spec.size), np.empty(spec.size, spec.dtype)
+        for part, blocks in self._parts(spec.size):
+            spread = self._blocked(multiples[part].astype(np.float32))
+            with np.errstate(over="ignore", under="ignore"):
+                spread *= scales[blocks, np.newaxis]
+                values[part] = spread.ravel()[: len(values[part])]
+            _check_finite(values[part], f"has a scale beyond the range of {spec.dtype.name}")
+        return values.reshape(spec.shape)
+
+    def _encoded(self, values: Array) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+        """The multiples of some values, and the scales of the blocks that they are."""
+        _check_finite(values)
         with np.errstate(over="ignore", under="ignore"):
-            blocks = self._blocked(tensor.astype(np.float32))
+            blocks = self._blocked(values.astype(np.float32))
         _check_finite(blocks, "holds values beyond the range of float32")
         peaks = np.abs(blocks).max(axis=1)
         scales = peaks / _LEVELS
@@ -196,26 +220,24 @@ class Int8(Codec):
         scales[too_great] = np.nextafter(scales[too_great], np.float32(0))
         scales = np.maximum(scales, _SMALLEST_SCALE)
         multiples = np.rint(blocks / scales[:, np.newaxis]).astype(np.int8)
-        return bytes(multiples.ravel()[: tensor.size].tobytes() + scales.astype("<f4").tobytes())
+        return multiples.ravel()[: values.size], scales
 
-    def decode(self, body: memoryview, spec: TensorSpec) -> Array:
-        scales = np.frombuffer(body, "<f4", offset=spec.size)
-        if not (np.isfinite(scales).all() and (scales >= 0).all()):
-            raise ValidationError("has a scale that is negative or not finite")
-        blocks = self._blocked(np.frombuffer(body, np.int8, spec.size).astype(np.float32))
-        with np.errstate(over="ignore", under="ignore"):
-            values: Array = (blocks * scales[:, np.newaxis]).ravel()[: spec.size].astype(spec.dtype)
-        _check_finite(values, f"has a scale beyond the range of {spec.dtype.name}")
-        return values.reshape(spec.shape)
+    def _parts(self, size: int) -> Iterator[tuple[slice, slice]]:
+        """Where the parts of a tensor begin and end that are worked on at a time: its elements, and its blocks."""
+        most = max(1, _MANY // self.block)
+        for first in range(0, self._blocks(size), most):
+            yield slice(first * self.block, min((first + most) * self.block, size)), slice(first, first + most)
 
     def _blocks(self, size: int) -> int:
         return -(-size // self.block)
 
     def _blocked(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """The values, filled up with zeros, in the shape (blocks, block)."""
-        padded = np.zeros(self._blocks(values.size) * self.block, np.float32)
+        """The values, filled up with zeros, in the shape (blocks, block); a block that is not full is no wider."""
+        # Else thousands of small tensors in blocks of a million, which is a peer's choice, would take many minutes.
+        width = min(self.block, max(values.size, 1))
+        padded = np.zeros(self._blocks(values.size) * width, np.float32)
         padded[: values.size] = values.ravel()
-        return padded.reshape(-1, self.block)
+        return padded.reshape(-1, width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,18 +271,32 @@ class TopK(Codec):
 
     def decode(self, body: memoryview, spec: TensorSpec) -> Array:
         count = self._count(spec.size)
-        steps = np.frombuffer(body, "<u4", count)
-        indices = np.cumsum(steps, dtype=np.uint64)
-        if count and (int(indices[-1]) >= spec.size or not steps[1:].all()):
-            raise ValidationError("has indices that do not rise, or that are out of range")
-        elements = np.frombuffer(body, spec.dtype, offset=4 * count)
-        _check_finite(elements)
+        steps, elements = np.frombuffer(body, "<u4", count), np.frombuffer(body, spec.dtype, offset=4 * count)
         values: Array = np.zeros(spec.size, spec.dtype)
-        values[indices] = elements
+        before = np.uint64(0)
+        for start in range(0, count, _MANY):
+            part = slice(start, start + _MANY)
+            indices = np.cumsum(steps[part], dtype=np.uint64) + before
+            before = indices[-1]
+            if before >= spec.size or not steps[max(start, 1) : part.stop].all():
+                raise ValidationError("has indices that do not rise, or that are out of range")
+            _check_finite(elements[part])
+            values[indices] = elements[part]
         return values.reshape(spec.shape)
 
     def _count(self, size: int) -> int:
         return math.ceil(self.fraction * size)
+
+
+def checked_codec(codec: object) -> Codec:
+    """What is to be a codec.
+
+    Raises:
+        ValidationError: it is none, but its name, say.
+    """
+    if not isinstance(codec, Codec):
+        raise ValidationError(f"a codec is made, as TopK(fraction=0.01) or codec_named('topk') is; this is {codec!r}")
+    return codec
 
 
 def _as_fp16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:

@@ -9,8 +9,8 @@ the length of each tensor's body (:meth:`~prime_dht.ml.codecs.codec.Codec.body_b
 order, and says that it holds just so many bytes. So before anything is decompressed it is known what will come out:
 
 - the tensors take at most ``max_bytes``, which the caller gives: the size of the model that is trained, say. A few
-  bytes may decode to that much (a tensor of zeros does), never to more. With the frame's content, at most three times
-  that is held while decoding.
+  bytes may decode to that much (a tensor of zeros does), never to more. With the frame's content, at most four times
+  that, and two megabytes, are held while decoding.
 - A frame that declares another size, or none, is refused; one that holds another size than it declares as well.
 
 zstd takes a quarter off float32 gradients, less off weights, and most of what sparse steps and exact zeros take. To
@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import zstandard
 
 from prime_dht.errors import ValidationError
-from prime_dht.ml.codecs.codec import CODECS, Codec, Plain
+from prime_dht.ml.codecs.codec import CODECS, Codec, Plain, checked_codec
 from prime_dht.ml.tensors import (
     Array,
     Spec,
@@ -87,8 +87,10 @@ def encode(tensors: Weights, codec: Codec = _PLAIN) -> bytes:
     """Tensors, torch's among them, as bytes.
 
     Raises:
-        ValidationError: the codec cannot take one of the tensors (not finite, out of its range), or there are too many.
+        ValidationError: the codec cannot take one of the tensors (not finite, out of its range), or there are too many,
+            or it is no codec.
     """
+    checked_codec(codec)
     arrays = as_tensors(tensors)
     spec = spec_of(arrays)
     header = json.dumps(

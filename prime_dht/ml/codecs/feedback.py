@@ -23,7 +23,7 @@ from contextlib import suppress
 import numpy as np
 
 from prime_dht.errors import ValidationError
-from prime_dht.ml.codecs.codec import Codec
+from prime_dht.ml.codecs.codec import Codec, checked_codec
 from prime_dht.ml.codecs.encoding import decode, encode
 from prime_dht.ml.tensors import (
     Array,
@@ -47,10 +47,13 @@ class ErrorFeedback:
 
     Attributes:
         codec: what gradients are encoded with.
+
+    Raises:
+        ValidationError: it is no codec, but its name, say.
     """
 
     def __init__(self, codec: Codec) -> None:
-        self.codec = codec
+        self.codec = checked_codec(codec)
         self._spec: Spec | None = None
         self._errors: Tensors = {}
         self._taken_back: deque[bytes] = deque()

@@ -201,9 +201,10 @@ def check_run(run: str) -> str:
     """Check the name of a training run; empty is none.
 
     Raises:
-        ValidationError: it has more than 64 characters, or others than letters, digits, ``.``, ``_`` and ``-``.
+        ValidationError: it is no text, or has more than 64 characters, or others than letters, digits, ``.``, ``_``
+            and ``-``.
     """
-    if run and not _RUN.fullmatch(run):
+    if run != "" and not (isinstance(run, str) and _RUN.fullmatch(run)):
         raise ValidationError(f"a run is named by up to 64 letters, digits, '.', '_' and '-', not {run!r}")
     return run
 

@@ -30,7 +30,7 @@ from prime_dht.ids import PeerId
 from prime_dht.ml.codecs.encoding import MAX_HEADER_BYTES, decode, read_header
 from prime_dht.ml.gradients.announcement import Announcement, read_announcement, subkey_of
 from prime_dht.ml.gradients.gradient import Collected, Gradient
-from prime_dht.ml.tensors import Spec, check_spec, size_bytes_of
+from prime_dht.ml.tensors import Spec, check_is_spec, check_same_spec, size_bytes_of
 from prime_dht.quantities import number_of
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Expected:
             :data:`DEFAULT_MAX_BYTES`.
 
     Raises:
-        ValidationError: nothing fits into ``max_bytes``.
+        ValidationError: nothing fits into ``max_bytes``, or the spec is none.
     """
 
     round: int
@@ -68,6 +68,8 @@ class Expected:
     max_bytes: int | None = None
 
     def __post_init__(self) -> None:
+        if self.spec is not None:
+            check_is_spec(self.spec)
         if self.max_bytes is not None and number_of("max_bytes", self.max_bytes) < 1:
             raise ValidationError(f"max_bytes must be at least 1, not {self.max_bytes}")
 
@@ -307,9 +309,9 @@ def read_gradient(candidate: Candidate[Name], value: bytes, expected: Expected) 
         raise ValidationError(f"its bytes are of the codec {header.codec}, not of {announced.codec} as announced")
     if (tensor_bytes := size_bytes_of(header.spec)) != announced.tensor_bytes:
         raise ValidationError(f"its tensors take {tensor_bytes:,} bytes, not {announced.tensor_bytes:,} as announced")
+    if expected.spec is not None:  # before anything is decoded: a header can name 200,000 tensors
+        check_same_spec(header.spec, expected.spec)
     tensors = decode(value, max_bytes=announced.tensor_bytes)
-    if expected.spec is not None:
-        check_spec(tensors, expected.spec)
     return Gradient(
         member=found.publisher,
         round=announced.round,

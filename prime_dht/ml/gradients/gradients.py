@@ -275,11 +275,18 @@ class Gradients:
         if not number_of("timeout", timeout) > 0:
             raise ValidationError(f"timeout must be a positive number of seconds, not {timeout}")
         key = gradient_key(expected.round, self._group, self._run)
+        until_s = time.monotonic() + timeout
 
         async def work(dht: PrimeDHT) -> None:
-            await bring(gathering, _Swarm(dht, key), expected, publishers, timeout_s=timeout)
+            left_s = max(0.0, until_s - time.monotonic())
+            await bring(gathering, _Swarm(dht, key), expected, publishers, timeout_s=left_s)
 
-        self._dht.call(work)
+        self._dht.call(_joined, timeout=timeout)  # in a forked child that may take long
+        self._dht.call(work)  # which ends by itself, with what has come
+
+
+async def _joined(_: PrimeDHT) -> None:
+    """There is a node."""
 
 
 @dataclass(frozen=True, slots=True)

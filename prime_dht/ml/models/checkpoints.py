@@ -101,7 +101,7 @@ class Checkpoints:
             can write to the swarm, and have a data directory, which keeps it.
 
     Raises:
-        ConfigError: ``every`` or ``keep`` is below 1.
+        ConfigError: ``every`` or ``keep`` is below 1, or no whole number.
         ValidationError: the id is none.
 
     Attributes:
@@ -118,6 +118,10 @@ class Checkpoints:
         ttl: float | None = None,
         publisher: PeerLike | None = None,
     ) -> None:
+        try:
+            every, keep = operator.index(every), operator.index(keep)
+        except TypeError as error:
+            raise ConfigError(f"every ({every!r}) and keep ({keep!r}) must be whole numbers") from error
         if every < 1 or keep < 1:
             raise ConfigError(f"every ({every}) and keep ({keep}) must be at least 1")
         self.model_id = checked_id(f"checkpoints/{run_id}")

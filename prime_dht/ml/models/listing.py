@@ -9,6 +9,7 @@ from prime_dht.errors import QueryError, ValidationError
 from prime_dht.ids import peer_text
 from prime_dht.ml.models.version import ModelVersion, checked_id, description_key, version_in
 from prime_dht.node.arguments import peer_id_of
+from prime_dht.quantities import number_of
 
 if TYPE_CHECKING:
     from prime_dht.node import PrimeDHT
@@ -50,8 +51,11 @@ async def find_version(
 
     Raises:
         UnknownModelError: there is none; it says what there is.
+        ValidationError: the number is none.
         ValidationError, QueryError: as :func:`versions_of` does.
     """
+    if number is not None:
+        number_of("version", number)  # text is no version's, but looks in an error as if it were
     versions = await versions_of(dht, model_id, publisher)
     wanted = [one for one in versions if number is None or one.version == number]
     if not wanted:

@@ -19,6 +19,7 @@ from prime_dht.entries import capability_in, check_capability
 from prime_dht.errors import BlobError, LocalProtocolError, PrimeDHTError, QueryError, ValidationError
 from prime_dht.ids import US_PER_S, PeerId, peer_text
 from prime_dht.ml.aggregation import Aggregate, Rule, screen
+from prime_dht.ml.aggregation.rule import whole
 from prime_dht.ml.agreement import (
     Certificate,
     Commit,
@@ -153,6 +154,7 @@ class RoundMember:
         self.members = as_members(members)
         if self.peer_id not in self.members:
             raise ValidationError(f"this node, {peer_text(self.peer_id)}, is none of the {len(self.members)} members")
+        bad = whole("the number of bad members", bad)
         if bad < 0:
             raise ValidationError(f"there cannot be {bad} bad members")
         if bad > (most := rule.stands(fewest := self.members.fewest())):
