@@ -143,6 +143,7 @@ class Session:
             network = self.config.dht.network_id
             failures.append(f"no node of network {network} was found on the local network in {patience_s:g} s")
             raise QueryError("; ".join(failures))
+        await dht.bootstrap()  # to meet the others, whom that one knows
 
 
 async def first_peer(dht: PrimeDHT) -> None:

@@ -92,16 +92,22 @@ def emit_for_people(value: bytes) -> None:
 def show(item: Mapping[str, object], text: str, *, as_json: bool) -> None:
     """Print one result on standard output: for programs a line of JSON, for people text.
 
-    A terminal gets JSON of ASCII alone: what peers say may have characters that do things to it.
-
     Args:
         item: bytes in it are for the caller to encode.
         text: any number of lines, the last newline left out. Nothing is printed if it is empty.
     """
     if as_json:
-        emit(json.dumps(item, ensure_ascii=os.isatty(STDOUT)).encode(errors="backslashreplace") + b"\n")
+        emit(json_line(item))
     elif text:
         emit(text.encode(errors="backslashreplace") + b"\n")
+
+
+def json_line(item: Mapping[str, object]) -> bytes:
+    """One result as standard output gets it for programs.
+
+    A terminal gets JSON of ASCII alone: what peers say may have characters that do things to it.
+    """
+    return json.dumps(item, ensure_ascii=os.isatty(STDOUT)).encode(errors="backslashreplace") + b"\n"
 
 
 def complain(message: str) -> None:

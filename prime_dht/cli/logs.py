@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from datetime import UTC, datetime
 from types import TracebackType
 
@@ -80,6 +81,13 @@ def log_to_stderr(level: int, *, verbose: int, as_json: bool = False) -> None:
     handler.setFormatter((JsonLine if as_json else OneLine)(traces=verbose > 0))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.captureWarnings(capture=True)
+    if not verbose:
+        warnings.formatwarning = _text_of_warning
     logging.getLogger("coredis").setLevel(logging.CRITICAL)
     logging.getLogger("prime_dht").setLevel(logging.DEBUG if verbose else level)
     logging.getLogger("libp2p").setLevel(logging.INFO if verbose > 1 else logging.CRITICAL)
+
+
+def _text_of_warning(message: Warning | str, *_where: object, **_more: object) -> str:
+    """What a warning says, without the line of code that says so."""
+    return str(message)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prime_dht.cli.logs import log_to_stderr
-from prime_dht.errors import ConfigError, ValidationError
+from prime_dht.errors import ConfigError, StorageError, ValidationError
 from prime_dht.quantities import parse_duration_s, parse_size_bytes
 
 if TYPE_CHECKING:
@@ -92,6 +92,22 @@ class Directory(click.Path):
         if not os.fspath(value) or (os.path.exists(value) and not os.path.isdir(value)):
             self.fail(f"{os.fsdecode(value)!r} is not a directory", param, ctx)
         return super().convert(value, param, ctx)
+
+
+class FileOrStream(click.Path):
+    """A file, or ``-``, which stands for a standard stream; a file of that name is ``./-``."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, allow_dash=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = super().convert(value, param, ctx)
+        if path != Path("-") or os.fspath(value) == "-":
+            return path
+        try:
+            return Path.cwd() / path  # as a path by itself ./- is - too
+        except OSError as error:  # the directory was removed
+            self.fail(f"{value}: {error.strerror}", param, ctx)
 
 
 class Raw(click.ParamType[bytes]):
@@ -301,6 +317,7 @@ def configuring(body: _Body) -> _Body:
             mode=Mode.CLIENT if client else None,
             network_id=network_id,
         )
+        _check_redis(settings)
         return body(settings=settings, **others)
 
     return _with(command, _listen, _peers, _data_dir, _redis, _mdns, _client, _network, _config_file)
@@ -397,6 +414,20 @@ def _check_peers(settings: Settings) -> None:
             split_peer_address(address)
     except ValidationError as error:
         raise ConfigError(f"{settings.origins[('peers',)]}: peers: {error}") from error
+
+
+def _check_redis(settings: Settings) -> None:
+    """What a node would say of its store when it opens that, with the line."""
+    if settings.config.redis_url is None:
+        return
+    try:
+        from prime_dht.storage.redis_connection import parse_address
+    except ImportError:
+        return  # who runs a node is told what to install
+    try:
+        parse_address(settings.config.redis_url)
+    except StorageError as error:
+        raise ConfigError(f"{settings.origins[('redis_url',)]}: redis_url: {error}") from error
 
 
 def _with(command: _Body, *options: Callable[[_Body], _Body]) -> _Body:

@@ -156,20 +156,19 @@ async def write_blob(
             )
         emit_for_people(text)
         return
-    with _opened(target) as file:
-        async with dht.blobs.stream(cid, max_bytes=max_bytes, progress=progress) as pieces:
-            async for piece in pieces:
-                await trio.to_thread.run_sync(file.write, piece)
+    async with _opened(target) as file, dht.blobs.stream(cid, max_bytes=max_bytes, progress=progress) as pieces:
+        async for piece in pieces:
+            await trio.to_thread.run_sync(file.write, piece)
 
 
-async def write_to(path: Path, value: bytes) -> None:
-    """Write a value to a device or a pipe.
+async def write_to(target: Target, value: bytes) -> None:
+    """Write a value to a stream, a device or a pipe, as fast as it takes it.
 
     Raises:
         ConfigError: it cannot be written.
         EndedBySignal: nobody reads it any more.
     """
-    with _opened(path) as file:
+    async with _opened(target) as file:
         await trio.to_thread.run_sync(file.write, value)
 
 
@@ -190,12 +189,12 @@ def place_for(out: Path) -> Path | None:
         raise ConfigError(f"{out}: it cannot be reached: {error}") from error
 
 
-@contextmanager
-def _opened(target: Target) -> Iterator[PatientFile]:
+@asynccontextmanager
+async def _opened(target: Target) -> AsyncIterator[PatientFile]:
     """What can be written to as fast as it takes it."""
     is_open = isinstance(target, int)
     try:
-        with PatientFile(target, "wb", closefd=not is_open) as file:
+        with await PatientFile.opened(target, "wb") as file:
             yield file
     except BrokenPipeError:
         raise EndedBySignal(signal.SIGPIPE) from None
@@ -218,7 +217,7 @@ def _is_plain_file(path: Path) -> bool:
 async def _pieces_of(source: Path | int) -> AsyncIterator[bytes]:
     is_open = isinstance(source, int)
     try:
-        with io.BufferedReader(PatientFile(source, closefd=not is_open), PIECE_BYTES) as file:
+        with io.BufferedReader(await PatientFile.opened(source, "rb"), PIECE_BYTES) as file:
             while piece := await trio.to_thread.run_sync(file.read1):
                 yield piece
     except OSError as error:

@@ -8,6 +8,7 @@ import os
 import select
 import termios
 import tty
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, redirect_stderr
 
@@ -25,7 +26,9 @@ def _logging_as_it_was() -> Iterator[None]:
     names = ("prime_dht", "libp2p", "coredis")
     levels = {name: logging.getLogger(name).level for name in names}
     level, handlers = root.level, root.handlers[:]
+    formatwarning = warnings.formatwarning
     yield
+    warnings.formatwarning = formatwarning
     for name in names:
         logging.getLogger(name).setLevel(levels[name])
     root.setLevel(level)

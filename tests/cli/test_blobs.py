@@ -74,6 +74,22 @@ def test_standard_input_is_added_too(node: tuple[str, str]) -> None:
     assert json.loads(entry)["metadata"] == {"name": "piped"}
 
 
+def test_a_file_may_be_called_like_standard_input(node: tuple[str, str], tmp_path: Path) -> None:
+    (tmp_path / "-").write_bytes(b"in the file")
+    cid = done(prime_dht("add", "./-", *node, stdin=b"piped", cwd=tmp_path))
+    assert cid == cid_of(b"in the file")
+
+
+def test_a_file_whose_name_is_no_text_is_called_nearly_so(node: tuple[str, str], tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.bin")
+    path.write_bytes(b"its name is in Latin-1")
+    cid = done(prime_dht("add", str(path), *node))
+    done(prime_dht("put", "latin", "--file", str(path), *node))
+    for key in (f"blob/{cid}", "latin"):
+        entry = json.loads(done(prime_dht("get", key, "--json", *node)))
+        assert entry["metadata"] == {"name": "caf\N{REPLACEMENT CHARACTER}.bin"}
+
+
 def test_an_addition_is_told_to_programs(node: tuple[str, str], big: Path) -> None:
     receipt = json.loads(done(prime_dht("add", str(big), "--json", *node)))
     assert receipt["cid"] == receipt["blob"]["cid"] == cid_of(big.read_bytes())

@@ -112,6 +112,14 @@ def test_a_password_is_shown_to_those_who_ask_for_it(run: Run) -> None:
     assert b'redis_url = "redis://me:s3cret@example.org:6379/1"  # --redis\n' in run(*redis, "--show-secrets").out
 
 
+@pytest.mark.parametrize("url", ["http://localhost", "redis://", "redis://localhost:many"])
+def test_what_is_no_redis_url_is_refused_with_its_line(url: str, run: Run) -> None:
+    Path("node.toml").write_text(f'redis_url = "{url}"\n')
+    ended = run("--config", "node.toml")
+    assert ended.status == 2
+    assert ended.err.startswith("prime-dht: node.toml:1: redis_url: a Redis URL is redis://")
+
+
 def test_the_file_can_be_named_by_a_variable(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("named.toml").write_text("mdns = true")
     monkeypatch.setenv("PRIME_DHT_CONFIG", "named.toml")

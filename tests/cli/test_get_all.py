@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from prime_dht.cli.commands.get_all import MAX_NAME_CHARS, file_name
 from prime_dht.ids import US_PER_S, peer_from_text
 from prime_dht.node.clock import SystemClock
 from prime_dht.node.open import IDENTITY_FILE
-from prime_dht.testing.processes import Ended
+from prime_dht.testing.processes import PRIME_DHT, Ended, running
 
 PEER = peer_from_text("12D3KooWLRPJAA5o6Ue7HZ1ZUKzNx1bmXZzHnQXEMNvvTHDsdc1B")
 HOSTILE = b"\x1b]0;owned\x07\x1b[2J\xff\r\n"
@@ -46,6 +47,18 @@ def test_programs_get_whole_values_in_base64(here: Callable[..., Ended], peer: t
     lines = here("get-all", "whole", "--json", *peer).out.splitlines()
     values = {base64.b64decode(item["subkey"]): base64.b64decode(item["value"]) for item in map(json.loads, lines)}
     assert values == {b"1": b"one", b"2": b"two"}
+
+
+def test_ctrl_c_ends_it_though_nobody_reads_what_it_writes(
+    here: Callable[..., Ended], peer: tuple[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "value").write_bytes(b"x" * 60_000)
+    for subkey in ("1", "2", "3"):  # in base64, more than a pipe takes
+        here("put", "unread", "--file", str(tmp_path / "value"), "--subkey", subkey, *peer)
+    with running(*PRIME_DHT, "get-all", "unread", "--json", *peer) as writing:
+        assert json.loads(writing.line())["size"] == 60_000
+        writing.process.send_signal(signal.SIGINT)
+        assert writing.status() == 130
 
 
 def test_subkeys_and_publishers_can_be_chosen_and_the_number_bounded(

@@ -116,6 +116,13 @@ def test_a_capability_that_the_root_did_not_sign_is_shown_as_invalid(
     assert lines[-1] == "invalid  the capability was not signed by the group's root key"
 
 
+def test_an_invitation_for_longer_than_can_be_said_is_a_mistake_of_that_option(
+    here: Callable[..., Ended], root_key: Path
+) -> None:
+    refused = complaint(here("group", "invite", str(root_key), MEMBER, "--expires", "9999999999d"))
+    assert "'--expires': no capability lasts so long" in refused
+
+
 @pytest.mark.parametrize("content", [b"", b"not base64!", b"YWJj", bytes(100), b"QQ==" * 5000])
 def test_what_is_no_capability_is_named(here: Callable[..., Ended], tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "file"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import warnings
 
 import pytest
 
-from prime_dht.cli.logs import JsonLine, OneLine
+from prime_dht.cli.logs import JsonLine, OneLine, log_to_stderr
 
 
 def record(message: str, *values: object, fails: bool = False, **fields: object) -> logging.LogRecord:
@@ -72,3 +73,18 @@ def test_a_log_record_for_programs_says_what_went_wrong_and_where_if_asked() -> 
 
 def test_a_field_that_json_does_not_know_is_text() -> None:
     assert json.loads(JsonLine(traces=False).format(record("x", peer=b"\xff")))["peer"] == "b'\\xff'"
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_warning_is_what_it_says_without_the_code_that_says_so(
+    as_json: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    log_to_stderr(logging.WARNING, verbose=0, as_json=as_json)
+    warnings.warn("it may be lost", UserWarning, stacklevel=1)
+    line = capsys.readouterr().err
+    if as_json:
+        assert json.loads(line)["message"] == "it may be lost"
+    else:
+        assert line.endswith(" WARNING it may be lost\n")

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from prime_dht.ids import PeerId
+from prime_dht.net.dialer import split_peer_address
 from prime_dht.testing.processes import Ended, running_node
 
 
@@ -28,6 +35,28 @@ def test_each_peer_is_shown_with_how_it_was_found_and_how_far_away_it_is(
     assert first[3] in ("bootstrap", "manual")
     assert first[-1] == three_nodes[0].partition("/p2p/")[0]
     assert by_peer[peer_of(three_nodes[1])][3] == "kad"
+
+
+def test_who_is_found_on_the_local_network_is_asked_for_the_others(
+    here: Callable[..., Ended], three_nodes: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @asynccontextmanager
+    async def open_mdns(*, found: Callable[[PeerId, tuple[bytes, ...]], None], **_: object) -> AsyncIterator[None]:
+        """A local network on which one of the three is heard when the client waits for somebody."""
+
+        async def be_heard() -> None:
+            await wait_all_tasks_blocked()
+            peer, address = split_peer_address(three_nodes[0])
+            found(peer, (address,))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(be_heard)
+            yield
+
+    monkeypatch.setattr("prime_dht.node.open.open_mdns", open_mdns)
+    shown = [json.loads(line)["peer"] for line in here("peers", "--mdns", "--json").out.splitlines()]
+    assert set(shown) == set(map(peer_of, three_nodes))
+    assert here("health", "--mdns").out.endswith(b"healthy\n")
 
 
 def test_programs_get_a_line_for_each_peer(here: Callable[..., Ended], three_nodes: tuple[str, ...]) -> None:

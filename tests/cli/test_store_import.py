@@ -1,9 +1,10 @@
-"""``prime-dht store import`` for a node whose limits are not the usual ones."""
+"""``prime-dht store import`` for a node whose limits are not the usual ones; where dumps come from and go to."""
 
 from __future__ import annotations
 
 import io
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import trio
 
 from prime_dht.cli import main
+from prime_dht.cli.commands.store.files import dump_to_write
 from prime_dht.entries import inline
 from prime_dht.entries.limits import Limits
 from prime_dht.entries.signing import sign_entry
@@ -75,3 +77,26 @@ def test_a_store_takes_no_more_than_its_node_may_hold(
     assert main(["store", "import", str(tmp_path / "dump"), "--json", "--data-dir", str(tmp_path)]) == 1
     report = json.loads(capfd.readouterr().out)
     assert (report["inserted"], report["refused"]) == (1, 1)
+
+
+def test_a_dump_may_be_a_file_that_is_called_like_a_standard_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(SystemClock, "now_us", lambda _: TimestampUs(NOW_US))
+    monkeypatch.setenv("PRIME_DHT_DHT_LIMITS_MAX_INLINE_BYTES", "100000")
+    monkeypatch.setenv("PRIME_DHT_DHT_LIMITS_MAX_TTL_S", "90d")
+    make_dump(tmp_path / "-")
+    monkeypatch.chdir(tmp_path)
+    assert main(["store", "import", "./-", "--data-dir", "there"]) == 0
+    assert capfd.readouterr().out.startswith("entry: 2 taken")
+    assert main(["store", "export", "--data-dir", "there", "--out", "./-", "--force"]) == 0
+    assert capfd.readouterr().out.startswith("4 lines written")
+
+
+def test_a_dump_has_reached_the_disk_under_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "dump"
+    synced: list[tuple[int, bool]] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append((os.fstat(descriptor).st_ino, out.exists())))
+    with dump_to_write(out, force=False) as file:
+        file.write(b"a line")
+    assert synced == [(out.stat().st_ino, False), (tmp_path.stat().st_ino, True)]

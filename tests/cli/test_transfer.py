@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from prime_dht.cli.client import Session
-from prime_dht.cli.transfer import going_on_later, place_for, transfer, write_blob
+from prime_dht.cli.transfer import going_on_later, opened_source, place_for, transfer, write_blob, write_to
 from prime_dht.config import NodeConfig
 from prime_dht.errors import BlobError, ConfigError, StorageError
 from prime_dht.node.blobs.progress import BlobProgress, Stage
 from prime_dht.node.open import open_node
-from prime_dht.testing.processes import PRIME_DHT, prime_dht, running, running_node
+from prime_dht.testing.processes import PRIME_DHT, TIMEOUT_S, prime_dht, running, running_node
 
 MB = 1_000_000
 
@@ -117,6 +119,42 @@ async def test_a_blob_of_another_size_than_its_entry_says_is_not_written(tmp_pat
         with pytest.raises(BlobError, match="bytes where the DAG says 10"):
             await write_blob(dht, found, out, lambda _: None)
         assert await trio.Path(out).read_bytes() == b""
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Iterator[Path]:
+    """A pipe with a name. Lest a test hangs, somebody comes to its other end if nobody else does, and leaves."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    watchdog = threading.Timer(TIMEOUT_S, lambda: os.close(os.open(path, os.O_RDWR | os.O_NONBLOCK)))
+    watchdog.start()
+    yield path
+    watchdog.cancel()
+
+
+@pytest.mark.parametrize("use", [partial(opened_source, most_bytes=10), partial(write_to, value=b"data")])
+async def test_whoever_waits_for_the_other_end_of_a_pipe_can_give_up(
+    use: Callable[[Path], Awaitable[object]], pipe: Path
+) -> None:
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def wait() -> None:
+                await use(pipe)
+                pytest.fail("there is nobody at the other end")
+
+            await wait_all_tasks_blocked()
+            scope.cancel()
+    assert scope.cancelled_caught
+
+
+async def test_what_goes_through_a_pipe_waits_for_its_other_end(pipe: Path) -> None:
+    with trio.fail_after(TIMEOUT_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write_to, pipe, b"data")
+            await wait_all_tasks_blocked()
+            assert await opened_source(pipe, 10) == b"data"
 
 
 def test_a_terminal_gets_a_little_text_and_nothing_else() -> None:

@@ -23,7 +23,7 @@ STDIN = 0
 
 
 @click.command("add")
-@click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
+@click.argument("file", type=options.FileOrStream())
 @click.option("--name", metavar="NAME", help="What to call it; a file's own name by default.")
 @options.ttl
 @click.option("--pin", is_flag=True, help="Keep a copy in --data-dir too.")
@@ -32,12 +32,12 @@ STDIN = 0
 def command(session: Session, file: Path, name: str | None, ttl_s: float | None, pin: bool, quiet: bool) -> None:
     """Store FILE, of any size, and print its CID.
 
-    FILE may be - for standard input. It is cut into blocks, which the nodes fetch that are responsible for the CID;
-    the command ends when enough of them have all, and may take as long as something moves. Until then the blocks are
-    in --data-dir, or else where temporary files are. If it is interrupted when nodes know of the blob already, they
-    stay in --data-dir, where a node may serve them, until FILE is added again or the entry ends. The same bytes have
-    the same CID everywhere, in IPFS too, except for *.safetensors, which are cut where tensors begin, so that
-    checkpoints share what they have in common.
+    FILE may be - for standard input (./- is a file of that name). It is cut into blocks, which the nodes fetch that
+    are responsible for the CID; the command ends when enough of them have all, and may take as long as something
+    moves. Until then the blocks are in --data-dir, or else where temporary files are. If it is interrupted when
+    nodes know of the blob already, they stay in --data-dir, where a node may serve them, until FILE is added again
+    or the entry ends. The same bytes have the same CID everywhere, in IPFS too, except for *.safetensors, which are
+    cut where tensors begin, so that checkpoints share what they have in common.
 
     \b
     Examples:

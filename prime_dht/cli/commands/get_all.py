@@ -13,7 +13,7 @@ import click
 
 from prime_dht.cli import options
 from prime_dht.cli.commands.put import blob_as_json
-from prime_dht.cli.ending import Status, complain
+from prime_dht.cli.ending import STDOUT, Status, complain, json_line
 from prime_dht.cli.progress import quiet
 from prime_dht.cli.render import preview, span, table, visible
 from prime_dht.cli.targets import PeerName
@@ -145,6 +145,7 @@ async def _get_all(
 
     So no more of the values than a page is in memory at a time.
     """
+    from prime_dht.cli.transfer import write_to
     from prime_dht.node.clock import SystemClock
 
     rows: list[tuple[str, ...]] = []
@@ -157,7 +158,7 @@ async def _get_all(
             for found in page:
                 path = None if saving is None else await saving.save(dht, found)
                 if session.as_json:
-                    session.show(found_as_json(found, path), "")
+                    await write_to(STDOUT, json_line(found_as_json(found, path)))
                 shown = _shown(found) if saving is None else str(path or "not saved")
                 rows.append(_row(found, shown, SystemClock().now_us()))
             cursor = page.next_cursor

@@ -18,13 +18,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
 
 
-class _BeforeLibp2p(MetaPathFinder):
-    """Finds no module, and is asked for each."""
+class _BeforeLibp2p:
+    """Finds no module, and is asked for each.
+
+    Not a subclass of ``importlib.abc.MetaPathFinder``, which takes longer to import than all else here.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from prime_dht.blobs.cid import Cid
 from prime_dht.entries.entry import BlobRef
 from prime_dht.errors import ValidationError
@@ -42,6 +45,15 @@ def size_in(cid: CidLike) -> int | None:
 def blob_key(root: Cid) -> Key:
     """The key of the entry that a bare ``add`` writes: ``/prime/blob/<cid>``."""
     return wire_key(f"blob/{root}")
+
+
+def name_of(path: Path) -> str:
+    """What a file is called, as text: a file system has names that are none.
+
+    >>> name_of(Path("somewhere") / os.fsdecode(b"caf\\xe9.bin")) == "caf\\N{REPLACEMENT CHARACTER}.bin"
+    True
+    """
+    return os.fsencode(path.name).decode(errors="replace")
 
 
 def part_of(start: int, stop: int | None) -> tuple[int, int | None]:

@@ -14,6 +14,9 @@ from prime_dht.cli.render import moment
 from prime_dht.cli.targets import PeerName
 from prime_dht.ids import US_PER_S, PeerId, peer_text
 
+MAX_EXPIRES_AT_US = (1 << 64) - 1
+"""What a capability has room for: some 584,000 years after 1970."""
+
 
 @click.command("invite")
 @click.argument("root_key", type=click.Path(path_type=Path), metavar="KEYFILE")
@@ -44,8 +47,10 @@ def invite(root_key: Path, member: PeerId, expires_s: float, network_id: str, ou
     from prime_dht.entries.capability import grant, root_of
     from prime_dht.node.clock import SystemClock
 
-    key_pair = load_root_key(root_key)
     expires_at_us = SystemClock().now_us() + int(expires_s * US_PER_S)
+    if expires_at_us > MAX_EXPIRES_AT_US:
+        raise click.BadParameter("no capability lasts so long", param_hint="'--expires'")
+    key_pair = load_root_key(root_key)
     capability = grant(key_pair.private_key, member=member, expires_at_us=expires_at_us, network_id=network_id)
     token = token_text(capability)
     if out is not None:

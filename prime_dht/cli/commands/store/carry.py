@@ -17,7 +17,7 @@ from prime_dht.cli.commands.store.options import (
 )
 from prime_dht.cli.ending import Status, complain, show
 from prime_dht.cli.logs import log_to_stderr
-from prime_dht.cli.options import admitting, as_json, verbose
+from prime_dht.cli.options import FileOrStream, admitting, as_json, verbose
 from prime_dht.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 REFUSALS_SHOWN = 10
 
-DUMP = click.Path(path_type=Path, allow_dash=True)
-
 
 @click.command("export")
 @data_dir
-@click.option("--out", type=DUMP, default="-", metavar="FILE", help="Write to this file. [default: -, standard output]")
+@click.option(
+    "--out", type=FileOrStream(), default="-", metavar="FILE", help="Write to this file. [default: -, standard output]"
+)
 @click.option("--force", is_flag=True, help="Replace the file if there is one.")
 @entries_only
 @as_json
@@ -63,7 +63,7 @@ def export(data_dir: Path, out: Path, force: bool, entries_only: bool, as_json: 
 
 
 @click.command("import")
-@click.argument("file", type=DUMP)
+@click.argument("file", type=FileOrStream())
 @data_dir
 @entries_only
 @admitting

@@ -13,11 +13,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 import trio
 
 from prime_dht.cli.ending import EndedBySignal
+from prime_dht.durability import sync_path
 from prime_dht.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,6 +34,20 @@ class PatientFile(io.FileIO):
 
     A plain read of a terminal, or a write to a pipe that nobody empties, would hold up the task until it is done.
     """
+
+    @classmethod
+    async def opened(cls, source: Path | int, mode: str) -> Self:
+        """Open a file, or take a stream that is open already, and stays so.
+
+        A pipe with a name opens when there is somebody at its other end; when the task is cancelled, nobody waits for
+        that but a thread, which does not outlive the process.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        if isinstance(source, int):
+            return cls(source, mode, closefd=False)
+        return await trio.to_thread.run_sync(cls, source, mode, abandon_on_cancel=True)  # type: ignore[call-arg]  # old stubs
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
         self._wait(reading=True)
@@ -97,6 +112,7 @@ def dump_to_write(path: Path, *, force: bool) -> Iterator[BinaryIO]:
         except BaseException:  # also Ctrl-C: nothing half-written stays
             os.unlink(temporary)
             raise
+        sync_path(path.parent)
 
 
 def _check_free(path: Path, *, force: bool) -> None:
