@@ -35,6 +35,7 @@ from prime_dht.node.replica import Replica
 from prime_dht.node.server import ENTRIES_PER_TURN, Server
 from prime_dht.partition.arcs import ArcSet
 from prime_dht.partition.offer import OpQuery
+from prime_dht.partition.snapshot import TAIL_UNITS
 from prime_dht.partition.symbols import ID_BYTES
 from prime_dht.storage.base import PutOutcome, PutResult, StorageBackend
 from prime_dht.storage.capacity import location_of
@@ -70,14 +71,21 @@ from prime_dht.wire.sync import SyncCodec
 OPENING_TIMEOUT_S = 10.0
 """For the message that begins a round, of a kilobyte, to come once there is a stream."""
 
-STAGE_TIMEOUT_S = 30.0
-"""For one message to be sent, or to come."""
+STREAM_TIMEOUT_S = 30.0
+"""For a stream to be opened."""
+
+STAGE_TIMEOUT_S = 50.0
+"""For one message to be sent, or to come: a full turn at :data:`LEAST_BYTES_PER_S`."""
 
 WAIT_S = 60.0
 """For all messages of a round together, before it has moved anything."""
 
 LEAST_BYTES_PER_S = 16 << 10
 """For each second more that the waits of a round take, this much has to have gone over its stream."""
+
+BRISK_BYTES_PER_S = 32 << 10
+SLOW_AFTER_S = 60.0
+"""Who was waited for so much longer than bytes at that rate account for is slow: others need not wait for it too."""
 
 FEW_ANSWERS = 5
 """A round in earnest that moves little is over after about so many."""
@@ -98,7 +106,7 @@ class Traffic:
         waits_since_s: when the wait began that is under way, by trio's clock; ``None`` while this node is at work.
 
     >>> Traffic().patience_s, Traffic(waited_s=50.0).patience_s, Traffic(waited_s=50.0, bytes_sent=1 << 20).patience_s
-    (30.0, 10.0, 30.0)
+    (50.0, 10.0, 50.0)
     >>> Traffic(waited_s=50.0).stalled_s, Traffic(waited_s=50.0, bytes_sent=1 << 20).stalled_s
     (10.0, -14.0)
     """
@@ -128,6 +136,12 @@ class Traffic:
         again and again, each time just soon enough, moves nothing and is no better than one who says nothing.
         """
         return min(self.overdue_s, max(self.wait_s, self.overdue_s / FEW_ANSWERS))
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether the peer keeps this node waiting, though it may be in earnest."""
+        brisk_s = (self.bytes_sent + self.bytes_received) / BRISK_BYTES_PER_S
+        return self.waited_s + self.wait_s - brisk_s > SLOW_AFTER_S
 
     @property
     def patience_s(self) -> float:
@@ -207,6 +221,7 @@ class Rounds:
         arc: ArcSet | None = None,
         partner_arc: ArcSet | None = None,
         dry_run: bool = False,
+        traffic: Traffic | None = None,
     ) -> SyncReport:
         """Begin a round with a peer.
 
@@ -215,18 +230,19 @@ class Rounds:
             arc: what it is about, instead of all that this node is to store.
             partner_arc: as the peer said it last.
             dry_run: only compare.
+            traffic: where it is noted what goes over the stream, for a look at it meanwhile.
 
         Raises:
             QueryError: the peer cannot be reached or does not sync, or this node has not read its store yet.
         """
-        async with self._peers.converse(peer, timeout_s=STAGE_TIMEOUT_S) as conversation:
+        async with self._peers.converse(peer, timeout_s=STREAM_TIMEOUT_S) as conversation:
             with self._replica.view(self._held.declined) as view:
                 if view is None:
                     raise QueryError("this node is still reading its store")
                 arc = arc or self._held.arc
                 node = Participant(network=self._network, arc=arc, held=self._held.held & arc, view=view)
                 started = Round.initiate(node, nonce=nonce, rng=self._rng, partner_arc=partner_arc, dry_run=dry_run)
-                return await self._carry_out(started, conversation, Traffic())
+                return await self._carry_out(started, conversation, traffic or Traffic())
 
     async def read_opening(self, conversation: Conversation, traffic: Traffic) -> Open | Foreign:
         """What a peer says that begins a round.
@@ -354,6 +370,7 @@ class Rounds:
 
     async def _fetch_entries(self, ids: tuple[bytes, ...]) -> EntriesFetched:
         found = await self._storage.get_ops(await self._storage.find_ops(ids), now_us=self._clock.now_us())
+        await self._replica.caught_up()
         places = {cut_id: place for place, cut_id in enumerate(ids)}
         lengths = {len(cut_id) for cut_id in ids}
 
@@ -375,8 +392,11 @@ class Rounds:
                 case Admitted(entry=judged):
                     admitted.append((len(fates), judged))
                     fates.append(Judged(Fate.STORED))
-                case Deferred():
-                    fates.append(Judged(Fate.POSTPONED, "dated too far in the future"))
+                case Deferred(until_us):
+                    # Too far ahead for any node whose clock is near enough to this one's for a round: nobody takes it.
+                    is_for_nobody = until_us > now_us + (TAIL_UNITS + 1) * self._rules.unit_us
+                    fate = Fate.DECLINED if is_for_nobody else Fate.POSTPONED
+                    fates.append(Judged(fate, "dated too far in the future"))
                 case Refused():
                     fates.append(self._refused(entry, verdict, now_us))
                 case _:
@@ -414,7 +434,8 @@ class Rounds:
         """What became of an entry that was admitted."""
         match result.outcome:
             case PutOutcome.INSERTED:
-                return Judged(Fate.STORED, displaces=result.displaced is not None and result.displaced.op is not None)
+                gone = result.displaced
+                return Judged(Fate.STORED, displaced=None if gone is None or gone.op is None else gone.op_id)
             case PutOutcome.DUPLICATE:
                 return Judged(Fate.DUPLICATE)
             case PutOutcome.SUPERSEDED:

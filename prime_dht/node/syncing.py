@@ -5,14 +5,15 @@ are the peers that sync within this node's arc, and the nearest beyond, as there
 
 **Pace.** A round every two minutes keeps replicas equal that hear of nearly every put anyway. While there are sectors
 that this node should hold and does not, because it joined or its arc grew, one follows the other at once, each with the
-partner that may settle the most of them; and ever later once nobody is known that may settle any.
+partner that may settle the most of them; and ever later once nobody is known that may settle any. A partner that keeps
+this node waiting does not keep the others from their turn.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, assert_never
 
@@ -63,6 +64,20 @@ FOREIGN_NOTED = 1000
 """Peers that cannot sync with this node, of which it was told."""
 
 
+@dataclass(slots=True, eq=False)
+class _Begun:
+    """A round that this node began by its schedule: what went over its stream, how it went, whether it is over.
+
+    Attributes:
+        due_us: when the next was due then. Turns that pass while this one goes on put it off.
+    """
+
+    due_us: int
+    traffic: Traffic = field(default_factory=Traffic)
+    result: Result = Result.FAILED
+    over: trio.Event = field(default_factory=trio.Event)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Served:
     """A round that a peer began: what went over its stream, and what ends it when it is to give way."""
@@ -103,15 +118,20 @@ class Syncing:
         self._replication = replication
         self._timeout_s = timeout_s
         self._foreign: set[PeerId] = set()
+        self._pace = Pace()
         self._schedule: Schedule | None = None
+        self._begun: dict[PeerId, _Begun] = {}
         self._served: dict[PeerId, _Served] = {}
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Begin rounds until cancelled, if this node is a server."""
         schedule = self._scheduled()
         task_status.started()
-        if not self._neighbourhood.is_server:
-            return
+        if self._neighbourhood.is_server:
+            async with trio.open_nursery() as nursery:
+                await self._begin_rounds(schedule, nursery)
+
+    async def _begin_rounds(self, schedule: Schedule, nursery: trio.Nursery) -> None:
         pause_s, arc = EAGER_PAUSE_S, self._held.arc
         while True:
             if not any(map(syncs, self._neighbourhood.table)) or not self._neighbourhood.has_looked_around:
@@ -130,32 +150,56 @@ class Syncing:
                 pause_s = EAGER_PAUSE_S if has_grown else pause_s
                 wait_s = min(wait_s, pause_s * (1 + JITTER * self._rng.random()))
             await trio.sleep(wait_s)
-            self._held.retire(retire_before_us(self._clock.now_us(), self._replica.parameters.unit_us))
-            if await self._begin_one(schedule):
+            self._retire_declined()
+            if await self._begin_one(schedule, nursery):
                 pause_s = EAGER_PAUSE_S
+            elif self._begun:  # that is slow, and may tell yet what is missing
+                pause_s = FRUITLESS_PAUSE_S
             else:  # ever less often, should nobody be able to tell what is missing
                 pause_s = min(max(2 * pause_s, FRUITLESS_PAUSE_S), MAX_PAUSE_S)
 
-    async def _begin_one(self, schedule: Schedule) -> bool:
-        """Carry out a round with the partner whose turn it is, if there is one; whether it told what was missing."""
+    async def _begin_one(self, schedule: Schedule, nursery: trio.Nursery) -> bool:
+        """Begin a round with the partner whose turn it is, if there is one, and wait for it to be over, or slow.
+
+        Returns:
+            whether it told what was missing.
+        """
         schedule.due_us = min(schedule.due_us, self._now_us())
         nonce = self._rng.getrandbits(32)
         prospects = self._held.prospects()
-        partners = () if self._replica.partition is None else self._partners(prospects)
-        peer = schedule.initiate(partners, arc=self._held.arc, nonce=nonce, now_us=self._now_us(), rng=self._rng)
+        # A round that crossed another is no longer the schedule's, and may go on all the same.
+        can_begin = self._replica.partition is not None and len(self._begun) < self._pace.max_begun
+        peer = schedule.initiate(
+            self._partners(prospects) if can_begin else (),
+            arc=self._held.arc,
+            nonce=nonce,
+            now_us=self._now_us(),
+            rng=self._rng,
+            slow=[slow for slow, begun in self._begun.items() if begun.traffic.is_slow],
+        )
         if peer is None:
             return False
-        result = Result.FAILED
+        this = self._begun[peer] = _Begun(schedule.due_us)
+        nursery.start_soon(self._carry_out, schedule, peer, nonce, this)
+        while not this.over.is_set() and not this.traffic.is_slow:
+            with trio.move_on_after(LOOK_EVERY_S):
+                await this.over.wait()
+        return this.result is Result.DONE and prospects.get(peer, 0) > 0
+
+    async def _carry_out(self, schedule: Schedule, peer: PeerId, nonce: int, this: _Begun) -> None:
+        """Carry out a round that the schedule has begun."""
         try:
-            report = await self._round(peer, nonce, dry_run=False)
-            result = _result_of(report.outcome)
+            report = await self._round(peer, nonce, dry_run=False, traffic=this.traffic)
+            this.result = _result_of(report.outcome)
             self._note_mismatch(report, who="it")
         except PrimeDHTError as error:
             logger.debug("no round with peer %s: %s", short(peer), error)
             self._neighbourhood.probe(peer)  # if it is gone, others have to take its place
         finally:
-            schedule.end(peer, is_ours=True, result=result, now_us=self._now_us())
-        return result is Result.DONE and prospects.get(peer, 0) > 0
+            schedule.end(peer, is_ours=True, result=this.result, now_us=self._now_us())
+            schedule.due_us = min(schedule.due_us, this.due_us)
+            del self._begun[peer]
+            this.over.set()
 
     async def sync_with(self, peer: PeerId, *, dry_run: bool = False) -> SyncReport:
         """One round with a peer, now, whatever the schedule says.
@@ -220,10 +264,15 @@ class Syncing:
         self._note_mismatch(report, who="this node")
         self._ended(report, is_begun_here=False)
 
-    async def _round(self, peer: PeerId, nonce: int, *, dry_run: bool) -> SyncReport:
-        report = await self._rounds.initiate(peer, nonce=nonce, partner_arc=self._held.arc_of(peer), dry_run=dry_run)
+    async def _round(self, peer: PeerId, nonce: int, *, dry_run: bool, traffic: Traffic | None = None) -> SyncReport:
+        self._retire_declined()
+        arc = self._held.arc_of(peer)
+        report = await self._rounds.initiate(peer, nonce=nonce, partner_arc=arc, dry_run=dry_run, traffic=traffic)
         self._ended(report, is_begun_here=True)
         return report
+
+    def _retire_declined(self) -> None:
+        self._held.retire(retire_before_us(self._clock.now_us(), self._replica.parameters.unit_us))
 
     def _ended(self, report: SyncReport, *, is_begun_here: bool) -> None:
         outcome = report.outcome
@@ -259,6 +308,8 @@ class Syncing:
     def _partners(self, prospects: Mapping[PeerId, int]) -> list[Candidate]:
         """Those with whom this node can have something in common, or which may show it what it is to hold.
 
+        Not those among them with whom it has begun a round that is still under way.
+
         Arcs are prefixes, so of two that overlap one is within the other. Who lies within our arc overlaps with it,
         then; and where ours is within a peer's, we lie within that, and the peer knows.
         """
@@ -267,12 +318,16 @@ class Syncing:
         within = [contact.peer for contact in table if contact.syncs and ours.covers(location_of(contact.peer))]
         arcs = {peer: self._held.arc_of(peer) for peer in (*(contact.peer for contact in nearest), *prospects)}
         arcs |= dict.fromkeys(within, ours)
-        return [Candidate(peer=peer, arc=told, gain=prospects.get(peer, 0)) for peer, told in arcs.items()]
+        return [
+            Candidate(peer=peer, arc=told, gain=prospects.get(peer, 0))
+            for peer, told in arcs.items()
+            if peer not in self._begun
+        ]
 
     def _scheduled(self) -> Schedule:
         """The schedule, which begins when this node does."""
         if self._schedule is None:
-            self._schedule = Schedule(self._rounds.local, pace=Pace(), now_us=self._now_us(), rng=self._rng)
+            self._schedule = Schedule(self._rounds.local, pace=self._pace, now_us=self._now_us(), rng=self._rng)
         return self._schedule
 
     def _now_us(self) -> int:

@@ -713,6 +713,7 @@ class Turn(_message.Message):
     MORE_FIELD_NUMBER: _builtins.int
     DECLINED_FIELD_NUMBER: _builtins.int
     VERDICT_FIELD_NUMBER: _builtins.int
+    VANISHED_FIELD_NUMBER: _builtins.int
     entries: _builtins.bytes
     """A serialized prime_dht.entry.EntrySet, at most 8,192 entries, each an op in a common sector. From the follower, only
     what was wanted.
@@ -741,6 +742,12 @@ class Turn(_message.Message):
     def verdict(self) -> Global___Verdict:
         """the leader's, in its last turn, which may be repeated while there is more to come"""
 
+    @_builtins.property
+    def vanished(self) -> Global___Arcs:
+        """The follower's: sectors of ops that were wanted in this round and are not sent: they are too large, or went before,
+        without giving way to what the leader sent, which may lack what came instead. Absent: none, or it does not say.
+        """
+
     def __init__(
         self,
         *,
@@ -752,10 +759,11 @@ class Turn(_message.Message):
         more: _builtins.bool = ...,
         declined: _builtins.int = ...,
         verdict: Global___Verdict | None = ...,
+        vanished: Global___Arcs | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["acceptance", b"acceptance", "verdict", b"verdict"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acceptance", b"acceptance", "vanished", b"vanished", "verdict", b"verdict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acceptance", b"acceptance", "answers", b"answers", "declined", b"declined", "entries", b"entries", "more", b"more", "questions", b"questions", "verdict", b"verdict", "wants", b"wants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acceptance", b"acceptance", "answers", b"answers", "declined", b"declined", "entries", b"entries", "more", b"more", "questions", b"questions", "vanished", b"vanished", "verdict", b"verdict", "wants", b"wants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

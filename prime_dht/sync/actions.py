@@ -226,7 +226,7 @@ class Fate(Enum):
     DUPLICATE = "duplicate"
     SUPERSEDED = "superseded"
     DECLINED = "declined"
-    """Refused for good, validly: against this node's policy or limits, or retired."""
+    """Refused validly: against this node's policy or limits, retired, or dated so far ahead that all refuse it now."""
 
     POSTPONED = "postponed"
     """Not now: dated ahead of this node's clock, or no room."""
@@ -243,13 +243,13 @@ class Judged:
         reason: why, if it was refused in any way.
         is_noted: whether one that was refused is remembered (:mod:`prime_dht.sync.declined`), so that it does not come
             again in the next round.
-        displaces: whether one that was stored took the place of an op.
+        displaced: the id of the op whose place one took that was stored.
     """
 
     fate: Fate
     reason: str = ""
     is_noted: bool = False
-    displaces: bool = False
+    displaced: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

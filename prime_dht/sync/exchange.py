@@ -45,8 +45,8 @@ from prime_dht.sync.actions import (
     TimeUp,
     Unreadable,
 )
-from prime_dht.sync.limits import MAX_ENTRIES, MAX_POSTPONED_BYTES, MAX_SECTOR_OPS, OPS_PER_FETCH
-from prime_dht.sync.messages import Message, Open, Refuse, Turn
+from prime_dht.sync.limits import MAX_CHANGES, MAX_ENTRIES, MAX_POSTPONED_BYTES, MAX_SECTOR_OPS, OPS_PER_FETCH
+from prime_dht.sync.messages import WANT_BYTES, Message, Open, Refuse, Turn
 from prime_dht.sync.view import View, ids_array
 
 T = TypeVar("T")
@@ -166,6 +166,8 @@ class Exchange:
         tally: what has been done so far.
         unsettled: sectors in which some entry could not be taken yet, in this round or one before.
         withheld: sectors of entries too large to be sent.
+        lacking: sectors of ops that were to be sent and had gone, without giving way to what the peer sent: it may lack
+            both them and what came instead.
         outgoing: ids of ops that are to be sent.
     """
 
@@ -175,26 +177,17 @@ class Exchange:
         self.tally = Tally()
         self.unsettled = view.put_off & common
         self.withheld = ArcSet.empty(sector_bits=common.sector_bits)
+        self.lacking = self.withheld
         self.outgoing: deque[bytes] = deque()
         self._ready: deque[Entry] = deque()
         self._mean_bytes = float(_TYPICAL_BYTES)
         self._postponed_bytes = 0
-        self._vanished: Counter[int | None] = Counter()  # ops of ours that were to be sent and had gone, by sector
-        self._displaced: Counter[int | None] = Counter()  # those of them, or of others, that gave way to what came
+        self._displaced: set[bytes] = set()  # how the ids of ops begin that gave way to what came; not of all, if many
 
     @property
     def has_more(self) -> bool:
         """Whether there are entries still to be sent."""
         return bool(self.outgoing or self._ready)
-
-    @property
-    def lacking(self) -> ArcSet:
-        """Sectors in which the peer may lack both an op that had gone before it was sent, and what came instead."""
-        unexplained = self._vanished - self._displaced
-        if unexplained[None] and self._vanished.total() > self._displaced.total():
-            return self.common
-        sectors = (sector for sector in unexplained if sector is not None)
-        return ArcSet.of_sectors(sectors, sector_bits=self.common.sector_bits)
 
     def gather(self, room_bytes: int, *, is_alone: bool) -> Steps[tuple[Entry, ...]]:
         """The next entries to send, as many as there is room for; at least one, if the turn holds nothing else."""
@@ -239,7 +232,8 @@ class Exchange:
             match judged.fate:
                 case Fate.STORED:
                     tally.stored += 1
-                    self._displaced[self._sector_of(entry)] += judged.displaces
+                    if judged.displaced is not None and len(self._displaced) < MAX_CHANGES:
+                        self._displaced.add(judged.displaced[:WANT_BYTES])
                 case Fate.DUPLICATE:
                     pass
                 case Fate.SUPERSEDED:
@@ -313,9 +307,17 @@ class Exchange:
             total = sum(entry.size_bytes + ENTRY_FRAMING_BYTES for entry in event.entries)
             self._mean_bytes = (self._mean_bytes + total / len(event.entries)) / 2
         if len(event.entries) < len(ids):
-            here = {cut_id(entry.op_id) for entry in event.entries}
-            vanished = (op_id for op_id in ids if len(op_id) == ID_BYTES and op_id not in here)  # of wants nobody knows
-            self._vanished.update(map(self.view.sector_of_gone, vanished))
+            here = {entry.op_id[:WANT_BYTES] for entry in event.entries}
+            vanished = {op_id[:WANT_BYTES] for op_id in ids} - here - self._displaced
+            self._note_lacking(vanished)
+
+    def _note_lacking(self, vanished: Iterable[bytes]) -> None:
+        sectors = {self.view.sector_of_gone(op_id) for op_id in vanished}
+        if None in sectors:
+            self.lacking = self.common
+        else:
+            known = (sector for sector in sectors if sector is not None)
+            self.lacking |= ArcSet.of_sectors(known, sector_bits=self.common.sector_bits)
 
     def _check(self, entry: Entry | Undecodable) -> Entry:
         if isinstance(entry, Undecodable):

@@ -83,7 +83,8 @@ def follow(exchange: Exchange, turn: Turn, *, dry_run: bool) -> Steps[Verdict]:
     """Follow a round to its end, beginning with the leader's first turn; returns what the leader found."""
     follower = _Follower(exchange)
     for _ in range(MAX_TURNS):
-        if turn.answers or turn.more or turn.declined or (turn.verdict and turn.questions):
+        says_what_a_follower_says = turn.answers or turn.more or turn.declined or turn.vanished is not None
+        if says_what_a_follower_says or (turn.verdict and turn.questions):
             raise Misbehaved(Misconduct.OUT_OF_TURN, "a leader does not answer, and does not ask when it is done")
         if dry_run and (turn.entries or turn.wants):
             raise Misbehaved(Misconduct.OUT_OF_TURN, "entries in a dry run")
@@ -99,8 +100,14 @@ def follow(exchange: Exchange, turn: Turn, *, dry_run: bool) -> Steps[Verdict]:
         answers = yield from follower.answer(turn.questions)
         used_bytes = sum(map(_cost_bytes, answers))
         entries = yield from exchange.gather(TURN_BYTES - used_bytes, is_alone=not answers)
-        declined = len(turn.wants) - len(wants)
-        reply = Turn(answers=tuple(answers), entries=entries, more=exchange.has_more, declined=declined)
+        declined, vanished = len(turn.wants) - len(wants), exchange.lacking | exchange.withheld
+        reply = Turn(
+            answers=tuple(answers),
+            entries=entries,
+            more=exchange.has_more,
+            declined=declined,
+            vanished=vanished if vanished else None,
+        )
         yield from exchange.send_and_store(reply, arrived)
         if turn.verdict and not reply.more:
             return turn.verdict

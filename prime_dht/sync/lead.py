@@ -110,9 +110,12 @@ class _Leader:
         arrived = self._exchange.checked(turn.entries)
         yield from self._finder.hear(turn.answers)
         self._declined += turn.declined
+        if turn.vanished is not None:
+            self._exchange.unsettled |= turn.vanished & self._exchange.common
         if not turn.more:
-            # What is not there any more was superseded, by what we sent or what else has come, unless it never was.
-            if len(self._outstanding) > self._declined + self._exchange.tally.sent:
+            # What did not come gave way to what we sent, unless the follower says otherwise. If it does not say such a
+            # thing, what we sent may be too little for that.
+            if turn.vanished is None and len(self._outstanding) > self._declined + self._exchange.tally.sent:
                 self._exchange.unsettled = self._exchange.common
             self._declined = 0
             self._outstanding.clear()

@@ -309,6 +309,8 @@ class Turn:
         more: the follower's: of what was wanted, more is to come.
         declined: the follower's: so many of what was wanted it does not have, because it declined them itself.
         verdict: the leader's, in its last turn. What it wants may still come, and if ``more`` does, it repeats this.
+        vanished: the follower's: sectors of ops that were wanted in this round and are not sent: they are too large, or
+            went before, without giving way to what the leader sent. None: there are none, or it does not say.
     """
 
     acceptance: Acceptance | None = None
@@ -319,6 +321,7 @@ class Turn:
     more: bool = False
     declined: int = 0
     verdict: Verdict | None = None
+    vanished: ArcSet | None = None
 
 
 Message = Open | Refuse | Turn

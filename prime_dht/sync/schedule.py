@@ -1,7 +1,8 @@
 """When a node syncs, with whom, and how often it lets others begin.
 
 - *One at a time.* A node initiates one round after another, ``interval_us`` apart and up to ``jitter_us`` more, so that
-  nodes which started together do not stay together.
+  nodes which started together do not stay together. A round that is *slow* does not keep the next one back, which goes
+  on beside it: much of what comes in both comes twice then, so there are never more than two.
 - *Partner.* Of the peers that can be reached the one who may settle the most sectors that we do not hold. Where nobody
   may: first those whose arc is known to overlap ours, then those of unknown arc, then the rest, whose arcs may have
   grown. Among equals the one never synced with, or least recently.
@@ -23,7 +24,7 @@ A round of which nothing is heard any more expires, each at its own time, long a
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -41,6 +42,7 @@ class Pace:
 
     Attributes:
         interval_us, jitter_us: from one round that this node initiates to the next; the jitter is drawn each time.
+        max_begun: rounds that this node began, at a time; a second one only while the first is slow.
         max_accepted: rounds that others began, at a time.
         stalled_us: one of them gives way to another, if need be, when it has stalled for this long.
         gave_way_us: for how long no other gives way to a peer that gave way itself.
@@ -53,6 +55,7 @@ class Pace:
 
     interval_us: int = 120 * US_PER_S
     jitter_us: int = 10 * US_PER_S
+    max_begun: int = 2
     max_accepted: int = 10
     stalled_us: int = US_PER_S
     gave_way_us: int = 600 * US_PER_S
@@ -146,7 +149,14 @@ class Schedule:
         self._memories: OrderedDict[PeerId, _Memory] = OrderedDict()
 
     def initiate(
-        self, candidates: Iterable[Candidate], *, arc: ArcSet, nonce: int, now_us: int, rng: Rng
+        self,
+        candidates: Iterable[Candidate],
+        *,
+        arc: ArcSet,
+        nonce: int,
+        now_us: int,
+        rng: Rng,
+        slow: Collection[PeerId] = (),
     ) -> PeerId | None:
         """Begin a round, if one is due: with whom, or None. The round is active from here on.
 
@@ -154,11 +164,15 @@ class Schedule:
             candidates: those that can be reached; none twice.
             arc: ours. Without one there is no round.
             nonce: for the opening, below 2**32.
+            slow: partners with whom the round that this node began is slow.
         """
         self.expire(now_us)
-        if now_us < self.due_us or not arc or any(active.is_ours for active in self.active):
+        if now_us < self.due_us or not arc:
             return None
         self.due_us = now_us + self._pace.interval_us + rng.randint(0, self._pace.jitter_us)
+        begun = [active.peer for active in self.active if active.is_ours]
+        if len(begun) >= self._pace.max_begun or not all(peer in slow for peer in begun):
+            return None
         ready = [candidate for candidate in candidates if self._is_ready(candidate, now_us)]
         rng.shuffle(ready)
         if not ready:

@@ -62,6 +62,7 @@ class View:
         self.put_off = ArcSet.of_sectors(put_off, sector_bits=bits)
         self._came: set[bytes] = set()
         self._gone: dict[bytes, Gone] = {}
+        self._sectors_of_gone: dict[bytes, int] = {}
         self._unstored: dict[int, list[Version]] = {}  # of each sector those declined and gone, in order
         for op in self.declined.values():
             self._unstored.setdefault(self._sector_of(op.location), []).append((op.created_at_us, op.op_id))
@@ -104,6 +105,7 @@ class View:
         cut_id = op_id[:ID_BYTES]
         if (gone := self._gone.pop(cut_id, None)) is not None:
             self._unstored[self._sector_of(gone.location)].remove((gone.created_at_us, gone.op_id))
+            self._sectors_of_gone.pop(op_id[:WANT_BYTES], None)
         elif self._has_room():
             self._came.add(cut_id)
 
@@ -113,13 +115,14 @@ class View:
         if cut_id in self._came:
             self._came.remove(cut_id)
         elif self._has_room():
+            sector = self._sector_of(location)
             self._gone[cut_id] = Gone(op_id, location, created_at_us)
-            insort(self._unstored.setdefault(self._sector_of(location), []), (created_at_us, op_id))
+            self._sectors_of_gone[op_id[:WANT_BYTES]] = sector
+            insort(self._unstored.setdefault(sector, []), (created_at_us, op_id))
 
     def sector_of_gone(self, cut_id: bytes) -> int | None:
-        """The sector of an op that went, by the first 16 bytes of its id; None if that is not remembered."""
-        gone = self._gone.get(cut_id)
-        return None if gone is None else self._sector_of(gone.location)
+        """The sector of an op that went, by the first 8 bytes of its id or more; None if that is not remembered."""
+        return self._sectors_of_gone.get(cut_id[:WANT_BYTES])
 
     def was_here(self, cut_id: bytes, *, is_here: bool) -> bool:
         """Whether an op, by the first 16 bytes of its id, was in the view, given whether the store has it now."""

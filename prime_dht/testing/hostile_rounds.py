@@ -87,12 +87,14 @@ class Rogue:
 
     Attributes:
         codec: for what it says of its own accord.
+        owes_a_message: whether it left a round although it was its turn to speak.
     """
 
     def __init__(self, *, now_us: int, entries: Iterable[Entry] = (), seed: int = 1) -> None:
         self.codec = SyncCodec(NETWORK)
         self.party = Party(Base(0, now_us=now_us, network=NETWORK), network=NETWORK, now_us=now_us)
         self.party.put(entries)
+        self.owes_a_message = False
         self._rng = Random(seed)  # noqa: S311 - a simulation, nothing secret
 
     def opening(self) -> Open:
@@ -140,6 +142,7 @@ class Rogue:
         while True:
             for message in side.run():
                 if sent == messages:
+                    self.owes_a_message = True
                     return sent
                 await self.say(conversation, message)
                 sent += 1

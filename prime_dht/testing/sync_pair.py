@@ -173,7 +173,7 @@ class Party:
         self.partition.insert(entry.op_id, location_of(entry), entry.header.created_at_us)
         if self.view is not None:
             self.view.inserted(entry.op_id)
-        return Judged(Fate.STORED, displaces=standing is not None)
+        return Judged(Fate.STORED, displaced=None if standing is None else standing.op_id)
 
     def remove(self, entry: Entry) -> None:
         del self.entries[entry.slot], self.by_id[entry.op_id[:ID_BYTES]]

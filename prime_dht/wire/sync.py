@@ -253,6 +253,8 @@ class SyncCodec:
             if verdict.left:
                 found.left.CopyFrom(_write_arcs(verdict.left))
             wire.verdict.CopyFrom(found)
+        if message.vanished is not None:
+            wire.vanished.CopyFrom(_write_arcs(message.vanished))
         return wire
 
     def _read_turn(self, wire: pb.Turn) -> Turn:
@@ -267,6 +269,7 @@ class SyncCodec:
             more=wire.more,
             declined=wire.declined,
             verdict=self._read_verdict(wire.verdict) if wire.HasField("verdict") else None,
+            vanished=self._read_arcs(wire.vanished) if wire.HasField("vanished") else None,
         )
 
     def _read_acceptance(self, wire: pb.Acceptance) -> Acceptance:

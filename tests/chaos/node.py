@@ -151,7 +151,8 @@ class Owned:
                 return {"op": found.op_id.hex(), "created_at_us": found.created_at_us}
             case "round":
                 syncing = self._dht._syncing
-                await syncing._begin_one(syncing._scheduled())
+                async with trio.open_nursery() as nursery:
+                    await syncing._begin_one(syncing._scheduled(), nursery)
                 return {}
             case "rounds":
                 return {"rounds": self._rounds_begun}

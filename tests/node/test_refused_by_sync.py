@@ -12,16 +12,17 @@ from libp2p.crypto.ed25519 import create_new_key_pair
 from trio.testing import MockClock
 
 from prime_dht.background import background_nursery
-from prime_dht.config import DhtConfig
+from prime_dht.config import DhtConfig, Mode
 from prime_dht.entries.access import own_key
 from prime_dht.entries.codec import decode_entry, encode_header
 from prime_dht.entries.entry import Entry, EntryHeader, Tombstone
 from prime_dht.entries.envelope import ENTRY, seal
 from prime_dht.entries.limits import Limits
-from prime_dht.ids import Key, PeerId, TimestampUs, wire_key
+from prime_dht.ids import US_PER_S, Key, PeerId, TimestampUs, wire_key
 from prime_dht.net.identity import peer_id_of
 from prime_dht.net.network import Conversation
 from prime_dht.node.core import Node
+from prime_dht.node.replica import LOOK_EVERY_S
 from prime_dht.partition.arcs import ArcSet
 from prime_dht.partition.location import sector_of
 from prime_dht.storage.base import EntryQuery
@@ -171,6 +172,29 @@ async def test_what_no_replica_can_have_for_long_is_declined_and_not_remembered(
         assert made.node._syncing._held.held == CIRCLE
 
 
+@pytest.mark.parametrize(
+    ("ahead_s", "held"),
+    [(DAY_US // US_PER_S, 512), (1800, 511)],
+    ids=["by a day: nobody takes it now", "by half an hour: the clock of who takes it may be right"],
+)
+async def test_what_is_dated_too_far_ahead_for_all_leaves_no_sector_open(
+    autojump_clock: MockClock, ahead_s: int, held: int
+) -> None:
+    async with open_swarm(seed=1, size=1) as swarm:
+        (one,) = swarm.nodes
+        clock = swarm.machine_of(one).clock
+        clock.set_by_us = ahead_s * US_PER_S
+        await one.put("written by a fast clock", b"value")
+        clock.set_by_us = 0
+        await trio.sleep(2 * LOOK_EVERY_S)
+        other = await swarm.join()
+        await trio.sleep(60)
+        assert (await one.sync(other.peer_id)).outcome.equal == CIRCLE
+        health = await other.health()
+        assert health.holding is not None
+        assert (health.entries, health.holding.held) == (0, held)
+
+
 async def test_two_replicas_of_a_full_key_with_different_slots_have_all_else_in_common_and_hold_it(
     autojump_clock: MockClock,
 ) -> None:
@@ -193,6 +217,23 @@ async def test_two_replicas_of_a_full_key_with_different_slots_have_all_else_in_
         again = await other.sync(one.peer_id)
         assert str(again.outcome) == "partial(1)"
         assert again.traffic.bytes_received < 10_000
+
+
+async def test_a_client_too_gets_what_it_had_no_room_for_once_there_is_some(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=1) as swarm:
+        (one,) = swarm.nodes
+        for number in range(10):
+            await one.put("popular", b"value", subkey=b"%d" % number, ttl=86_400 if number % 2 else 1000)
+        client = await swarm.start(
+            swarm.machine(listens=False),
+            via=[one],
+            config=DhtConfig(mode=Mode.CLIENT, limits=Limits(max_slots_per_key=5)),
+        )
+        await client.bootstrap()
+        assert str((await client.sync(one.peer_id)).outcome) == "partial(1)"
+        await trio.sleep(7200)
+        assert str((await client.sync(one.peer_id)).outcome) == "equal"
+        assert len(await client.get_all("popular")) == 5
 
 
 async def test_what_was_put_off_and_is_stored_after_all_counts_once(autojump_clock: MockClock) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 import trio
@@ -11,8 +12,11 @@ from trio.testing import MockClock
 from prime_dht.background import background_nursery
 from prime_dht.config import DhtConfig
 from prime_dht.entries.limits import Limits
+from prime_dht.errors import QueryError
 from prime_dht.events import SyncFinished
+from prime_dht.ids import PeerId
 from prime_dht.node.feed import Subscription
+from prime_dht.node.rounds import LEAST_BYTES_PER_S, Rounds, SyncReport, Traffic
 from prime_dht.testing.swarm import Swarm, open_swarm
 
 FOUND_EACH_OTHER_S = 1.0
@@ -99,3 +103,31 @@ async def test_a_swarm_that_has_settled_has_a_round_per_node_every_two_minutes(a
             subscriptions = subscribe(stack, swarm)
             await trio.sleep(1300)
         assert set(await rounds_begun(subscriptions)) <= {9, 10, 11}
+
+
+async def test_a_partner_that_trickles_does_not_keep_the_others_from_their_turn(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    initiate = Rounds.initiate
+
+    async def trickle(rounds: Rounds, peer: PeerId, *, traffic: Traffic, **others: Any) -> SyncReport:
+        if (rounds.local, peer) != (node.peer_id, trickling.peer_id):
+            return await initiate(rounds, peer, traffic=traffic, **others)
+        trickles.set()
+        for _ in range(600):
+            with traffic.wait():
+                await trio.sleep(1)
+            traffic.bytes_received += LEAST_BYTES_PER_S
+        raise QueryError("this round is over")
+
+    trickles = trio.Event()
+    async with open_swarm(seed=1, size=3) as swarm:
+        node, trickling, other = swarm.nodes
+        await settle(swarm, within_s=60)
+        monkeypatch.setattr(Rounds, "initiate", trickle)
+        with node.subscribe() as events:
+            await trickles.wait()
+            await trio.sleep(590)
+        told = [event async for event in events]
+        begun = [event.peer for event in told if isinstance(event, SyncFinished) and event.begun_here]
+        assert begun.count(other.peer_id) >= 3

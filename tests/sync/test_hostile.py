@@ -168,6 +168,7 @@ def test_a_stream_that_closes_ends_the_round_without_a_charge() -> None:
         replace(FIRST, acceptance=Acceptance(arc=HALF, held=HALF)),
         replace(FIRST, answers=(ChecksumsTold(b""),)),
         replace(FIRST, more=True),
+        replace(FIRST, vanished=HALF),
         replace(FIRST, questions=(AskChecksums(CIRCLE),), verdict=DONE),
         replace(FIRST, acceptance=Acceptance(arc=HALF, held=HALF, digest=opening(Party(BASE)).digest)),
         replace(FIRST, acceptance=replace(ACCEPTED, digest=opening(Party(BASE)).digest), verdict=DONE),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from random import Random
 
 import pytest
@@ -33,8 +34,10 @@ def schedule(pace: Pace = PACE) -> Schedule:
     return Schedule(US, pace=pace, now_us=0, rng=Random(1))
 
 
-def begin(made: Schedule, candidates: list[Candidate], now_us: int, arc: ArcSet = CIRCLE) -> PeerId | None:
-    return made.initiate(candidates, arc=arc, nonce=5, now_us=now_us, rng=Random(now_us))
+def begin(
+    made: Schedule, candidates: list[Candidate], now_us: int, arc: ArcSet = CIRCLE, slow: Collection[PeerId] = ()
+) -> PeerId | None:
+    return made.initiate(candidates, arc=arc, nonce=5, now_us=now_us, rng=Random(now_us), slow=slow)
 
 
 def sync(made: Schedule, peer: PeerId, now_us: int, result: Result = Result.DONE) -> None:
@@ -71,7 +74,18 @@ def test_one_round_is_initiated_at_a_time() -> None:
     assert begin(made, all_of(A), LATER_US) == A
     assert begin(made, all_of(A, B), 2 * LATER_US) is None
     made.end(A, is_ours=True, result=Result.DONE, now_us=2 * LATER_US)
-    assert begin(made, all_of(A, B), 2 * LATER_US) == B
+    assert begin(made, all_of(A, B), 3 * LATER_US) == B
+
+
+def test_a_second_round_is_initiated_beside_a_slow_one_and_no_third() -> None:
+    made = schedule()
+    assert begin(made, all_of(A), LATER_US) == A
+    assert begin(made, all_of(A, B, C), 2 * LATER_US, slow=[B]) is None
+    assert begin(made, all_of(A, B), 3 * LATER_US, slow=[A]) == B
+    assert begin(made, all_of(A, B, C), 4 * LATER_US, slow=[A, B]) is None
+    assert made.due_us > 4 * LATER_US, "its turn has passed"
+    made.end(B, is_ours=True, result=Result.DONE, now_us=4 * LATER_US)
+    assert begin(made, all_of(A, C), 5 * LATER_US, slow=[A]) == C
 
 
 def test_without_an_arc_nothing_is_initiated() -> None:  # 40

@@ -168,20 +168,22 @@ def test_a_side_that_can_take_nothing_is_not_sent_all_that_it_lacks(
     assert ran.initiator.charges == ran.responder.charges == []
 
 
+@pytest.mark.parametrize("count", [0, 5], ids=["which has nothing", "which has something"])
 @pytest.mark.parametrize("owner_begins", [True, False])
-def test_an_entry_too_large_for_a_message_is_left_and_both_sides_know_its_sector(owner_begins: bool) -> None:
+def test_an_entry_too_large_for_a_message_is_left_and_both_sides_know_its_sector_and_no_other(
+    owner_begins: bool, count: int
+) -> None:
     owner, other = Party(), Party()
+    other.put(entries(count))
     large = [unsigned_entry(b"%d" % n, NOW_US - n, value=bytes(60_000 + n)) for n in range(60)]
     too_large = unsigned_entry(b"too large", NOW_US, value=bytes(MAX_MESSAGE_BYTES))
     owner.put([*large, too_large])
     ran = run_round(*((owner, other) if owner_begins else (other, owner)))
     assert all(sent.frame_bytes <= MAX_MESSAGE_BYTES for sent in ran.sent)
-    assert other.op_ids == {entry.op_id for entry in large}
+    assert other.op_ids == owner.op_ids - {too_large.op_id}
     assert too_large.op_id in owner.op_ids
     for outcome in ran.outcomes:
-        assert outcome.ending is Ending.PARTIAL
-        assert outcome.left is not None
-        assert outcome.left.covers(location_of(too_large))
+        assert outcome.left == ArcSet.of_sectors([location_of(too_large) >> 23], sector_bits=9)
 
 
 @pytest.mark.parametrize("owner_begins", [True, False])
@@ -281,6 +283,51 @@ def test_who_is_sent_neither_an_entry_nor_what_took_its_place_does_not_take_the_
     assert str(of_replica) == "equal", "it lacks nothing itself"
     assert str(run_round(joiner, replica).outcomes[0]) == "equal"
     assert joiner.op_ids == replica.op_ids
+
+
+@pytest.mark.parametrize("count", [0, 50], ids=["and sends nothing", "and sends as much as it wants"])
+def test_of_a_sector_in_which_what_it_wanted_was_overwritten_a_leader_is_not_sure_and_of_the_others_it_is(
+    count: int,
+) -> None:
+    leader, follower = Party(), Overwritten()
+    follower.old = unsigned_entry(b"k", NOW_US - DAY_US, value=b"old")
+    follower.new = unsigned_entry(b"k", NOW_US - 1000, value=b"new")
+    follower.put([follower.old, *entries(20)])
+    leader.put(entries(count, seed=1))
+    of_follower, of_leader = run_round(follower, leader).outcomes
+    assert of_leader.led
+    assert (of_leader.stored, of_leader.entries_sent) == (20, count)
+    assert of_leader.left == ArcSet.of_sectors([location_of(follower.old) >> 23], sector_bits=9)
+    assert str(of_follower) == "equal", "it lacks nothing itself"
+    assert str(run_round(follower, leader).outcomes[1]) == "equal"
+    assert leader.op_ids == follower.op_ids
+
+
+@pytest.mark.parametrize("owner_begins", [True, False])
+def test_that_another_entry_of_the_sector_gave_way_to_what_came_does_not_explain_one_that_vanished(
+    monkeypatch: pytest.MonkeyPatch, owner_begins: bool
+) -> None:
+    small_turns(monkeypatch)
+    other, owner = Party(), Overwritten()
+    owner.old = unsigned_entry(b"k", NOW_US - DAY_US, value=b"old")
+    owner.new = unsigned_entry(b"k", NOW_US - 1000, value=b"new")
+    beside = [unsigned_entry(b"k", NOW_US - days * DAY_US, writer=b"writer of others") for days in (9, 3)]
+    owner.put([owner.old, beside[0], *entries(100)])
+    other.put([beside[1]])
+    ran = run_round(*((owner, other) if owner_begins else (other, owner)), seed=2)
+    assert beside[1].op_id in owner.op_ids
+    assert owner.new.op_id not in other.op_ids
+    assert ran.outcomes[owner_begins].left == ArcSet.of_sectors([location_of(owner.old) >> 23], sector_bits=9)
+
+
+def test_of_a_follower_that_does_not_say_what_vanished_a_leader_takes_nothing_for_equal() -> None:
+    other, party = Party(), Party()
+    other.put(entries(4))
+    side = Side(party, Round.accept(party.node(), opening(other), rng=Random(2)))
+    side.run()
+    side.inbox.append(Turn(entries=tuple(entries(3))))
+    side.run()
+    assert (str(side.outcome), side.charges) == ("partial(512)", [])
 
 
 def test_what_gave_way_to_an_entry_of_the_other_side_is_not_missed_there(monkeypatch: pytest.MonkeyPatch) -> None:

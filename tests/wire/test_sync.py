@@ -123,6 +123,7 @@ MESSAGES: list[tuple[Message, str]] = [
         "1a1f" + "2a10" + "00" * 8 + "01" * 8 + "420b" + "0801" + "10ac02" + "1a040a021010",
     ),
     (Turn(more=True, declined=2), "1a04" + "3001" + "3802"),
+    (Turn(vanished=HALF), "1a06" + "4a04" + "0a021010"),
     (
         Turn(questions=(AskSymbols(arcs=HALF, start=32, stop=64, parts=2, known=5, code=Code(SALT)),)),
         "1a24" + "1222" + "0a20" + "0a040a021010" + "1020" + "1840" + "2002" + "2a10" + SALT.hex() + "3005",
