@@ -117,7 +117,13 @@ class Node(NodeLife):
                     receipt = await self._writer.put(statement, replication=replication)
                 else:
                     statement, receipt = await self.blobs.put(
-                        statement, value, replication=replication, chunker=chunker, wait_s=wait_s, progress=progress
+                        statement,
+                        value,
+                        replication=replication,
+                        chunker=chunker,
+                        wait_s=wait_s,
+                        progress=progress,
+                        signs=partial(self._keeper.signs, statement, place),
                     )
                 if place is not None:
                     self._keeper.keep(place, statement, replication, receipt)

@@ -6,7 +6,8 @@ that: whoever puts or deletes calls :meth:`Keeper.let_go` *before* it signs. A r
 already, or waits for the writer's lock in front of that write, so it is the older of the two and cannot undo it.
 
 A put may wait long for its replicas, and is kept only when it has ended. So it takes a *place* before it begins, which
-any write of the slot takes away: what the place was for is the older of the two, and is not kept.
+any write of the slot takes away: what the place was for is the older of the two, and is not kept. A put that has much
+to do before it signs calls :meth:`Keeper.signs` then: it is newer than what was written meanwhile.
 """
 
 from __future__ import annotations
@@ -106,6 +107,12 @@ class Keeper:
         if self._places.get(slot) is place:
             self._kept[slot] = _Kept(statement, replication)
             self._schedule(_turn_after(receipt, slot))
+
+    def signs(self, statement: Statement, place: Place | None) -> None:
+        """What took its place long ago, if it is to be kept, is signed only now: nothing older is renewed."""
+        self.let_go(statement.key, statement.subkey)
+        if place is not None:
+            self._places[statement.key, statement.subkey] = place
 
     def let_go(self, key: Key, subkey: bytes) -> None:
         """Renew it no longer, nor what is being put there now."""

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -157,10 +157,15 @@ class Writer:
         # The last writes of slots that were begun anew: what is durable of them is the write that was dated far ahead.
         self._begun_anew: OrderedDict[Slot, OwnSlot] = OrderedDict()
 
-    async def put(self, statement: Statement, *, replication: int | None = None) -> PutReceipt:
+    async def put(
+        self, statement: Statement, *, replication: int | None = None, leaves: Callable[[], None] | None = None
+    ) -> PutReceipt:
         """Sign a statement and store it on the ``r`` servers closest to its key.
 
         It takes ``operation_timeout_s`` at most; twice as long where this node's clock was far ahead at its last write.
+
+        Args:
+            leaves: called before the entry goes out to anybody; until then nobody has it.
 
         Raises:
             ConfigError: the replication is not in 1 ..= k.
@@ -169,12 +174,12 @@ class Writer:
         """
         wanted = self._replication(replication)
         servers_known = self._neighbourhood.servers_known(at_most=wanted)
-        tally = await self._put_one(await self._sign([statement]), wanted)
+        tally = await self._put_one(await self._sign([statement]), wanted, leaves)
         if self._is_held_up(tally):
-            tally = await self._put_one(await self._sign([statement], is_anew=True), wanted)
+            tally = await self._put_one(await self._sign([statement], is_anew=True), wanted, leaves)
         return self._receipts([tally], servers_known)[0]
 
-    async def _put_one(self, entries: Sequence[Entry], wanted: int) -> _Tally:
+    async def _put_one(self, entries: Sequence[Entry], wanted: int, leaves: Callable[[], None] | None) -> _Tally:
         (entry,) = entries
         key = entry.header.key
         tally = _Tally(entry, wanted)
@@ -183,6 +188,8 @@ class Writer:
         began_s, half_s = self._clock.monotonic_s(), self._config.operation_timeout_s / 2
         replicas = await self._explorer.replicas_of(key, wanted, timeout_s=half_s)
         left_s = max(half_s, began_s + 2 * half_s - self._clock.monotonic_s())
+        if leaves is not None:
+            leaves()
         if own in replicas:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._store_here, [tally])

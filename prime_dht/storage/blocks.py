@@ -5,9 +5,7 @@
   them from then on. It is *partial* until the caller says that it is complete; a fetch that was broken off goes on by
   :meth:`BlockStore.adopt`, which tells what is there. A *draft* is a root whose CID is not known yet.
 - A *claim* is why a root is kept: an *owner*, a publisher's peer id or nothing for this node's own user, and a *label*,
-  such as the op id of the entry that refers to the root. An owner is charged the declared size of each root it claims,
-  whoever else claims it and whatever they share, so :meth:`BlockStore.owner_bytes` can be held against a limit before
-  anything is fetched.
+  such as the op id of the entry that refers to the root.
 - *Garbage* is what no claimed root and no draft uses. What is being written belongs to one of them, so collecting needs
   no grace.
 
@@ -89,7 +87,7 @@ class Claim:
     """Why a root is kept.
 
     Attributes:
-        owner: the publisher on whose account it is, as peer id bytes; empty for this node's own user.
+        owner: the publisher for whom it is, as peer id bytes; empty for this node's own user.
         label: what tells the owner's claims on a root apart, such as the op id of an entry; opaque.
     """
 
@@ -172,7 +170,8 @@ class BlockStore(AsyncResource):
     def in_memory(cls, *, max_bytes: int) -> BlockStore:
         """A store that ends with its process, for a node without a data directory.
 
-        Its index is made with the first claim: SQLite takes 70 kB, and most such nodes never keep a blob.
+        Its index is made when it is first asked for a root, or to keep one: SQLite takes 70 kB, and most such nodes
+        never have to do with a blob.
         """
         return cls(None, MemoryFiles(), place=Path("blocks in memory"), max_bytes=max_bytes)
 
@@ -228,10 +227,6 @@ class BlockStore(AsyncResource):
         begin = bytes(after) if after else b""
         rows = await self._change(lambda: self._index.roots(begin, limit, is_partial=is_partial))
         return [status_of(row) for row in rows]
-
-    async def owner_bytes(self, owner: bytes) -> int:
-        """The declared sizes of all roots that an owner claims, together."""
-        return await self._change(lambda: self._index.owner_bytes(owner))
 
     async def complete(self, root: Cid, *, since: RootStatus | None = None, size_bytes: int | None = None) -> None:
         """All blocks of a root are there; when this returns, a loss of power takes none of them.

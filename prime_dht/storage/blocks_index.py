@@ -60,7 +60,6 @@ _SCHEMA = """
     CREATE TABLE claims (
         root INTEGER, owner BLOB, label BLOB, PRIMARY KEY (root, owner, label)
     ) STRICT, WITHOUT ROWID;
-    CREATE INDEX claims_by_owner ON claims (owner, root);
     CREATE TABLE state (is_open INTEGER NOT NULL) STRICT;
     INSERT INTO state VALUES (0);
     CREATE TRIGGER use_began AFTER INSERT ON uses BEGIN
@@ -352,11 +351,6 @@ class BlockIndex:
             "SELECT owner, label FROM claims WHERE root = (SELECT id FROM roots WHERE cid = ?) ORDER BY owner, label",
             (cid,),
         ).fetchall()
-
-    def owner_bytes(self, owner: bytes) -> int:
-        """What the roots that an owner claims were declared to be, each counted once."""
-        query = "SELECT total(size_bytes) FROM roots WHERE id IN (SELECT root FROM claims WHERE owner = ?)"
-        return self._number(query, owner)
 
     # Garbage
 

@@ -178,18 +178,6 @@ async def test_a_root_is_kept_until_its_last_claim_is_released(store: BlockStore
     assert await collect_all(store) == 3
 
 
-async def test_an_owner_is_charged_the_declared_size_of_each_root_it_claims_once(store: BlockStore) -> None:
-    await store.claim(CLAIM, size_bytes=100)
-    await store.claim(Claim(root=ROOT, owner=PUBLISHER, label=b"another op"), size_bytes=1)
-    await store.claim(Claim(root=ROOT, owner=OTHER), size_bytes=1)
-    await store.claim(Claim(root=ROOT_2, owner=PUBLISHER), size_bytes=20)
-    assert await store.owner_bytes(PUBLISHER) == 120
-    assert await store.owner_bytes(OTHER) == 100
-    assert await store.owner_bytes(b"nobody") == 0
-    await store.release(Claim(root=ROOT_2, owner=PUBLISHER))
-    assert await store.owner_bytes(PUBLISHER) == 100
-
-
 async def test_a_root_that_is_claimed_again_before_it_was_collected_starts_afresh_from_what_is_left(
     store: BlockStore,
 ) -> None:

@@ -367,6 +367,18 @@ async def test_only_after_a_crash_all_files_are_looked_at(path: Path, monkeypatc
     assert looked_at == list(range(256))
 
 
+async def test_who_closes_it_and_is_cancelled_has_closed_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = await open_store(path)
+    await store.claim(CLAIM, size_bytes=6000)
+    await store.add(ROOT, PAIRS)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await store.aclose()
+    monkeypatch.setattr(DiskFiles, "digests", None)  # which asks for the names of files, after a crash
+    async with await open_store(path) as store:
+        assert await store.read(CIDS) == BLOCKS
+
+
 async def test_one_process_has_it_open_at_a_time(path: Path) -> None:
     async with await open_store(path):
         with pytest.raises(StorageError, match="another process has it open"):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
+from prime_dht.blobs.cid import Cid
 from prime_dht.ids import Key, OpId
+from prime_dht.storage.blocks import INDEX_FILE, BlockStore, Claim
+from prime_dht.storage.blocks_files import DiskFiles
 from prime_dht.storage.offline import check
 from prime_dht.storage.sqlite import SQLiteBackend
 from prime_dht.storage.sqlite_file import Synchronous, open_database
@@ -94,3 +98,34 @@ async def test_a_loss_of_power_brings_no_journal_back_that_was_deleted_before_it
     journals = [{name for name in image if name.endswith(("-wal", "-journal"))} for image, _ in moments]
     assert {"prime.db-wal"} in journals
     assert {"prime.db-wal", "prime.db-journal"} not in journals
+
+
+async def test_a_root_that_was_said_to_be_complete_is_so_after_a_loss_of_power(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DiskFiles, "sync", lambda *_: None)  # of the files of blocks, which are not on this disk
+    directory = make_directory(tmp_path / "blocks")
+    disk = Disk(directory)
+    data = [b"brought", b"put"]
+    brought, put = roots = [Cid.of_raw(each) for each in data]
+    images: list[Mapping[str, bytes]] = []
+    with installed(disk, monkeypatch):
+        async with await BlockStore.open(directory, max_bytes=1000) as store:
+            await store.claim(Claim(root=brought), size_bytes=7)
+            await store.add(brought, [(brought, data[0])])
+            await store.complete(brought)
+            images.append(disk.after_a_loss_of_power())
+            async with store.draft() as draft:
+                await store.add(draft, [(put, data[1])])
+                await store.settle(draft, Claim(root=put), size_bytes=3)
+                images.append(disk.after_a_loss_of_power())
+    for count, image in enumerate(images, 1):
+        left = tmp_path / str(count)
+        shutil.copytree(directory, left, ignore=shutil.ignore_patterns(f"{INDEX_FILE}*"))
+        for name, content in image.items():
+            if name.startswith(INDEX_FILE):
+                (left / name).write_bytes(content)
+        async with await BlockStore.open(left, max_bytes=1000) as store:
+            statuses = [await store.status(root) for root in roots[:count]]
+            assert [status is not None and status.is_complete for status in statuses] == [True] * count
+            assert await store.read(roots[:count], verify=True) == data[:count]

@@ -14,9 +14,11 @@ from trio.testing import MockClock
 from prime_dht.blobs.cid import Cid
 from prime_dht.entries.entry import BlobRef
 from prime_dht.errors import ValidationError
-from prime_dht.ids import US_PER_S
+from prime_dht.ids import US_PER_S, OpId, PeerId, TimestampUs, wire_key
+from prime_dht.node.blobs.claims import FRESH_S, KeptBlob
 from prime_dht.node.blobs.keeping import SWEEP_EVERY_S
 from prime_dht.node.blobs.progress import BlobProgress, Stage
+from prime_dht.node.blobs.turns import Begin, GiveWay, WaitUntil
 from prime_dht.testing.swarm import BLOCKS_BYTES, open_swarm
 
 VALUE = Random(8).randbytes(3 << 20)
@@ -127,6 +129,83 @@ async def test_who_says_a_wrong_size_of_anothers_blob_does_it_no_harm(
         await trio.sleep(1800)
         holders = [node for node in swarm.closest_to("k", 3) for kept in await node.blobs.kept() if kept.is_complete]
         assert len(holders) == 3
+
+
+@pytest.mark.parametrize("wrong_by", [-1, 1])
+async def test_a_blob_that_has_come_has_the_size_that_it_has_whoever_said_another_before(
+    wrong_by: int, autojump_clock: MockClock
+) -> None:
+    async with open_swarm(seed=2, size=3) as swarm:
+        stranger, writer = await swarm.join_client(), await swarm.join_client()
+        blob = (await writer.put("elsewhere", VALUE)).blob
+        assert blob is not None
+        await writer.delete("elsewhere")
+        await trio.sleep(FRESH_S + 2 * SWEEP_EVERY_S)
+        await stranger.put("k", replace(blob, size=blob.size + wrong_by), wait_s=0)
+        assert (await writer.put("k", VALUE)).acknowledged
+        await trio.sleep(FRESH_S + 2 * SWEEP_EVERY_S)
+        assert {kept.size_bytes for node in swarm.nodes[:3] for kept in await node.blobs.kept()} == {len(VALUE)}
+
+
+async def test_whoever_said_too_little_of_a_blob_is_charged_what_it_has_whoever_brought_it_here(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_swarm(seed=2, size=2) as swarm:
+        stranger, writer = await swarm.join_client(), swarm.nodes[1]
+        accounts = swarm.nodes[0].blobs._keeping._claims._accounts
+        blob = (await writer.blobs.add(VALUE, pin=True)).blob
+        assert blob is not None
+        root = Cid.from_bytes(blob.cid)
+        await writer.delete(f"blob/{root}")
+        await trio.sleep(FRESH_S + 2 * SWEEP_EVERY_S)
+        await stranger.put("k", replace(blob, size=1), wait_s=0)
+        assert accounts.bytes_with(stranger.peer_id, root, 0) == 1
+        await swarm.nodes[0].blobs.pin(root)
+        await trio.sleep(SWEEP_EVERY_S)
+        assert accounts.bytes_with(stranger.peer_id, root, 0) == len(VALUE)
+
+
+async def test_however_many_blobs_are_lacking_they_are_not_gone_through_for_each_that_comes(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many, new = 20_000, 50
+    async with open_swarm(seed=1, size=1) as swarm:
+        keeping = swarm.nodes[0].blobs._keeping
+        claims, turns = keeping._claims, keeping._turns
+        stranger = PeerId(b"stranger")
+        monkeypatch.setattr(turns, "_is_ours", lambda _: False)
+        lacking = [
+            KeptBlob(
+                op_id=OpId(b"%032d" % number),
+                root=Cid.of_raw(b"%d" % number),
+                size=1,
+                key=wire_key("k"),
+                publisher=stranger,
+                created_at_us=TimestampUs(number),
+                is_by_put=True,
+                since_s=trio.current_time(),
+            )
+            for number in range(many + new)
+        ]
+        claims.kept.update({blob.op_id: blob for blob in lacking})
+        turns.add(lacking[:many])
+        claims.changed.set()
+        await trio.sleep(30)
+        times: list[float] = []
+        go_on = turns.next
+
+        def noted(now_s: float) -> Begin | GiveWay | WaitUntil:
+            times.append(now_s)
+            return go_on(now_s)
+
+        monkeypatch.setattr(turns, "next", noted)
+        for blob in lacking[many:]:
+            claims._new[blob.op_id] = blob
+            claims.changed.set()
+            await trio.sleep(0.005)
+        await trio.sleep(1)
+        assert 1 < len(times) < new / 5
+        assert all(blob.op_id in turns._lacking for blob in lacking)
 
 
 async def test_what_strangers_refer_to_and_nobody_has_takes_no_room_from_other_blobs(autojump_clock: MockClock) -> None:

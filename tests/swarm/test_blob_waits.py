@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from random import Random
 
 import pytest
@@ -11,7 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from prime_dht.blobs.cid import Cid
-from prime_dht.errors import QueryError, ValidationError
+from prime_dht.errors import QueryError, StorageError, ValidationError
 from prime_dht.node.blobs.claims import FRESH_S
 from prime_dht.node.blobs.keeping import SWEEP_EVERY_S
 from prime_dht.node.blobs.progress import BlobProgress, Stage
@@ -87,8 +87,10 @@ async def test_a_put_that_is_cancelled_while_some_replica_may_have_the_entry_kee
         client = await swarm.join_client()
         put = client._writer.put
 
-        async def put_but_hear_nothing(statement: Statement, *, replication: int | None = None) -> None:
-            await put(statement, replication=replication)
+        async def put_but_hear_nothing(
+            statement: Statement, *, replication: int | None = None, leaves: Callable[[], None] | None = None
+        ) -> None:
+            await put(statement, replication=replication, leaves=leaves)
             await trio.sleep_forever()
 
         monkeypatch.setattr(client._writer, "put", put_but_hear_nothing)
@@ -99,6 +101,74 @@ async def test_a_put_that_is_cancelled_while_some_replica_may_have_the_entry_kee
         assert (await blocks.stats()).blocks == 1
         await trio.sleep(3600)
         assert (await blocks.stats()).blocks == 0
+
+
+async def test_the_blocks_of_a_put_that_is_cancelled_before_its_entry_goes_out_go(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_swarm(seed=1, size=4) as swarm:
+        client = await swarm.join_client()
+
+        async def search_for_ever(*_: object, **__: object) -> None:
+            await trio.sleep_forever()
+
+        monkeypatch.setattr(client._writer._explorer, "replicas_of", search_for_ever)
+        puts: list[Callable[[], Awaitable[object]]] = [
+            lambda: client.put("k", VALUE),
+            lambda: client.blobs.add(VALUE),
+        ]
+        for put in puts:
+            with trio.move_on_after(5) as scope:
+                await put()
+            assert scope.cancelled_caught
+            await swept(swarm)
+            assert await client.blobs.kept() == []
+            assert (await swarm.machine_of(client).blocks.stats()).blocks == 0
+
+
+async def test_the_blocks_of_what_is_added_go_if_it_cannot_be_pinned_nor_put(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_swarm(seed=1, size=4) as swarm:
+        client = await swarm.join_client()
+        blocks = swarm.machine_of(client).blocks
+
+        async def fail(*_: object, **__: object) -> None:
+            raise StorageError("the disk is full")
+
+        for method in ("claim", "settle"):
+            with monkeypatch.context() as patched:
+                patched.setattr(blocks, method, fail)
+                with pytest.raises(StorageError, match="the disk is full"):
+                    await client.blobs.add(VALUE, pin=True)
+            await swept(swarm)
+            assert client.blobs._blob_writer._claims._puts == {}
+            assert await client.blobs.kept() == []
+            assert (await blocks.stats()).blocks == 0
+
+
+@pytest.mark.parametrize("is_blob", [False, True])
+@pytest.mark.parametrize("is_kept", [False, True])
+async def test_of_two_puts_of_a_slot_the_one_whose_content_came_last_stands(
+    is_blob: bool, is_kept: bool, autojump_clock: MockClock
+) -> None:
+    value = VALUE if is_blob else b"from a reader"
+    is_read = trio.Event()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        await is_read.wait()
+        yield value
+
+    async with open_swarm(seed=1, size=3) as swarm, trio.open_nursery() as nursery:
+        writer = swarm.nodes[0]
+        nursery.start_soon(lambda: writer.put("k", pieces(), ttl=600, keep=is_kept))
+        await trio.sleep(1)
+        await writer.put("k", b"meanwhile", ttl=60, keep=True)
+        is_read.set()
+        for minutes in (8, 1, 30):
+            await trio.sleep(60 * minutes)
+            found = await swarm.nodes[1].get("k", latest=True)
+            assert (None if found is None else found.value) == (value if is_kept or minutes < 30 else None)
 
 
 @pytest.mark.parametrize(("wait_s", "cancelled_after_s"), [(0, 60), (3, 60), (60, 3)])

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock
 
 from prime_dht.blobs.cid import Cid
+from prime_dht.config import DhtConfig
 from prime_dht.errors import BlobError, QueryError, StorageError
+from prime_dht.node.blobs.fetch import Fetcher
 from prime_dht.node.blobs.keeping import SWEEP_EVERY_S
 from prime_dht.node.core import Node
 from prime_dht.storage.blocks import BlockStore
@@ -152,6 +156,25 @@ async def test_that_a_pinned_blob_is_damaged_is_worth_one_warning(
             await trio.sleep(2 * SWEEP_EVERY_S)
 
 
+async def test_that_a_blob_is_damaged_which_is_being_pinned_again_is_worth_no_warning(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_swarm(seed=1, size=1) as swarm:
+        root, reader = await added(swarm, swarm.nodes[0]), await swarm.join_client()
+        await reader.blobs.pin(root)
+        blocks, fetch = swarm.machine_of(reader).blocks, Fetcher.fetch
+
+        async def fetch_late(*args: Any, **kwargs: Any) -> None:
+            await trio.sleep(2 * SWEEP_EVERY_S)
+            await fetch(*args, **kwargs)
+
+        monkeypatch.setattr(Fetcher, "fetch", fetch_late)
+        rot(blocks, LEAF)
+        await blocks.read([LEAF], verify=True)
+        await reader.blobs.pin(root)
+        assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
 async def test_an_add_that_fails_leaves_no_pin_and_takes_none_away(autojump_clock: MockClock) -> None:
     async with open_swarm(seed=1, size=2) as swarm:
         client = await swarm.join_client()
@@ -162,6 +185,98 @@ async def test_an_add_that_fails_leaves_no_pin_and_takes_none_away(autojump_cloc
             with pytest.raises(QueryError):
                 await client.blobs.add(value, pin=True)
         assert [kept.cid for kept in await client.blobs.kept() if kept.is_pinned] == [pinned]
+
+
+async def test_an_add_that_fails_does_not_undo_a_pin_that_was_made_meanwhile(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=2) as swarm:
+        client = await swarm.join_client()
+        for node in swarm.nodes[:2]:
+            swarm.world.silence(node.peer_id)
+
+        async def add() -> None:
+            with pytest.raises(QueryError):
+                await client.blobs.add(b"value", pin=True)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(add)
+            await trio.sleep(1)
+            await client.blobs.pin(Cid.of_raw(b"value"))
+        assert [kept.is_pinned for kept in await client.blobs.kept()] == [True]
+
+
+async def test_two_adds_that_fail_leave_no_pin(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=2) as swarm:
+        client = await swarm.join_client()
+        for node in swarm.nodes[:2]:
+            swarm.world.silence(node.peer_id)
+
+        async def add() -> None:
+            with pytest.raises(QueryError):
+                await client.blobs.add(b"value", pin=True)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(add)
+            await trio.sleep(1)
+            nursery.start_soon(add)
+        assert await client.blobs.kept() == []
+
+
+async def test_a_pin_takes_over_what_a_replica_fetches_by_itself(autojump_clock: MockClock) -> None:
+    many = 48
+    async with open_swarm(seed=1, size=1, config=DhtConfig(blobs_in_flight_bytes=16 * MIB)) as swarm:
+        writer, replica = await swarm.join_client(), swarm.nodes[0]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(writer.put, "k", Random(8).randbytes(many * MIB))
+            await half_of_it(swarm.machine_of(replica).blocks)
+            (kept,) = await replica.blobs.kept()
+            await replica.blobs.pin(kept.cid)
+        assert [(kept.is_pinned, kept.is_complete) for kept in await replica.blobs.kept()] == [(True, True)]
+        assert swarm.world.blocks_sent.total() <= many + 1 + 4, "twice only what was under way when the pin began"
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_a_pin_that_nobody_serves_leaves_the_blob_to_the_replica_again(
+    is_cancelled: bool, autojump_clock: MockClock
+) -> None:
+    async with open_swarm(seed=1, size=3) as swarm:
+        replica = swarm.nodes[1]
+        receipt = await swarm.nodes[0].put("k", VALUE)
+        assert receipt.blob is not None
+        root, machine = Cid.from_bytes(receipt.blob.cid), swarm.machine_of(replica)
+        rot(machine.blocks, LEAF)
+        assert await machine.blocks.read([LEAF], verify=True) == [None]
+        others = [node.peer_id for node in swarm.nodes if node is not replica]
+        for peer in others:
+            swarm.world.silence(peer)
+        with trio.move_on_after(1 if is_cancelled else 600) as scope:
+            with nullcontext() if is_cancelled else pytest.raises(BlobError):
+                await replica.blobs.pin(root)
+        assert scope.cancelled_caught == is_cancelled
+        for peer in others:
+            swarm.world.unsilence(peer)
+        await trio.sleep(10 * SWEEP_EVERY_S)
+        assert [kept.is_complete for kept in await replica.blobs.kept()] == [True]
+
+
+async def test_a_pin_that_is_undone_though_an_entry_keeps_the_blob_says_so(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=3) as swarm:
+        writer, replica = swarm.nodes[:2]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(writer.put, "k", VALUE)
+            blocks = swarm.machine_of(replica).blocks
+            await half_of_it(blocks)
+            (kept,) = await replica.blobs.kept()
+
+            async def undone() -> None:
+                with pytest.raises(StorageError, match=f"blob {kept.cid} was unpinned while it was fetched"):
+                    await replica.blobs.pin(kept.cid)
+
+            nursery.start_soon(undone)
+            while not (await replica.blobs.kept())[0].is_pinned:  # noqa: ASYNC110 - a store tells nobody
+                await trio.sleep(0.001)
+            assert await replica.blobs.unpin(kept.cid)
+        (kept,) = await replica.blobs.kept()
+        assert (kept.is_pinned, kept.is_complete) == (False, True)
 
 
 async def test_a_pin_that_is_undone_while_it_is_announced_is_not_announced(

@@ -8,6 +8,7 @@
 ``file``         a file, or
 ``window``       a reader that takes them in order
 ``claims``       which blobs this node keeps for the entries that it stores
+``accounts``     how many bytes of blobs each publisher is charged
 ``keeping``      fetching those, announcing them, letting go of them
 ``pinning``      having one here because its user wants it
 ``turns``        whose blob is fetched next

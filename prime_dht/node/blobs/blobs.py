@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterable
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from prime_dht.node.blobs.claims import PIN, all_roots
 from prime_dht.node.blobs.fetch import Fetcher, OnProgress
 from prime_dht.node.blobs.file import FileDestination, place_of, write_small
 from prime_dht.node.blobs.keeping import Keeping
-from prime_dht.node.blobs.named import CidLike, blob_key, cid_of, part_of, size_in
+from prime_dht.node.blobs.named import CidLike, blob_key, cid_of, name_of, part_of, size_in
 from prime_dht.node.blobs.pinning import Pins
 from prime_dht.node.blobs.progress import BlobProgress
 from prime_dht.node.blobs.putting import (
@@ -176,8 +176,7 @@ class Blobs:
                 size=await size_of(source),
                 progress=progress,
             )
-        is_new_pin = pin and await self._pins.keep(stored.root, size_bytes=stored.ref.size)
-        name = name or (source.name if isinstance(source, Path) else "")
+        name = name or (name_of(source) if isinstance(source, Path) else "")
         statement = Statement(
             key=blob_key(stored.root),
             value=None,
@@ -185,12 +184,7 @@ class Blobs:
             content_type=content_type or media_type_of(source),
             metadata={NAME: name} if name else {},
         )
-        try:
-            _, receipt = await self._put_stored(statement, stored, None, wait_s, progress)
-        except PrimeDHTError:
-            if is_new_pin:
-                await self._pins.unpin(stored.root)
-            raise
+        _, receipt = await self._put_stored(statement, stored, None, wait_s, progress, pin=pin)
         if pin:
             await self._keeping.announce(stored.root)
         return receipt
@@ -204,27 +198,30 @@ class Blobs:
         chunker: str | None,
         wait_s: float | None,
         progress: OnProgress | None,
+        signs: Callable[[], None],
     ) -> tuple[Statement, PutReceipt]:
         """Put a value of any size: inline if it is small enough, else as a blob; returns what was put as well.
 
         Args:
             statement: all but the value.
+            signs: called right before the entry is signed.
         """
         wait_s = self._wait_s(wait_s)
         if isinstance(source, BlobRef):
             cid_of(source.cid)  # raises if it is none
             stored = Stored(ref=source, claim=None)
-            return await self._put_stored(statement, stored, replication, wait_s, progress)
+            return await self._put_stored(statement, stored, replication, wait_s, progress, signs)
         limit = self._config.limits.max_inline_bytes
         name = chunker_for(chunker, source)
         if isinstance(source, Path):
-            metadata = {NAME: source.name, **statement.metadata}
+            metadata = {NAME: name_of(source), **statement.metadata}
             content_type = statement.content_type or media_type_of(source)
             statement = replace(statement, metadata=metadata, content_type=content_type)
         async with opened(source) as pieces:
             head, is_all = await read_ahead(pieces, limit)
             if is_all:
                 statement = replace(statement, value=head)
+                signs()
                 return statement, await self._writer.put(statement, replication=replication)
             async with aclosing(chained(head, pieces)) as all_pieces:
                 stored = await self._blob_writer.store(
@@ -235,7 +232,7 @@ class Blobs:
                     size=await size_of(source),
                     progress=progress,
                 )
-        return await self._put_stored(statement, stored, replication, wait_s, progress)
+        return await self._put_stored(statement, stored, replication, wait_s, progress, signs)
 
     async def _put_stored(
         self,
@@ -244,11 +241,17 @@ class Blobs:
         replication: int | None,
         wait_s: float,
         progress: OnProgress | None,
+        signs: Callable[[], None] | None = None,
+        *,
+        pin: bool = False,
     ) -> tuple[Statement, PutReceipt]:
         statement = replace(statement, blob=stored.ref)
+        kept = self._pins.kept(stored.root, size_bytes=stored.ref.size) if pin else nullcontext()
         with self._blob_writer.left_at_the_end(stored):
-            async with self._blob_writer.given_up_if_it_fails(stored):
-                receipt = await self._writer.put(statement, replication=replication)
+            async with self._blob_writer.given_up_if_it_fails(stored) as leaves, kept:
+                if signs is not None:
+                    signs()
+                receipt = await self._writer.put(statement, replication=replication, leaves=leaves)
             # The entry is out: from here on the blocks stay until it ends, whatever becomes of the wait.
             return statement, await self._blob_writer.spread(stored, receipt, wait_s=wait_s, progress=progress)
 

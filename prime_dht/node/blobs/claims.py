@@ -32,6 +32,7 @@ from prime_dht.entries.entry import BlobRef, Entry
 from prime_dht.entries.limits import Limits
 from prime_dht.errors import ValidationError
 from prime_dht.ids import Key, OpId, PeerId, TimestampUs, short
+from prime_dht.node.blobs.accounts import Accounts
 from prime_dht.node.clock import Clock
 from prime_dht.storage.base import OP_ID_BYTES, StorageBackend
 from prime_dht.storage.blocks import BlockStore, Claim, NoRoomError
@@ -65,6 +66,7 @@ class KeptBlob:
     """A blob that an entry refers to.
 
     Attributes:
+        size: that the entry says; or that it has, if it is here and the entry says less.
         is_by_put: whether somebody who put the entry may be waiting for it.
         since_s: when it was claimed, by trio's clock.
     """
@@ -100,6 +102,7 @@ class BlobClaims:
         self._new: dict[OpId, KeptBlob] = {}
         self._putting: Counter[OpId] = Counter()
         self._turn = trio.Lock()  # to take a claim, or release one
+        self._accounts = Accounts()  # of what is kept
         self._released: list[Cid] = []
         self._puts: dict[Claim, int] = {}  # and when their entries end
         self._left: set[Claim] = set()  # of these, those that no put is waiting for
@@ -154,14 +157,25 @@ class BlobClaims:
             await self._release(blob)
             self._note_unkept(blob.op_id, blob.publisher, reason, again_s=trio.current_time() + GIVEN_UP_S)
 
+    def came(self, root: Cid, size: int) -> None:
+        """A blob is here, and has so many bytes: whoever said that it has fewer is charged these."""
+        raised = [blob for blob in self.kept.values() if blob.root == root and blob.size < size]
+        self.kept |= {blob.op_id: replace(blob, size=size) for blob in raised}
+        for publisher in {blob.publisher for blob in raised}:
+            self._accounts.raise_to(publisher, root, size)
+
     def take_new(self) -> list[KeptBlob]:
         """What was added since this was called last."""
         new, self._new = self._new, {}
         return list(new.values())
 
     async def load(self) -> None:
-        """Read the claims that the block store has, or, if there are none, all entries."""
-        claims = await self._all_claims()
+        """Read the claims that the block store has, or, if there are none, all entries.
+
+        Of those that were read, what is here whole is not among what :meth:`take_new` tells.
+        """
+        roots = await all_roots(self._blocks)
+        claims = [claim for status in roots for claim in await self._blocks.claims(status.root)]
         op_ids = [OpId(claim.label) for claim in claims if _is_for_entry(claim)]
         if claims:
             await self._take_in(op_ids)
@@ -179,6 +193,8 @@ class BlobClaims:
             elif claim.label.startswith(PUT) and claim not in self._puts:
                 self._left.add(claim)
                 self._puts[claim] = int.from_bytes(claim.label.removeprefix(PUT)[:UNTIL_BYTES], "big")
+        whole = {status.root for status in roots if status.is_complete}
+        self._new = {op_id: blob for op_id, blob in self._new.items() if blob.is_by_put or blob.root not in whole}
         self.changed.set()
 
     async def sweep(self) -> list[Cid]:
@@ -196,10 +212,15 @@ class BlobClaims:
         return released
 
     def put_claim(self, root: Cid, until_us: int, key: Key) -> Claim:
-        """What a put under a key is to claim its blob with; released by :meth:`put_done`, or when its entry ends."""
-        claim = Claim(root=root, label=PUT + until_us.to_bytes(UNTIL_BYTES, "big") + hashlib.sha256(key).digest())
+        """What a put under a key is to claim its blob with; released by :meth:`put_done`, or when its entry ends.
+
+        Each put has one of its own: of two of the same, which end together, one may fail. So this one's may say that it
+        ends some microseconds later.
+        """
+        said_us = until_us
+        while (claim := _put_claim(root, said_us, key)) in self._puts:
+            said_us += 1
         self._puts[claim] = until_us
-        self._left.discard(claim)
         return claim
 
     async def put_done(self, claim: Claim) -> None:
@@ -236,11 +257,14 @@ class BlobClaims:
             if (known := self.kept.get(blob.op_id)) is not None:
                 self.kept[blob.op_id] = replace(known, since_s=blob.since_s)
                 return
-            claims = await self._blocks.claims(blob.root)
-            if all(claim.owner != blob.publisher for claim in claims):
-                self._limits.check_blobs(await self._blocks.owner_bytes(blob.publisher) + blob.size)
+            status = await self._blocks.status(blob.root)
+            if status is not None and status.is_complete:
+                blob = replace(blob, size=max(blob.size, status.size_bytes))
+            if blob.claim not in await self._blocks.claims(blob.root):  # else it was checked before a start
+                self._limits.check_blobs(self._accounts.bytes_with(blob.publisher, blob.root, blob.size))
             await self._blocks.claim(blob.claim, size_bytes=blob.size)
             self.kept[blob.op_id] = self._new[blob.op_id] = blob
+            self._accounts.add(blob.publisher, blob.root, blob.size)
             self.changed.set()
 
     async def _release_gone(self, blobs: Sequence[KeptBlob]) -> None:
@@ -259,7 +283,8 @@ class BlobClaims:
         async with self._turn:
             if self.kept.get(blob.op_id) is blob and blob.op_id not in self._putting:
                 await self._blocks.release(blob.claim)
-                del self.kept[blob.op_id]
+                size = self.kept.pop(blob.op_id).size  # what has come meanwhile may have more than it said
+                self._accounts.remove(blob.publisher, blob.root, size)
                 self._released.append(blob.root)
 
     async def _release_unknown(self, claim: Claim) -> None:
@@ -280,10 +305,6 @@ class BlobClaims:
             for op_id in page:
                 if op_id not in unkept:  # kept by now, or gone
                     self._unkept.pop(op_id, None)
-
-    async def _all_claims(self) -> list[Claim]:
-        roots = await all_roots(self._blocks)
-        return [claim for status in roots for claim in await self._blocks.claims(status.root)]
 
     def _note_unkept(self, op_id: OpId, publisher: PeerId, reason: str, *, again_s: float = -math.inf) -> None:
         if op_id in self._unkept:
@@ -340,6 +361,10 @@ def _kept_blob(entry: Entry, now_us: int, *, is_by_put: bool) -> KeptBlob | None
 
 def _is_for_entry(claim: Claim) -> bool:
     return bool(claim.owner) and len(claim.label) == OP_ID_BYTES
+
+
+def _put_claim(root: Cid, until_us: int, key: Key) -> Claim:
+    return Claim(root=root, label=PUT + until_us.to_bytes(UNTIL_BYTES, "big") + hashlib.sha256(key).digest())
 
 
 def _key_in(put: Claim) -> bytes:

@@ -17,7 +17,8 @@ its blocks are here, and survive a loss of power. That is how a put learns which
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from random import Random
 from typing import TYPE_CHECKING, assert_never
 
@@ -135,6 +136,21 @@ class Keeping:
         except QueryError:
             return []
 
+    def publishers_of(self, root: Cid) -> list[PeerId]:
+        """Of the entries here that refer to a blob: they may have it."""
+        return list({blob.publisher for blob in self._claims.kept.values() if blob.root == root})
+
+    @contextmanager
+    def left_to_others(self, root: Cid) -> Iterator[None]:
+        """While somebody else brings a blob here, this does not, nor what it has begun: each block would come twice."""
+        for turn in self._turns.leave(root):
+            self._scopes[turn].cancel()
+        try:
+            yield
+        finally:
+            self._turns.take_back(root)
+            self._claims.changed.set()
+
     async def announce(self, root: Cid) -> None:
         """Say that this node has a blob, from now on until :meth:`let_go`, which may be called meanwhile."""
         await self._provide(root, announce=True)
@@ -185,6 +201,8 @@ class Keeping:
         self._told_damaged &= pinned
         for root in pinned - self._told_damaged:
             # As long as it was never whole nobody knows its size, and whoever wants it pinned was told.
+            if self._turns.is_elsewhere(root):
+                continue
             if lacking[root].size_bytes and Claim(root=root, label=PIN) in await self._blocks.claims(root):
                 self._told_damaged.add(root)
                 logger.warning("blob %s, which is pinned, is no longer whole; to fetch the rest, pin it again", root)
@@ -204,6 +222,7 @@ class Keeping:
                 case WaitUntil(at_s):
                     with trio.move_on_at(at_s):
                         await self._claims.changed.wait()
+                    await trio.sleep(self._turns.rest_s)
                 case action:
                     assert_never(action)
 
@@ -254,9 +273,12 @@ class Keeping:
                 destination, hints, progress=lambda progress: self._turns.told(turn, progress, trio.current_time())
             )
             self._turns.brought(turn)
-            await self._blocks.complete(blob.root, since=status)
+            await self._blocks.complete(blob.root, since=status, size_bytes=blob.size)  # others may have said another
+            status = await self._blocks.status(blob.root)
         self._turns.done(blob.root)
-        if await self._blocks.status(blob.root) is not None:  # nor was it let go of in the meantime
+        if status is not None:  # nor was it let go of in the meantime
+            if status.is_complete:
+                self._claims.came(blob.root, status.size_bytes)
             await self.announce(blob.root)
         return "" if is_to_fetch else None
 

@@ -11,9 +11,11 @@ way that survives a loss of power. They are asked for that, time and again (:mod
 from __future__ import annotations
 
 import mimetypes
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+import stat
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -87,7 +89,8 @@ async def size_of(source: Source) -> int | None:
     """
     if isinstance(source, Path):
         try:
-            return (await trio.Path(source).stat()).st_size
+            about = await trio.Path(source).stat()
+            return about.st_size if stat.S_ISREG(about.st_mode) else None
         except OSError as error:
             raise StorageError(f"{source}: {error.strerror}") from error
     return len(source) if isinstance(source, bytes | bytearray | memoryview) else None
@@ -137,8 +140,16 @@ async def _pieces_of_bytes(value: bytes) -> AsyncGenerator[bytes]:
 
 async def _pieces_of_file(path: Path) -> AsyncGenerator[bytes]:
     try:
-        async with await trio.open_file(path, "rb") as file:
-            while piece := await file.read(READ_BYTES):
+        is_plain = stat.S_ISREG((await trio.Path(path).stat()).st_mode)
+        # A pipe may keep its reader waiting for ever, who must be able to give up.
+        # The threads that are left behind then take no place from others.
+        in_thread = partial(
+            trio.to_thread.run_sync,
+            abandon_on_cancel=not is_plain,  # type: ignore[call-arg]  # old stubs
+            limiter=None if is_plain else trio.CapacityLimiter(1),
+        )
+        with await in_thread(lambda: path.open("rb", buffering=0)) as file:
+            while piece := await in_thread(lambda: file.read(READ_BYTES)):
                 yield piece
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror}") from error
@@ -216,8 +227,10 @@ class BlobWriter:
             await self._add(draft, builder.finish())
             assert builder.root is not None
             claim = self._claims.put_claim(builder.root, until_us, key or blob_key(builder.root))
-            await self._blocks.settle(draft, claim, size_bytes=builder.size)
-        return Stored(ref=BlobRef(bytes(builder.root), builder.size, chunker), claim=claim)
+            stored = Stored(ref=BlobRef(bytes(builder.root), builder.size, chunker), claim=claim)
+            async with self.given_up_if_it_fails(stored):
+                await self._blocks.settle(draft, claim, size_bytes=builder.size)
+        return stored
 
     async def spread(
         self, stored: Stored, receipt: PutReceipt, *, wait_s: float, progress: OnProgress | None
@@ -280,16 +293,23 @@ class BlobWriter:
                 self._claims.put_left(stored.claim)
 
     @asynccontextmanager
-    async def given_up_if_it_fails(self, stored: Stored) -> AsyncIterator[None]:
-        """Put an entry that refers to a blob: if no replica takes it, its blocks need not stay here for it.
+    async def given_up_if_it_fails(self, stored: Stored) -> AsyncIterator[Callable[[], None]]:
+        """Do what a put does with a blob: if that fails, or no replica takes its entry, its blocks need not stay here.
 
-        They stay if the put is cancelled, or ends in any other way: a replica may have the entry by then.
+        They stay if the put is cancelled, or ends in any other way, once the entry goes out: a replica may have it by
+        then. The block calls what it is given before that.
         """
+        is_out = False
+
+        def leaves() -> None:
+            nonlocal is_out
+            is_out = True
+
         try:
-            yield
-        except PrimeDHTError:
-            if stored.claim is not None:
-                with trio.CancelScope(shield=True):
+            yield leaves
+        except BaseException as error:
+            if stored.claim is not None and (isinstance(error, PrimeDHTError) or not is_out):
+                with trio.CancelScope(shield=True), suppress(StorageError):  # a sweep does it when the entry would end
                     await self._claims.put_done(stored.claim)
             raise
 

@@ -25,6 +25,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 from random import Random
 
 from prime_dht.blobs.cid import Cid
@@ -45,18 +46,27 @@ LOOKS_AT_ONCE = 250
 LOOKS_OF = 50
 LOOK_PAUSE_S = 0.01
 """It is looked at for so many at a time, a matter of 5 ms, and then for others; or for a 50th of all, if that is more:
-to go through all of them takes about as long."""
+to go through all of them takes about as long. New ones come first, and then those that were looked at longest ago."""
+REST_S = 3e-6
+"""For each reference, between two times that all of them are gone through: that takes a third of it, or less."""
 MOST_DOUBLINGS = 20
 """However often a reference was tried: a time has no room for more than a thousand."""
 
 
 @dataclass(slots=True)
 class _Reference:
-    """A blob that is lacking, for the sake of one entry, when it is fetched next, and until when it is ours."""
+    """A blob that is lacking, for the sake of one entry.
+
+    Attributes:
+        due_s: when it is fetched next, or looked at again.
+        ours_until_s: until when it need not be looked at.
+        looked_s: when it was looked at last.
+    """
 
     blob: KeptBlob
     due_s: float = -math.inf
     ours_until_s: float = -math.inf
+    looked_s: float = -math.inf
     tries: int = 0
 
 
@@ -107,7 +117,13 @@ class Turns:
         self._is_ours = is_ours
         self._lacking: dict[OpId, _Reference] = {}
         self._under_way: dict[OpId, Turn] = {}
+        self._elsewhere: Counter[Cid] = Counter()
         self._served_s: dict[PeerId, float] = {}
+
+    @property
+    def rest_s(self) -> float:
+        """How long to wait before :meth:`next` is called again, whatever happens: it costs as much as there are."""
+        return REST_S * len(self._lacking)
 
     def add(self, blobs: Iterable[KeptBlob]) -> None:
         """Blobs are claimed, and are lacking, or may be. Those known already stay as they are."""
@@ -125,7 +141,7 @@ class Turns:
     def next(self, now_s: float) -> Begin | GiveWay | WaitUntil:
         """What is to be done now."""
         waiting, is_all = self._waiting(now_s)
-        roots = {turn.blob.root for turn in self._under_way.values()}
+        roots = {*self._elsewhere, *(turn.blob.root for turn in self._under_way.values())}
         free = [reference for reference in waiting if reference.blob.root not in roots]
         if free and len(self._under_way) < TURNS_AT_ONCE:
             first = self._first(free)
@@ -159,6 +175,20 @@ class Turns:
         elif (progress.done_bytes, progress.fetched_parts) != (before.done_bytes, before.fetched_parts):
             turn.heard_s = now_s  # of a part of a block, or of a block that was here already
 
+    def leave(self, root: Cid) -> list[Turn]:
+        """Somebody else fetches a blob here, until :meth:`take_back`. Returns the fetches to break off."""
+        self._elsewhere[root] += 1
+        return [turn for turn in self._under_way.values() if turn.blob.root == root]
+
+    def take_back(self, root: Cid) -> None:
+        """They do so no longer, however that went."""
+        self._elsewhere[root] -= 1
+        self._elsewhere += Counter()  # those that are left
+
+    def is_elsewhere(self, root: Cid) -> bool:
+        """Whether somebody else fetches it here."""
+        return root in self._elsewhere
+
     def brought(self, turn: Turn) -> None:
         """All its blocks are here."""
         turn.began_s = turn.heard_s = math.inf
@@ -188,20 +218,25 @@ class Turns:
     def _waiting(self, now_s: float) -> tuple[list[_Reference], bool]:
         """What is to be fetched and due, and not under way; and whether all were looked at."""
         waiting: list[_Reference] = []
-        looks_left = max(LOOKS_AT_ONCE, len(self._lacking) // LOOKS_OF)
+        unsure: list[_Reference] = []
         for op_id, reference in self._lacking.items():
             if reference.due_s > now_s or op_id in self._under_way:
                 continue
-            if reference.ours_until_s <= now_s:
-                looks_left -= 1
-                if looks_left < 0:
-                    continue
-                if not self._is_ours(reference.blob):
-                    reference.due_s = now_s + LOOK_AGAIN_S
-                    continue
+            if reference.ours_until_s > now_s:
+                waiting.append(reference)
+            else:
+                unsure.append(reference)
+        looks = max(LOOKS_AT_ONCE, len(self._lacking) // LOOKS_OF)
+        if len(unsure) > looks:
+            unsure.sort(key=attrgetter("looked_s"))
+        for reference in unsure[:looks]:
+            reference.looked_s = now_s
+            if self._is_ours(reference.blob):
                 reference.ours_until_s = now_s + LOOK_AGAIN_S
-            waiting.append(reference)
-        return waiting, looks_left >= 0
+                waiting.append(reference)
+            else:
+                reference.due_s = now_s + LOOK_AGAIN_S
+        return waiting, len(unsure) <= looks
 
     def _first(self, free: list[_Reference]) -> _Reference:
         """Whose turn is next, of references to blobs that are not being fetched."""

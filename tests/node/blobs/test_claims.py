@@ -60,12 +60,11 @@ class Desk:
         return [status.root for status in await all_roots(self.blocks)]
 
 
-async def test_an_entry_claims_the_blob_that_it_refers_to_on_its_publishers_account() -> None:
+async def test_an_entry_claims_the_blob_that_it_refers_to_for_its_publisher() -> None:
     desk = Desk()
     entry = entry_of()
     assert await desk.store(entry) == {}
     assert await desk.blocks.claims(ROOT) == [Claim(root=ROOT, owner=entry.publisher, label=entry.op_id)]
-    assert await desk.blocks.owner_bytes(entry.publisher) == MIB
     assert [blob.root for blob in desk.claims.take_new()] == [ROOT]
     assert desk.claims.take_new() == []
 
@@ -92,6 +91,77 @@ async def test_a_publisher_over_its_limit_is_refused_and_others_are_not() -> Non
     assert unkept == {more.op_id: "the publisher: 2,097,153 bytes of blobs; the limit is 2,097,152 bytes of blobs"}
 
 
+async def test_a_publisher_is_charged_the_most_that_it_says_of_a_blob_and_nothing_that_others_say() -> None:
+    desk = Desk(Limits(max_publisher_blob_bytes=3 * MIB))
+    assert await desk.store(entry_of(writer=1, size=3 * MIB)) == {}
+    small, large = entry_of(size=1), entry_of(size=2 * MIB, subkey=b"large")
+    more = entry_of(bytes(OTHER), size=2 * MIB, subkey=b"more")
+    unkept = await desk.store(small, large, more)
+    assert unkept == {more.op_id: "the publisher: 4,194,304 bytes of blobs; the limit is 3,145,728 bytes of blobs"}
+    await desk.storage.remove_ops([large.op_id])
+    await desk.claims.unclaim([large.op_id])
+    assert await desk.store(more) == {}
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+async def test_whoever_said_too_little_of_a_blob_that_has_come_is_charged_what_it_has(is_restarted: bool) -> None:
+    desk = Desk(Limits(max_publisher_blob_bytes=3 * MIB))
+    small, large = entry_of(size=1), entry_of(size=2 * MIB, subkey=b"large")
+    await desk.store(small, large)
+    await desk.blocks.complete(ROOT, size_bytes=2 * MIB)
+    desk.claims.came(ROOT, 2 * MIB)
+    await desk.storage.remove_ops([large.op_id])
+    await desk.claims.unclaim([large.op_id])
+    if is_restarted:
+        desk.claims = desk.again()
+        await desk.claims.load()
+    assert list(desk.claims.kept) == [small.op_id]
+    assert await desk.store(entry_of(bytes(OTHER), size=2 * MIB, subkey=b"more"))
+    assert await desk.store(entry_of(bytes(OTHER), size=MIB, subkey=b"less")) == {}
+
+
+async def test_a_blob_that_comes_while_its_entry_leaves_is_charged_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk(Limits(max_publisher_blob_bytes=2 * MIB))
+    small, large = entry_of(size=1), entry_of(size=2, subkey=b"large")
+    await desk.store(small, large)
+    release = desk.blocks.release
+
+    async def release_late(claim: Claim) -> None:
+        await release(claim)
+        desk.claims.came(ROOT, 2 * MIB)
+
+    monkeypatch.setattr(desk.blocks, "release", release_late)
+    for entry in (small, large):
+        await desk.storage.remove_ops([entry.op_id])
+        await desk.claims.unclaim([entry.op_id])
+        await desk.claims.sweep()
+    assert await desk.store(entry_of(bytes(OTHER), size=2 * MIB, subkey=b"more")) == {}
+
+
+async def test_what_is_here_whole_is_not_new_at_a_start(autojump_clock: MockClock) -> None:
+    desk = Desk()
+    await desk.store(entry_of(), entry_of(bytes(OTHER), subkey=b"lacking"))
+    await desk.blocks.complete(ROOT)
+    desk.claims = desk.again()
+    await desk.claims.load()
+    assert len(desk.claims.kept) == 2
+    assert [blob.root for blob in desk.claims.take_new()] == [OTHER]
+    await desk.store(entry_of(subkey=b"waited for"))
+    await desk.claims.load()
+    assert [blob.root for blob in desk.claims.take_new()] == [ROOT]
+
+
+async def test_what_was_kept_before_a_limit_was_lowered_stays() -> None:
+    desk = Desk()
+    entry = entry_of()
+    await desk.store(entry)
+    desk.limits = Limits(max_publisher_blob_bytes=1)
+    desk.claims = desk.again()
+    await desk.claims.load()
+    assert list(desk.claims.kept) == [entry.op_id]
+    assert await desk.roots() == [ROOT]
+
+
 async def test_a_publisher_that_puts_much_at_once_is_held_to_its_limit() -> None:
     desk = Desk(Limits(max_publisher_blob_bytes=2 * MIB))
     unkept: dict[OpId, str] = {}
@@ -104,7 +174,7 @@ async def test_a_publisher_that_puts_much_at_once_is_held_to_its_limit() -> None
         for number in range(5):
             nursery.start_soon(store, number)
     assert len(unkept) == 3
-    assert await desk.blocks.owner_bytes(entry_of().publisher) == 2 * MIB
+    assert len(await desk.roots()) == 2
 
 
 async def test_what_strangers_declare_and_nobody_brings_takes_no_others_room() -> None:
@@ -203,7 +273,8 @@ async def test_what_is_not_kept_is_remembered_up_to_a_bound(caplog: pytest.LogCa
 
 async def test_what_replicas_hold_is_kept_no_longer_for_a_put_of_it_by_a_process_that_ended() -> None:
     desk = Desk()
-    for claim in [desk.claims.put_claim(root, until, KEY) for root in (ROOT, OTHER) for until in (1000, 3000)]:
+    claims = [desk.claims.put_claim(root, until, KEY) for root in (ROOT, OTHER) for until in (1000, 3000)]
+    for claim in claims:
         await desk.blocks.claim(claim, size_bytes=1)
     again = desk.again()
     await again.load()
@@ -211,23 +282,45 @@ async def test_what_replicas_hold_is_kept_no_longer_for_a_put_of_it_by_a_process
     await desk.blocks.claim(mine, size_bytes=1)
     await again.put_held(mine)
     assert [len(await desk.blocks.claims(root)) for root in (ROOT, OTHER)] == [1, 2]
-    assert await desk.blocks.claims(ROOT) == [again.put_claim(ROOT, 3000, KEY)], "its entry lives longer"
+    assert await desk.blocks.claims(ROOT) == [claims[1]], "its entry lives longer"
 
 
 async def test_what_replicas_hold_is_kept_no_longer_for_a_put_of_it_that_nobody_waits_for() -> None:
     desk = Desk()
-    left, waiting, again = (desk.claims.put_claim(ROOT, until, KEY) for until in (1000, 1500, 1600))
+    left, waiting = (desk.claims.put_claim(ROOT, until, KEY) for until in (1000, 1500))
     mine, other = desk.claims.put_claim(ROOT, 2000, KEY), desk.claims.put_claim(OTHER, 1000, KEY)
-    for claim in (left, waiting, again, mine, other):
+    for claim in (left, waiting, mine, other):
         await desk.blocks.claim(claim, size_bytes=1)
-    for claim in (left, again, other):
+    for claim in (left, other):
         desk.claims.put_left(claim)
-    assert desk.claims.put_claim(ROOT, 1600, KEY) == again, "somebody waits for it once more"
     await desk.claims.put_held(mine)
     desk.claims.put_left(mine)
-    assert await desk.blocks.claims(ROOT) == [waiting, again]
+    assert await desk.blocks.claims(ROOT) == [waiting]
     assert await desk.blocks.claims(OTHER) == [other]
     assert desk.claims._left == {other}
+
+
+@pytest.mark.parametrize("is_left", [False, True])
+async def test_a_put_that_fails_takes_no_blocks_from_one_of_the_same_that_ends_at_the_same_time(is_left: bool) -> None:
+    desk = Desk()
+    mine = desk.claims.put_claim(ROOT, 1000, KEY)
+    await desk.blocks.claim(mine, size_bytes=1)
+    if is_left:
+        desk.claims.put_left(mine)
+    failed = desk.claims.put_claim(ROOT, 1000, KEY)
+    await desk.blocks.claim(failed, size_bytes=1)
+    await desk.claims.put_done(failed)
+    assert await desk.blocks.claims(ROOT) == [mine]
+
+
+async def test_what_replicas_hold_is_kept_no_longer_for_a_put_of_the_same_that_ends_at_the_same_time() -> None:
+    desk = Desk()
+    mine, left = (desk.claims.put_claim(ROOT, 1000, KEY) for _ in range(2))
+    for claim in (mine, left):
+        await desk.blocks.claim(claim, size_bytes=1)
+    desk.claims.put_left(left)
+    await desk.claims.put_held(mine)
+    assert await desk.blocks.claims(ROOT) == []
 
 
 async def test_what_the_replicas_of_one_key_hold_is_kept_for_a_put_of_it_under_another() -> None:

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import select
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import trio
-from trio.testing import memory_stream_one_way_pair
+from trio.testing import memory_stream_one_way_pair, wait_all_tasks_blocked
 
 from prime_dht.errors import StorageError, ValidationError
-from prime_dht.node.blobs.putting import SLICE_BYTES, Source, chained, chunker_for, media_type_of, opened, read_ahead
+from prime_dht.node.blobs.putting import (
+    SLICE_BYTES,
+    Source,
+    chained,
+    chunker_for,
+    media_type_of,
+    opened,
+    read_ahead,
+    size_of,
+)
 
 CONTENT = bytes(range(256)) * 2000
 
@@ -55,6 +67,59 @@ async def test_a_reader_of_anything_but_bytes_is_refused() -> None:
 async def test_a_file_that_is_not_there_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=f"{tmp_path}/nothing: No such file"):
         await content_of(tmp_path / "nothing")
+
+
+async def test_whoever_waits_for_a_pipe_can_give_up(tmp_path: Path) -> None:
+    pipe, scope, has_given_up = tmp_path / "pipe", trio.CancelScope(), False
+    os.mkfifo(pipe)
+    writer = os.open(pipe, os.O_RDWR)
+    os.write(writer, b"some")
+
+    async def read() -> None:
+        nonlocal has_given_up
+        with scope:
+            async with opened(pipe) as pieces:
+                async for _ in pieces:
+                    pass
+        has_given_up = True
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        while select.select([writer], [], [], 0)[0]:  # noqa: ASYNC110 - a pipe tells nobody that it was read
+            await trio.sleep(0.001)
+        await wait_all_tasks_blocked()  # it waits for more
+        scope.cancel()
+        await wait_all_tasks_blocked()
+        had_given_up = has_given_up
+        os.close(writer)
+    assert had_given_up
+
+
+async def test_however_many_have_given_up_waiting_for_a_pipe_others_are_read(tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.write_bytes(CONTENT)
+    with ExitStack() as at_the_end:
+        for number in range(int(trio.to_thread.current_default_thread_limiter().total_tokens)):
+            pipe = tmp_path / f"pipe {number}"
+            os.mkfifo(pipe)
+            writer = os.open(pipe, os.O_RDWR)
+            at_the_end.callback(os.close, writer)
+            os.write(writer, b"some")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(content_of, pipe)
+                while select.select([writer], [], [], 0)[0]:  # noqa: ASYNC110 - a pipe tells nobody that it was read
+                    await trio.sleep(0.001)
+                await wait_all_tasks_blocked()  # it waits for more
+                nursery.cancel_scope.cancel()
+        with trio.fail_after(60):
+            assert await content_of(plain) == CONTENT
+
+
+async def test_how_much_comes_out_of_a_pipe_nobody_knows(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert await size_of(tmp_path / "pipe") is None
+    (tmp_path / "file").write_bytes(b"12345")
+    assert await size_of(tmp_path / "file") == 5
 
 
 @pytest.mark.parametrize("limit", [0, SLICE_BYTES - 1, SLICE_BYTES, len(CONTENT) - 1, len(CONTENT), len(CONTENT) + 1])

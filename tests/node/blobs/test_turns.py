@@ -17,8 +17,6 @@ from prime_dht.node.blobs.claims import KeptBlob
 from prime_dht.node.blobs.progress import BlobProgress, Stage
 from prime_dht.node.blobs.turns import (
     LOOK_AGAIN_S,
-    LOOKS_AT_ONCE,
-    LOOKS_OF,
     QUIET_S,
     RETRY_AT_MOST_S,
     RETRY_FIRST_S,
@@ -437,41 +435,6 @@ def test_however_many_references_to_nothing_strangers_make_a_new_one_waits_no_lo
     assert blob_of(ANNE, since_s=came_s) in desk.blobs
 
 
-def test_of_many_blobs_that_others_are_to_have_a_few_are_looked_at_each_time_and_ours_among_them_is_found() -> None:
-    looked_at: list[KeptBlob] = []
-
-    def is_ours(blob: KeptBlob) -> bool:
-        looked_at.append(blob)
-        return blob.publisher == BOB
-
-    many = 3 * LOOKS_AT_ONCE
-    turns = Turns(Random(1), is_ours)
-    turns.add([*(blob_of(EVE, number) for number in range(many)), blob_of(BOB)])
-    now_s = 0.0
-    while isinstance(action := turns.next(now_s), WaitUntil):
-        assert len(looked_at) <= LOOKS_AT_ONCE
-        looked_at.clear()
-        assert now_s < action.at_s < 1
-        now_s = action.at_s
-    assert isinstance(action, Begin)
-    assert action.turn.blob == blob_of(BOB)
-    assert len(looked_at) <= LOOKS_AT_ONCE
-
-
-def test_however_many_blobs_others_are_to_have_it_takes_few_rounds_to_look_at_all_of_them(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("prime_dht.node.blobs.turns.LOOKS_AT_ONCE", 2)
-    turns = Turns(Random(1), lambda _: False)
-    turns.add([blob_of(EVE, number) for number in range(10 * LOOKS_OF)])
-    now_s, rounds = 0.0, 0
-    while now_s < LOOK_AGAIN_S:
-        action = turns.next(now_s)
-        assert isinstance(action, WaitUntil)
-        now_s, rounds = action.at_s, rounds + 1
-    assert rounds <= LOOKS_OF
-
-
 def test_a_blob_that_is_said_to_be_lacking_again_waits_no_less_long_for_its_next_turn() -> None:
     blob = blob_of(ANNE)
     desk = Desk(blob)
@@ -480,3 +443,21 @@ def test_a_blob_that_is_said_to_be_lacking_again_waits_no_less_long_for_its_next
     assert wait_s is not None
     desk.turns.add([blob])
     assert desk.at(0) == WaitUntil(wait_s)
+
+
+def test_what_somebody_else_fetches_is_left_to_them_until_they_have_done() -> None:
+    theirs, other = blob_of(ANNE), blob_of(BOB)
+    desk = Desk(theirs, other)
+    desk.at(0)
+    (turn,) = [turn for turn in desk.under_way if turn.blob is theirs]
+    for _ in range(2):
+        assert desk.turns.leave(theirs.root) == [turn]
+    desk.turns.ended(turn)
+    desk.at(1)
+    assert desk.turns.is_elsewhere(theirs.root)
+    desk.turns.take_back(theirs.root)
+    desk.at(2)
+    assert len(desk.under_way) == 2, "another does so still"
+    desk.turns.take_back(theirs.root)
+    desk.at(3)
+    assert [turn.blob for turn in desk.under_way[2:]] == [theirs]
