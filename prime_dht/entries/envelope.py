@@ -59,6 +59,9 @@ _SIGNATURE_START = b"\x2a\x40"
 _SIGNATURE_FIELD_BYTES = len(_SIGNATURE_START) + SIGNATURE_BYTES
 _IDENTITY_MULTIHASH = b"\x00\x24"
 
+_NEVER_A_LENGTH_AND_A_PAYLOAD = frozenset({0x81, 0x4002})
+"""One byte more than the most that a length of one or two bytes makes with its payload, one less than the next does."""
+
 
 @dataclass(frozen=True, slots=True)
 class Purpose:
@@ -160,6 +163,7 @@ def open_envelope(data: bytes, purpose: Purpose) -> Envelope:
     length = _length_of_the_rest(end - start)
     if (
         start < end
+        and end - start not in _NEVER_A_LENGTH_AND_A_PAYLOAD
         and data.startswith(_PUBLIC_KEY_START)
         and data.startswith(purpose.middle, _PUBLIC_KEY_END)
         and data.startswith(length, start)
@@ -226,7 +230,7 @@ def _encode(raw_key: bytes, purpose: Purpose, payload: bytes, signature: bytes) 
 
 
 def _length_of_the_rest(size: int) -> bytes:
-    """The varint with which ``size`` bytes begin, if it says how many of them follow it.
+    """The varint with which ``size`` bytes begin, if it says how many of them follow it; 129 and 16,386 have none.
 
     >>> [_length_of_the_rest(size).hex() for size in (1, 128, 130, 131)]
     ['00', '7f', '8001', '8101']

@@ -133,6 +133,19 @@ def test_a_provider_that_is_held_up_has_not_stalled_and_its_fetch_waits_for_its_
     assert said(3600 * US_PER_S) == [Ask(ANNE, (root,))]
 
 
+def test_a_fetch_waits_for_the_turn_of_one_provider_however_long_another_is_busy() -> None:
+    world = Reading(CHUNKS, read_us=0)
+    root, said = asked_for(world, ANNE, BOB)
+    world.plan.on_held_up(ANNE, [root])
+    for now_s in range(2 * LIMITS.patience_us // US_PER_S):
+        for action in said(now_s * US_PER_S):
+            if action == Ask(BOB, (root,)):
+                world.plan.on_busy(BOB, [root], now_s * US_PER_S)
+    world.plan.on_gone(BOB, "left")
+    world.plan.on_turn(ANNE)
+    assert Ask(ANNE, (root,)) in said(2 * LIMITS.patience_us)
+
+
 def test_what_was_said_to_a_provider_that_is_held_up_it_may_still_bring_and_is_waited_for_no_longer_than_ever() -> None:
     world = Reading(CHUNKS, read_us=0)
     root, said = asked_for(world, ANNE)

@@ -97,3 +97,23 @@ def test_a_million_links_are_refused_at_the_door() -> None:
 def test_what_is_no_plain_node_is_refused_with_the_reason(block: bytes, reason: str) -> None:
     with pytest.raises(BlobError, match=reason):
         decode_node(block)
+
+
+def test_numbers_have_63_bits_as_a_database_can_say_no_more() -> None:
+    largest = Link(cid=ONE.cid, size=(1 << 63) - 1, tsize=(1 << 63) - 1)
+    assert decode_node(encode_node([largest])).links == (largest,)
+    for size, tsize in ((1 << 63, 1), (1, 1 << 63), (1 << 64, 1)):
+        with pytest.raises(BlobError, match=r"more than 63 bits|more than 9 bytes"):
+            decode_node(encode_node([Link(cid=ONE.cid, size=size, tsize=tsize)]))
+    with pytest.raises(BlobError, match="more than 63 bits"):  # together they are too many
+        decode_node(encode_node([largest, ONE]))
+
+
+@pytest.mark.parametrize(
+    ("number", "written"),
+    [(1, "01"), (127, "7f"), (128, "8001"), (16_383, "ff7f"), (16_384, "808001"), ((1 << 63) - 1, "ff" * 8 + "7f")],
+)
+def test_a_number_is_written_the_short_way_as_everybody_writes_it(number: int, written: str) -> None:
+    block = encode_node([Link(cid=ONE.cid, size=number, tsize=number)])
+    assert block.endswith(bytes.fromhex(f"080218{written}20{written}"))
+    assert bytes(ONE.cid) + bytes.fromhex(f"120018{written}") in block

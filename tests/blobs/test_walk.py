@@ -13,7 +13,7 @@ from prime_dht.blobs.chunking import FixedChunker
 from prime_dht.blobs.cid import Cid, Codec
 from prime_dht.blobs.unixfs import MAX_LINKS, Link, encode_node
 from prime_dht.blobs.walk import FREE_LEAVES, MAX_DEPTH, Piece, Walk
-from prime_dht.errors import BlobError
+from prime_dht.errors import BlobError, ValidationError
 from prime_dht.testing.blob_fetch import blocks_of
 
 Blocks = dict[Cid, bytes]
@@ -59,6 +59,25 @@ def test_any_part_of_a_blob_is_read_as_it_is_from_no_more_leaves_than_it_touches
     touched = leaves_of(Walk(root, size=size, start=start, stop=stop), blocks)
     assert all(leaf.start < (len(content) if stop is None else stop) and start < leaf.stop for leaf in touched)
     assert all(one.stop == other.start for one, other in pairwise(touched))
+
+
+@pytest.mark.parametrize(
+    ("start", "stop"), [(0, None), (0, 0), (0, 1), (2, 5), (5, 5), (5, 2), (3, 99), (6, 9), (7, 9)]
+)
+def test_a_part_has_as_many_bytes_as_there_are_and_may_have_none(start: int, stop: int | None) -> None:
+    root, blocks = blocks_of([b"ab", b"cd", b"ef"], 2)
+    walk = Walk(root, size=6, start=start, stop=stop)
+    assert walk.part_bytes == len(b"abcdef"[start:stop])
+    assert read(walk, blocks) == b"abcdef"[start:stop]
+    later = Walk(root, start=start, stop=stop)
+    assert later.part_bytes is None
+    assert len(read(later, blocks)) == later.part_bytes
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, None), (-1, 2), (0, -1)])
+def test_bytes_count_from_the_start_of_a_blob(start: int, stop: int | None) -> None:
+    with pytest.raises(ValidationError, match="count from 0"):
+        Walk(Cid.of_raw(b"ab"), size=2, start=start, stop=stop)
 
 
 @given(

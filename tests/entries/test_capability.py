@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -12,8 +13,15 @@ from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.secp256k1 import create_new_key_pair as create_secp256k1_key_pair
 from libp2p.peer.id import ID
 
-from prime_dht.entries.capability import Capability, check_capability, decode_capability, grant, root_of
-from prime_dht.entries.envelope import CAPABILITY, VerifiedEnvelopes, seal
+from prime_dht.entries.capability import (
+    Capability,
+    capability_in,
+    check_capability,
+    decode_capability,
+    grant,
+    root_of,
+)
+from prime_dht.entries.envelope import CAPABILITY, VerifiedEnvelopes, open_envelope, seal, signature_of
 from prime_dht.errors import ValidationError
 from prime_dht.ids import PeerId, TimestampUs
 
@@ -89,6 +97,46 @@ def test_a_capability_is_verified_once_and_a_forged_copy_of_it_is_not_accepted()
     assert len(verified) == 1
     with pytest.raises(ValidationError, match="not signed"):
         check(FORGED, verified=verified)
+
+
+def test_what_is_remembered_as_verified_is_the_statement_under_its_signature_and_is_not_verified_again() -> None:
+    statement_id = open_envelope(GRANTED, CAPABILITY).statement_id(CAPABILITY.domain("testnet"))
+    verified = VerifiedEnvelopes()
+    check(GRANTED, verified=verified)
+    assert verified.knows(statement_id, signature_of(GRANTED))
+    verified.remember(statement_id, signature_of(FORGED))
+    check(FORGED, verified=verified)  # it would be refused, were it verified
+
+
+@pytest.mark.parametrize(
+    "given",
+    [GRANTED, base64.b64encode(GRANTED).decode(), f" {base64.b64encode(GRANTED).decode()}\n"],
+    ids=["itself", "its text", "the file's text"],
+)
+def test_a_capability_is_given_as_itself_or_as_the_text_of_it(given: bytes | str) -> None:
+    assert capability_in(given) == GRANTED
+
+
+@pytest.mark.parametrize("given", [b"", "", " \n"])
+def test_no_capability_is_given_as_nothing(given: bytes | str) -> None:
+    assert capability_in(given) == b""
+
+
+@pytest.mark.parametrize(
+    "given",
+    [b"trainers.capability", GRANTED[:-1], "trainers.capability", "é", base64.b64encode(b"trainers").decode()],
+    ids=["bytes", "cut", "a file's name", "not ASCII", "text of something else"],
+)
+def test_what_is_no_capability_cannot_be_given_as_one(given: bytes | str) -> None:
+    with pytest.raises(ValidationError):
+        capability_in(given)
+
+
+@pytest.mark.parametrize("junk", ["!", "*", "\0", "="])
+def test_text_with_anything_else_in_it_is_no_capability(junk: str) -> None:
+    text = base64.b64encode(GRANTED).decode()
+    with pytest.raises(ValidationError, match="not what `prime-dht group invite` writes"):
+        capability_in(text[:20] + junk + text[20:])
 
 
 def test_a_forged_capability_is_not_remembered() -> None:

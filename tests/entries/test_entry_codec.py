@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given, settings
@@ -24,7 +25,7 @@ from prime_dht.entries.codec import (
 from prime_dht.entries.entry import BlobRef, Compression, Content, Entry, EntryHeader, Inline, Tombstone
 from prime_dht.entries.envelope import ENTRY, seal
 from prime_dht.errors import ValidationError
-from prime_dht.ids import Key, TimestampUs
+from prime_dht.ids import US_PER_S, Key, TimestampUs
 from prime_dht.pb import entry_pb2 as pb
 
 ALICE = create_new_key_pair(b"\x01" * 32)
@@ -265,6 +266,30 @@ def test_a_header_of_the_wrong_form_is_neither_written_nor_read(header: EntryHea
         decode_header(encode_unchecked(header))
 
 
+LAST_US = TimestampUs(int((datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)).timestamp()) * US_PER_S + 999_999)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        malformed(created_at_us=0, expires_at_us=1, retain_until_us=1),
+        malformed(created_at_us=LAST_US - 1, expires_at_us=LAST_US, retain_until_us=LAST_US),
+        malformed(content=inline(b"")),
+        malformed(content=Inline(bytes(32), (1 << 63) - 1)),
+        malformed(content=BlobRef(b"c", 0, "")),
+        malformed(content=BlobRef(bytes(128), (1 << 63) - 1, "c" * 64)),
+    ],
+    ids=["1970", "9999", "no bytes", "many bytes", "an empty blob", "the largest blob"],
+)
+def test_a_header_at_the_ends_of_its_ranges_is_written_and_read(header: EntryHeader) -> None:
+    assert decode_header(encode_header(header)) == header
+
+
+def test_no_time_reaches_the_year_10000() -> None:
+    with pytest.raises(ValidationError, match="10000"):
+        encode_header(malformed(retain_until_us=LAST_US + 1))
+
+
 @pytest.mark.parametrize(
     "header",
     [
@@ -340,6 +365,27 @@ def test_a_damaged_header_raises_nothing_but_validation_error(start: int, insert
 
 FULL_ENTRY = decode_entry(FULL_ENVELOPE, b"weights")
 SMALL_ENTRY = decode_entry(envelope_of(SMALL_HEADER), None)
+
+
+def item_of(size: int) -> bytes:
+    """In an entry set, what has so many bytes and is no entry."""
+    encoded = bytearray()
+    rest = size
+    while rest > 0x7F:
+        encoded.append(rest & 0x7F | 0x80)
+        rest >>= 7
+    return b"\x0a" + bytes((*encoded, rest)) + bytes(size)
+
+
+@pytest.mark.parametrize(
+    "size", [0, 1, 126, 127, 128, 255, 256, 16_255, 16_256, 16_383, 16_384, (1 << 21) - 1, 1 << 21]
+)
+def test_items_of_every_size_are_found_where_they_begin(size: int) -> None:
+    small = encode_entry_set([SMALL_ENTRY])
+    data = small + item_of(size) + small
+    first, between, last = decode_entry_set(data, max_entries=3)
+    assert first == last == SMALL_ENTRY
+    assert isinstance(between, Undecodable)
 
 
 def test_an_entry_set_encodes_to_its_golden_bytes() -> None:

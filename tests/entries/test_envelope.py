@@ -134,6 +134,17 @@ def test_a_payload_of_any_size_comes_back(size: int) -> None:
     assert open_envelope(seal(ALICE.private_key, ENTRY, "testnet", payload), ENTRY).payload == payload
 
 
+@pytest.mark.parametrize(("size", "length"), [(128, b"\x7f"), (128, b"\x80"), (16384, b"\xff\x7f")])
+def test_an_envelope_whose_length_is_not_its_payloads_is_refused_though_it_is_signed(size: int, length: bytes) -> None:
+    """At these sizes one less is written in a byte less: the envelope would end where it should."""
+    payload = bytes(size)
+    signature = ALICE.private_key.sign(
+        signed_bytes(b"prime-entry:testnet", ENTRY.payload_type, b"")[:-1] + length + payload
+    )
+    with pytest.raises(ValidationError, match="malformed"):
+        open_envelope(SEALED[:54] + b"\x1a" + length + payload + b"\x2a\x40" + signature, ENTRY)
+
+
 @pytest.mark.parametrize("data", NOT_CANONICAL.values(), ids=NOT_CANONICAL.keys())
 def test_an_envelope_in_any_other_encoding_is_refused(data: bytes) -> None:
     assert pb.Envelope.FromString(data).signature == signature_of(SEALED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 
 import pytest
@@ -138,4 +139,44 @@ def test_an_entry_that_just_fits_has_room() -> None:
 def test_an_entry_that_does_not_fit_is_refused(occupancy: Occupancy, message: str) -> None:
     with pytest.raises(ValidationError) as caught:
         STORE.check_room(ENTRY, occupancy)
+    assert str(caught.value) == message
+
+
+OF_OTHER_THINGS = Limits(
+    max_publisher_blob_bytes=10,
+    max_records=2,
+    max_records_bytes=20,
+    max_providers=3,
+    max_providers_bytes=30,
+    max_providers_per_key=4,
+)
+
+
+def test_blobs_and_records_may_come_to_their_limits() -> None:
+    OF_OTHER_THINGS.check_blobs(10)
+    OF_OTHER_THINGS.check_records(2, 20)
+    OF_OTHER_THINGS.check_providers(3, 30)
+    OF_OTHER_THINGS.check_providers_of_key(4)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "message"),
+    [
+        (lambda: OF_OTHER_THINGS.check_blobs(11), "the publisher: 11 bytes of blobs; the limit is 10 bytes of blobs"),
+        (lambda: OF_OTHER_THINGS.check_records(3, 1), "the store: 3 plain records; the limit is 2 plain records"),
+        (
+            lambda: OF_OTHER_THINGS.check_records(1, 21),
+            "the store: 21 bytes of plain records; the limit is 20 bytes of plain records",
+        ),
+        (lambda: OF_OTHER_THINGS.check_providers(4, 1), "the store: 4 providers; the limit is 3 providers"),
+        (
+            lambda: OF_OTHER_THINGS.check_providers(1, 31),
+            "the store: 31 bytes of providers; the limit is 30 bytes of providers",
+        ),
+        (lambda: OF_OTHER_THINGS.check_providers_of_key(5), "the content: 5 providers; the limit is 4 providers"),
+    ],
+)
+def test_one_more_of_them_is_refused(attempt: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        attempt()
     assert str(caught.value) == message

@@ -83,6 +83,8 @@ def test_a_verified_entry_is_known_and_not_verified_again() -> None:
     assert verified.knows(ENTRY.op_id, ENTRY.envelope[-64:])
     assert verify_signature(ENTRY, verified)
     assert len(verified) == 1
+    verified.remember(ENTRY.op_id, bytes(64))
+    assert verify_signature(decode_entry(with_signature(bytes(64)), VALUE), verified)  # else it would be refused
 
 
 def test_a_known_op_under_a_forged_signature_is_not_accepted() -> None:

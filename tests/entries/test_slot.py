@@ -104,6 +104,12 @@ def test_a_tombstone_expires_with_its_capability_and_hides_as_long_as_it_must() 
     assert tombstone_times(100, None, max_ttl_us=DAY_US, expires_by_us=DAY_US) == times(100, DAY_US, DAY_US)
 
 
+@pytest.mark.parametrize("end_us", [50, 100, 101])
+def test_a_tombstone_whose_capability_has_ended_is_still_an_entry(end_us: int) -> None:
+    previous = times(0, 40, 500)
+    assert tombstone_times(100, previous, max_ttl_us=MAX_TTL_US, expires_by_us=end_us) == times(100, 101, 500)
+
+
 def test_what_follows_a_write_by_a_clock_that_was_far_ahead_can_begin_anew() -> None:
     far = times(90_000, 90_100, 90_900)
     anew = brought_back(far, 100, clock_skew_us=10, max_ttl_us=MAX_TTL_US)

@@ -19,6 +19,7 @@ from libp2p.records.utils import InvalidRecordType
 
 from prime_dht.entries.validators import ForeignValidator, PublicKeyValidator, ValidatorRegistry
 from prime_dht.errors import ConfigError, ValidationError
+from prime_dht.pb import entry_pb2 as pb
 
 ALICE = create_new_key_pair(b"\x01" * 32).public_key
 PUBLIC_KEYS = [ALICE, create_secp256k1_key_pair().public_key, create_rsa_key_pair(bits=2048).public_key]
@@ -66,6 +67,18 @@ def test_what_is_no_public_key_is_refused_even_under_its_own_hash(value: bytes, 
         PublicKeyValidator().validate(b"/pk/" + inlined, value)
 
 
+@pytest.mark.parametrize("size", [42, 43, 4096])
+def test_a_public_key_of_up_to_42_bytes_is_named_by_itself_and_a_longer_one_by_its_hash(size: int) -> None:
+    data_bytes = size - (4 if size < 100 else 5)
+    value = pb.Envelope.PublicKey(Type=pb.Envelope.PublicKey.ECDSA, Data=bytes(data_bytes)).SerializeToString()
+    itself, hashed = bytes((0, min(size, 255))) + value, b"\x12\x20" + sha256(value).digest()
+    name, other = (itself, hashed) if size <= 42 else (hashed, itself)
+    assert len(value) == size
+    PublicKeyValidator().validate(b"/pk/" + name, value)
+    with pytest.raises(ValidationError, match="not the one its record's key names"):
+        PublicKeyValidator().validate(b"/pk/" + other, value)
+
+
 def test_any_public_key_of_a_peer_is_as_good_as_another() -> None:
     assert ValidatorRegistry().select(KEY, [VALUE, VALUE]) == 0
 
@@ -82,6 +95,15 @@ def test_a_namespace_nobody_registered_is_refused() -> None:
 def test_a_key_without_a_namespace_is_refused(key: bytes) -> None:
     with pytest.raises(ValidationError):
         ValidatorRegistry().validate(key, VALUE)
+    with pytest.raises(ValidationError):
+        ValidatorRegistry().check_namespace(key)
+
+
+def test_whether_records_of_a_key_can_be_validated_is_known_without_one() -> None:
+    ValidatorRegistry().check_namespace(b"/pk/anything")
+    ValidatorRegistry({"text": Longest()}).check_namespace(b"/text/x")
+    with pytest.raises(ValidationError, match="no validator"):
+        ValidatorRegistry().check_namespace(b"/text/x")
 
 
 def test_entries_have_no_validator() -> None:

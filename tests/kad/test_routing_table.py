@@ -112,8 +112,8 @@ def test_a_newcomer_that_fails_while_it_waits_never_moves_up() -> None:
 
 def test_a_bucket_has_room_until_it_is_full_and_where_this_node_lies_there_is_none() -> None:
     table = RoutingTable(KadKey(0), 2, bits=TINY_BITS)
-    assert table.has_room(KadKey(0b1000_0000))
     for key in (0b1000_0001, 0b1000_0010):
+        assert table.has_room(KadKey(0b1000_0000))
         table.seen(tiny_contact(key), 0.0)
     assert not table.has_room(KadKey(0b1000_0000))
     assert table.has_room(KadKey(0b0100_0000))

@@ -157,6 +157,17 @@ def test_13_a_slice_that_there_is_not_is_an_error(unit: int) -> None:
         layout_at(FULL + 2 * 511 * U + 1, PARAMETERS).slice_us(unit)
 
 
+@pytest.mark.parametrize("units", [0, 1, 14, 15, 16, 40])
+def test_a_layout_has_slices_at_the_units_at_which_one_begins_and_at_no_other(units: int) -> None:
+    layout = layout_at(units * U + 1, PartitionParameters(unit_us=U, factor=3))
+    full = range(0, layout.disc_end, 8)
+    begins = {*full, *layout.ring_starts, layout.tail_start}
+    assert layout.has_slices_at(begins)
+    assert layout.has_slices_at([])
+    for unit in range(-9, layout.tail_start + 9):
+        assert layout.has_slices_at([unit]) is layout.has_slices_at([*begins, unit]) is (unit in begins)
+
+
 def test_14_slices_are_contiguous_never_grow_and_no_more_than_two_are_equal() -> None:
     for now_us in around_ticks(range(2_000_000, 2_001_500)):
         layout = layout_at(now_us, PARAMETERS)

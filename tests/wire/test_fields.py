@@ -43,3 +43,11 @@ def test_any_bytes_can_be_counted(message: bytes, limit: int) -> None:
 def test_a_number_that_does_not_end_is_not_read_to_the_end() -> None:
     assert not has_more_fields(b"\xff" * (4 << 20), 8192)
     assert has_more_fields(b"\x42\x00" * (2 << 20), 8192)
+
+
+def test_fields_of_any_size_are_passed_over_whole() -> None:
+    sizes = (0, 1, 127, 128, 129, 255, 256, 16_383, 16_384, 1 << 21)
+    message = b"".join(field(200, 2, encode_varint(size) + b"\x42" * size) for size in sizes)
+    Message.FromString(message)
+    assert has_more_fields(message, len(sizes) - 1)
+    assert not has_more_fields(message, len(sizes))

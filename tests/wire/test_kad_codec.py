@@ -200,6 +200,13 @@ def test_a_query_that_is_too_long_is_refused(query: pb.Query) -> None:
         decode_request(pb.Message(type=pb.Message.GET_VALUE, key=KEY, query=query).SerializeToString())
 
 
+def test_a_query_may_be_as_long_as_a_batch_and_its_cursor_as_one_that_is_told() -> None:
+    longest = SlotQuery((b"s",) * MAX_BATCH, (peer(1),) * MAX_BATCH, cursor=bytes(MAX_CURSOR_BYTES))
+    assert decode_request(encode_request(GetValue(KEY, longest))) == GetValue(KEY, longest)
+    told = Reply(next_cursor=bytes(MAX_CURSOR_BYTES))
+    assert decode_reply(GetValue(KEY), encode_reply(GetValue(KEY), told)) == told
+
+
 def test_unknown_fields_and_the_noise_of_others_are_skipped() -> None:
     message = pb.Message(type=pb.Message.FIND_NODE, key=KEY, clusterLevelRaw=-1)
     py_libp2p_sender_record = b"\x5a\x03abc"  # field 11
