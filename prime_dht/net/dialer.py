@@ -47,8 +47,9 @@ MAX_ADDRESS_BYTES = 256
 ITSELF = "identify"
 """The source of what a peer says of itself."""
 
-HEARSAY = frozenset({"kad", ITSELF})
-"""Sources that are what peers say."""
+HEARSAY = {"kad": Reach.INTERNET, ITSELF: Reach.INTERNET, "mdns": Reach.LOCAL_NETWORK}
+"""Sources that are what peers say, and the least reach of what a name that they tell of may lead to. Anybody on the
+local network can announce any peer there, but need not know what is on this machine."""
 
 FAIR_DIAL_S = 2.5
 """Who is in a hurry and gives a dial less than this learns nothing of the peer. It is less than a lookup gives it."""
@@ -75,9 +76,13 @@ class BookSettings:
 class _Address:
     rank: int
     heard_s: float
-    is_hearsay: bool
+    nearest: Reach  # the least that any of those who said it may tell of
     is_own: bool = False  # the peer itself says that it listens there
     proven_s: float | None = None
+
+    @property
+    def is_hearsay(self) -> bool:
+        return self.nearest is not Reach.MACHINE
 
     def preference(self) -> tuple[bool, float, bool, int, float]:
         """Least is best: proven, lately; the peer's own word; near; heard of lately."""
@@ -93,7 +98,7 @@ class _Address:
 class _Peer:
     source: str
     addresses: dict[bytes, _Address] = field(default_factory=dict)
-    last_offer: tuple[tuple[bytes, ...], bool, bool] = ((), False, False)  # are they hearsay, and its own word?
+    last_offer: tuple[tuple[bytes, ...], Reach, bool] = ((), Reach.MACHINE, False)  # and is that its own word?
     failures: int = 0
     retry_at_s: float | None = None
     gave_s: float = math.inf  # how much time the dial had that failed last
@@ -123,8 +128,8 @@ class AddressBook:
         more is looked at than the book would keep; and nothing is, if it is what was said last.
         """
         offered = tuple(itertools.islice(addresses, self._settings.max_addresses_per_peer))
-        is_hearsay, is_own = source in HEARSAY, source == ITSELF
-        offer = offered, is_hearsay, is_own
+        nearest, is_own = HEARSAY.get(source, Reach.MACHINE), source == ITSELF
+        offer = offered, nearest, is_own
         known = self._peers.get(peer)
         if known is not None and known.last_offer == offer:
             return  # checking addresses costs more than a request
@@ -136,9 +141,9 @@ class AddressBook:
         for address in good:
             if address in known.addresses:
                 known.addresses[address].heard_s = now_s
-                known.addresses[address].is_hearsay &= is_hearsay
+                known.addresses[address].nearest = min(known.addresses[address].nearest, nearest)
             else:
-                known.addresses[address] = _Address(_rank(address), now_s, is_hearsay)
+                known.addresses[address] = _Address(_rank(address), now_s, nearest)
                 known.failures, known.retry_at_s = 0, None
         if is_own:
             known.says_that_it_listens_at(good)
@@ -156,7 +161,7 @@ class AddressBook:
         """The least reach of what a name may lead to: strangers' names lead to the Internet, or nowhere."""
         known = self._peers.get(peer)
         told = None if known is None else known.addresses.get(address)
-        return Reach.INTERNET if told is None or told.is_hearsay else Reach.MACHINE
+        return Reach.INTERNET if told is None else told.nearest
 
     def source_of(self, peer: PeerId) -> str:
         """Who told us of a peer first; empty if nobody has."""
@@ -403,7 +408,7 @@ class Dialer:
                 address, nearest = Multiaddr(raw), self.book.nearest_of(peer, raw)
                 if is_named(address):
                     nursery.start_soon(resolve_one, address, raw, nearest)
-                elif begins_with_name(raw) and nearest is Reach.INTERNET:
+                elif begins_with_name(raw) and nearest is not Reach.MACHINE:
                     # The transport would resolve it, and nobody would look where it leads.
                     failures.append(FailedAddress(address, "of a name that a peer tells, only a TCP port is believed"))
                 else:

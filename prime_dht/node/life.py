@@ -152,6 +152,7 @@ class NodeLife:
     async def _check_running(self) -> None:
         if self._nursery is None:
             raise not_running()
+        self._maintenance.wanted()
 
 
 def not_running() -> LocalProtocolError:

@@ -158,7 +158,7 @@ class LookupRun:
                 match action:
                     case Query(contact):
                         if not self._is_over:  # since the query before this one was answered at once
-                            self._send(contact)
+                            self._send(contact, now_s)
                     case WaitUntil(at_s):
                         self._due_at_s = at_s
                     case Finished(result):
@@ -167,8 +167,9 @@ class LookupRun:
                         assert_never(action)
         self._is_advancing = False
 
-    def _send(self, contact: Contact) -> None:
-        if not self._neighbourhood.post(contact, self._request, partial(self._heard, self._take_in, contact)):
+    def _send(self, contact: Contact, now_s: float) -> None:
+        then = partial(self._heard, self._take_in, contact)
+        if not self._neighbourhood.post(contact, self._request, then, now_s=now_s):
             self._lookup.on_held_up(contact.peer)
             self._to_start.append(partial(self._query, contact))
 
@@ -206,7 +207,7 @@ class LookupRun:
         """Tell the lookup what came of a query, and have it advance if this is the moment."""
         now_s = self._clock.monotonic_s()
         if isinstance(outcome, Reply):
-            closer = self._neighbourhood.heard_of(outcome.closer)
+            closer = self._neighbourhood.heard_of(outcome.closer, now_s=now_s)
             known = self._neighbourhood.table.get(contact.peer)  # if it has a place, its answer was noted there
             self._lookup.on_reply(known or self._neighbourhood.contact(contact.peer), closer, now_s)
             if self._until():
@@ -270,4 +271,4 @@ class LookupRun:
         self._neighbourhood.table.looked_up(result.target, result.ended_at_s)
         for hop in result.path:
             if hop.failure and hop.contact.peer not in self._blameless:
-                self._neighbourhood.failed(hop.contact.peer, hop.failure)
+                self._neighbourhood.failed(hop.contact.peer, hop.failure, asked_at_s=hop.asked_at_s)

@@ -7,6 +7,7 @@ task that fails says so in one line and goes on at its next turn.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from random import Random
@@ -46,6 +47,8 @@ HAND_ON_EVERY_S = 60.0
 REMEMBER_EVERY_S = 300.0
 REJOIN_FIRST_S = 1.0
 REJOIN_AT_MOST_S = 60.0
+REJOIN_WANTED_S = 5.0
+"""How long after one try its owner may cause another, by wanting something: there may be hundreds of peers to dial."""
 
 ALONE_AFTER_S = 300.0
 """When none of those that a node remembers has answered for so long since it started, or since it lost the last that it
@@ -116,6 +119,7 @@ class Maintenance:
         self._joins = 0
         self._began_s = clock.monotonic_s()
         self._found = trio.Event()
+        self._tried_at_s = math.inf  # when the last try to join failed, if the one since did not succeed
         self._own_addresses: set[bytes] | None = None
         self._calendar_ahead_s: float | None = None
         self._host_of: dict[PeerId, str] = {}  # from where those in the table were connected last
@@ -176,6 +180,16 @@ class Maintenance:
         self._network.learn_addresses(peer, addresses, source=source)
         if self._neighbourhood.table.get(peer) is None:
             self._strangers.vouch(peer)
+            self._found.set()
+
+    def wanted(self) -> None:
+        """The owner wants something of the swarm. If nobody is known, try to join, and not only when that is due."""
+        if self._tried_at_s == math.inf:  # each put and get comes by here: no more than this, once it has joined
+            return
+        known = self._neighbourhood
+        if len(known.table) or (known.is_server and known.has_looked_around):
+            return
+        if self._clock.monotonic_s() >= self._tried_at_s + REJOIN_WANTED_S:
             self._found.set()
 
     async def _join(self) -> None:
@@ -359,18 +373,23 @@ class Maintenance:
         return [known.peer for known in remembered]
 
     async def _stay_joined(self) -> None:
-        """Until this node has joined, and when it knows nobody any more, try: less and less often, or if one comes."""
+        """Until this node has joined, and when it knows nobody any more, try.
+
+        That is less and less often, but at once if somebody comes, or if its owner wants something.
+        """
         delay_s, tries, is_alone = REJOIN_FIRST_S, 0, False
         while True:
             # It may have joined without having settled: when its owner called ``bootstrap`` after this had failed.
             known = self._neighbourhood
             if known.own_arc.has_settled and known.has_looked_around and len(known.table) and not is_alone:
                 delay_s, tries, is_alone = REJOIN_FIRST_S, 0, False
+                self._tried_at_s = math.inf
                 with trio.move_on_after(REJOIN_AT_MOST_S):
                     await known.loss.wait()
                 continue
             tries += 1
             self._found = trio.Event()
+            self._tried_at_s = math.inf
             try:
                 await self._join_once()
             except (QueryError, StorageError) as error:
@@ -386,6 +405,7 @@ class Maintenance:
                 if known.is_server and not is_alone:
                     logger.info("alone: no other node is known; others can join through this one")
                 is_alone = True
+            self._tried_at_s = self._clock.monotonic_s()
             # Those who join after the first look for it themselves; those whom this node had lost do not.
             is_first = known.has_looked_around and known.lost_all_at_s is None
             with trio.move_on_after(delay_s * (1 + 0.2 * self._rng.random())):

@@ -32,7 +32,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from itertools import islice, takewhile
+from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
@@ -50,6 +50,7 @@ from prime_dht.net.network import Network, OnOutcome
 from prime_dht.node.acquaintances import Acquaintances
 from prime_dht.node.clock import Clock
 from prime_dht.node.contacts import Contacts
+from prime_dht.node.failures import Failures
 from prime_dht.node.feed import Feed
 from prime_dht.node.own_arc import OwnArc
 from prime_dht.wire.kad import Connection, FindNode, PeerRecord, Reply, Request
@@ -89,10 +90,6 @@ STRANGERS_NOTED = 64
 
 NOTED_FOR_S = 1.0
 """For so long what was noted when a peer answered need not be noted again."""
-
-BELIEVE_AGAIN_S = 30.0
-"""Seconds for which others may name a peer that failed us before we ask it again: they find out more slowly, and each
-put or lookup that believed them would wait for its deadline once more."""
 
 PEERS_NOTED = 20_000
 """Peers of which something is kept outside of the routing table; of more, what was noted first is forgotten."""
@@ -157,10 +154,10 @@ class Neighbourhood:
         self._named = 0
         self._named_until_s = -math.inf
         self._contacts = Contacts()
-        self._replicating: OrderedDict[PeerId, None] = OrderedDict()
+        self._replicating: OrderedDict[PeerId, bool] = OrderedDict()  # whether they do, of those that answered
         self._noted: OrderedDict[PeerId, _Noted] = OrderedDict()
         self._probed: OrderedDict[PeerId, _Probe] = OrderedDict()
-        self._failed_at_s: OrderedDict[PeerId, float] = OrderedDict()
+        self._failures = Failures()
         self._waiting: set[PeerId] = set()  # to be probed
         self._to_probe, self._probes = trio.open_memory_channel[PeerId](PROBES_WAITING)
         network.tell_of_dials(self.dialled_by)
@@ -179,7 +176,7 @@ class Neighbourhood:
     def contact(self, peer: PeerId, addresses: Iterable[bytes] | None = None) -> Contact:
         """A peer as a contact, at the addresses given or, without any, at those known."""
         known = tuple(addresses) if addresses is not None else self._network.addresses_of(peer)
-        return self._contacts.get(peer, known, syncs=peer in self._replicating)
+        return self._contacts.get(peer, known, syncs=self._replicating.get(peer, False))
 
     def record(self, contact: Contact) -> PeerRecord:
         """A contact as a reply shows it."""
@@ -229,15 +226,16 @@ class Neighbourhood:
             QueryError: no answer.
             RemoteProtocolError: a wrong one.
         """
+        asked_at_s = self._clock.monotonic_s()
         try:
             reply = await self.tell(contact, request, on_turn=on_turn)
         except (QueryError, RemoteProtocolError) as error:
-            self.failed(contact.peer, error)
+            self.failed(contact.peer, error, asked_at_s=asked_at_s)
             raise
         self.answered(contact.peer, reply)
         return reply
 
-    def post(self, contact: Contact, request: Request, then: OnOutcome) -> bool:
+    def post(self, contact: Contact, request: Request, then: OnOutcome, *, now_s: float) -> bool:
         """As :meth:`ask`, without waiting; ``False``, with nothing sent, if that is not possible just now.
 
         Args:
@@ -248,7 +246,7 @@ class Neighbourhood:
             if isinstance(outcome, Reply):
                 self.answered(contact.peer, outcome)
             else:
-                self.failed(contact.peer, outcome)
+                self.failed(contact.peer, outcome, asked_at_s=now_s)
             then(outcome)
 
         self._network.learn_addresses(contact.peer, contact.addresses, source="kad")
@@ -275,14 +273,11 @@ class Neighbourhood:
             and before is noted.contact
         ):
             return
-        self._failed_at_s.pop(peer, None)
+        self._failures.forget(peer)
         self.acquaintances.heard(peer, self._clock.now_us())
-        if reply.replicates:
-            self._replicating[peer] = None
-            self._replicating.move_to_end(peer)
-            _forget_beyond_bound(self._replicating)
-        else:
-            self._replicating.pop(peer, None)
+        self._replicating[peer] = reply.replicates
+        self._replicating.move_to_end(peer)
+        _forget_beyond_bound(self._replicating)
         known = self.contact(peer)
         remote = self._network.remote_address_of(peer)
         if remote is not None:
@@ -310,14 +305,15 @@ class Neighbourhood:
             case Waiting():
                 pass
 
-    def failed(self, peer: PeerId, reason: PrimeDHTError | str) -> None:
+    def failed(self, peer: PeerId, reason: PrimeDHTError | str, *, asked_at_s: float = math.inf) -> None:
         """A peer did not answer a request, or answered wrongly. (That it disconnected would not be a failure.)"""
         if isinstance(reason, UnsentError):
             return
         self._noted.pop(peer, None)
-        self._failed_at_s[peer] = self._clock.monotonic_s()
-        self._failed_at_s.move_to_end(peer)
-        _forget_beyond_bound(self._failed_at_s)
+        now_s, is_replica = self._clock.monotonic_s(), self._replicating.get(peer, False)
+        # Who is connected, or answered, is there, and will not do better in a moment.
+        is_gone = isinstance(reason, QueryError) and not self._network.is_connected(peer)
+        self._failures.note(peer, now_s, is_replica=is_replica, is_gone=is_gone, asked_at_s=asked_at_s)
         had_place = self.table.get(peer) is not None
         successor = self.table.remove(peer)
         if not had_place:  # it may have been waiting for one
@@ -334,7 +330,7 @@ class Neighbourhood:
         In a large swarm most who ask lie in far buckets, which are full: probing them all would double the traffic. So
         would filling those buckets while many join; ``JOIN_K`` are enough there until a refresh finds more.
         """
-        self._failed_at_s.pop(peer, None)
+        self._failures.forget(peer)
         self.acquaintances.heard(peer, self._clock.now_us())
         if self.table.get(peer) is not None:
             return
@@ -352,12 +348,13 @@ class Neighbourhood:
         if self.table.get(peer) is not None or self._has_failed_lately(peer):
             self.probe(peer)
 
-    def heard_of(self, records: Iterable[PeerRecord]) -> list[Contact]:
-        """Peers that a reply names, as contacts; this node is left out, and so is who failed it a moment ago."""
+    def heard_of(self, records: Iterable[PeerRecord], *, now_s: float) -> list[Contact]:
+        """Peers that a reply names, as contacts; without this node, and who failed it and is left alone for a while."""
+        local, failures = self._network.local, self._failures
         return [
             self.contact(record.peer, record.addresses)
             for record in records
-            if record.peer != self._network.local and not self._has_failed_lately(record.peer)
+            if record.peer != local and not failures.is_left_alone(record.peer, now_s)
         ]
 
     def probe(self, peer: PeerId) -> None:
@@ -410,11 +407,12 @@ class Neighbourhood:
         await self._introduce(peer, min(PROBE_TIMEOUT_S, self._config.rpc_timeout_s), is_stranger=True)
 
     async def _introduce(self, peer: PeerId, timeout_s: float, *, is_stranger: bool) -> None:
+        asked_at_s = self._clock.monotonic_s()
         try:
             reply = await self._network.call(peer, FindNode(peer), timeout_s=timeout_s)
         except (QueryError, RemoteProtocolError) as error:
             if self.table.get(peer) is not None:  # of others it says only that they do not serve, as clients do not
-                self.failed(peer, error)
+                self.failed(peer, error, asked_at_s=asked_at_s)
             raise
         if is_stranger and not reply.closer and self.table.get(peer) is None:
             raise QueryError(f"peer {short(peer)} names neither itself nor anybody else")
@@ -455,14 +453,17 @@ class Neighbourhood:
         return nearest[-1].kad_key ^ self.local if len(nearest) == self.table.k else math.inf
 
     def silent_replicas(self, *, or_told_of: bool = False, at_most: int | None = None) -> list[Contact]:
-        """Peers that have answered as replicas before, or of which it was told, and failed this node a moment ago."""
-        lately = takewhile(self._has_failed_lately, reversed(self._failed_at_s))
-        silent = (self.contact(peer) for peer in lately if or_told_of or peer in self._replicating)
+        """Peers that have answered as replicas before, or of which it was told, and failed this node a moment ago.
+
+        Of whom it was told can be a replica unless it has answered as one that keeps no entry sets.
+        """
+        now_s = self._clock.monotonic_s()
+        lately = self._failures.recent(now_s) if or_told_of else self._failures.recent_replicas(now_s)
+        silent = (self.contact(peer) for peer in lately if self._replicating.get(peer, True))
         return list(islice(silent, at_most))
 
     def _has_failed_lately(self, peer: PeerId) -> bool:
-        failed_at_s = self._failed_at_s.get(peer)
-        return failed_at_s is not None and self._clock.monotonic_s() < failed_at_s + BELIEVE_AGAIN_S
+        return self._failures.is_recent(peer, self._clock.monotonic_s())
 
     def _probed_lately(self, peer: PeerId) -> bool:
         probe = self._probed.get(peer)
@@ -471,7 +472,7 @@ class Neighbourhood:
     def _is_back(self, peer: PeerId) -> bool:
         """Whether a peer that is heard from is a server that did not answer its last probe, the first in a while."""
         probe = self._probed[peer]
-        return probe.has_failed and not probe.is_second and peer in self._replicating
+        return probe.has_failed and not probe.is_second and self._replicating.get(peer, False)
 
     def _left(self, peer: PeerId, reason: str) -> None:
         self.own_arc.observe()

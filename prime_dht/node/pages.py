@@ -23,7 +23,7 @@ from prime_dht.entries.signing import verify_signature
 from prime_dht.errors import RemoteProtocolError, ValidationError
 from prime_dht.ids import US_PER_S, Key
 from prime_dht.node.clock import Clock
-from prime_dht.node.server import MAX_ENTRIES_PER_RECORD, MAX_REPLY_VALUE_BYTES
+from prime_dht.node.server import MAX_REPLY_VALUE_BYTES
 from prime_dht.quantities import duration_text
 from prime_dht.storage.paging import Place, decode_cursor, encode_cursor
 from prime_dht.wire.kad import Record, SlotQuery
@@ -31,6 +31,8 @@ from prime_dht.wire.kad import Record, SlotQuery
 FULL_PAGE_BYTES = MAX_REPLY_VALUE_BYTES - MAX_ENTRY_BYTES
 """An honest replica's page has more than these, unless it is the last: the next entry would not have fitted."""
 
+MAX_ENTRIES_PER_PAGE = 8192
+"""An honest replica's page is bounded by its bytes alone, and the smallest tombstone takes some 160 of them."""
 
 _SLOTS_BYTES = 4
 
@@ -119,7 +121,7 @@ class Pages:
         if record is None or not record.value:
             return Page(Judged(()), held, None, b"")
         try:
-            decoded = decode_entry_set(record.value, max_entries=MAX_ENTRIES_PER_RECORD)
+            decoded = decode_entry_set(record.value, max_entries=MAX_ENTRIES_PER_PAGE)
             behind = decode_cursor(query.cursor)
             end = decode_cursor(next_cursor)
         except ValidationError as error:

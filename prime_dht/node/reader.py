@@ -26,7 +26,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
@@ -73,6 +74,13 @@ REPAIRS_AT_ONCE = 4
 READ_SLOW_AFTER_S = 0.25
 """A replica that has not answered a get for so long no longer holds up the next one: another request costs little, and
 somebody waits."""
+
+
+class _Silent(NamedTuple):
+    """Who failed this node a moment ago: those that answered as replicas before, and enough that may be some."""
+
+    replicas: Sequence[Contact]
+    or_told_of: Sequence[Contact]
 
 
 class Reader:
@@ -203,9 +211,11 @@ class Reader:
                 await self._get_batches(by_peer, answers)
                 asked = width
         found: dict[Key, Found | None] = {}
+        silent = self._silent_replicas()  # once: of those that failed there may be thousands
         for key, said in answers.items():
             chosen = selection.choose(said.joined, self._clock.now_us())
-            nearest = self._nearest_replicas(key, (server for server in servers[key] if server.peer in said.by_peer))
+            answered = (server for server in servers[key] if server.peer in said.by_peer)
+            nearest = self._nearest_replicas(key, answered, silent)
             # Those that were being asked when the time was up have not failed, and others were not asked at all.
             is_open = said.missing or said.are_declined(nearest)
             in_doubt = is_open if limit.cancelled_caught else said.leaves_in_doubt(nearest)
@@ -290,7 +300,7 @@ class Reader:
             await self._ask_here(key, query, answers)  # it may hold what the nearest held before they died
         if not answers.found_nothing:
             return
-        replicas = self._nearest_replicas(key, result.closest)
+        replicas = self._nearest_replicas(key, result.closest, self._silent_replicas())
         are_missing = bool(answers.missing)
         if are_missing:
             left_s = self._config.operation_timeout_s - (result.ended_at_s - result.started_at_s)
@@ -308,18 +318,23 @@ class Reader:
                 "; ".join(filter(None, (f"too few replicas to tell: {silent}", had_nothing, answers.why_declined())))
             )
 
-    def _nearest_replicas(self, key: Key, answered: Iterable[Contact]) -> list[Contact]:
+    def _silent_replicas(self) -> _Silent:
+        known = self._neighbourhood
+        replicas = known.silent_replicas()
+        enough = len(replicas) + self._config.replication_factor  # those are among these
+        return _Silent(replicas, known.silent_replicas(or_told_of=True, at_most=enough))
+
+    def _nearest_replicas(self, key: Key, answered: Iterable[Contact], silent: _Silent) -> list[Contact]:
         """The ``r`` closest to a key, of those that answered and those that have failed this node a moment ago.
 
         Where there are fewer than ``r``, those count too of which it was only told, and which may hold the key. Where
         there are enough they do not: anybody can name what is not there.
         """
-        known = {contact.peer: contact for contact in (*answered, *self._neighbourhood.silent_replicas())}
+        known = {contact.peer: contact for contact in (*answered, *silent.replicas)}
         own, wanted = self._neighbourhood.own_contact(), self._config.replication_factor
         replicas = choose_replicas(kad_key(key), known.values(), wanted, own=own)
-        missing = wanted - len(replicas)
-        told_of = self._neighbourhood.silent_replicas(or_told_of=True) if missing else []
-        return [*replicas, *[contact for contact in told_of if contact.peer not in known][:missing]]
+        told_of = (contact for contact in silent.or_told_of if contact.peer not in known)
+        return [*replicas, *islice(told_of, wanted - len(replicas))]
 
     async def _ask_again(self, contact: Contact, key: Key, query: SlotQuery, answers: Answers) -> None:
         with suppress(QueryError, RemoteProtocolError):
@@ -370,6 +385,7 @@ class Reader:
         query = _slot_query(answers[keys[0]].selection, b"")
         contact = self._neighbourhood.contact(peer)
         begun: list[tuple[Key, Page]] = []
+        asked_at_s = self._clock.monotonic_s()
         try:
             while keys:
                 reply = await self._neighbourhood.ask(contact, GetValue(Key(b""), query, tuple(keys)))
@@ -385,7 +401,7 @@ class Reader:
             for key, page in begun:  # last: there may be much of them
                 await self._take_rest(contact, key, query, page, answers[key])
         except (QueryError, RemoteProtocolError) as error:
-            self._neighbourhood.failed(peer, error)  # what this peer leaves open is asked of others
+            self._neighbourhood.failed(peer, error, asked_at_s=asked_at_s)  # what it leaves open is asked of others
         finally:
             place.release()
 

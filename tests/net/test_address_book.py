@@ -115,12 +115,13 @@ def test_where_the_owner_says_that_a_peer_is_it_stays_though_the_peer_says_so_no
     assert book.addresses(PEER) == (AT_B, AT_A)
 
 
-def test_strangers_words_push_out_neither_the_owner_s_nor_the_peer_s_own() -> None:
+@pytest.mark.parametrize("source", ["kad", "mdns"])
+def test_strangers_words_push_out_neither_the_owner_s_nor_the_peer_s_own(source: str) -> None:
     book = AddressBook()
     book.add(PEER, [AT_A], source="bootstrap", now_s=0.0)
     book.add(PEER, [AT_B], source="identify", now_s=0.0)
     for number in range(100):
-        book.add(PEER, [binary(f"/ip4/192.168.7.7/tcp/{1 + number}")], source="kad", now_s=1.0 + number)
+        book.add(PEER, [binary(f"/ip4/192.168.7.7/tcp/{1 + number}")], source=source, now_s=1.0 + number)
     assert {AT_A, AT_B} < set(book.addresses(PEER))
 
 
@@ -192,10 +193,10 @@ def test_a_new_address_or_a_success_ends_the_wait_and_an_old_address_does_not() 
 def test_what_the_owner_vouches_for_is_believed_though_a_peer_said_it_before_or_says_it_again() -> None:
     book, name = AddressBook(), binary("/dns4/node.lan/tcp/4001")
     nearest = []
-    for source in ("kad", "manual", "kad", "identify"):
+    for source in ("kad", "mdns", "manual", "kad", "mdns", "identify"):
         book.add(PEER, [name], source=source, now_s=0.0)
         nearest.append(book.nearest_of(PEER, name))
-    assert nearest == [Reach.INTERNET, Reach.MACHINE, Reach.MACHINE, Reach.MACHINE]
+    assert nearest == [Reach.INTERNET, Reach.LOCAL_NETWORK, *[Reach.MACHINE] * 4]
 
 
 def test_what_is_said_again_is_not_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from itertools import count
 
 from prime_dht.ids import US_PER_S, Key, PeerId, kad_key, wire_key
+from prime_dht.node.failures import BELIEVE_AGAIN_S
 from prime_dht.node.held import HeldSectors
-from prime_dht.node.neighbourhood import BELIEVE_AGAIN_S
 from prime_dht.partition.arcs import ArcSet
 from prime_dht.partition.location import sector_of
 from prime_dht.storage.capacity import location_of

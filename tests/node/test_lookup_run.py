@@ -59,7 +59,7 @@ class Nearby:
     def answer(self, distance: int, outcome: Reply | QueryError | RemoteProtocolError) -> None:
         self._then[distance](outcome)
 
-    def post(self, contact: Contact, _request: Request, then: OnOutcome) -> bool:
+    def post(self, contact: Contact, _request: Request, then: OnOutcome, *, now_s: float) -> bool:
         if contact.kad_key in self.dialled:
             return False
         self.steps.append(f"post {contact.kad_key}")
@@ -74,7 +74,7 @@ class Nearby:
         await self.dialled[contact.kad_key](on_turn)()
         return Reply()
 
-    def heard_of(self, records: Iterable[PeerRecord]) -> list[Contact]:
+    def heard_of(self, records: Iterable[PeerRecord], *, now_s: float) -> list[Contact]:
         return [self.contact(record.peer) for record in records]
 
     def contact(self, peer: PeerId) -> Contact:
@@ -86,7 +86,7 @@ class Nearby:
     def looked_up(self, _target: KadKey, _at_s: float) -> None:
         self.steps.append("looked up")
 
-    def failed(self, peer: PeerId, reason: str) -> None:
+    def failed(self, peer: PeerId, reason: str, *, asked_at_s: float) -> None:
         self.failures.append((int.from_bytes(peer, "big"), reason))
 
 

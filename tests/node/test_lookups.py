@@ -19,7 +19,7 @@ def hold_posts(node: Node, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Contac
     """From here on a node's posts are answered by whoever has this list."""
     held: list[tuple[Contact, OnOutcome]] = []
 
-    def post(contact: Contact, _request: Request, then: OnOutcome) -> bool:
+    def post(contact: Contact, _request: Request, then: OnOutcome, *, now_s: float) -> bool:
         held.append((contact, then))
         return True
 
@@ -95,7 +95,7 @@ async def test_a_lookup_whose_requests_can_all_be_posted_starts_no_task(
     async with open_swarm(seed=1, size=6) as swarm:
         node = swarm.nodes[0]
 
-        def post(_contact: Contact, _request: Request, then: OnOutcome) -> bool:
+        def post(_contact: Contact, _request: Request, then: OnOutcome, *, now_s: float) -> bool:
             then(Reply(replicates=True))
             return True
 

@@ -12,6 +12,7 @@ from prime_dht.config import DhtConfig
 from prime_dht.errors import QueryError
 from prime_dht.ids import wire_key
 from prime_dht.testing.swarm import open_swarm
+from prime_dht.wire.kad import Request, decode_reply, encode_reply
 
 
 async def test_with_half_the_nodes_dead_whatever_has_a_live_replica_is_read(autojump_clock: MockClock) -> None:
@@ -289,3 +290,25 @@ async def test_a_server_that_is_lost_in_the_middle_of_a_put_counts_once(autojump
         assert (len(receipt.stored_by), receipt.needed, receipt.acknowledged) == (3, 4, False)
         receipt = await node.put("k", b"value", replication=10)
         assert (len(receipt.stored_by), receipt.needed) == (3, 4), "and for a moment after it"
+
+
+async def test_peers_of_classical_kademlia_are_not_missed_as_replicas_when_they_fail(autojump_clock: MockClock) -> None:
+    def classical(request: Request, answer: bytes) -> bytes:
+        reply = decode_reply(request, answer)
+        return encode_reply(request, reply._replace(replicates=False, statuses=(), held=False))
+
+    async with open_swarm(seed=1, size=1) as swarm:
+        (node,) = swarm.nodes
+        for _ in range(4):
+            machine = swarm.machine()
+            swarm.world.lie(machine.peer, classical)
+            foreign = await swarm.start(machine, via=[node])
+            await foreign.bootstrap()
+        assert len(node.peers()) == 4
+        for lost in node.peers()[:3]:
+            swarm.world.silence(lost.peer)
+        receipt = await node.put("k", b"value")
+        assert (len(receipt.stored_by), receipt.needed, receipt.acknowledged) == (1, 1, True)
+        assert len(node.peers()) == 1
+        assert await node.get("absent") is None
+        assert await node.get_many(["absent"]) == {wire_key("absent"): None}

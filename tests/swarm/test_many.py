@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 
 import pytest
 from trio.testing import MockClock
@@ -10,7 +11,10 @@ from trio.testing import MockClock
 from prime_dht.config import DhtConfig, Mode
 from prime_dht.entries.limits import Limits
 from prime_dht.errors import QueryError
-from prime_dht.ids import short, wire_key
+from prime_dht.ids import PeerId, short, wire_key
+from prime_dht.kad.contact import Contact
+from prime_dht.node.failures import Failures
+from prime_dht.node.neighbourhood import Neighbourhood
 from prime_dht.testing.swarm import open_swarm
 
 KEYS = [f"key {number}" for number in range(512)]
@@ -123,3 +127,49 @@ async def test_of_one_key_given_twice_the_later_stands(autojump_clock: MockClock
         found = await swarm.nodes[1].get("k")
         assert found is not None
         assert found.value == b"second"
+
+
+async def test_those_that_failed_a_moment_ago_are_gone_through_no_more_often_for_many_keys_than_for_one(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be thousands: anybody can name peers that do not exist."""
+    looks = 0
+    recent = Failures.recent
+
+    def counted(self: Failures, now_s: float) -> Iterator[PeerId]:
+        nonlocal looks
+        looks += 1
+        return recent(self, now_s)
+
+    monkeypatch.setattr(Failures, "recent", counted)
+    async with open_swarm(seed=1, size=2) as swarm:
+        node, other = swarm.nodes
+        swarm.world.silence(other.peer_id)
+        with pytest.raises(QueryError, match="of the 1 keys"):
+            await node.get_many(["absent"])
+        looks_for_one, looks = looks, 0
+        with pytest.raises(QueryError, match="of the 100 keys"):
+            await node.get_many([f"absent {number}" for number in range(100)])
+        assert looks <= looks_for_one
+
+
+async def test_of_thousands_that_never_answered_few_are_looked_at_when_nothing_is_found(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = 0
+    contact = Neighbourhood.contact
+
+    def counted(self: Neighbourhood, peer: PeerId, addresses: Iterable[bytes] | None = None) -> Contact:
+        nonlocal made
+        made += 1
+        return contact(self, peer, addresses)
+
+    monkeypatch.setattr(Neighbourhood, "contact", counted)
+    async with open_swarm(seed=1, size=5) as swarm:
+        node = swarm.nodes[0]
+        for number in range(2000):
+            node._neighbourhood.failed(PeerId(b"nobody %d" % number), "it does not exist")
+        made = 0
+        assert await node.get("absent", latest=True) is None
+        assert await node.get_many(["absent"]) == {wire_key("absent"): None}
+        assert made < 200

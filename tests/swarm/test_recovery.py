@@ -14,7 +14,7 @@ from prime_dht.ids import US_PER_S, PeerId, TimestampUs
 from prime_dht.net.dialer import BookSettings
 from prime_dht.node import maintenance
 from prime_dht.node.core import Node
-from prime_dht.node.maintenance import REMEMBER_EVERY_S, SETTLE_AFTER_S
+from prime_dht.node.maintenance import REJOIN_WANTED_S, REMEMBER_EVERY_S, SETTLE_AFTER_S
 from prime_dht.storage.base import KnownPeer
 from prime_dht.testing.swarm import Swarm, open_swarm
 
@@ -67,6 +67,57 @@ async def test_who_wakes_asks_its_peers_so_that_those_who_missed_it_meet_it_agai
         swarm.machine_of(node).clock.set_by_us += 8 * HOUR_S * US_PER_S
         await trio.sleep(120)
         assert all_know_all(swarm)
+
+
+async def test_a_client_that_was_cut_off_for_long_is_back_as_soon_as_its_owner_wants_something(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_swarm(seed=1, size=4) as swarm:
+        await swarm.nodes[0].put("k", b"value")
+        client = await swarm.join_client()
+        others = [node.peer_id for node in swarm.nodes if node is not client]
+        swarm.world.partition(others, [client.peer_id])
+        while client.peers():
+            with pytest.raises(QueryError):
+                await client.get("k", latest=True)
+            await trio.sleep(1)
+        await trio.sleep(1200)
+        network = swarm.network_of(client)
+        asked = network.sent.total()
+        for _ in range(1000):
+            with pytest.raises(QueryError):
+                await client.get("k", latest=True)
+            await trio.sleep(0.1)
+        assert network.sent.total() - asked <= 100 / REJOIN_WANTED_S * len(others), "wanting much is no reason to hurry"
+        asked = network.sent.total()
+        while network.sent.total() == asked:  # noqa: ASYNC110 - until it tries by itself, which it does each minute
+            await trio.sleep(1)
+        await trio.sleep(client.config.rpc_timeout_s + REJOIN_WANTED_S)
+        swarm.world.heal()
+        with pytest.raises(QueryError):
+            await client.get("k", latest=True)
+        await trio.sleep(1)
+        assert await client.get("k", latest=True) is not None
+
+
+async def test_while_servers_are_restarted_one_after_the_other_a_client_s_puts_are_acknowledged(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_swarm(seed=1, size=4) as swarm:
+        servers = list(swarm.nodes)
+        client = await swarm.join_client()
+        for number, server in enumerate(servers):
+            machine = await swarm.stop(server)
+            receipt = await client.put(f"{number} without one", b"value")
+            assert receipt.acknowledged
+            await trio.sleep(2)
+            await swarm.start(machine, via=[other for other in servers if other is not server])
+            await trio.sleep(5)
+            receipt = await client.put(f"{number} with all", b"value")
+            assert receipt.acknowledged
+            assert len(receipt.stored_by) >= 3
+        for number in range(len(servers)):
+            assert await client.get(f"{number} without one", latest=True) is not None
 
 
 async def test_a_node_whose_address_changes_is_known_at_the_new_one_minutes_later(autojump_clock: MockClock) -> None:
