@@ -94,6 +94,10 @@ class Directory(click.Path):
         return super().convert(value, param, ctx)
 
 
+STREAM = Path("-")
+"""What :class:`FileOrStream` gives for a standard stream."""
+
+
 class FileOrStream(click.Path):
     """A file, or ``-``, which stands for a standard stream; a file of that name is ``./-``."""
 
@@ -102,7 +106,7 @@ class FileOrStream(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         path = super().convert(value, param, ctx)
-        if path != Path("-") or os.fspath(value) == "-":
+        if path != STREAM or os.fspath(value) == "-":
             return path
         try:
             return Path.cwd() / path  # as a path by itself ./- is - too

@@ -122,6 +122,18 @@ def test_a_value_of_any_size_comes_from_standard_input(node: tuple[str, str]) ->
     assert prime_dht("get", "piped", *node).out == data
 
 
+@pytest.mark.parametrize("size", [11, MIB + 7])
+def test_a_dash_in_place_of_a_file_is_a_standard_stream(node: tuple[str, str], tmp_path: Path, size: int) -> None:
+    data = content(size)
+    done(prime_dht("put", "dash", "--file", "-", *node, stdin=data, cwd=tmp_path))
+    assert prime_dht("get", "dash", "--out", "-", *node, cwd=tmp_path) == Ended(0, data, "")
+    cid = done(prime_dht("add", "-", *node, stdin=data, cwd=tmp_path))
+    assert prime_dht("cat", cid, "--out", "-", *node, cwd=tmp_path) == Ended(0, data, "")
+    assert list(tmp_path.iterdir()) == []
+    assert prime_dht("get", "dash", "--out", "./-", *node, cwd=tmp_path) == Ended(0, b"", "")
+    assert (tmp_path / "-").read_bytes() == data
+
+
 def test_a_small_value_goes_to_a_file_as_ever(node: tuple[str, str], tmp_path: Path) -> None:
     done(prime_dht("put", "small", "a few bytes", *node))
     link, out = tmp_path / "link", tmp_path / "out"

@@ -65,7 +65,7 @@ async def _add(
 ) -> PutReceipt:
     from prime_dht.cli.transfer import blocks_on_disk, leaving_nothing, opened_source, transfer
 
-    given = STDIN if file == Path("-") else file
+    given = STDIN if file == options.STREAM else file
     source = await opened_source(given, session.config.dht.limits.max_inline_bytes)
     with blocks_on_disk(session) as session:
         async with (

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.command("cat")
 @click.argument("cid", type=CidText())
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write it to this file.")
+@click.option("--out", type=options.FileOrStream(), metavar="FILE", help="Write it to this file.")
 @options.max_size
 @quiet
 @options.asking
@@ -40,6 +40,7 @@ def command(session: Session, cid: Cid, out: Path | None, max_bytes: int | None,
     from prime_dht.cli.life import run_until_done
     from prime_dht.cli.transfer import going_on_later, place_for
 
+    out = None if out == options.STREAM else out
     if session.as_json and out is None:
         raise click.UsageError("--json needs --out FILE: without it the blob is on standard output")
     place = None if out is None else place_for(out)

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 @click.command("get")
 @click.argument("key", type=options.Raw())
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write the value to this file.")
+@click.option("--out", type=options.FileOrStream(), metavar="FILE", help="Write the value to this file.")
 @options.subkey
 @options.max_size
 @quiet
@@ -45,6 +45,7 @@ def command(session: Session, key: bytes, out: Path | None, subkey: bytes, max_b
     from prime_dht.cli.life import run_until_done
     from prime_dht.cli.transfer import going_on_later, place_for
 
+    out = None if out == options.STREAM else out
     place = None if out is None else place_for(out)
     with going_on_later(session, None if place is None else f"what has come is kept beside {out}", is_here=True):
         found = run_until_done(partial(_get, session, key, subkey, out, place, max_bytes, is_quiet=quiet))

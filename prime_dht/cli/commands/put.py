@@ -29,7 +29,7 @@ STDIN = 0
 @click.command("put")
 @click.argument("key", type=options.Raw())
 @click.argument("value", type=options.Raw(), required=False)
-@click.option("--file", type=click.Path(path_type=Path), metavar="FILE", help="Take the value from this file.")
+@click.option("--file", type=options.FileOrStream(), metavar="FILE", help="Take the value from this file.")
 @options.ttl
 @options.subkey
 @capability.option
@@ -47,9 +47,10 @@ def command(
 ) -> None:
     """Store VALUE, or a file of any size, under KEY.
 
-    VALUE may be - for standard input. Anybody can put a value under a key; a reader gets the newest. With --data-dir
-    the value is signed by an identity that you keep, so that readers can know it is yours. What has more than 64 KiB
-    becomes a blob, which the replicas of the key fetch from here before the command ends, however long that takes.
+    VALUE and FILE may be - for standard input. Anybody can put a value under a key; a reader gets the newest. With
+    --data-dir the value is signed by an identity that you keep, so that readers can know it is yours. What has more
+    than 64 KiB becomes a blob, which the replicas of the key fetch from here before the command ends, however long that
+    takes.
 
     \b
     Examples:
@@ -62,7 +63,7 @@ def command(
 
     if (value is None) == (file is None):
         raise click.UsageError("give one of VALUE, --file FILE, or - for standard input")
-    source = file if file is not None else STDIN if value == b"-" else value
+    source = STDIN if value == b"-" or file == options.STREAM else value if file is None else file
     assert source is not None
     with going_on_later(session, "replicas keep what they have fetched"):
         receipt = run_until_done(

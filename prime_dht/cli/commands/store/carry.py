@@ -17,7 +17,7 @@ from prime_dht.cli.commands.store.options import (
 )
 from prime_dht.cli.ending import Status, complain, show
 from prime_dht.cli.logs import log_to_stderr
-from prime_dht.cli.options import FileOrStream, admitting, as_json, verbose
+from prime_dht.cli.options import STREAM, FileOrStream, admitting, as_json, verbose
 from prime_dht.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,19 +46,19 @@ def export(data_dir: Path, out: Path, force: bool, entries_only: bool, as_json: 
       prime-dht store export --data-dir ./data --out backup.jsonl
       prime-dht store export --data-dir ./data --entries-only | zstd > entries.jsonl.zst
     """
-    from prime_dht.cli.commands.store.files import STANDARD_STREAM, dump_to_write
+    from prime_dht.cli.commands.store.files import dump_to_write
     from prime_dht.cli.life import run_until_done
     from prime_dht.node.clock import SystemClock
     from prime_dht.storage import offline
 
     log_to_stderr(logging.WARNING, verbose=verbose)
-    if as_json and out == STANDARD_STREAM:
+    if as_json and out == STREAM:
         raise click.UsageError("--json needs --out FILE: without it the dump is on standard output")
     with dump_to_write(out, force=force) as file, progress_bar("exporting") as progress:
         now_us = SystemClock().now_us()
         work = partial(offline.export, now_us=now_us, entries_only=entries_only, progress=progress)
         lines = run_until_done(partial(work, store_file(data_dir), file))
-    if out != STANDARD_STREAM:
+    if out != STREAM:
         show({"path": str(out), "lines": lines}, f"{lines:,} lines written to {out}", as_json=as_json)
 
 

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, BinaryIO, Self
 import trio
 
 from prime_dht.cli.ending import EndedBySignal
+from prime_dht.cli.options import STREAM
 from prime_dht.durability import sync_path
 from prime_dht.errors import ConfigError
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
-STANDARD_STREAM = Path("-")
 STDIN, STDOUT = 0, 1
 LOOK_FOR_CANCEL_S = 0.1
 
@@ -75,7 +75,7 @@ def dump_to_read(path: Path) -> Iterator[BinaryIO]:
     Raises:
         ConfigError: it cannot be read.
     """
-    is_stdin = path == STANDARD_STREAM
+    is_stdin = path == STREAM
     with (
         _blaming("standard input" if is_stdin else str(path)),
         io.BufferedReader(PatientFile(STDIN if is_stdin else path, closefd=not is_stdin)) as file,
@@ -94,7 +94,7 @@ def dump_to_write(path: Path, *, force: bool) -> Iterator[BinaryIO]:
         ConfigError: there is a file already, which is only replaced by ``force``; or it cannot be written.
         EndedBySignal: nobody reads standard output any more.
     """
-    if path == STANDARD_STREAM:
+    if path == STREAM:
         with _blaming("standard output"), PatientFile(STDOUT, "wb", closefd=False) as file:
             yield file
         return
