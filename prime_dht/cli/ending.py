@@ -14,7 +14,7 @@ from enum import IntEnum
 from prime_dht.cli.render import visible
 from prime_dht.errors import ConfigError, PrimeDHTError
 
-STDOUT = 1
+STDIN, STDOUT = 0, 1
 
 
 class Status(IntEnum):

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from prime_dht.node.dht import PrimeDHT
     from prime_dht.node.results import Found
 
-STDIN = 0
 PIECE_BYTES = 1 << 20
 
 FOR_TERMINAL_BYTES = 64 << 10

@@ -12,14 +12,12 @@ import click
 from prime_dht.blobs.cid import Cid
 from prime_dht.cli import options
 from prime_dht.cli.commands.put import check_held, receipt_as_json, shortfalls
-from prime_dht.cli.ending import complain
+from prime_dht.cli.ending import STDIN, complain
 from prime_dht.cli.progress import quiet
 
 if TYPE_CHECKING:
     from prime_dht.cli.client import Session
     from prime_dht.node.results import PutReceipt
-
-STDIN = 0
 
 
 @click.command("add")

@@ -12,7 +12,7 @@ import click
 
 from prime_dht.blobs.cid import Cid
 from prime_dht.cli import capability, options
-from prime_dht.cli.ending import complain
+from prime_dht.cli.ending import STDIN, complain
 from prime_dht.cli.progress import quiet
 from prime_dht.cli.render import moment
 from prime_dht.errors import BlobError, QueryError
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from prime_dht.cli.client import Session
     from prime_dht.entries.entry import BlobRef
     from prime_dht.node.results import PutReceipt
-
-STDIN = 0
 
 
 @click.command("put")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO, Self
 
 import trio
 
-from prime_dht.cli.ending import EndedBySignal
+from prime_dht.cli.ending import STDIN, STDOUT, EndedBySignal
 from prime_dht.cli.options import STREAM
 from prime_dht.durability import sync_path
 from prime_dht.errors import ConfigError
@@ -25,7 +25,6 @@ from prime_dht.errors import ConfigError
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
-STDIN, STDOUT = 0, 1
 LOOK_FOR_CANCEL_S = 0.1
 
 
