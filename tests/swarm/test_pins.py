@@ -13,6 +13,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from prime_dht import PrimeDHT
 from prime_dht.blobs.cid import Cid
 from prime_dht.config import DhtConfig
 from prime_dht.errors import BlobError, QueryError, StorageError
@@ -187,18 +188,19 @@ async def test_an_add_that_fails_leaves_no_pin_and_takes_none_away(autojump_cloc
         assert [kept.cid for kept in await client.blobs.kept() if kept.is_pinned] == [pinned]
 
 
+async def add_in_vain(client: PrimeDHT) -> None:
+    with pytest.raises(QueryError):
+        await client.blobs.add(b"value", pin=True)
+
+
 async def test_an_add_that_fails_does_not_undo_a_pin_that_was_made_meanwhile(autojump_clock: MockClock) -> None:
     async with open_swarm(seed=1, size=2) as swarm:
         client = await swarm.join_client()
         for node in swarm.nodes[:2]:
             swarm.world.silence(node.peer_id)
 
-        async def add() -> None:
-            with pytest.raises(QueryError):
-                await client.blobs.add(b"value", pin=True)
-
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(add)
+            nursery.start_soon(add_in_vain, client)
             await trio.sleep(1)
             await client.blobs.pin(Cid.of_raw(b"value"))
         assert [kept.is_pinned for kept in await client.blobs.kept()] == [True]
@@ -210,14 +212,10 @@ async def test_two_adds_that_fail_leave_no_pin(autojump_clock: MockClock) -> Non
         for node in swarm.nodes[:2]:
             swarm.world.silence(node.peer_id)
 
-        async def add() -> None:
-            with pytest.raises(QueryError):
-                await client.blobs.add(b"value", pin=True)
-
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(add)
+            nursery.start_soon(add_in_vain, client)
             await trio.sleep(1)
-            nursery.start_soon(add)
+            nursery.start_soon(add_in_vain, client)
         assert await client.blobs.kept() == []
 
 
