@@ -2,8 +2,8 @@
 
 A round talks over a stream, reads this node's store and, entry by entry, judges what comes as a put would be judged
 (:mod:`prime_dht.entries.admission`): newest wins, and what is refused is refused for its own reason. Whoever sends what
-its publisher has not signed, or what no replica stores, is to blame. What is refused is remembered, so
-that it does not come again (:mod:`prime_dht.sync.declined`), as far as replicas may have it for long.
+its publisher has not signed, or what no replica stores, is to blame. What is refused is remembered, so that it does not
+come again (:mod:`prime_dht.sync.declined`), as far as replicas may have it for long.
 
 **Deadlines.** A peer that falls silent, or crawls, holds up its own round and nothing else, and that not for long: each
 message has a deadline, and so have all waits of a round together, which the more it has moved the more it may take.

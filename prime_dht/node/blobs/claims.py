@@ -45,7 +45,7 @@ PIN = b"pin"
 
 PUT = b"put:"
 """The label of what a put keeps until replicas hold it, with the time at which its entry ends at the latest, in
-microseconds, 8 bytes, big-endian, and the SHA-256 of its key. (Versions up to 0.4.0 left the key out.)"""
+microseconds, 8 bytes, big-endian, and the SHA-256 of its key. (Versions before 0.4.0 left the key out.)"""
 
 UNTIL_BYTES = 8
 
