@@ -402,6 +402,10 @@ class StorageBackend(AsyncResource):
     async def own_slot(self, slot: Slot) -> OwnSlot | None:
         """The last write this node made in one of its own slots."""
 
+    async def own_slots_of(self, slots: Sequence[Slot]) -> list[OwnSlot | None]:
+        """As :meth:`own_slot` for each. A backend that reads many at a time faster than one by one does so here."""
+        return [await self.own_slot(slot) for slot in slots]
+
     @abstractmethod
     async def put_own_slots(self, slots: Sequence[OwnSlot]) -> None:
         """Remember, durably, this node's last write in each slot; while that is kept, no time of it moves backwards."""

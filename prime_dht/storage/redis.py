@@ -55,6 +55,7 @@ PATIENCE_S = 10.0
 _US_PER_MS = 1000
 _SECTOR_SHIFT_BITS = LOCATION_BITS - rows.SECTOR_BITS
 _ALL = -1
+_AT_A_TIME = 1000
 """A limit that is none, to Redis."""
 
 
@@ -262,8 +263,15 @@ class RedisBackend(StorageBackend):
         await self._store.write(scripts.REMOVE_PEERS, *peers)
 
     async def own_slot(self, slot: Slot) -> OwnSlot | None:
-        row = await self._row(b"o" + rows.slot_name(slot))
-        return None if row is None else rows.read_own_slot(slot, row)
+        (own,) = await self.own_slots_of([slot])
+        return own
+
+    async def own_slots_of(self, slots: Sequence[Slot]) -> list[OwnSlot | None]:
+        found: list[bytes | None] = []
+        for start in range(0, len(slots), _AT_A_TIME):
+            fields = (b"o" + rows.slot_name(slot) for slot in slots[start : start + _AT_A_TIME])
+            found += await self._store.read(scripts.GET_ROWS, *fields)
+        return [None if row is None else rows.read_own_slot(slot, row) for slot, row in zip(slots, found, strict=True)]
 
     async def put_own_slots(self, slots: Sequence[OwnSlot]) -> None:
         arguments = (part for own in slots for part in (rows.slot_name(own.slot), rows.own_slot_row(own)))
@@ -299,7 +307,7 @@ class RedisBackend(StorageBackend):
         return [rows.time(now_us + 1), *(b"%d" % number for number in numbers)]
 
     async def _row(self, field: bytes) -> bytes | None:
-        (row,) = await self._store.read(scripts.GET_ROW, field)
+        (row,) = await self._store.read(scripts.GET_ROWS, field)
         return row
 
     async def _walk(self, kind: bytes, after: bytes | None, limit: int) -> Iterator[tuple[bytes, bytes]]:

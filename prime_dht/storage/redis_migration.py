@@ -31,7 +31,7 @@ async def bring_up_to_date(store: RedisStore) -> None:
     Raises:
         StorageError: the server failed; the store is as good as before.
     """
-    (said,) = await store.read(scripts.GET_ROW, b"#schema")
+    (said,) = await store.read(scripts.GET_ROWS, b"#schema")
     assert said is not None  # else the store could not have been taken
     schema = int(said)
     if schema < 2:

@@ -266,8 +266,8 @@ return said('')
 )
 # ARGV from 4: the schema that a store has come to.
 END_STEP = write_script("call('HSET', ROWS, '#schema', ARGV[4])\nreturn said('')")
-# ARGV from 2: field. Returns its row or nil.
-GET_ROW = read_script("return {call('HGET', ROWS, ARGV[2])}")
+# ARGV from 2: fields, 7000 at most. Returns of each its row or nil.
+GET_ROWS = read_script("return call('HMGET', ROWS, unpack(ARGV, 2))")
 # ARGV from 2: min, max, limit. Returns members whose fields have the same names, without their kind, and rows in turn.
 WALK = read_script(
     r"""

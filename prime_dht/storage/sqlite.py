@@ -136,6 +136,9 @@ class SQLiteBackend(StorageBackend):
     async def own_slot(self, slot: Slot) -> OwnSlot | None:
         return await self._read(lambda connection: rows.own_slot(connection, slot))
 
+    async def own_slots_of(self, slots: Sequence[Slot]) -> list[OwnSlot | None]:
+        return await self._read(lambda connection: [rows.own_slot(connection, slot) for slot in slots])
+
     async def put_own_slots(self, slots: Sequence[OwnSlot]) -> None:
         await self._write(lambda connection: rows.put_own_slots(connection, slots))
 

@@ -232,6 +232,14 @@ class OpsConformance:
                 visited += page
             assert visited == stored
 
+    async def test_many_own_slots_are_found_together(self, backend: StorageBackend) -> None:
+        slots = [make_entry(subkey=b"%d" % number).slot for number in range(2500)]
+        own = [OwnSlot(slot, TimestampUs(100 + number), TimestampUs(900)) for number, slot in enumerate(slots)]
+        await backend.put_own_slots(own[::2])
+        found = await backend.own_slots_of([*slots, slots[0]])
+        assert found == [None if number % 2 else each for number, each in enumerate(own)] + [own[0]]
+        assert await backend.own_slots_of([]) == []
+
     async def test_an_own_slot_is_forgotten_when_no_clock_that_was_set_back_needs_it(
         self, backend: StorageBackend
     ) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import trio
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.keys import KeyPair
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from prime_dht.config import DhtConfig
 from prime_dht.entries.access import group_key, own_key
@@ -19,6 +21,8 @@ from prime_dht.errors import QueryError, ValidationError
 from prime_dht.ids import US_PER_S, Key, PeerId, TimestampUs
 from prime_dht.net.identity import peer_id_of
 from prime_dht.node.core import Node
+from prime_dht.storage.base import OwnSlot
+from prime_dht.storage.memory import MemoryBackend
 from prime_dht.storage.paging import encode_cursor
 from prime_dht.testing.swarm import EPOCH_US, open_swarm
 from prime_dht.wire.kad import GetValue, PeerRecord, Record, Reply, Request
@@ -267,6 +271,60 @@ async def test_created_at_grows_strictly_across_a_restart_with_the_clock_set_bac
         found = await reader.get("k", latest=True)
         assert found is not None
         assert found.value == b"after"
+
+
+class SlowDisc(MemoryBackend):
+    """To remember own slots takes it a second, in which it takes more of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writing = self.most_at_once = 0
+
+    async def put_own_slots(self, slots: Sequence[OwnSlot]) -> None:
+        self.writing += 1
+        self.most_at_once = max(self.most_at_once, self.writing)
+        try:
+            await trio.sleep(1)
+            await super().put_own_slots(slots)
+        finally:
+            self.writing -= 1
+
+
+async def test_writes_of_different_slots_do_not_wait_for_each_other(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=3) as swarm:
+        disc = SlowDisc()
+        writer = await swarm.start(swarm.machine(disc=disc), via=[swarm.nodes[0]])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(writer.put, "a", b"1")
+            nursery.start_soon(writer.put, "b", b"1")
+            nursery.start_soon(writer.put_many, {"c": b"1", "d": b"1"})
+        assert disc.most_at_once == 3
+
+
+async def test_writes_of_one_slot_follow_each_other(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=3) as swarm:
+        disc = SlowDisc()
+        writer = await swarm.start(swarm.machine(disc=disc), via=[swarm.nodes[0]])
+        created_at_us: list[int] = []
+
+        async def put() -> None:
+            created_at_us.append((await writer.put("b", b"1")).created_at_us)
+
+        async def put_many() -> None:
+            receipts = await writer.put_many({"c": b"1", "b": b"1", "a": b"1"})
+            created_at_us.append(receipts[1].created_at_us)
+
+        async with trio.open_nursery() as nursery:
+            for write in (put, put_many, put, put_many):
+                nursery.start_soon(write)
+            await wait_all_tasks_blocked()
+            with trio.move_on_after(0.5):  # one that gives up while it waits lets nobody in early
+                await writer.put("b", b"never")
+        assert disc.most_at_once == 1
+        assert len(set(created_at_us)) == 4
+        found = await swarm.nodes[0].get("b")
+        assert found is not None
+        assert found.created_at_us == max(created_at_us)
 
 
 async def test_an_own_slot_is_remembered_before_the_entry_is_sent(autojump_clock: MockClock) -> None:

@@ -318,9 +318,9 @@ async def test_a_call_that_comes_after_a_later_one_from_its_seat_does_nothing(
         await put_meta(b"0", 511, b"second again")
         with pytest.raises(StorageError, match="STALE"):
             await put_meta(b"0", 258, b"first again")
-        assert await store.read(scripts.GET_ROW, b"nname") == [b"second"]
+        assert await store.read(scripts.GET_ROWS, b"nname") == [b"second"]
         await put_meta(b"1", 259, b"third")
-        assert await store.read(scripts.GET_ROW, b"nname") == [b"third"]
+        assert await store.read(scripts.GET_ROWS, b"nname") == [b"third"]
         await store.aclose()
 
 
