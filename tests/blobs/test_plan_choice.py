@@ -195,6 +195,7 @@ def test_a_second_provider_is_idle_and_one_that_delivers_if_there_is_such_a_one(
     anne, bob, carl = Provider(ANNE), Provider(BOB), provider_of(CARL, delivered=True)
     assert second_for(block, [anne], 0) is None
     assert second_for(block, [anne, bob, carl], 0) is carl
+    assert second_for(block, [anne, bob, carl], US_PER_S) is carl, "however long ago it was asked for anything"
     carl.ask(Cid.of_raw(b"other"), 1, now_us=0)
     assert second_for(block, [anne, bob, carl], SECOND_AFTER_US - 1) is None, "it is active, and will be idle"
     assert second_for(block, [anne, bob, carl], SECOND_AFTER_US) is bob, "it has fallen silent"

@@ -113,3 +113,11 @@ def test_an_ask_that_stays_open_while_others_are_answered_stalls_too() -> None:
         provider.hear(5 * index, MIB)
         provider.take_back(CIDS[index])
     assert provider.stalls_at_us(10) == 40
+
+
+def test_a_block_is_expected_after_all_that_was_asked_for_before_it() -> None:
+    provider = Provider(PeerId(b"a peer"))
+    assert provider.expected_us(FIRST_WINDOW_BYTES) == US_PER_S
+    assert provider.expected_us(1) == provider.expected_us(MIN_COUNTED_BYTES)
+    provider.ask(Cid.of_raw(b"before it"), FIRST_WINDOW_BYTES // 2, now_us=0)
+    assert provider.expected_us(FIRST_WINDOW_BYTES) == 3 * US_PER_S // 2

@@ -38,7 +38,7 @@ SPEC = spec_of(THREE[0].tensors)
         lambda: GeometricMedian(smoothing=cast("float", "small")),
         lambda: CenteredClipping(radius=cast("float", None)),
         lambda: CenteredClipping(radius=1.0, steps=cast("int", 2.5)),
-        lambda: aggregate([], SPEC, FederatedAverage(), bad=-1),
+        lambda: aggregate(THREE, SPEC, FederatedAverage(), bad=-1),
         lambda: aggregate(THREE, SPEC, TrimmedMean(), bad=cast("int", 1.0)),
         lambda: aggregate(THREE, cast("Spec", THREE[0].tensors), TrimmedMean(), bad=1),
     ],

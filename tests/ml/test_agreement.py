@@ -296,6 +296,21 @@ def test_what_a_member_is_said_to_be_backed_by_has_to_be_proved() -> None:
             Driver(A, backed=Backed(X, wrong))
 
 
+@pytest.mark.parametrize(
+    ("said", "match"),
+    [
+        (vote(B, 0, PREVOTE, X.digest), "itself"),
+        (signed(Vote(member=A, round_number=ROUND + 1, view=0, phase=PREVOTE, digest=X.digest)), "of round"),
+        (Signed(vote(A, 0, PREVOTE, X.digest).statement, b"forged"), "did not sign"),
+    ],
+)
+def test_a_member_goes_on_only_from_what_it_said_and_signed_itself_in_this_round(
+    said: Signed[Statement], match: str
+) -> None:
+    with pytest.raises(ValidationError, match=match):
+        Driver(A, said=[said])
+
+
 def test_of_a_proposer_that_proposes_this_and_that_no_more_is_checked_than_is_held() -> None:
     checked: list[Statement] = []
 
@@ -441,9 +456,11 @@ def test_what_bad_members_say_takes_bounded_room_and_crowds_out_nobody() -> None
 def test_views_long_gone_are_forgotten() -> None:
     a = Driver(A)
     for view in range(100):
+        if MEMBERS.proposer(ROUND, view) != A:
+            a.hear(proposal(view, X))
         a.hear(*(vote(one, view, phase, NIL) for phase in (PREVOTE, PRECOMMIT) for one in (B, C)))
     assert a.machine.view == 99
-    assert a.machine.held <= (WINDOW + 1) * 2 * 3
+    assert a.machine.held <= (WINDOW + 1) * (1 + 2 * 3)
 
 
 def test_weights_count_instead_of_heads() -> None:

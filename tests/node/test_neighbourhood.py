@@ -10,7 +10,7 @@ from prime_dht.node.feed import Feed
 from prime_dht.node.neighbourhood import Neighbourhood
 from prime_dht.testing.memory_network import MemoryNetwork, World
 from prime_dht.testing.serving import LOCAL, NOW_US, SetClock
-from prime_dht.wire.kad import Reply, Request
+from prime_dht.wire.kad import Connection, PeerRecord, Reply, Request
 
 
 class ConnectedFrom(MemoryNetwork):
@@ -67,3 +67,41 @@ async def test_one_that_moves_into_a_crowded_subnet_leaves_for_one_that_waits_an
     ]
     assert arrival.is_set()
     assert known.own_arc.prefix.length == 0, "of three servers that sync there, two are left"
+
+
+async def test_one_that_failed_and_asks_or_answers_again_is_not_silent() -> None:
+    known = Neighbourhood(ConnectedFrom(), DhtConfig(), SetClock(NOW_US), Feed(), is_server=True)
+    peer = PeerId(b"\x00\x02it")
+    known.answered(peer, Reply(replicates=True))
+    for asks in (True, False):
+        known.failed(peer, "it is slow")
+        assert [silent.peer for silent in known.silent_replicas()] == [peer]
+        if asks:
+            known.heard_from(peer)
+        else:
+            known.answered(peer, Reply(replicates=True))
+        assert known.silent_replicas() == []
+
+
+class Naming(ConnectedFrom):
+    """A network in which everybody answers with the same names."""
+
+    def __init__(self, *names: PeerRecord) -> None:
+        super().__init__()
+        self.names = names
+
+    async def call(self, *_: object, **__: object) -> Reply:
+        return Reply(closer=self.names)
+
+
+async def test_of_what_a_peer_names_only_its_own_addresses_are_taken_for_its_own() -> None:
+    peer, other = PeerId(b"\x00\x02it"), PeerId(b"\x00\x05other")
+    theirs, its = (
+        PeerRecord(one, (address(subnet, 1),), Connection.CAN_CONNECT) for subnet, one in enumerate((other, peer))
+    )
+    for names, addresses in (((theirs, its), its.addresses), ((theirs,), ())):
+        network = Naming(*names)
+        known = Neighbourhood(network, DhtConfig(), SetClock(NOW_US), Feed(), is_server=True)
+        await known.meet(peer)
+        assert network.addresses_of(peer) == addresses
+        assert known.table.get(peer) is not None

@@ -175,6 +175,7 @@ async def test_every_entry_gets_its_own_status_in_order() -> None:
     serving = Serving()
     old, new = entry(b"old"), entry(b"new", created_at_us=NOW_US + 1)
     await serving.handle(PutValue((record(new),)))
+    assert serving.server.stored == 1
     later = entry(b"later", writer=1, created_at_us=NOW_US + 3600 * US_PER_S - 1)
     large = entry(b"x" * 1000, writer=2)
     other_network = sign_entry(

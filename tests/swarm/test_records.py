@@ -17,6 +17,7 @@ from prime_dht.errors import ConfigError, LocalProtocolError, QueryError, Valida
 from prime_dht.ids import Key, PeerId, TimestampUs, kad_key, peer_text
 from prime_dht.net.identity import peer_id_of
 from prime_dht.net.network import Handler
+from prime_dht.node import records
 from prime_dht.node.core import Node
 from prime_dht.node.records import ANNOUNCE_AGAIN_S, ANNOUNCED_IN_VAIN, SAID_ADDRESSES
 from prime_dht.storage.base import PlainRecord
@@ -401,6 +402,25 @@ async def test_what_is_provided_without_an_announcement_is_found_here_and_announ
         assert [provider.peer for provider in await node.find_providers(CONTENT, count=1)] == [node.peer_id]
         await trio.sleep(3000)
         assert [provider.peer for provider in await swarm.nodes[3].find_providers(CONTENT)] == [node.peer_id]
+
+
+async def test_a_node_provides_and_keeps_alive_only_so_much_and_what_it_does_already_as_often_as_asked(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "MAX_PROVIDED", 2)
+    async with open_swarm(seed=1, size=0) as swarm:
+        node, _ = await swarm_of(swarm, 2)
+        multihashes = [CONTENT[:-1] + bytes([number]) for number in range(3)]
+        keys = [b"/long/%d" % number for number in range(3)]
+        for number in (0, 1, 0):
+            await node.provide(multihashes[number])
+            await node.put_record(keys[number], b"aa")
+        with pytest.raises(ValidationError, match="at most 2 multihashes"):
+            await node.provide(multihashes[2])
+        with pytest.raises(ValidationError, match="at most 2 records"):
+            await node.put_record(keys[2], b"aa")
+        await node.stop_providing(multihashes[0])
+        await node.provide(multihashes[2])
 
 
 async def test_a_node_that_does_not_listen_cannot_provide(autojump_clock: MockClock) -> None:
