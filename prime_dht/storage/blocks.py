@@ -80,6 +80,11 @@ class NoRoomError(StorageError):
         )
         self.wanted_bytes = wanted_bytes
         self.room_bytes = room_bytes
+        self._max_bytes = max_bytes
+
+    def __reduce__(self) -> tuple[type[NoRoomError], tuple[int, int, int]]:
+        """By its numbers: by default it would be by its text, which is none, and a pool of processes would hang."""
+        return type(self), (self.wanted_bytes, self.room_bytes, self._max_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -399,8 +404,9 @@ class BlockStore(AsyncResource):
             return
         async with self._syncing:
             digests, size = await self._transact(lambda: (self._index.unsynced(), self._unsynced_bytes))
-            await self._run(lambda: self._files.sync(digests), limiter=self._readers)
-            await self._transact(lambda: self._index.synced(digests), is_synced=True)
+            if digests:  # else whoever was here while this waited has done it
+                await self._run(lambda: self._files.sync(digests), limiter=self._readers)
+                await self._transact(lambda: self._index.synced(digests), is_synced=True)
             self._unsynced_bytes -= size
 
     async def _making_room(self, work: Callable[[], Awaitable[T]]) -> T:

@@ -244,10 +244,10 @@ class BlockIndex:
         return sizes
 
     def unsynced(self) -> list[bytes]:
-        """Blocks that a loss of power might damage."""
-        self._added = set()
-        rows = self._connection.execute("SELECT digest FROM blocks WHERE is_synced = 0")
-        return [digest for (digest,) in rows]
+        """Blocks that a loss of power might damage. If there are some, :meth:`synced` follows."""
+        digests = [digest for (digest,) in self._connection.execute("SELECT digest FROM blocks WHERE is_synced = 0")]
+        self._added = set() if digests else None
+        return digests
 
     def synced(self, digests: Iterable[bytes]) -> None:
         """These blocks, which :meth:`unsynced` named last, are safe from a loss of power.

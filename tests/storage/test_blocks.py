@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -240,6 +241,13 @@ async def test_garbage_makes_room(store: BlockStore) -> None:
     await store.claim(CLAIM_2, size_bytes=601)
     await store.add(ROOT_2, [(Cid.of_raw(larger), larger)])
     assert await store.stats() == BlockStats(blocks=1, bytes=601, max_bytes=1000)
+
+
+def test_that_there_is_no_room_can_be_told_to_another_process() -> None:
+    error = NoRoomError(1012, 900, 1000)
+    handed_on = pickle.loads(pickle.dumps(error))
+    assert (type(handed_on), str(handed_on)) == (NoRoomError, str(error))
+    assert (handed_on.wanted_bytes, handed_on.room_bytes) == (1012, 900)
 
 
 async def test_a_root_is_refused_for_which_there_is_no_room_beside_what_others_still_lack(store: BlockStore) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+import trio
 
 from prime_dht.blobs.cid import Cid
 from prime_dht.ids import Key, OpId
@@ -120,12 +121,56 @@ async def test_a_root_that_was_said_to_be_complete_is_so_after_a_loss_of_power(
                 await store.settle(draft, Claim(root=put), size_bytes=3)
                 images.append(disk.after_a_loss_of_power())
     for count, image in enumerate(images, 1):
-        left = tmp_path / str(count)
-        shutil.copytree(directory, left, ignore=shutil.ignore_patterns(f"{INDEX_FILE}*"))
-        for name, content in image.items():
-            if name.startswith(INDEX_FILE):
-                (left / name).write_bytes(content)
+        left = left_of(directory, image, tmp_path / str(count))
         async with await BlockStore.open(left, max_bytes=1000) as store:
             statuses = [await store.status(root) for root in roots[:count]]
             assert [status is not None and status.is_complete for status in statuses] == [True] * count
             assert await store.read(roots[:count], verify=True) == data[:count]
+
+
+async def test_blobs_added_side_by_side_reach_the_disk_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And who finds nothing left to bring there has the blob as safe as who brought it."""
+    synced: list[int] = []
+    monkeypatch.setattr(DiskFiles, "sync", lambda _, digests: synced.append(len(digests)))
+    directory = make_directory(tmp_path / "blocks")
+    disk = Disk(directory)
+    roots = [Cid.of_raw(b"%d" % number) for number in range(5)]
+    images: list[tuple[list[Cid], Mapping[str, bytes]]] = []
+    with installed(disk, monkeypatch):
+        async with await BlockStore.open(directory, max_bytes=1000) as store:
+            added: list[Cid] = []
+            settled: list[Cid] = []
+            all_are_added = trio.Event()
+
+            async def put(root: Cid) -> None:
+                async with store.draft() as draft:
+                    await store.add(draft, [(root, b"%d" % roots.index(root))])
+                    added.append(root)
+                    if len(added) == len(roots):
+                        all_are_added.set()
+                    await all_are_added.wait()
+                    await store.settle(draft, Claim(root=root), size_bytes=1)
+                    settled.append(root)
+                    images.append((list(settled), disk.after_a_loss_of_power()))
+
+            async with trio.open_nursery() as nursery:
+                for root in roots:
+                    nursery.start_soon(put, root)
+            await store.sync()
+    assert synced == [len(roots)]
+    for number, (safe, image) in enumerate(images):
+        left = left_of(directory, image, tmp_path / str(number))
+        async with await BlockStore.open(left, max_bytes=1000) as store:
+            statuses = [await store.status(root) for root in safe]
+            assert [status is not None and status.is_complete for status in statuses] == [True] * len(safe)
+
+
+def left_of(directory: Path, image: Mapping[str, bytes], left: Path) -> Path:
+    """A directory with the blocks of a store and what is left of its index."""
+    shutil.copytree(directory, left, ignore=shutil.ignore_patterns(f"{INDEX_FILE}*"))
+    for name, content in image.items():
+        if name.startswith(INDEX_FILE):
+            (left / name).write_bytes(content)
+    return left
