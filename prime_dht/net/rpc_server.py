@@ -14,12 +14,14 @@ request is refused by itself.
 
 What a peer can do to this end is bounded: streams per peer; requests per peer that are being answered, or whose answers
 it has not read; bytes of its large requests, from their announcement until they are answered; seconds for a frame, for
-an answer and for idling. What is over a bound waits, except streams, which are reset.
+an answer and for idling. What is over a bound waits, except streams, which are reset. The bytes are bounded over all
+peers as well, and so are those of the answers that they do not read (:mod:`prime_dht.net.unread`).
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -32,10 +34,17 @@ from prime_dht.ids import PeerId, short
 from prime_dht.net.network import Handler
 from prime_dht.net.offenders import Offenders, Standing
 from prime_dht.net.streams import FrameBudget, FrameStream, StreamLostError
+from prime_dht.net.unread import Unread
 from prime_dht.wire.calls import MAX_CALLS_IN_FLIGHT, Refusal, decode_call, encode_answer
 from prime_dht.wire.kad import AddProvider, Reply, Request, decode_request, encode_reply
 
 logger = logging.getLogger(__name__)
+
+TELL_AGAIN_S = 60.0
+"""After a failure that is this node's own, the next warning of the same failure."""
+
+FAILURES_TOLD = 16
+"""Of so many it is known when they were warned of: a failing disk has more than one way to say it."""
 
 CALLS_AT_ONCE = 8
 """Calls of one peer that are answered in a row by the task that reads them, where nothing has to be waited for: that
@@ -55,6 +64,9 @@ class ServerLimits:
     frame_bytes_per_peer: int = 16 << 20
     """Bytes of one peer's large requests that are under way or being answered."""
 
+    frame_bytes: int = 128 << 20
+    """The same over all peers."""
+
     idle_timeout_s: float = 120.0
     """Seconds after which a stream without requests is reset; go-libp2p idles for 60 s."""
 
@@ -64,17 +76,21 @@ class ServerLimits:
     answer_timeout_s: float = 30.0
     """Seconds for answering one request, and again for a peer to take the answer."""
 
+    unread_bytes: int = 96 << 20
+    """Bytes of answers, over all peers, that wait for their peers to read; beyond, who stands still with most loses
+    streams."""
+
 
 class _PeerState:
     """What is held on behalf of one peer while it has streams open."""
 
     __slots__ = ("at_once", "budget", "places", "streams")
 
-    def __init__(self, limits: ServerLimits) -> None:
+    def __init__(self, limits: ServerLimits, budget: FrameBudget) -> None:
         self.streams = 0
         self.at_once = 0  # calls answered since one had a task of its own, and so since others had a turn
         self.places = trio.Semaphore(limits.calls_per_peer)
-        self.budget = FrameBudget(limits.frame_bytes_per_peer)
+        self.budget = FrameBudget(limits.frame_bytes_per_peer, within=budget)
 
 
 class RpcServer:
@@ -92,7 +108,10 @@ class RpcServer:
         self._limits = limits or ServerLimits()
         self.offenders = offenders or Offenders()
         self._peers: dict[PeerId, _PeerState] = {}
+        self._budget = FrameBudget(self._limits.frame_bytes)
         self._serving: dict[FrameStream, trio.CancelScope] = {}
+        self._told_at_s: dict[str, float] = {}  # when it was warned of a failure last
+        self._unread = Unread(self._give_up, total_bytes=self._limits.unread_bytes)
         self._is_stopped = False
         self.requests: Counter[str] = Counter()
 
@@ -117,7 +136,9 @@ class RpcServer:
         if self._standing(peer) is not Standing.TOLERATED:
             await self._turn_away(FrameStream(stream, budget=FrameBudget(0)), peer)
             return
-        state = self._peers.setdefault(peer, _PeerState(self._limits))
+        state = self._peers.get(peer)
+        if state is None:
+            state = self._peers[peer] = _PeerState(self._limits, self._budget)
         frames = FrameStream(stream, budget=state.budget, frame_timeout_s=self._limits.frame_timeout_s)
         if state.streams >= self._limits.streams_per_peer:
             self._charge(peer, "too many streams")
@@ -148,10 +169,13 @@ class RpcServer:
             while (body := await frames.read_frame(idle_timeout_s=self._limits.idle_timeout_s)) is not None:
                 async with state.places:
                     request = decode_request(body)
-                    reply = await self._answer(peer, request)
-                    if not isinstance(request, AddProvider):
-                        await self._send(frames, encode_reply(request, reply))
-                frames.done_with(body)
+                    message = encode_reply(request, await self._answer(peer, request))
+                    is_answered = not isinstance(request, AddProvider)
+                    frames.done_with(body)
+                    del body, request  # not kept for as long as the peer may take to read
+                    if is_answered:
+                        await self._send(frames, peer, message)
+                    del message  # nor this for as long as it may idle
         return not scope.cancelled_caught
 
     async def _answer_as_ready(self, frames: FrameStream, peer: PeerId, state: _PeerState) -> bool:
@@ -171,6 +195,7 @@ class RpcServer:
             while (body := await frames.read_frame(idle_timeout_s=idle_timeout_s, take=begin)) is not None:
                 await state.places.acquire()
                 self._begin_call(nursery, frames, peer, state, body)
+                del body  # not kept until the next one comes
         return not nursery.cancel_scope.cancelled_caught
 
     def _begin_call(
@@ -206,14 +231,18 @@ class RpcServer:
     ) -> None:
         state.at_once = 0
         try:
-            if answer is None:
-                await trio.lowlevel.checkpoint_if_cancelled()  # the stream may have been given up since the call came
-                answer = self._begin(peer, request)
-            if not isinstance(answer, bytes | Refusal):
-                answer = await self._finish(peer, request, answer)
-            await self._send(frames, encode_answer(number, answer))
+            try:
+                if answer is None:
+                    await trio.lowlevel.checkpoint_if_cancelled()  # the stream may have been given up since it came
+                    answer = self._begin(peer, request)
+                if not isinstance(answer, bytes | Refusal):
+                    answer = await self._finish(peer, request, answer)
+                message = encode_answer(number, answer)
+            finally:
+                frames.done_with(body)
+            del body, request, answer  # not kept for as long as the peer may take to read
+            await self._send(frames, peer, message)
         finally:
-            frames.done_with(body)
             state.places.release()
 
     def _begin(self, peer: PeerId, request: Request) -> bytes | Refusal | Awaitable[Reply]:
@@ -254,14 +283,37 @@ class RpcServer:
             return await answer
         raise trio.TooSlowError
 
-    async def _send(self, frames: FrameStream, body: bytes) -> None:
-        if not frames.write_now(body):
+    async def _send(self, frames: FrameStream, peer: PeerId, body: bytes) -> None:
+        if frames.write_now(body):
+            return
+        burden = self._unread.add(frames, len(body), peer=peer, now_s=trio.current_time())
+
+        def moved() -> None:
+            burden.moved_s = trio.current_time()
+
+        try:
             with trio.fail_after(self._limits.answer_timeout_s):
-                await frames.write_frame(body)
+                await frames.write_frame(body, on_offer=moved)
+        finally:
+            self._unread.remove(burden, len(body))
+
+    def _give_up(self, frames: FrameStream) -> None:
+        logger.debug("a stream was given up: its peer leaves too much unread")
+        self._serving[frames].cancel()
 
     def _note(self, peer: PeerId, error: Exception) -> None:
-        """Log why a request was not carried out. A refusal peers can cause at will; a failure is this node's own."""
-        level = logging.DEBUG if isinstance(error, ValidationError) else logging.WARNING
+        """Log why a request was not carried out. A refusal peers can cause at will; a failure is this node's own.
+
+        While it lasts, as a full disk does, each request fails: of the same failure one is warned of now and then.
+        """
+        now_s, why = trio.current_time(), str(error)
+        told_at_s = self._told_at_s.get(why, -math.inf)
+        is_told = isinstance(error, ValidationError) or now_s < told_at_s + TELL_AGAIN_S
+        if not is_told:
+            if len(self._told_at_s) == FAILURES_TOLD:
+                self._told_at_s.clear()
+            self._told_at_s[why] = now_s
+        level = logging.DEBUG if is_told else logging.WARNING
         logger.log(level, "a request of %s was not carried out: %s", short(peer), error)
 
     def _charge(self, peer: PeerId, reason: str) -> None:

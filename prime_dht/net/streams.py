@@ -10,7 +10,8 @@ yet, one that comes in parts, a deadline, the end. Over any other muxer the read
 
 What large frames make this end hold is bounded by a :class:`FrameBudget` that several streams share. A stream reads on
 in a large frame only when the budget has room for all of it, and the room is taken until the reader is done with the
-frame. Frames up to :data:`SMALL_FRAME_BYTES` need none, so nobody's large frames hold up a small one.
+frame. Frames up to :data:`SMALL_FRAME_BYTES` need none, so nobody's large frames hold up a small one. While somebody
+waits for room, a frame that stands still loses its own: its time is over.
 """
 
 from __future__ import annotations
@@ -37,6 +38,12 @@ SMALL_FRAME_BYTES = 64 << 10
 """Frames up to this size need no budget: a muxer's window holds that much anyway. A read brings no more either, so a
 larger frame is seen coming before it is whole."""
 
+LOOK_S = 0.5
+LOOKS = 4
+LEAST_SHARE = 0.1
+"""While others wait for room it is looked this often how large frames get on. One of which less than this share came
+over so many looks is given up: that is half of what it takes to be whole within 10 s."""
+
 CLOSE_TIMEOUT_S = 1.0
 """For sending the end of a stream; a peer that does not read is not waited for."""
 
@@ -50,25 +57,130 @@ class StreamLostError(QueryError):
 class FrameBudget:
     """Bytes that large frames may take together.
 
+    Room is given in the order in which it was asked for, except that of a budget's parts the one is first that will
+    then have least of it: so whoever asks for much makes himself wait, and not others. Nobody gets room before who is
+    first, or what little is free would never become enough for a large frame.
+
     Args:
         total_bytes: over all streams that share this budget.
+        within: a larger budget, of which this one is a part.
     """
 
-    __slots__ = ("_free_bytes", "_waiting")
+    __slots__ = ("_free_bytes", "_looked_at_s", "_under_way", "_waiting", "_within", "_within_bytes")
 
-    def __init__(self, total_bytes: int) -> None:
+    def __init__(self, total_bytes: int, *, within: FrameBudget | None = None) -> None:
         self._free_bytes = total_bytes
-        self._waiting = trio.lowlevel.ParkingLot()
+        self._within = within
+        self._within_bytes = 0  # what this part has of the larger budget
+        self._waiting: dict[_Wait, None] = {}
+        self._under_way: dict[FrameStream, _Pace] = {}
+        self._looked_at_s = -math.inf
 
     async def take(self, size: int) -> None:
         """Set bytes aside, waiting until there are that many."""
-        while size > self._free_bytes:
-            await self._waiting.park()
-        self._free_bytes -= size
+        await self._set_aside(size, None)
+        if self._within is not None:
+            try:
+                await self._within._set_aside(size, self)
+            except BaseException:
+                self._free(size, None)
+                raise
 
     def give_back(self, size: int) -> None:
+        self._free(size, None)
+        if self._within is not None:
+            self._within._free(size, self)
+
+    def begin(self, stream: FrameStream) -> None:
+        """A stream has room for a frame that is under way."""
+        self._under_way[stream] = _Pace()
+        if self._within is not None:
+            self._within.begin(stream)
+
+    def end(self, stream: FrameStream) -> None:
+        """The frame is whole, or given up."""
+        self._under_way.pop(stream, None)
+        if self._within is not None:
+            self._within.end(stream)
+
+    async def _set_aside(self, size: int, part: FrameBudget | None) -> None:
+        wait = _Wait(size, part)
+        self._waiting[wait] = None
+        self._grant()
+        look_at_s = trio.current_time() + LOOK_S
+        try:
+            while wait in self._waiting:
+                with trio.move_on_at(look_at_s) as scope:
+                    await wait.granted.wait()
+                if scope.cancelled_caught:
+                    look_at_s = trio.current_time() + LOOK_S
+                    self._take_back_from_who_stands_still()
+        except BaseException:
+            if wait in self._waiting:
+                del self._waiting[wait]
+                self._grant()  # others may have waited behind it
+            else:
+                self._free(size, part)
+            raise
+
+    def _grant(self) -> None:
+        while self._waiting:
+            first = min(self._waiting, key=_Wait.rank)
+            if first.size > self._free_bytes:
+                return
+            del self._waiting[first]
+            self._free_bytes -= first.size
+            if first.part is not None:
+                first.part._within_bytes += first.size
+            first.granted.set()
+
+    def _free(self, size: int, part: FrameBudget | None) -> None:
         self._free_bytes += size
-        self._waiting.unpark_all()
+        if part is not None:
+            part._within_bytes -= size
+        self._grant()
+
+    def _take_back_from_who_stands_still(self) -> None:
+        now_s = trio.current_time()
+        if now_s < self._looked_at_s + LOOK_S:
+            return  # another who waits has just looked
+        self._looked_at_s = now_s
+        for stream, pace in list(self._under_way.items()):
+            if pace.stands_still(*stream.progress):
+                stream.give_up_frame()
+
+
+class _Wait:
+    """A frame that wants room, and the part of the budget that it belongs to, if it has parts."""
+
+    __slots__ = ("granted", "part", "size")
+
+    def __init__(self, size: int, part: FrameBudget | None) -> None:
+        self.size = size
+        self.part = part
+        self.granted = trio.Event()
+
+    def rank(self) -> int:
+        """The lowest is first, and of equals who came first."""
+        return 0 if self.part is None else self.part._within_bytes + self.size
+
+
+class _Pace:
+    """How a frame gets on, by looks and not by the clock: a node that did nothing for a while has not read either."""
+
+    __slots__ = ("_looks", "_mark_bytes")
+
+    def __init__(self) -> None:
+        self._looks = 0
+        self._mark_bytes = 0
+
+    def stands_still(self, got_bytes: int, size: int) -> bool:
+        """Whether at this look, as at those before it, too little has come."""
+        if got_bytes - self._mark_bytes >= size * LEAST_SHARE:
+            self._mark_bytes, self._looks = got_bytes, 0
+            return False
+        self._looks += 1
+        return self._looks >= LOOKS
 
 
 Take = Callable[[bytes], bool]
@@ -112,6 +224,8 @@ class FrameStream:
         self._frame_timeout_s = frame_timeout_s
         self._heard_at_s = -math.inf  # since when nothing has come
         self._began_at_s = -math.inf  # when the frame that is under way began
+        self._is_given_up = False  # that frame, because others wait for its room
+        self._scope: trio.CancelScope | None = None  # of a read that has a deadline
         self._writing: trio.Lock | None = None  # held while a frame is sent that cannot be sent at once
         self.broken = False
 
@@ -128,7 +242,8 @@ class FrameStream:
         Raises:
             StreamLostError: reset, broken, or ended within a frame.
             RemoteProtocolError: a malformed length, or a frame too large.
-            trio.TooSlowError: nothing came for ``idle_timeout_s``, or a frame was not whole in time.
+            trio.TooSlowError: nothing came for ``idle_timeout_s``, or a frame was not whole in time, or stood still
+                while others waited for its room.
             Exception: what ``take`` raised.
         """
         receiver = partial(self._feed, take)
@@ -145,8 +260,10 @@ class FrameStream:
             else:
                 # Not trio.fail_after: its two context managers cost as much as the scope within.
                 with trio.CancelScope(deadline=deadline_s) as scope:
+                    self._scope = scope
                     await self._make_room()
                     has_ended = not await self._receive(receiver)
+                self._scope = None
                 if scope.cancelled_caught:
                     # Frames that were taken meanwhile have put the deadline off.
                     if trio.current_time() >= self._deadline_s(idle_timeout_s):
@@ -161,6 +278,17 @@ class FrameStream:
         """The reader no longer holds a frame that :meth:`read_frame` returned: its room is free."""
         if len(frame) > SMALL_FRAME_BYTES:
             self._release(min(len(frame), self._taken_bytes - self._under_way_bytes))
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """How many bytes there are of the large frame that is under way, and of how many."""
+        return self._decoder.held_bytes, self._under_way_bytes
+
+    def give_up_frame(self) -> None:
+        """The large frame that is under way is not waited for any longer: :meth:`read_frame` says that it is late."""
+        self._is_given_up = True
+        if self._scope is not None:
+            self._scope.deadline = -math.inf
 
     def is_quiet(self) -> bool:
         """Whether nothing has come, as far as can be told without reading, that :meth:`read_frame` has not returned."""
@@ -192,9 +320,9 @@ class FrameStream:
         """
         if self.write_now(body):
             return
-        frame = encode_frame(body)
         self._writing = self._writing or trio.Lock()
         async with self._writing:
+            frame = encode_frame(body)  # a copy, so not while many wait for their turn
             try:
                 for start in range(0, len(frame), MAX_PAYLOAD_BYTES):
                     on_offer()
@@ -248,6 +376,8 @@ class FrameStream:
                 await self._stream.muxed_conn.close()
 
     def _deadline_s(self, idle_timeout_s: float) -> float:
+        if self._is_given_up:
+            return -math.inf
         if self._decoder.is_between_frames:
             return self._heard_at_s + idle_timeout_s
         return self._began_at_s + self._frame_timeout_s
@@ -285,8 +415,8 @@ class FrameStream:
         self._heard_at_s = now_s
         if begins or frames:
             self._began_at_s = now_s
-        if frames:
-            self._under_way_bytes = 0  # its room is now the first frame's
+        if frames and self._under_way_bytes:
+            self._end_frame()  # its room is now the first frame's
         for frame in frames:
             if self._ready or not take(frame):
                 if self._ready is None:
@@ -302,6 +432,8 @@ class FrameStream:
         await self._budget.take(announced)
         self._under_way_bytes = announced
         self._taken_bytes += announced
+        if self._frame_timeout_s < math.inf:
+            self._budget.begin(self)
         if self.broken:  # another task reset the stream meanwhile, and gave back what it had then
             self._release_all()
             raise StreamLostError("the stream was reset while a frame waited for room")
@@ -312,4 +444,10 @@ class FrameStream:
 
     def _release_all(self) -> None:
         self._release(self._taken_bytes)
+        self._end_frame()
+
+    def _end_frame(self) -> None:
+        """No large frame is under way any longer."""
         self._under_way_bytes = 0
+        self._is_given_up = False
+        self._budget.end(self)

@@ -107,6 +107,11 @@ class FrameDecoder:
             self._buffer += memoryview(data)[position:]
         return frames
 
+    @property
+    def held_bytes(self) -> int:
+        """What there is of the frame that is under way, its length included."""
+        return len(self._buffer)
+
     def announced_bytes(self) -> int:
         """The size of the frame that is under way, once its length is known, else 0."""
         length = decode_varint(self._buffer)

@@ -13,7 +13,7 @@ from prime_dht.errors import PrimeDHTError, RemoteProtocolError, StorageError, V
 from prime_dht.ids import Key, PeerId
 from prime_dht.net.network import Handler
 from prime_dht.net.offenders import Offenders, OffenderSettings
-from prime_dht.net.rpc_server import RpcServer
+from prime_dht.net.rpc_server import RpcServer, ServerLimits
 from prime_dht.net.streams import FrameBudget, FrameStream, StreamLostError
 from prime_dht.testing.rpc import CLIENT, SERVER, read
 from prime_dht.testing.streams import WINDOW_BYTES, MemoryStream, stream_pair
@@ -380,6 +380,33 @@ async def test_a_peer_that_does_not_read_its_answers_gets_no_more_of_them_and_th
         assert answered == IN_FLIGHT
     assert stream.is_reset
     assert trio.current_time() == 30.0
+    assert not server.offenders.offences
+
+
+async def test_when_peers_together_leave_too_much_unread_the_one_that_stands_still_with_most_loses_its_stream(
+    autojump_clock: MockClock,
+) -> None:
+    async def large_answer(_peer: PeerId, _request: Request) -> Reply:
+        return Reply(record=Record(Key(b"/x/k"), bytes(1 << 20)))
+
+    server = RpcServer(large_answer, ServerLimits(unread_bytes=8 << 20))
+    async with trio.open_nursery() as nursery:
+        streams: list[tuple[FrameStream, MemoryStream]] = []
+        for name, calls in ((b"\x00\x01a", 2), (b"\x00\x01b", 5)):  # together nearly all that there may be
+            streams.append(Peer(server, nursery, PeerId(name)).open(PIPELINED))
+            for number in range(calls):
+                await streams[-1][0].write_frame(call(PIPELINED, number, Ping()))
+            await trio.sleep(1.0)
+        (patient, _), (_, greedy) = streams
+        await patient.read_frame(idle_timeout_s=math.inf)
+        reader, _ = Peer(server, nursery).open(PIPELINED)
+        for number in range(2):
+            await reader.write_frame(call(PIPELINED, number, Ping()))
+        for _ in range(2):
+            assert reply_in(PIPELINED, Ping(), await read(reader)).record is not None
+        assert greedy.is_reset
+        assert reply_in(PIPELINED, Ping(), await read(patient)).record is not None
+        nursery.cancel_scope.cancel()
     assert not server.offenders.offences
 
 
