@@ -102,6 +102,24 @@ ATTACKS = {
         "gets no more of them, and loses the stream or the connection",
         "net/test_rpc_server.py::test_a_peer_that_does_not_read_its_answers_gets_no_more_of_them_and_then_loses_the_stream",
         "net/test_noise.py::test_a_peer_that_makes_us_answer_and_does_not_read_is_cut_off",
+        "net/test_rpc_server.py::test_when_peers_together_leave_too_much_unread_the_one_that_stands_still_with_most_loses_its_stream",
+    ),
+    "many identities that hold all streams, or all connections from a few addresses": (
+        "a newcomer gets a place at the cost of whoever has many more",
+        "net/hardening/test_stream_guard.py::test_who_has_all_streams_that_there_may_be_gives_up_its_newest_for_a_peer_that_has_few",
+        "net/hardening/test_inbound.py::test_whoever_took_all_places_from_one_address_gives_one_to_a_newcomer_from_another",
+        "net/hardening/test_inbound.py::test_who_began_a_handshake_first_from_where_most_did_makes_way_for_a_newcomer_from_elsewhere",
+        "net/hardening/test_inbound.py::test_who_is_protected_or_has_a_stream_open_makes_no_way_while_another_from_there_can",
+    ),
+    "pings, streams opened and reset, or other frames that bring nothing, as fast as they go": (
+        "is not heard for as long as they came too early; others have turns meanwhile",
+        "net/test_yamux_hostile.py::test_after_a_flood_that_brings_nothing_a_peer_is_not_heard_for_as_long_as_it_came_too_early",
+        "net/test_yamux_hostile.py::test_others_have_turns_while_very_many_frames_are_handled",
+    ),
+    "large frames that are announced and stand still": (
+        "their room is taken back when others wait for it, and it is bounded over all peers",
+        "net/test_large_frames.py::test_a_frame_that_stands_still_gives_its_room_to_one_that_waits",
+        "net/test_large_frames.py::test_large_requests_of_many_peers_have_a_bound_together_and_who_stalls_does_not_keep_others_out",
     ),
     "opens 1,000 streams": (
         "64 are served, the others reset, the peer is backed off",

@@ -70,7 +70,7 @@ class Attacked:
         """Streams that peers have open to the node."""
         guard = parts_of(self.host)[1].common_stream_handler
         assert isinstance(guard, StreamGuard)
-        return guard._open.total()
+        return guard.total
 
 
 @asynccontextmanager

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import trio
 from libp2p.peer.id import ID
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from prime_dht.net.yamux import FastYamux, FastYamuxStream
-from prime_dht.net.yamux.connection import MAX_BUFFERED_BYTES, MAX_LINGERING_STREAMS
+from prime_dht.net.yamux.connection import FRAMES_PER_TURN, MAX_BUFFERED_BYTES, MAX_LINGERING_STREAMS, Unread
 from prime_dht.net.yamux.frames import (
     ACK,
     DATA,
@@ -23,6 +25,7 @@ from prime_dht.net.yamux.frames import (
     WINDOW_UPDATE,
     encode,
 )
+from prime_dht.net.yamux.pace import IDLE_PER_S
 from prime_dht.testing.memory_conn import MemoryConn, memory_conns
 
 PEER = ID(b"\x00\x01\x00")
@@ -169,6 +172,38 @@ async def test_unread_data_beyond_the_connections_limit_resets_its_stream_only(n
     assert muxer.stream_count == full + 1, "there is room for what was read, and for what will never be"
 
 
+async def test_unread_data_beyond_the_limit_of_all_connections_resets_the_fullest_stream_of_the_fullest(
+    nursery: trio.Nursery,
+) -> None:
+    unread = Unread(total_bytes=10_000)
+    peers, muxers = [], []
+    for _ in range(3):
+        peer, listener = memory_conns()
+        peers.append(peer)
+        muxers.append(FastYamux(listener, PEER, unread=unread))
+        nursery.start_soon(muxers[-1].start)
+
+    async def send(to: int, stream_id: int, size: int) -> None:
+        peers[to].send_now(encode(DATA, SYN, stream_id, size) + bytes(size))
+        await wait_all_tasks_blocked()
+
+    for to, stream_id, size in ((0, 1, 1000), (1, 1, 2000), (1, 3, 4000), (2, 1, 3000)):
+        await send(to, stream_id, size)
+    assert unread.bytes == 10_000
+    await send(0, 3, 500)
+    assert peers[1].received()[-1] == (WINDOW_UPDATE, RST, 3, 0)
+    assert unread.bytes == 6500
+    assert [muxer.stream_count for muxer in muxers] == [2, 1, 1]
+    await send(2, 3, 5000)
+    assert peers[2].received()[-1] == (WINDOW_UPDATE, RST, 3, 0), "which is the one that it came on"
+    assert unread.bytes == 6500
+    assert len(await (await muxers[0].accept_stream()).read()) == 1000
+    for muxer in muxers:
+        await muxer.close()
+    await wait_all_tasks_blocked()
+    assert unread.bytes == 0
+
+
 async def test_streams_that_only_we_closed_count_against_no_limit_but_do_not_pile_up(
     against: tuple[FastYamux, MemoryConn],
 ) -> None:
@@ -180,3 +215,64 @@ async def test_streams_that_only_we_closed_count_against_no_limit_but_do_not_pil
     await (await muxer.open_stream()).close()
     assert muxer.stream_count == MAX_LINGERING_STREAMS
     assert peer.received()[-1] == (WINDOW_UPDATE, RST, 2, 0), "the oldest goes"
+
+
+async def test_others_have_turns_while_very_many_frames_are_handled(
+    against: tuple[FastYamux, MemoryConn], nursery: trio.Nursery
+) -> None:
+    _, peer = against
+    answered_at_turns = [0]
+
+    async def look_at_each_turn() -> None:
+        while answered_at_turns[-1] < 10 * FRAMES_PER_TURN:
+            answered_at_turns.append(answered_at_turns[-1] + len(peer.received()))
+            await trio.lowlevel.checkpoint()
+
+    await wait_all_tasks_blocked()
+    peer.send_now(encode(PING, SYN, 0, 7) * 10 * FRAMES_PER_TURN)
+    nursery.start_soon(look_at_each_turn)
+    await wait_all_tasks_blocked()
+    assert answered_at_turns[-1] == 10 * FRAMES_PER_TURN
+    assert max(after - before for before, after in pairwise(answered_at_turns)) <= 2 * FRAMES_PER_TURN
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        [encode(PING, SYN, 0, 7) * 3 * IDLE_PER_S],
+        [(encode(WINDOW_UPDATE, SYN, 1, 0) + encode(WINDOW_UPDATE, RST, 1, 0)) * (3 * IDLE_PER_S // 2)],
+        [encode(DATA, SYN, 1, 0) + encode(DATA, 0, 1, 0) * (3 * IDLE_PER_S - 1)],
+        [(encode(DATA, 0, 9, 1) + b"x") * 3 * IDLE_PER_S],
+        [encode(DATA, SYN, 1, 2 * IDLE_PER_S), *[b""] * IDLE_PER_S, *[b"x"] * 2 * IDLE_PER_S, *[b""] * 2 * IDLE_PER_S],
+    ],
+    ids=["pings", "streams opened and reset", "frames without data", "data for no stream", "empty Noise frames"],
+)
+async def test_after_a_flood_that_brings_nothing_a_peer_is_not_heard_for_as_long_as_it_came_too_early(
+    against: tuple[FastYamux, MemoryConn], mock_clock: MockClock, flood: list[bytes]
+) -> None:
+    _, peer = against
+    for chunk in flood:
+        peer.send_now(chunk)
+    await wait_all_tasks_blocked()
+    peer.received()
+    peer.send_now(encode(PING, SYN, 0, 8))
+    mock_clock.jump(1.99)
+    await wait_all_tasks_blocked()
+    assert peer.received() == []
+    mock_clock.jump(0.02)
+    await wait_all_tasks_blocked()
+    assert peer.received() == [(PING, ACK, 0, 8)]
+
+
+async def test_a_peer_that_sends_data_however_little_at_a_time_is_heard_at_once(
+    against: tuple[FastYamux, MemoryConn], mock_clock: MockClock
+) -> None:
+    _, peer = against
+    peer.send_now(encode(DATA, SYN, 1, 0))
+    for _ in range(10 * IDLE_PER_S):
+        peer.send_now(encode(DATA, 0, 1, 1) + b"x")
+    await wait_all_tasks_blocked()
+    peer.received()
+    peer.send_now(encode(PING, SYN, 0, 8))
+    await wait_all_tasks_blocked()
+    assert peer.received() == [(PING, ACK, 0, 8)]

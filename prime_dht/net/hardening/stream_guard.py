@@ -12,7 +12,9 @@ Defects (py-libp2p 0.8.1):
 Why this works: the swarm looks up ``common_stream_handler`` for each stream; this guard stands in its place. It admits
 a stream within the limits or resets it; contains whatever the handler raises and then resets the stream; after a
 handler that returned it closes this end, reads what the peer still sends until the peer closes too, and resets the
-stream if that takes too long. A handler therefore owns its stream until it returns, and not longer.
+stream if that takes too long. A handler therefore owns its stream until it returns, and not longer. When all peers
+together have as many streams as there may be, the newest of the peer that has most is reset for one of a peer that has
+few: identities are free, and those that hold streams for nothing must not keep everybody else out.
 
 It can go when the swarm contains handlers' exceptions, limits streams per peer, and finishes streams itself.
 """
@@ -20,7 +22,7 @@ It can go when the swarm contains handlers' exceptions, limits streams per peer,
 from __future__ import annotations
 
 import logging
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -62,7 +64,8 @@ class StreamGuard:
         self._handler = handler
         self._limits = limits
         self._finish_streams = finish_streams
-        self._open: Counter[PeerId] = Counter()
+        self._open: dict[PeerId, dict[INetStream, None]] = {}
+        self._total = 0
         self._faults: OrderedDict[PeerId, int] = OrderedDict()
 
     @property
@@ -70,27 +73,52 @@ class StreamGuard:
         """How many streams of a peer ended in an exception, for the peers that caused one most recently."""
         return MappingProxyType(self._faults)
 
+    @property
+    def total(self) -> int:
+        """How many streams peers have open."""
+        return self._total
+
     async def __call__(self, stream: INetStream) -> None:
         peer = PeerId(stream.muxed_conn.peer_id.to_bytes())
-        if (
-            self._open[peer] >= self._limits.max_inbound_streams_per_peer
-            or self._open.total() >= self._limits.max_inbound_streams
-        ):
+        count = len(self._open.get(peer, ()))
+        displaced: tuple[PeerId, INetStream] | None = None
+        is_full = self._total >= self._limits.max_inbound_streams
+        if is_full and count < self._limits.max_inbound_streams_per_peer:
+            displaced = self._dispensable(count)
+        if count >= self._limits.max_inbound_streams_per_peer or (is_full and displaced is None):
             logger.debug("refused a stream of %s: too many are open", short(peer))
             await _reset(stream)
             return
-        self._open[peer] += 1
+        if displaced is not None:
+            self._forget(*displaced)
+        self._open.setdefault(peer, {})[stream] = None
+        self._total += 1
         ended = False
         try:
+            if displaced is not None:
+                await _reset(displaced[1])
             with contained(partial(self._note, peer, stream)):
                 await self._handler(stream)
                 ended = not self._finish_streams or await _finish(stream)
             if not ended:
                 await _reset(stream)
         finally:
-            self._open[peer] -= 1
-            if not self._open[peer]:
-                del self._open[peer]
+            self._forget(peer, stream)
+
+    def _dispensable(self, count: int) -> tuple[PeerId, INetStream] | None:
+        """The newest stream of the peer that has most, if it has many more than a peer with so many."""
+        most = max(self._open, key=lambda peer: len(self._open[peer]), default=None)
+        if most is None or len(self._open[most]) <= count + 1:
+            return None
+        return most, next(reversed(self._open[most]))
+
+    def _forget(self, peer: PeerId, stream: INetStream) -> None:
+        streams = self._open.get(peer, {})
+        if stream in streams:
+            del streams[stream]
+            self._total -= 1
+        if not streams:
+            self._open.pop(peer, None)
 
     def _note(self, peer: PeerId, stream: INetStream, faults: ExceptionGroup[Exception]) -> None:
         self._faults[peer] = self._faults.pop(peer, 0) + 1

@@ -1,15 +1,17 @@
 """A Yamux connection: one read loop for all streams, synchronous sending, and limits on all that a peer can cause.
 
-The read loop takes everything that one ``recv`` brought, handles all of it without a checkpoint, and sends what that
-calls for (acknowledgements, answers to pings, resets) as one Noise frame. Data goes to the stream's receiver, if a task
-waits with one, and else into the stream's buffer. Streams send synchronously through the session below, so nothing has
-to be locked and a frame is never cut.
+The read loop takes everything that one ``recv`` brought, handles it without a checkpoint, unless that is very many
+frames, and sends what they call for (acknowledgements, answers to pings, resets) as one Noise frame. Data goes to the
+stream's receiver, if a task waits with one, and else into the stream's buffer. Streams send synchronously through the
+session below, so nothing has to be locked and a frame is never cut.
 
-What a peer can make us hold: ``max_inbound_streams`` streams that we have not closed, as many that wait to be
-accepted, ``MAX_LINGERING_STREAMS`` that we have closed and it has not, ``MAX_BUFFERED_BYTES`` of unread data, and the
-session's outgoing buffer. The read loop waits for nothing but the socket. A stream beyond a limit is reset. A peer that
-breaks the protocol (an unknown version or kind, more data than the window, a stream id that is zero, ours or in use)
-gets GO_AWAY, and the connection is closed.
+What a peer can make us hold: ``max_inbound_streams`` streams that we have not closed, as many that wait to be accepted,
+``MAX_LINGERING_STREAMS`` that we have closed and it has not, ``MAX_BUFFERED_BYTES`` of unread data, and the session's
+outgoing buffer. Identities are free, so the unread data of all connections of a host has a bound as well. The read loop
+waits for nothing but the socket, unless a peer sends too fast what brings no stream any data
+(:mod:`prime_dht.net.yamux.pace`). A stream beyond a limit is reset. A peer that breaks the protocol (an unknown version
+or kind, more data than the window, a stream id that is zero, ours or in use) gets GO_AWAY, and the connection is
+closed.
 
 A stream id is not checked against ids that were used and are done with: go-yamux gives out ids and sends their SYNs
 without a common lock, so an id below the highest seen is no proof of reuse, and reuse harms nobody but its peer. Frames
@@ -23,8 +25,9 @@ stream that finds no place fails after ``OPEN_TIMEOUT_S`` instead of never, no s
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import cached_property
+from itertools import chain, islice
 from typing import Protocol
 
 import trio
@@ -38,6 +41,7 @@ from multiaddr import Multiaddr
 from prime_dht.errors import RemoteProtocolError
 from prime_dht.ids import PeerId, short
 from prime_dht.net.yamux import frames
+from prime_dht.net.yamux.pace import Pace
 from prime_dht.net.yamux.stream import FastYamuxStream
 
 MAX_STREAMS = 256
@@ -49,8 +53,14 @@ MAX_LINGERING_STREAMS = 256
 MAX_BUFFERED_BYTES = 16 << 20
 """Unread data over all streams of a connection; a stream whose data goes beyond it is reset."""
 
+MAX_BUFFERED_TOGETHER_BYTES = 256 << 20
+"""Unread data over all connections of a host; beyond it, the fullest stream of the fullest connection is reset."""
+
 SPARE_WINDOW_BYTES = 8 << 20
 """How much the windows of all streams of a connection together may grow."""
+
+FRAMES_PER_TURN = 256
+"""After so many the read loop lets others have their turn."""
 
 OPEN_TIMEOUT_S = 10.0
 """How long ``open_stream`` waits for one of our streams to end, or for the peer to read."""
@@ -85,6 +95,29 @@ class MuxableConn(Protocol):
     def get_connection_type(self) -> ConnectionType: ...
 
 
+class Unread:
+    """The unread data of connections that share a bound.
+
+    Attributes:
+        bytes: how much there is.
+    """
+
+    def __init__(self, total_bytes: int = MAX_BUFFERED_TOGETHER_BYTES) -> None:
+        self._total_bytes = total_bytes
+        self._connections: set[FastYamux] = set()  # those that have any
+        self.bytes = 0
+
+    def change(self, connection: FastYamux, size: int) -> None:
+        """A connection has come to hold so much more, or less; then one may have to let go of some."""
+        self.bytes += size
+        if not connection.buffered_bytes:
+            self._connections.discard(connection)
+        elif size > 0:
+            self._connections.add(connection)
+            if self.bytes > self._total_bytes:
+                max(self._connections, key=lambda each: each.buffered_bytes).drop_fullest_stream()
+
+
 class FastYamux(IMuxedConn):
     """A connection's streams. py-libp2p's swarm runs ``start`` in a task, and that task is the read loop.
 
@@ -93,6 +126,7 @@ class FastYamux(IMuxedConn):
         peer_id: who is at the other end.
         max_inbound_streams: how many of the peer's streams may be open on our side at a time.
         max_outbound_streams: how many of our own.
+        unread: shared with other connections.
     """
 
     def __init__(
@@ -102,6 +136,7 @@ class FastYamux(IMuxedConn):
         *,
         max_inbound_streams: int = MAX_STREAMS,
         max_outbound_streams: int = MAX_STREAMS,
+        unread: Unread | None = None,
     ) -> None:
         self.secured_conn = conn
         self.peer_id = peer_id
@@ -120,6 +155,7 @@ class FastYamux(IMuxedConn):
         self._is_flushing = False
         self._replies: bytearray | None = None  # what the read loop has to send, while it handles what it received
         self._buffered_bytes = 0
+        self._unread = unread
         self._spare_window_bytes = SPARE_WINDOW_BYTES
 
     # Each takes a quarter of a kilobyte. Only who opens streams needs the first, and only who accepts them the second.
@@ -169,11 +205,13 @@ class FastYamux(IMuxedConn):
         self._start_soon = start_soon
         self.event_started.set()
         self.event_started = _SET  # an event takes a quarter of a kilobyte
-        parser = frames.FrameParser()
+        parser, pace = frames.FrameParser(), Pace()
         try:
             while not self._is_closed:
                 # Without a name: it would keep the last of what was received for as long as nothing more is.
-                self._handle_all(parser, await self.secured_conn.read_some())
+                idle = await self._handle_all(parser, await self.secured_conn.read_some())
+                if idle > 0 and (pause_s := pace.pause_s(idle, trio.current_time())):
+                    await trio.sleep(pause_s)
         except ConnectionClosedError as reason:
             _logger.debug("connection to %s ended: %s", self._peer, reason)
         except RemoteProtocolError as error:
@@ -291,12 +329,28 @@ class FastYamux(IMuxedConn):
         """Account for ``size`` bytes that a stream is to buffer; ``False`` if the connection holds too much already."""
         if self._buffered_bytes + size > MAX_BUFFERED_BYTES:
             return False
-        self._buffered_bytes += size
+        self._change_buffered(size)
         return True
 
     def release(self, size: int) -> None:
         """``size`` buffered bytes were read."""
-        self._buffered_bytes -= size
+        self._change_buffered(-size)
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Unread data over all streams."""
+        return self._buffered_bytes
+
+    def drop_fullest_stream(self) -> None:
+        """Reset the stream with most unread data, of which there must be some."""
+        max(self._streams.values(), key=lambda each: each.buffered_bytes).abort(
+            "too much unread data on all connections"
+        )
+
+    def _change_buffered(self, size: int) -> None:
+        self._buffered_bytes += size
+        if self._unread is not None and size:
+            self._unread.change(self, size)
 
     def spare_window(self, wanted: int) -> int:
         """Set aside up to ``wanted`` bytes for a stream's window to grow by; returns how many."""
@@ -317,7 +371,7 @@ class FastYamux(IMuxedConn):
     def forget(self, stream: FastYamuxStream) -> None:
         """``stream`` ends. Called once, before it drops what it has buffered."""
         del self._streams[stream.stream_id]
-        self._buffered_bytes -= stream.buffered_bytes
+        self._change_buffered(-stream.buffered_bytes)
         self._spare_window_bytes += stream.borrowed_window_bytes
         if self._lingering.pop(stream.stream_id, None) is None:
             self._free_slot(stream)
@@ -342,34 +396,49 @@ class FastYamux(IMuxedConn):
 
     # The read loop
 
-    def _handle_all(self, parser: frames.FrameParser, chunks: list[bytes]) -> None:
+    async def _handle_all(self, parser: frames.FrameParser, chunks: list[bytes]) -> int:
+        """Returns how much of it brought no stream any data, less what did; each chunk was a Noise frame."""
+        idle = len(chunks)
+        received = chain.from_iterable(map(parser.feed, chunks))
+        while True:
+            handled, loaded = self._handle_some(received)
+            idle += handled - 2 * loaded
+            if handled < FRAMES_PER_TURN:
+                return idle
+            await trio.lowlevel.checkpoint()
+
+    def _handle_some(self, received: Iterator[frames.Frame]) -> tuple[int, int]:
+        """Handle the next frames, one turn's at most. Returns how many, and how many of them had data for a stream."""
+        handled = loaded = 0
         if self._is_closed:
-            return
+            return handled, loaded
         self._replies = bytearray()
         try:
-            for chunk in chunks:
-                for frame in parser.feed(chunk):
-                    self._handle(frame)
+            for frame in islice(received, FRAMES_PER_TURN):
+                handled += 1
+                loaded += self._handle(frame)
         finally:
             replies, self._replies = self._replies, None
             if replies:
                 self.send(bytes(replies))
             if self._to_accept:
                 self._pass_on_streams()
+        return handled, loaded
 
-    def _handle(self, frame: frames.Frame) -> None:
+    def _handle(self, frame: frames.Frame) -> bool:
+        """Returns whether it had data for a stream."""
         kind, flags, stream_id, value, payload = frame
         if kind == frames.PING:
             if flags & frames.SYN:
                 self.send(frames.encode(frames.PING, frames.ACK, 0, value))
-            return
+            return False
         if kind == frames.GO_AWAY:
             raise ConnectionClosedError(f"the peer went away (reason {value})")
         stream = self._accept(stream_id) if flags & frames.SYN else self._streams.get(stream_id)
         if stream is None:
             if not stream_id:
                 raise RemoteProtocolError("Yamux stream 0 carries no data")
-            return
+            return False
         if kind == frames.DATA:
             stream.feed_data(payload)
         elif value:
@@ -378,6 +447,7 @@ class FastYamux(IMuxedConn):
             stream.feed_reset()
         elif flags & frames.FIN:
             stream.feed_fin()
+        return bool(payload)
 
     def _accept(self, stream_id: int) -> FastYamuxStream | None:
         """The stream that the peer opens, or ``None`` if there is no place for it and it was reset."""

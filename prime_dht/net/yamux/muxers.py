@@ -14,7 +14,7 @@ from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID
 
 from prime_dht.errors import ConfigError
 from prime_dht.net.noise import FastNoiseSession
-from prime_dht.net.yamux.connection import FastYamux
+from prime_dht.net.yamux.connection import FastYamux, Unread
 
 
 class FastMuxers(MuxerMultistream):
@@ -27,12 +27,14 @@ class FastMuxers(MuxerMultistream):
     def __init__(self, stock: MuxerMultistream) -> None:
         super().__init__({}, stock.negotiate_timeout)
         self._selector = stock._selector
+        self._unread = Unread()
 
     async def new_conn(self, conn: ISecureConn, peer_id: ID) -> IMuxedConn:
         if not isinstance(conn, FastNoiseSession):
             return await super().new_conn(conn, peer_id)
         protocol, muxer = await self._selector.select(conn, conn.is_initiator, self.negotiate_timeout)
-        muxed = FastYamux(conn, peer_id) if protocol == PROTOCOL_ID else muxer(conn, peer_id)
+        is_yamux = protocol == PROTOCOL_ID
+        muxed = FastYamux(conn, peer_id, unread=self._unread) if is_yamux else muxer(conn, peer_id)
         return self._annotate_connection(muxed, conn, protocol)
 
 

@@ -332,11 +332,13 @@ class FastYamuxStream(IMuxedStream):
             self._receive_window -= len(payload)
             self._hand_over(payload, self._receiver)
             return
+        self._buffered_bytes += len(payload)
         if not self._connection.hold(len(payload)):
+            self._buffered_bytes -= len(payload)
             self.abort("too much unread data on the connection")
+        if self.is_reset:  # it had to go
             return
         self._receive_window -= len(payload)
-        self._buffered_bytes += len(payload)
         if self._arrived and len(self._arrived[-1]) + len(payload) <= PIECE_BYTES:
             self._arrived[-1].extend(payload)
         elif payload:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, suppress
+from functools import partial
 
 import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from libp2p.host.basic_host import BasicHost
+from libp2p.host.ping import ID as PING
 from libp2p.io.abc import ReadWriteCloser
 from libp2p.network.config import ConnectionConfig
 from libp2p.network.exceptions import SwarmException
 from libp2p.peer.peerinfo import PeerInfo
 from multiaddr import Multiaddr
 
-from prime_dht.net.hardening.inbound import Admission, source_of
+from prime_dht.net.hardening import inbound
+from prime_dht.net.hardening.inbound import Admission, Use, source_of
 from prime_dht.net.hardening.limits import HostLimits
 from prime_dht.net.hardening.parts import parts_of
 
@@ -118,6 +121,150 @@ async def test_connections_that_are_all_half_open_at_once_cannot_together_pass_t
             assert len(swarm.get_connections()) == 6
 
 
+def coming_from(monkeypatch: pytest.MonkeyPatch, *sources: str) -> None:
+    """Have a host take each connection that it gets for one from the next of these addresses."""
+    rest = iter(sources)
+    monkeypatch.setattr(inbound, "source_of", lambda _ip: next(rest))
+
+
+async def come(client: BasicHost, server: BasicHost) -> None:
+    """Connect, and end the streams on which hosts ask each other who they are."""
+    await client.connect(PeerInfo(server.get_id(), server.get_transport_addrs()))
+    while server.get_id() not in client._identified_peers or client.get_id() not in server._identified_peers:
+        await trio.lowlevel.checkpoint()
+    (connection,) = server.get_network().connections[client.get_id()]
+    while connection.get_streams():
+        await trio.lowlevel.checkpoint()
+
+
+async def test_whoever_took_all_places_from_one_address_gives_one_to_a_newcomer_from_another(
+    ours: OpenHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coming_from(monkeypatch, "192.0.2.1", "192.0.2.1", "192.0.2.1", "192.0.2.2", "192.0.2.1")
+    with trio.fail_after(30):
+        async with AsyncExitStack() as stack:
+            server = await stack.enter_async_context(ours(max_connections=4))
+            clients = [await stack.enter_async_context(ours()) for _ in range(5)]
+            target = PeerInfo(server.get_id(), server.get_transport_addrs())
+            for client in clients[:3]:
+                await come(client, server)
+            await clients[3].connect(target)
+            while clients[2].get_network().get_connections():
+                await trio.lowlevel.checkpoint()
+            with pytest.raises(SwarmException):
+                await clients[4].connect(target)
+            for kept in (0, 1, 3):
+                assert clients[kept].get_network().get_connections()
+
+
+async def test_who_began_a_handshake_first_from_where_most_did_makes_way_for_a_newcomer_from_elsewhere(
+    ours: OpenHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coming_from(monkeypatch, "192.0.2.1", "192.0.2.1", "192.0.2.1", "192.0.2.2")
+    with trio.fail_after(30):
+        async with ours() as client, ours(max_half_open=3) as server, AsyncExitStack() as stack:
+            await say_nothing(server, 3, stack)
+            await come_and_go(client, server)
+
+
+async def test_who_is_protected_or_has_a_stream_open_makes_no_way_while_another_from_there_can(
+    ours: OpenHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coming_from(monkeypatch, *["192.0.2.1"] * 3, "192.0.2.2")
+    with trio.fail_after(30):
+        async with AsyncExitStack() as stack:
+            server = await stack.enter_async_context(ours(max_connections=4))
+            clients = [await stack.enter_async_context(ours()) for _ in range(4)]
+            target = PeerInfo(server.get_id(), server.get_transport_addrs())
+            parts_of(server)[1].tag_store.protect(clients[2].get_id(), "test")
+            for client in clients[:3]:
+                await come(client, server)
+            await clients[1].new_stream(server.get_id(), [PING])
+            await clients[3].connect(target)
+            while clients[0].get_network().get_connections():
+                await trio.lowlevel.checkpoint()
+            for kept in (1, 2, 3):
+                assert clients[kept].get_network().get_connections()
+
+
+async def test_one_that_makes_way_is_closed_to_the_end_though_the_newcomer_has_to_make_way_itself_meanwhile(
+    ours: OpenHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coming_from(monkeypatch, *["192.0.2.1"] * 3, "192.0.2.2", "192.0.2.2", "192.0.2.3")
+    with trio.fail_after(10):
+        async with AsyncExitStack() as stack:
+            server = await stack.enter_async_context(ours(max_connections=4, max_half_open=2))
+            clients = [await stack.enter_async_context(ours()) for _ in range(3)]
+            for client in clients:
+                await come(client, server)
+            (newest,) = server.get_network().connections[clients[2].get_id()]
+            is_closing, may_close = trio.Event(), trio.Event()
+            stock_close = newest.muxed_conn.close
+
+            async def close_slowly() -> None:
+                is_closing.set()
+                await may_close.wait()
+                await stock_close()
+
+            monkeypatch.setattr(newest.muxed_conn, "close", close_slowly)
+            (address,) = server.get_transport_addrs()
+            first = await trio.open_tcp_stream("127.0.0.1", int(address.value_for_protocol("tcp")))
+            await stack.enter_async_context(first)
+            await is_closing.wait()
+            await say_nothing(server, 2, stack)
+            assert await first.receive_some(1) == b""
+            may_close.set()
+            while len(server.get_network().get_connections()) > 2:
+                await trio.lowlevel.checkpoint()
+
+
+async def test_a_newcomer_gets_a_place_where_this_host_has_made_more_connections_than_are_kept_for_it(
+    ours: OpenHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coming_from(monkeypatch, "192.0.2.1", "192.0.2.1", "192.0.2.2")
+    with trio.fail_after(30):
+        async with AsyncExitStack() as stack:
+            server = await stack.enter_async_context(ours(max_connections=4))
+            others = [await stack.enter_async_context(ours()) for _ in range(5)]
+            for other in others[:2]:
+                with monkeypatch.context() as unpatched:
+                    unpatched.setattr(inbound, "source_of", lambda _ip: None)
+                    await server.connect(PeerInfo(other.get_id(), other.get_transport_addrs()))
+            for other in others[2:]:
+                await come(other, server)
+            while others[3].get_network().get_connections():
+                await trio.lowlevel.checkpoint()
+            for kept in (0, 1, 2, 4):
+                assert others[kept].get_network().get_connections()
+
+
+@pytest.mark.parametrize("listen", ["/ip4/127.0.0.1/tcp/0", "/ip6/::1/tcp/0"])
+async def test_one_address_gets_so_many_places_of_a_host(
+    listen: str, ours: OpenHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbound, "source_of", lambda ip: ip)
+    with trio.fail_after(30):
+        async with ours() as one, ours() as other, ours(listen=(listen,), max_inbound_per_address=1) as server:
+            target = PeerInfo(server.get_id(), server.get_transport_addrs())
+            await one.connect(target)
+            with pytest.raises(SwarmException):
+                await other.connect(target)
+
+
+async def test_a_second_connection_of_a_peer_gives_its_place_back_though_the_first_stays(ours: OpenHost) -> None:
+    with trio.fail_after(30):
+        async with ours() as client, ours(max_connections=4) as server:
+            swarm, connections = parts_of(client)[1], server.get_network().get_connections
+            await swarm.dial_addr(server.get_transport_addrs()[0], server.get_id())
+            for _ in range(4):
+                second = await swarm.dial_addr(server.get_transport_addrs()[0], server.get_id())
+                while len(connections()) < 2:
+                    await trio.lowlevel.checkpoint()
+                await second.close()
+                while len(connections()) > 1:
+                    await trio.lowlevel.checkpoint()
+
+
 class Unwelcome(ReadWriteCloser):
     """A connection of a transport that does not close what its handler leaves open."""
 
@@ -209,6 +356,48 @@ def test_established_and_half_open_connections_have_limits_of_their_own() -> Non
         assert admission.refusal(None) == "too many connections are half-open"
     with admission.established(None):
         assert admission.refusal(None) == "too many connections are open"
+
+
+def test_there_is_room_at_the_cost_of_whoever_has_most_places_and_never_of_who_has_hardly_more() -> None:
+    admission = Admission(HostLimits(max_connections=5))
+    sources = ("2001:db8:0:1::/64", "2001:db8:0:2::/64", "2001:db8:0:3::/64", "192.0.2.1", "192.0.2.1")
+    places = [admission.established(source) for source in sources]
+    with ExitStack() as stack:
+        for place in places[:4]:
+            stack.enter_context(place)
+        assert admission.refusal("192.0.2.2") is not None
+        assert admission.make_room("2001:db8:0:4::/64") == []
+        assert admission.make_room("192.0.2.1") == [places[2]]
+        stack.enter_context(places[4])
+        assert admission.make_room("192.0.2.1") == []
+        assert admission.make_room("192.0.2.2") == [places[1]]
+    assert not admission._counts
+
+
+def test_of_those_that_may_make_way_the_newest_that_nobody_uses_does_and_never_one_that_is_protected() -> None:
+    admission = Admission(HostLimits(max_connections=5))
+    uses = [Use.NONE, Use.NONE, Use.STREAMS, Use.PROTECTED]
+    places = [admission.established("192.0.2.1", use=partial(uses.__getitem__, number)) for number in range(4)]
+    with ExitStack() as stack:
+        for place in places:
+            stack.enter_context(place)
+        assert admission.make_room("192.0.2.2") == [places[1]]
+        stack.enter_context(places[1])
+        uses[:2] = [Use.STREAMS] * 2
+        assert admission.make_room("192.0.2.2") == [places[1]]
+        stack.enter_context(places[1])
+        uses[1:] = [Use.PROTECTED] * 3
+        assert admission.make_room("192.0.2.2") == []
+
+
+def test_who_has_all_places_of_its_address_displaces_nobody_and_nobody_on_this_machine_is_displaced() -> None:
+    admission = Admission(HostLimits(max_connections=4, max_inbound_per_address=1))
+    with ExitStack() as stack:
+        for source in (None, None, "192.0.2.2"):
+            stack.enter_context(admission.established(source))
+        stack.enter_context(admission.half_open("192.0.2.1"))
+        assert admission.make_room("192.0.2.1") == []
+        assert admission.make_room("192.0.2.3") == []
 
 
 @settings(derandomize=True, deadline=None)

@@ -13,6 +13,7 @@ from libp2p.host.basic_host import BasicHost
 from libp2p.host.ping import ID as PING
 from libp2p.host.ping import perform_ping_roundtrip
 from libp2p.network.stream.exceptions import StreamEOF, StreamReset
+from libp2p.network.stream.net_stream import NetStream
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from libp2p.stream_muxer.yamux.yamux import Yamux
@@ -24,6 +25,7 @@ from prime_dht.net.hardening import stream_guard
 from prime_dht.net.hardening.limits import HostLimits
 from prime_dht.net.hardening.parts import parts_of
 from prime_dht.net.hardening.stream_guard import LINGER_S, StreamGuard, stream_faults
+from prime_dht.net.yamux import FastYamuxStream
 
 OpenHost = Callable[..., AbstractAsyncContextManager[BasicHost]]
 
@@ -174,6 +176,12 @@ async def hold(stream: INetStream) -> None:
     await trio.sleep_forever()
 
 
+def stream_id(stream: INetStream) -> int:
+    assert isinstance(stream, NetStream)
+    assert isinstance(stream.muxed_stream, FastYamuxStream)
+    return stream.muxed_stream.stream_id
+
+
 async def held_streams(client: BasicHost, server: BasicHost, count: int) -> int:
     """How many of ``count`` streams opened one after the other the server serves."""
     held = 0
@@ -218,6 +226,26 @@ async def test_ours_serves_as_many_streams_of_all_peers_as_it_says(ours: OpenHos
                 await trio.lowlevel.checkpoint()
             assert await held_streams(client, server, 2) == 2
             assert await held_streams(other, server, 2) == 1
+
+
+async def test_who_has_all_streams_that_there_may_be_gives_up_its_newest_for_a_peer_that_has_few(
+    ours: OpenHost,
+) -> None:
+    with trio.fail_after(30):
+        async with ours() as client, ours() as other, ours(max_inbound_streams=6) as server:
+            server.set_stream_handler(ECHO, hold)
+            await connect(client, server)
+            await connect(other, server)
+            while len(server._identified_peers) < 2 or len(client._identified_peers) + len(other._identified_peers) < 2:
+                await trio.lowlevel.checkpoint()
+            assert await held_streams(client, server, 10) == 6
+            (theirs,) = client.get_network().connections[server.get_id()]
+            oldest_first = sorted(theirs.get_streams(), key=stream_id)
+            assert await held_streams(other, server, 10) == 3
+            for stream in oldest_first[3:6]:
+                with pytest.raises(StreamReset):
+                    await read_to_the_end(stream)
+            assert await held_streams(client, server, 10) == 0
 
 
 class FakeConn:
