@@ -27,6 +27,10 @@ class NoTurnError(UnsentError):
     """This node had no turn to dial a peer in time."""
 
 
+class RefusedError(QueryError):
+    """A peer is there, and does not store what it was asked to: its disk may be full."""
+
+
 class ValidationError(PrimeDHTError, ValueError):
     """A key, value, entry or record breaks a rule or a limit."""
 

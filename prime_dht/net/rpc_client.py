@@ -29,14 +29,14 @@ from typing import TYPE_CHECKING, assert_never
 import trio
 from libp2p.abc import INetStream
 
-from prime_dht.errors import LocalProtocolError, QueryError, RemoteProtocolError, UnsentError
+from prime_dht.errors import LocalProtocolError, QueryError, RefusedError, RemoteProtocolError, UnsentError
 from prime_dht.ids import PeerId, peer_text, short
 from prime_dht.net.network import OnOutcome
 from prime_dht.net.pipeline import Answer, Pipeline
 from prime_dht.net.streams import FrameBudget, FrameStream, StreamLostError
 from prime_dht.wire.calls import Refusal
 from prime_dht.wire.frames import MAX_FRAME_BYTES
-from prime_dht.wire.kad import AddProvider, Reply, Request, decode_reply, encode_request
+from prime_dht.wire.kad import AddProvider, PutValue, Reply, Request, decode_reply, encode_request
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
@@ -142,8 +142,8 @@ class RpcClient:
         Towards a classical peer ``AddProvider`` has no answer: an empty reply means that the peer took it.
 
         Raises:
-            QueryError: the peer cannot be reached, did not answer within ``timeout_s``, or refused the request; or
-                :meth:`run` has ended.
+            QueryError: the peer cannot be reached, did not answer within ``timeout_s``, or refused the request (then
+                :class:`~prime_dht.errors.RefusedError`, if it was to store something); or :meth:`run` has ended.
             RemoteProtocolError: it answered with something else than a reply.
             LocalProtocolError: :meth:`run` has not begun.
         """
@@ -177,7 +177,7 @@ class RpcClient:
                 case bytes():
                     then(_decoded(peer, request, answer))
                 case Refusal(reason):
-                    then(QueryError(f"peer {short(peer)} refused the request: {reason}"))
+                    then(_refused(peer, request, reason))
                 case RemoteProtocolError():
                     then(RemoteProtocolError(str(answer), peer=peer_text(peer)))
                 case trio.TooSlowError():
@@ -278,7 +278,7 @@ class RpcClient:
         except StreamLostError as error:
             raise _StaleStreamError(f"peer {short(peer)}: {error}") from error
         if isinstance(answer, Refusal):
-            raise QueryError(f"peer {short(peer)} refused the request: {answer.reason}")
+            raise _refused(peer, request, answer.reason)
         return decode_reply(request, answer)
 
     async def _classically(self, peer: PeerId, state: _Peer, request: Request, message: bytes) -> Reply:
@@ -375,6 +375,12 @@ def _decoded(peer: PeerId, request: Request, answer: bytes) -> Reply | RemotePro
         return decode_reply(request, answer)
     except RemoteProtocolError as error:
         return RemoteProtocolError(str(error), peer=peer_text(peer))
+
+
+def _refused(peer: PeerId, request: Request, reason: str) -> QueryError:
+    # Who cannot store may answer all else. Who refuses a question is no use to whoever asks.
+    error = RefusedError if isinstance(request, PutValue) else QueryError
+    return error(f"peer {short(peer)} refused the request: {reason}")
 
 
 def _is_undecided(state: _Peer) -> bool:

@@ -33,7 +33,7 @@ from typing import assert_never
 
 import trio
 
-from prime_dht.errors import QueryError, RemoteProtocolError, UnsentError
+from prime_dht.errors import QueryError, RefusedError, RemoteProtocolError, UnsentError
 from prime_dht.events import LookupProgress
 from prime_dht.ids import PeerId
 from prime_dht.kad.contact import Contact
@@ -213,7 +213,7 @@ class LookupRun:
             if self._until():
                 self._end(self._lookup.finish(now_s))
         else:
-            if isinstance(outcome, UnsentError):
+            if isinstance(outcome, UnsentError | RefusedError):
                 self._blameless.add(contact.peer)
             self._lookup.on_failure(contact.peer, str(outcome))
         if self._feed.is_heard:

@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 
 from prime_dht.config import DhtConfig
-from prime_dht.errors import NoTurnError, PrimeDHTError, QueryError, RemoteProtocolError, UnsentError
+from prime_dht.errors import NoTurnError, PrimeDHTError, QueryError, RefusedError, RemoteProtocolError, UnsentError
 from prime_dht.events import PeerJoined, PeerLeft
 from prime_dht.ids import KadKey, PeerId, kad_key, short
 from prime_dht.kad.contact import UNPLACED, Contact, subnets_of
@@ -307,7 +307,7 @@ class Neighbourhood:
 
     def failed(self, peer: PeerId, reason: PrimeDHTError | str, *, asked_at_s: float = math.inf) -> None:
         """A peer did not answer a request, or answered wrongly. (That it disconnected would not be a failure.)"""
-        if isinstance(reason, UnsentError):
+        if isinstance(reason, UnsentError | RefusedError):
             return
         self._noted.pop(peer, None)
         now_s, is_replica = self._clock.monotonic_s(), self._replicating.get(peer, False)

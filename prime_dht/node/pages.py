@@ -3,6 +3,9 @@
 A page is judged as a store judges what is put to it (:mod:`prime_dht.entries.admission`). What this node does not take
 is mostly as good as nothing. But a value that is there, and only dated too far ahead of this node's clock or above its
 limits, is *declined*: who looks for it must not be told that there is nothing.
+
+A page may have thousands of entries, and most of the time goes into verifying their signatures. So it is judged in
+turns, and others have theirs between.
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+
+import trio
 
 from prime_dht.entries.access import shares_slots
 from prime_dht.entries.admission import AdmissionRules, Admitted, Deferred, Reason, Refused, admit
@@ -23,7 +28,7 @@ from prime_dht.entries.signing import verify_signature
 from prime_dht.errors import RemoteProtocolError, ValidationError
 from prime_dht.ids import US_PER_S, Key
 from prime_dht.node.clock import Clock
-from prime_dht.node.server import MAX_REPLY_VALUE_BYTES
+from prime_dht.node.server import ENTRIES_PER_TURN, MAX_REPLY_VALUE_BYTES
 from prime_dht.quantities import duration_text
 from prime_dht.storage.paging import Place, decode_cursor, encode_cursor
 from prime_dht.wire.kad import Record, SlotQuery
@@ -53,6 +58,20 @@ class Judged:
 
     def __add__(self, other: Judged) -> Judged:
         return Judged((*self.admitted, *other.admitted), (*self.declined, *other.declined))
+
+
+class Sent(NamedTuple):
+    """What a replica sent, before its entries are judged."""
+
+    entries: Sequence[Entry]
+    held: bool
+    end: Place | None = None
+    next_cursor: bytes = b""
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it can be judged in one turn."""
+        return len(self.entries) <= ENTRIES_PER_TURN
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +131,22 @@ class Pages:
         self._verified = verified
         self._clock = clock
 
-    def read(self, key: Key, query: SlotQuery, record: Record | None, held: bool, next_cursor: bytes) -> Page:
-        """Check what a replica sent.
+    async def read(self, key: Key, query: SlotQuery, record: Record | None, held: bool, next_cursor: bytes) -> Page:
+        """Check and judge what a replica sent.
 
         Raises:
             RemoteProtocolError: it sent something that no honest replica holds.
         """
+        return await self.judge_page(self.check(key, query, record, held, next_cursor))
+
+    def check(self, key: Key, query: SlotQuery, record: Record | None, held: bool, next_cursor: bytes) -> Sent:
+        """Check all of what a replica sent but the entries by themselves.
+
+        Raises:
+            RemoteProtocolError: no honest replica would send it.
+        """
         if record is None or not record.value:
-            return Page(Judged(()), held, None, b"")
+            return Sent((), held)
         try:
             decoded = decode_entry_set(record.value, max_entries=MAX_ENTRIES_PER_PAGE)
             behind = decode_cursor(query.cursor)
@@ -141,14 +168,37 @@ class Pages:
         # Of the newest a reader fetches MAX_PAGES at most; of all slots, as many as a replica makes up.
         if end is not None and not query.newest and sum(entry.size_bytes for entry in entries) <= FULL_PAGE_BYTES:
             raise RemoteProtocolError("a page that has room for more and is not the last")
-        return Page(self.judge(entries, of_peer=True), held, end, next_cursor)
+        return Sent(entries, held, end, next_cursor)
 
-    def judge(self, entries: Sequence[Entry], *, of_peer: bool = False) -> Judged:
-        """Of what a replica holds, what this node would store itself.
+    async def judge_page(self, sent: Sent) -> Page:
+        """What a replica sent, judged, in turns if it is long.
+
+        Raises:
+            RemoteProtocolError: it sent something that no honest replica holds.
+        """
+        return Page(await self.judge(sent.entries, of_peer=True), sent.held, sent.end, sent.next_cursor)
+
+    def judge_short(self, sent: Sent) -> Page:
+        """As :meth:`judge_page`, for what is short."""
+        return Page(self._judge(sent.entries, of_peer=True), sent.held, sent.end, sent.next_cursor)
+
+    async def judge(self, entries: Sequence[Entry], *, of_peer: bool = False) -> Judged:
+        """Of what a replica holds, what this node would store itself; others have a turn now and then.
 
         Raises:
             RemoteProtocolError: a peer sent something that no honest replica holds.
         """
+        admitted: list[Entry] = []
+        declined: list[Declined] = []
+        for start in range(0, len(entries), ENTRIES_PER_TURN):
+            if start:
+                await trio.lowlevel.checkpoint()
+            part = self._judge(entries[start : start + ENTRIES_PER_TURN], of_peer=of_peer)
+            admitted += part.admitted
+            declined += part.declined
+        return Judged(admitted, declined)
+
+    def _judge(self, entries: Sequence[Entry], *, of_peer: bool) -> Judged:
         now_us = self._clock.now_us()
         admitted: list[Entry] = []
         declined: list[Declined] = []

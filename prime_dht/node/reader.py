@@ -48,7 +48,7 @@ from prime_dht.node.clock import Clock
 from prime_dht.node.lookup_run import Task
 from prime_dht.node.lookups import Explorer
 from prime_dht.node.neighbourhood import Neighbourhood
-from prime_dht.node.pages import Bookmark, Page, Pages
+from prime_dht.node.pages import Bookmark, Page, Pages, Sent
 from prime_dht.node.results import Found, FoundPage
 from prime_dht.node.server import MAX_REPLY_VALUE_BYTES, Server
 from prime_dht.node.writer import Writer
@@ -70,6 +70,10 @@ REPAIRS_WAITING = 64
 """Repairs that wait their turn, each a reply's worth of entries at most; beyond, they are left to the next reader."""
 
 REPAIRS_AT_ONCE = 4
+
+BACK_WITHIN_S = 2.0
+"""Where enough replicas have nothing, one that failed a moment ago has so long to say that it is back, and has
+something. It may as well hang, and the answer does not depend on it."""
 
 READ_SLOW_AFTER_S = 0.25
 """A replica that has not answered a get for so long no longer holds up the next one: another request costs little, and
@@ -283,14 +287,15 @@ class Reader:
             elif len(answers.counted) == len(answers.by_peer):  # so far so good
                 lookup.narrow(answers.missing)
 
-        async def take_rest(contact: Contact, page: Page) -> None:
-            await self._take_rest(contact, key, query, page, answers)
+        async def take_rest(contact: Contact, sent: Sent) -> None:
+            await self._take_rest(contact, key, query, await self._pages.judge_page(sent), answers)
             adjust(contact)
 
         def take(contact: Contact, reply: Reply) -> Task | None:
-            page = self._pages.read(key, query, reply.record, reply.held, reply.next_cursor)
-            if page.next_cursor and query.newest:
-                return partial(take_rest, contact, page)
+            sent = self._pages.check(key, query, reply.record, reply.held, reply.next_cursor)
+            if not sent.is_short or (sent.next_cursor and query.newest):
+                return partial(take_rest, contact, sent)
+            page = self._pages.judge_short(sent)
             answers.add(contact.peer, page.judged, held=page.held, end=page.end)
             adjust(contact)
             return None
@@ -304,7 +309,8 @@ class Reader:
         are_missing = bool(answers.missing)
         if are_missing:
             left_s = self._config.operation_timeout_s - (result.ended_at_s - result.started_at_s)
-            with trio.move_on_after(max(0.0, left_s)):
+            patience_s = left_s if answers.leaves_in_doubt(replicas) else min(left_s, BACK_WITHIN_S)
+            with trio.move_on_after(max(0.0, patience_s)):
                 async with trio.open_nursery() as nursery:
                     for replica in answers.silent_among(replicas):
                         nursery.start_soon(self._ask_again, replica, key, query, answers)
@@ -339,15 +345,15 @@ class Reader:
     async def _ask_again(self, contact: Contact, key: Key, query: SlotQuery, answers: Answers) -> None:
         with suppress(QueryError, RemoteProtocolError):
             reply = await self._neighbourhood.ask(contact, GetValue(key, query))
-            page = self._pages.read(key, query, reply.record, reply.held, reply.next_cursor)
+            page = await self._pages.read(key, query, reply.record, reply.held, reply.next_cursor)
             await self._take_rest(contact, key, query, page, answers)
 
     async def _ask_here(self, key: Key, query: SlotQuery, answers: Answers) -> None:
         page, held = await self._server.read(key, query)
-        judged = self._pages.judge(page.entries)
+        judged = await self._pages.judge(page.entries)
         while page.next_cursor and query.newest:
             page, held = await self._server.read(key, replace(query, cursor=page.next_cursor))
-            judged += self._pages.judge(page.entries)
+            judged += await self._pages.judge(page.entries)
         answers.add(self._network.local, judged, held=held, end=decode_cursor(page.next_cursor))
 
     async def _take_rest(self, contact: Contact, key: Key, query: SlotQuery, page: Page, answers: Answers) -> None:
@@ -362,7 +368,7 @@ class Reader:
         while page.next_cursor and query.newest and pages < MAX_PAGES:
             query = replace(query, cursor=page.next_cursor)
             reply = await self._neighbourhood.ask(contact, GetValue(key, query))
-            page = self._pages.read(key, query, reply.record, reply.held, reply.next_cursor)
+            page = await self._pages.read(key, query, reply.record, reply.held, reply.next_cursor)
             judged += page.judged
             pages += 1
         answers.add(contact.peer, judged, held=page.held, end=page.end)
@@ -390,7 +396,7 @@ class Reader:
             while keys:
                 reply = await self._neighbourhood.ask(contact, GetValue(Key(b""), query, tuple(keys)))
                 for key, item in zip(keys, reply.batch, strict=False):  # it may answer for the first keys only
-                    page = self._pages.read(key, query, item.record, item.held, item.next_cursor)
+                    page = await self._pages.read(key, query, item.record, item.held, item.next_cursor)
                     if page.next_cursor:
                         begun.append((key, page))
                     else:

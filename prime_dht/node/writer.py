@@ -24,9 +24,9 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from weakref import WeakValueDictionary
+from itertools import islice
 
 import trio
 from libp2p.crypto.keys import PrivateKey
@@ -38,7 +38,14 @@ from prime_dht.entries.entry import NO_METADATA, BlobRef, Content, Entry, EntryH
 from prime_dht.entries.envelope import signature_of
 from prime_dht.entries.signing import sign_entry
 from prime_dht.entries.slot import EntryTimes, LastWrite, brought_back, next_entry_times, tombstone_times
-from prime_dht.errors import ConfigError, QueryError, RemoteProtocolError, StorageError, ValidationError
+from prime_dht.errors import (
+    ConfigError,
+    QueryError,
+    RefusedError,
+    RemoteProtocolError,
+    StorageError,
+    ValidationError,
+)
 from prime_dht.ids import US_PER_S, KadKey, Key, PeerId, kad_key, short
 from prime_dht.kad.contact import Contact
 from prime_dht.kad.replicas import choose_replicas, digest, quorum
@@ -50,6 +57,7 @@ from prime_dht.node.lookups import Explorer
 from prime_dht.node.neighbourhood import Neighbourhood
 from prime_dht.node.results import NOT_IN_TIME, PutReceipt
 from prime_dht.node.server import Server
+from prime_dht.node.slot_locks import SlotLocks
 from prime_dht.storage.base import OwnSlot, StorageBackend
 from prime_dht.wire.kad import EntryStatus, PutValue, Record, Reply, StatusCode
 
@@ -102,6 +110,8 @@ class _Tally:
     failed: list[tuple[PeerId, str]] = field(default_factory=list)
     superseded: bool = False
     deferred_by: int = 0
+    others: Iterator[Contact] = field(default_factory=lambda: iter(()))
+    """Servers that have not been asked yet, the nearest first."""
 
     @property
     def size_bytes(self) -> int:
@@ -157,7 +167,7 @@ class Writer:
         self._storage = storage
         self._config = config
         self._clock = clock
-        self._signing: WeakValueDictionary[Slot, trio.Lock] = WeakValueDictionary()
+        self._signing = SlotLocks()
         # The last writes of slots that were begun anew: what is durable of them is the write that was dated far ahead.
         self._begun_anew: OrderedDict[Slot, OwnSlot] = OrderedDict()
 
@@ -229,17 +239,24 @@ class Writer:
         keys = {tally.entry.header.key for tally in tallies}
         servers = await self._explorer.servers_near(keys, wanted, timeout_s=timeout_s / 2)
         for tally in tallies:
-            for replica in servers[tally.entry.header.key][:wanted]:
+            tally.others = iter(servers[tally.entry.header.key])
+            for replica in islice(tally.others, wanted):
                 by_peer[replica.peer].append(tally)
-        at_once = trio.Semaphore(BATCHES_AT_ONCE)
-        async with trio.open_nursery() as nursery:
-            for peer, batch in by_peer.items():
-                if peer == self._network.local:
-                    nursery.start_soon(self._store_here, batch)
-                    continue
-                for part in batches(batch):
-                    await at_once.acquire()
-                    nursery.start_soon(self._put_part, peer, part, at_once, ends_at_s)
+        while by_peer:
+            turned_away: list[_Tally] = []
+            at_once = trio.Semaphore(BATCHES_AT_ONCE)
+            async with trio.open_nursery() as nursery:
+                for peer, batch in by_peer.items():
+                    if peer == self._network.local:
+                        nursery.start_soon(self._store_here, batch)
+                        continue
+                    for part in batches(batch):
+                        await at_once.acquire()
+                        nursery.start_soon(self._put_part, peer, part, at_once, ends_at_s, turned_away)
+            by_peer.clear()
+            for tally in turned_away:  # the next closest takes the place of who cannot store, as in a single put
+                for other in islice(tally.others, 1):
+                    by_peer[other.peer].append(tally)
         return tallies
 
     def _is_held_up(self, tally: _Tally) -> bool:
@@ -275,7 +292,7 @@ class Writer:
             ValidationError: a statement breaks a rule or a limit; then none is signed.
         """
         slots = [Slot(statement.key, self._network.local, statement.subkey) for statement in statements]
-        locks = await self._begin_signing(slots)
+        locks = await self._signing.take(slots)
         try:
             latest: dict[Slot, OwnSlot] = {}
             entries: list[Entry] = []
@@ -306,26 +323,6 @@ class Writer:
             for lock in locks:
                 lock.release()
         return entries
-
-    async def _begin_signing(self, slots: Sequence[Slot]) -> list[trio.Lock]:
-        """Locks, which the caller releases: two writes of one slot must not both follow the same predecessor.
-
-        Writes of different slots go on side by side, so that they share a commit of the store.
-        """
-        locks: list[trio.Lock] = []
-        try:
-            for slot in sorted(set(slots)):  # whoever takes several takes them in the same order
-                lock = self._signing.setdefault(slot, trio.Lock())
-                try:
-                    lock.acquire_nowait()  # waiting, even for what is free, costs a reschedule
-                except trio.WouldBlock:
-                    await lock.acquire()
-                locks.append(lock)
-        except BaseException:  # trio.Cancelled, or Ctrl-C
-            for lock in locks:
-                lock.release()
-            raise
-        return locks
 
     def _times(self, statement: Statement, previous: LastWrite | None) -> EntryTimes:
         now_us = self._clock.now_us()
@@ -417,7 +414,14 @@ class Writer:
         ]
         return result.closest
 
-    async def _put_part(self, peer: PeerId, part: Sequence[_Tally], place: trio.Semaphore, ends_at_s: float) -> None:
+    async def _put_part(
+        self,
+        peer: PeerId,
+        part: Sequence[_Tally],
+        place: trio.Semaphore,
+        ends_at_s: float,
+        turned_away: list[_Tally],
+    ) -> None:
         records = tuple(Record(tally.entry.header.key, encode_entry_set((tally.entry,))) for tally in part)
         try:
             reply = None
@@ -433,6 +437,8 @@ class Writer:
         except (QueryError, RemoteProtocolError) as error:
             for tally in part:
                 tally.failed.append((peer, str(error)))
+            if isinstance(error, RefusedError):
+                turned_away += part
         finally:
             place.release()
 

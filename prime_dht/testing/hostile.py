@@ -18,7 +18,8 @@ from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamError
 from prime_dht.errors import LocalProtocolError
 from prime_dht.ids import PeerId
 from prime_dht.net.hardening.parts import parts_of
-from prime_dht.testing.memory_network import Call, MemoryNetwork, World
+from prime_dht.testing.memory_network import MemoryNetwork, World
+from prime_dht.testing.memory_streams import Call
 from prime_dht.wire.frames import encode_frame
 from prime_dht.wire.kad import Reply, Request, decode_request
 

@@ -26,7 +26,8 @@ class MemoryBlockStream:
     """See the module.
 
     Args:
-        travel: waits as long as a message takes from one to the other.
+        travel: waits as long as a message takes to the peer.
+        travel_back: as long as one takes from it; by default the same.
         is_open: whether the peer, and the connection to it, are still there.
         lie: what the peer makes of its blocks.
         sent: is told how many bytes the peer sent.
@@ -37,12 +38,14 @@ class MemoryBlockStream:
         source: BlockSource,
         *,
         travel: Callable[[], Awaitable[None]],
+        travel_back: Callable[[], Awaitable[None]] | None = None,
         is_open: Callable[[], bool],
         lie: BlockLie | None,
         sent: Callable[[int], None],
     ) -> None:
         self._source = source
         self._travel = travel
+        self._travel_back = travel_back or travel
         self._is_open = is_open
         self._lie = lie
         self._sent = sent
@@ -82,7 +85,7 @@ class MemoryBlockStream:
             while not self._asked:
                 await self._changed.wait()
             await self._travel()
-            await self._travel()
+            await self._travel_back()
             while self._asked:
                 self._came.append(await self._answer(*self._asked[0]))
                 if self._asked:

@@ -15,6 +15,7 @@ The world keeps to these rules:
 - A node that has *stopped* refuses a dial at once, as a machine does on which nothing listens, and what was under way
   is lost. A node that is *silent*, or beyond a *partition*, cannot be told from one that is slow: packets vanish.
 - In a *lossy* world now and then a message vanishes, and the connection that it was on breaks with it.
+- What a *mute* node sends vanishes, and what is sent to a *deaf* one: a network that is cut in one direction only.
 - A node that is *slow* is farther from everybody. Of one that *lies*, others hear what its lie makes of its answers.
 
 What the network does with a peer that breaks the protocol is as on a stream: the call fails, the offence is counted,
@@ -35,7 +36,7 @@ import trio
 from multiaddr import Multiaddr
 
 from prime_dht.background import background_nursery
-from prime_dht.errors import PrimeDHTError, QueryError, RemoteProtocolError
+from prime_dht.errors import PrimeDHTError, QueryError, RefusedError, RemoteProtocolError
 from prime_dht.ids import PeerId, peer_text, short
 from prime_dht.net.addresses import credible_reply
 from prime_dht.net.block_server import BlockSource
@@ -43,8 +44,8 @@ from prime_dht.net.dialer import FAIR_DIAL_S, AddressBook
 from prime_dht.net.network import Conversation, Counters, Handler, OnDialled, OnOutcome, SyncHandler
 from prime_dht.net.offenders import Offenders, Standing
 from prime_dht.testing.memory_blocks import BlockLie, MemoryBlockStream
-from prime_dht.testing.memory_streams import MemoryConversation, conversation_pair
-from prime_dht.wire.kad import Reply, Request, decode_reply, decode_request, encode_reply, encode_request
+from prime_dht.testing.memory_streams import Call, MemoryConversation, conversation_pair
+from prime_dht.wire.kad import PutValue, Reply, Request, decode_reply, decode_request, encode_reply, encode_request
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
@@ -83,6 +84,8 @@ class World:
         self._addresses: dict[PeerId, bytes] = {}
         self._addresses_given = 0
         self._silent: set[PeerId] = set()
+        self._mute: set[PeerId] = set()
+        self._deaf: set[PeerId] = set()
         self._side: dict[PeerId, int] = {}
         self._one_way_s: dict[frozenset[PeerId], float] = {}
         self._loss = 0.0
@@ -112,7 +115,7 @@ class World:
 
     def move(self, peer: PeerId) -> None:
         """Give a node another address, as a machine has on another network. Its connections are gone."""
-        del self._addresses[peer]
+        self._addresses.pop(peer, None)
         self._networks[peer].disconnect_all()
 
     def silence(self, peer: PeerId) -> None:
@@ -122,6 +125,11 @@ class World:
     def unsilence(self, peer: PeerId) -> None:
         """Undo :meth:`silence`."""
         self._silent.discard(peer)
+
+    def cut_one_way(self, peer: PeerId, *, is_mute: bool = False, is_deaf: bool = False) -> None:
+        """From here on nothing that a node sends arrives, or nothing that is sent to it; or with neither, all again."""
+        (self._mute.add if is_mute else self._mute.discard)(peer)
+        (self._deaf.add if is_deaf else self._deaf.discard)(peer)
 
     def partition(self, *sides: Iterable[PeerId]) -> None:
         """Cut the world: messages pass within a side alone. Nodes that are named in none are on the first."""
@@ -168,8 +176,10 @@ class World:
         return self._losses.random() < self._loss
 
     def one_way_s(self, a: PeerId, b: PeerId) -> float:
-        """How long a message between two nodes takes; infinite if it never arrives."""
+        """How long a message from one node to another takes; infinite if it never arrives."""
         if a in self._silent or b in self._silent or self._side.get(a, 0) != self._side.get(b, 0):
+            return math.inf
+        if a in self._mute or b in self._deaf:
             return math.inf
         pair = frozenset((a, b))
         if pair not in self._one_way_s:
@@ -183,16 +193,6 @@ class World:
         if network is None or not network.own_addresses() or not network.is_running:
             return None
         return network if self.address_of(peer) in addresses else None
-
-
-class Call:
-    """One request that another node is working on."""
-
-    def __init__(self, caller: PeerId, message: bytes) -> None:
-        self.caller = caller
-        self.message = message
-        self.done = trio.Event()
-        self.answer: bytes | None = None
 
 
 class MemoryNetwork:
@@ -292,6 +292,9 @@ class MemoryNetwork:
     def addresses_of(self, peer: PeerId) -> tuple[bytes, ...]:
         return self._book.addresses(peer)
 
+    def lasting_addresses_of(self, peer: PeerId) -> tuple[bytes, ...]:
+        return self._book.lasting(peer)
+
     def source_of(self, peer: PeerId) -> str:
         return self._book.source_of(peer)
 
@@ -338,7 +341,7 @@ class MemoryNetwork:
             raise QueryError(f"peer {short(peer)}: no address is known")
         await self._travel(peer)
         other = self._world.listening_at(peer, addresses)
-        await self._travel(peer)
+        await self._travel(peer, back=True)
         if other is None or not other.is_running:
             self._book.failed(peer, now_s=trio.current_time())
             raise QueryError(f"peer {short(peer)}: connection refused")
@@ -355,9 +358,9 @@ class MemoryNetwork:
         self._world.arrived(self.local, other.local, message)
         other.take(call)
         await call.done.wait()
-        await self._travel(other.local)
+        await self._travel(other.local, back=True)
         if call.answer is None:
-            raise QueryError(f"peer {short(other.local)} reset the stream")
+            raise (RefusedError if call.is_refused else QueryError)(f"peer {short(other.local)} reset the stream")
         answer = self._world.heard(other.local, message, call.answer)
         if answer is None:
             await trio.sleep_forever()
@@ -365,8 +368,10 @@ class MemoryNetwork:
         self._world.reply_bytes += len(answer)
         return answer
 
-    async def _travel(self, peer: PeerId) -> None:
-        one_way_s = self._world.one_way_s(self.local, peer)
+    async def _travel(self, peer: PeerId, *, back: bool = False) -> None:
+        """Wait for as long as a message takes to a peer, or from it."""
+        ends = (peer, self.local) if back else (self.local, peer)
+        one_way_s = self._world.one_way_s(*ends)
         if self._world.loses_a_message():
             self._break_link(peer)
             one_way_s = math.inf
@@ -394,7 +399,7 @@ class MemoryNetwork:
                 await self._travel(peer)
                 ours, theirs = conversation_pair(self.local, peer, self._carrier(other), other._carrier(self))
                 is_taken = other.take_round(theirs)
-                await self._travel(peer)
+                await self._travel(peer, back=True)
         except trio.TooSlowError as error:
             if peer not in self._links:
                 self._book.failed(peer, gave_s=timeout_s, now_s=trio.current_time())
@@ -426,6 +431,7 @@ class MemoryNetwork:
         stream = MemoryBlockStream(
             other._block_source,
             travel=partial(self._travel, peer),
+            travel_back=partial(self._travel, peer, back=True),
             is_open=lambda: self._links.get(peer) is other and other._is_mounted,
             lie=self._world.block_lies.get(peer),
             sent=partial(self._world.block_sent, peer),
@@ -488,7 +494,7 @@ class MemoryNetwork:
             call.answer = encode_reply(request, answer if isinstance(answer, Reply) else await answer)
         except RemoteProtocolError:
             self._offenders.charge(call.caller, now_s=trio.current_time())
-        except PrimeDHTError:
-            pass  # there is no answer to this request, which says nothing of the peer
+        except PrimeDHTError:  # there is no answer to this request, which says nothing of the peer
+            call.is_refused = isinstance(request, PutValue)
         finally:
             call.done.set()

@@ -17,6 +17,17 @@ Travel = Callable[[bytes], Awaitable[None]]
 """Waits until a message has reached the other end, and tells the world of it; for ever if it is lost."""
 
 
+class Call:
+    """One request that another node is working on."""
+
+    def __init__(self, caller: PeerId, message: bytes) -> None:
+        self.caller = caller
+        self.message = message
+        self.done = trio.Event()
+        self.answer: bytes | None = None
+        self.is_refused = False  # a put that the other node could not carry out
+
+
 class MemoryConversation:
     """One end; a :class:`prime_dht.net.network.Conversation`. Made in pairs by :func:`conversation_pair`."""
 

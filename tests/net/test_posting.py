@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from prime_dht.config import DhtConfig
-from prime_dht.errors import QueryError, RemoteProtocolError, UnsentError
+from prime_dht.errors import QueryError, RefusedError, RemoteProtocolError, UnsentError
 from prime_dht.ids import Key, PeerId, peer_text
 from prime_dht.net.host import HostSettings, open_host
 from prime_dht.net.identity import new_identity
@@ -94,7 +94,8 @@ async def test_a_post_is_given_its_answer() -> None:
         assert len(opener.opened) == 1
 
 
-async def test_a_post_that_is_refused_is_told_why() -> None:
+@pytest.mark.parametrize("is_put", [False, True])
+async def test_a_post_that_is_refused_is_told_why_and_by_whom_it_cannot_be_stored(is_put: bool) -> None:
     async def refuse(frames: FrameStream) -> None:
         await answer_next(frames)
         number, _ = decode_call(await read(frames))
@@ -103,10 +104,12 @@ async def test_a_post_that_is_refused_is_told_why() -> None:
 
     async with running_client({RPC: scripted(refuse)}) as (client, opener):
         outcomes = await opened(client)
-        assert post(client, outcomes)
+        request = PutValue((Record(Key(b"/x/k"), b"value"),)) if is_put else Ping()
+        assert client.post(SERVER, request, timeout_s=TIMEOUT_S, then=outcomes.append)
         await wait_all_tasks_blocked()
         (outcome,) = outcomes
         assert isinstance(outcome, QueryError)
+        assert isinstance(outcome, RefusedError) == is_put, "who refuses a question is no use to whoever asks"
         assert "refused the request: the disk is full" in str(outcome)
         assert opener.open_streams == opener.opened
 

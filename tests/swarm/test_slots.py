@@ -327,6 +327,21 @@ async def test_writes_of_one_slot_follow_each_other(autojump_clock: MockClock) -
         assert found.created_at_us == max(created_at_us)
 
 
+async def test_what_is_written_of_a_slot_is_signed_in_the_order_in_which_it_came(autojump_clock: MockClock) -> None:
+    """Though what came first waits because of another slot that is written with it, and what came next need not."""
+    async with open_swarm(seed=1, size=3) as swarm:
+        writer = await swarm.start(swarm.machine(disc=SlowDisc()), via=[swarm.nodes[0]])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(writer.put, "a", b"1")
+            await wait_all_tasks_blocked()
+            nursery.start_soon(writer.put_many, {"a": b"2", "b": b"2"})
+            await wait_all_tasks_blocked()
+            nursery.start_soon(writer.put, "b", b"3")
+        found = await writer.get("b", latest=True)
+        assert found is not None
+        assert found.value == b"3"
+
+
 async def test_an_own_slot_is_remembered_before_the_entry_is_sent(autojump_clock: MockClock) -> None:
     """A put that nobody took may have reached somebody all the same: the next one must come after it."""
     async with open_swarm(seed=1, size=2) as swarm:
