@@ -163,6 +163,17 @@ class AddressBook:
         told = None if known is None else known.addresses.get(address)
         return Reach.INTERNET if told is None else told.nearest
 
+    def lasting(self, peer: PeerId) -> tuple[bytes, ...]:
+        """Those of :meth:`addresses` that may be kept as what the peer's source said of it: all but names that others
+        told of, which may lead less near than its names may."""
+        known = self._peers.get(peer)
+        if known is None:
+            return ()
+        nearest = HEARSAY.get(known.source, Reach.MACHINE)
+        return tuple(
+            raw for raw in self.addresses(peer) if not begins_with_name(raw) or known.addresses[raw].nearest <= nearest
+        )
+
     def source_of(self, peer: PeerId) -> str:
         """Who told us of a peer first; empty if nobody has."""
         known = self._peers.get(peer)

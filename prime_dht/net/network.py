@@ -191,6 +191,10 @@ class Network(Protocol):
         """Binary multiaddrs known for a peer, those that worked first."""
         ...
 
+    def lasting_addresses_of(self, peer: PeerId) -> tuple[bytes, ...]:
+        """Those that may be remembered across restarts with :meth:`source_of`, and learned again as its word."""
+        ...
+
     def source_of(self, peer: PeerId) -> str:
         """How a peer was found first."""
         ...

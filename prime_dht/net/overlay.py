@@ -215,6 +215,10 @@ class Overlay:
         self._book.add(peer, raw, source=ITSELF, now_s=trio.current_time())
         return self._book.addresses(peer)
 
+    def lasting_addresses_of(self, peer: PeerId) -> tuple[bytes, ...]:
+        self.addresses_of(peer)  # which may know more than the book
+        return self._book.lasting(peer)
+
     def source_of(self, peer: PeerId) -> str:
         return self._book.source_of(peer)
 

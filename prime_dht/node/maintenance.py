@@ -17,7 +17,7 @@ import trio
 
 from prime_dht.config import DhtConfig
 from prime_dht.errors import PrimeDHTError, QueryError, RemoteProtocolError, StorageError
-from prime_dht.ids import KAD_KEY_BITS, US_PER_S, PeerId
+from prime_dht.ids import KAD_KEY_BITS, US_PER_S, PeerId, kad_key
 from prime_dht.kad.keyspace import Prefix
 from prime_dht.kad.replicas import known_region
 from prime_dht.net.addresses import address_text, host_in
@@ -45,6 +45,10 @@ NEAREST_SILENT_S = 300.0
 
 HAND_ON_EVERY_S = 60.0
 REMEMBER_EVERY_S = 300.0
+LOOK_FOR_LOST_EVERY_S = 60.0
+LOOK_FOR_LOST = 4
+"""Of the peers that are remembered and not known any more, so many are asked each time: most may be gone for good."""
+
 REJOIN_FIRST_S = 1.0
 REJOIN_AT_MOST_S = 60.0
 REJOIN_WANTED_S = 5.0
@@ -133,6 +137,7 @@ class Maintenance:
             nursery.start_soon(self._every, EXPIRE_EVERY_S, self._replica.expire)
             nursery.start_soon(self._every, CHECK_EVERY_S, self.check)
             nursery.start_soon(self._every, self._config.refresh_interval, self._meet_again_and_refresh)
+            nursery.start_soon(self._every, LOOK_FOR_LOST_EVERY_S, self._look_for_lost)
             nursery.start_soon(self._every, HAND_ON_EVERY_S, self._handing_on.hand_on_strays)
             nursery.start_soon(self._every, REMEMBER_EVERY_S, self.remember_peers)
             nursery.start_soon(self._every, self._config.record_republish_s, self._records.republish)
@@ -282,6 +287,32 @@ class Maintenance:
                 self._strangers.vouch(contact.peer, is_urgent=True)
         await self.refresh()
 
+    async def _look_for_lost(self) -> None:
+        """See whether some of the peers vouched for that are not known any more are there again.
+
+        When a network that was cut in two is whole again, its halves have forgotten each other; through one of those
+        that answer all others are found. And a client learns of a server that was away only by asking.
+        """
+        table = self._neighbourhood.table
+        if not len(table):
+            return  # then they all are tried
+        remembered = {known.peer: known for known in await self._storage.peers(limit=REMEMBERED_PEERS)}
+        vouched_for = dict.fromkeys([*self._bootstrap_peers, *remembered])
+        # Those whose place others have are no loss, and would not get one back: there may be many for ever.
+        lost = [peer for peer in vouched_for if table.get(peer) is None and table.has_room(kad_key(peer))]
+        asked = self._rng.sample(lost, min(LOOK_FOR_LOST, len(lost)))
+        self._learn_again(remembered[peer] for peer in asked if peer in remembered)
+
+        async def meet(peer: PeerId) -> None:
+            with suppress(QueryError, RemoteProtocolError):
+                await self._neighbourhood.introduce(peer)
+            if table.get(peer) is not None:
+                self._strangers.vouch(peer, is_urgent=True)
+
+        async with trio.open_nursery() as nursery:
+            for peer in asked:
+                nursery.start_soon(meet, peer)
+
     async def check(self) -> None:
         """Probe the peers that have not been heard from for long; see whether this node's arc may shrink.
 
@@ -336,13 +367,13 @@ class Maintenance:
             [
                 KnownPeer(
                     peer=contact.peer,
-                    addresses=self._network.addresses_of(contact.peer),
+                    addresses=addresses,
                     source=self._network.source_of(contact.peer),
                     first_seen_us=acquaintance.first_seen_us,
                     last_seen_us=acquaintance.last_seen_us,
                 )
                 for contact in self._neighbourhood.table
-                if self._network.addresses_of(contact.peer)
+                if (addresses := self._network.lasting_addresses_of(contact.peer))
                 and (acquaintance := self._neighbourhood.acquaintances.get(contact.peer)) is not None
             ]
         )
@@ -360,9 +391,13 @@ class Maintenance:
 
     async def _recall_peers(self) -> list[PeerId]:
         """Those remembered. Where they are, and those that the owner named, is learned again: it may be forgotten."""
+        remembered = await self._storage.peers(limit=REMEMBERED_PEERS)
+        self._learn_again(remembered)
+        return [known.peer for known in remembered]
+
+    def _learn_again(self, remembered: Iterable[KnownPeer]) -> None:
         for peer, addresses in self._bootstrap_addresses.items():
             self._network.learn_addresses(peer, addresses, source="bootstrap")
-        remembered = await self._storage.peers(limit=REMEMBERED_PEERS)
         for known in remembered:
             # Of one of whom more is known by now, it is what was said once: not its own word of today.
             source = "kad" if self._network.addresses_of(known.peer) else known.source
@@ -370,7 +405,6 @@ class Maintenance:
             self._neighbourhood.acquaintances.remember(
                 known.peer, first_seen_us=known.first_seen_us, last_seen_us=known.last_seen_us
             )
-        return [known.peer for known in remembered]
 
     async def _stay_joined(self) -> None:
         """Until this node has joined, and when it knows nobody any more, try.

@@ -199,6 +199,22 @@ def test_what_the_owner_vouches_for_is_believed_though_a_peer_said_it_before_or_
     assert nearest == [Reach.INTERNET, Reach.LOCAL_NETWORK, *[Reach.MACHINE] * 4]
 
 
+@pytest.mark.parametrize(
+    ("source", "lasting"),
+    [("kad", ["kad", "mdns", "manual"]), ("mdns", ["mdns", "manual"]), ("manual", ["manual"])],
+)
+def test_a_name_lasts_if_it_came_from_who_may_tell_of_names_as_near_as_the_peers_source_may(
+    source: str, lasting: list[str]
+) -> None:
+    book = AddressBook()
+    book.add(PEER, [binary("/ip4/192.0.2.1/tcp/4001")], source=source, now_s=0.0)
+    names = {teller: binary(f"/dns4/{teller}.example/tcp/4001") for teller in ("kad", "mdns", "manual")}
+    for teller, name in names.items():
+        book.add(PEER, [name], source=teller, now_s=0.0)
+    assert set(book.lasting(PEER)) == {binary("/ip4/192.0.2.1/tcp/4001"), *(names[teller] for teller in lasting)}
+    assert book.lasting(PeerId(b"\x00\x01?")) == ()
+
+
 def test_what_is_said_again_is_not_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at: list[bytes] = []
 

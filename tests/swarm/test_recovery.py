@@ -9,8 +9,9 @@ import trio
 from multiaddr import Multiaddr
 from trio.testing import MockClock
 
+from prime_dht.config import DhtConfig
 from prime_dht.errors import QueryError
-from prime_dht.ids import US_PER_S, PeerId, TimestampUs
+from prime_dht.ids import KAD_KEY_BITS, US_PER_S, PeerId, TimestampUs, kad_key
 from prime_dht.net.dialer import BookSettings
 from prime_dht.node import maintenance
 from prime_dht.node.core import Node
@@ -293,6 +294,40 @@ async def test_what_a_peer_says_of_itself_is_not_undone_by_what_is_remembered_of
         (at_hand,) = network.addresses_of(other.peer_id)
         await node.bootstrap()
         assert network.addresses_of(other.peer_id) == (at_hand, before)
+
+
+async def test_a_name_that_others_told_of_does_not_come_back_as_the_word_of_whoever_named_the_peer_first(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_swarm(seed=1, size=2) as swarm:
+        node, other = swarm.nodes
+        network, disc = swarm.network_of(other), swarm.machine_of(other).disc
+        ip, hearsay, own = (
+            Multiaddr(f"/{host}/tcp/9").to_bytes() for host in ("ip4/9.9.9.9", "dns4/theirs.example", "dns4/box.lan")
+        )
+        network.learn_addresses(node.peer_id, (ip, hearsay), source="kad")
+        network.learn_addresses(node.peer_id, (own,), source="manual")
+        assert hearsay in network.addresses_of(node.peer_id)
+        await trio.sleep(2 * REMEMBER_EVERY_S)
+        (kept,) = await disc.peers()
+        assert kept.source == "bootstrap"
+        assert {ip, own} <= set(kept.addresses)
+        assert hearsay not in kept.addresses
+
+
+async def test_who_is_remembered_and_would_get_no_place_is_not_asked_each_minute(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=12, config=DhtConfig(k_bucket_size=3)) as swarm:
+        node = swarm.nodes[0]
+        machines = iter(swarm.machine, None)
+        machine = next(one for one in machines if (kad_key(one.peer) ^ kad_key(node.peer_id)) >> (KAD_KEY_BITS - 1))
+        newcomer = await swarm.start(machine)
+        address, now_us = swarm.world.address_of(newcomer.peer_id), machine.clock.now_us()
+        remembered = KnownPeer(
+            peer=newcomer.peer_id, addresses=(address,), source="kad", first_seen_us=now_us, last_seen_us=now_us
+        )
+        await swarm.machine_of(node).disc.put_peers([remembered])
+        await trio.sleep(HOUR_S / 4)
+        assert known(newcomer) == set()
 
 
 async def test_who_was_told_of_more_peers_than_it_notes_still_goes_where_its_owner_said(
