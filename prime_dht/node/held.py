@@ -10,15 +10,15 @@ equal with each of the ``r`` other servers nearest to the sector that are known:
 With no other server known a node holds its arc provisionally: nobody else could have anything. That ends when it meets
 one, and does not begin before it has joined, or joined again when it has lost the last that it knew: until then it
 merely has not met those that there are. A sector is no longer held when it leaves the arc, when a round ended that
-could not settle it, when an op of it was declined for which there is no room among those that are remembered, or when
-one was put off, because its key or publisher is full.
+could not settle it, when an op of it was declined for which there is no room among those that are remembered, when one
+was put off, because its key or publisher is full, or when the store failed and has something else there since.
 """
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import sub
 
@@ -129,6 +129,13 @@ class HeldSectors:
         if before_us > self._retired_us:
             self._retired_us = before_us
             self._lacking = self._sectors(())
+
+    def unsure(self, sectors: Sequence[int]) -> None:
+        """The store has lost what was in some sectors, or may have: it is equal with nobody there, any more."""
+        lost = self._sectors(sectors)
+        self._held -= lost
+        for peer, noted in self._partners.items():
+            self._partners[peer] = replace(noted, equal=noted.equal - lost, vain=noted.vain - lost)
 
     @property
     def missing(self) -> ArcSet:

@@ -113,6 +113,8 @@ class Replica:
         self._partition: Partition | None = None
         self._views: list[View] = []
         self._declined = Declined()
+        self._unsure: Callable[[Sequence[int]], None] = lambda _: None
+        self._before: NDArray[np.uint32] | None = None  # checksums of the sectors when the store failed
         self._named: Counter[OpId] = Counter()  # by the calls under way
         self._unsettled: dict[OpId, _Change] = {}
         self._waiting: dict[OpId, _Change] = {}  # for the partition to take them in
@@ -246,15 +248,17 @@ class Replica:
 
     # Views
 
-    def keep_up(self, declined: Declined) -> None:
-        """Take what comes to be stored out of what was declined, from now on: a view counts what is in either."""
-        self._declined = declined
+    def keep_up(self, declined: Declined, unsure: Callable[[Sequence[int]], None] = lambda _: None) -> None:
+        """Take what comes to be stored out of what was declined, from now on: a view counts what is in either.
+
+        ``unsure`` is told of the sectors in which the store, after it failed, has something else than before.
+        """
+        self._declined, self._unsure = declined, unsure
 
     @contextmanager
     def view(self, declined: Iterable[DeclinedOp] = ()) -> Iterator[View | None]:
         """What this node has now, for one round, which is told of what changes meanwhile; ``None`` if not ready."""
-        partition = self.partition
-        if partition is None:
+        if (partition := self.partition) is None:
             yield None
             return
         view = View.of(partition, declined)
@@ -358,6 +362,8 @@ class Replica:
 
     def _doubt(self) -> None:
         """It is unknown whether the partition is in step with the store: there is none until it was loaded again."""
+        if (partition := self.partition) is not None:
+            self._before = partition.sketches.checksums()
         self._partition = None
         self._waiting.clear()
         self._touched.clear()
@@ -370,11 +376,9 @@ class Replica:
         """Make the partition anew; whether that could be done. It cannot while the clock is behind."""
         self._touched.clear()
         pages: list[OpArrays] = []
-        cursor = b""
-        while not pages or cursor:
-            page = await self._storage.scan_ops(after=cursor, limit=OPS_IN_PAGE)
-            pages.append(page)
-            cursor = page.next_cursor
+        while not pages or pages[-1].next_cursor:
+            after = pages[-1].next_cursor if pages else b""
+            pages.append(await self._storage.scan_ops(after=after, limit=OPS_IN_PAGE))
         now_us = self._clock.now_us()
         if _is_behind(now_us, np.concatenate([page.created_at_us for page in pages]), self.parameters.unit_us):
             clock = datetime.fromtimestamp(now_us // US_PER_S, UTC).isoformat()
@@ -410,6 +414,10 @@ class Replica:
             self._touched.clear()
             if not self._doubted.is_set():
                 self._partition = partition
+                if self._before is not None:
+                    sectors = np.flatnonzero(self._before != partition.sketches.checksums()).tolist()
+                    for tell in (self._unsure, *(view.unsure for view in self._views)):
+                        tell(sectors)
                 self._ready.set()
                 self._not_ready_because = READING
         finally:
@@ -429,8 +437,7 @@ class Replica:
 
     def _until_next_tick_s(self, partition: Partition) -> float:
         """Until just behind the tick: at it the unit is not yet past."""
-        left_us = partition.layout.next_update_us + 1 - self._clock.now_us()
-        return min(max(left_us, 0) / US_PER_S, LOOK_EVERY_S)
+        return min(max(partition.layout.next_update_us + 1 - self._clock.now_us(), 0) / US_PER_S, LOOK_EVERY_S)
 
 
 def _is_behind(now_us: int, created_at_us: NDArray[np.int64], unit_us: int) -> bool:

@@ -33,6 +33,7 @@ from prime_dht.node.clock import Clock
 from prime_dht.node.held import HeldSectors
 from prime_dht.node.replica import Replica
 from prime_dht.node.server import ENTRIES_PER_TURN, Server
+from prime_dht.node.turn_sizes import TurnSizes
 from prime_dht.partition.arcs import ArcSet
 from prime_dht.partition.offer import OpQuery
 from prime_dht.partition.snapshot import TAIL_UNITS
@@ -63,8 +64,9 @@ from prime_dht.sync.actions import (
     Unreadable,
 )
 from prime_dht.sync.declined import DeclinedOp
-from prime_dht.sync.messages import Foreign, Message, Network, Open, Refusal, Refuse
+from prime_dht.sync.messages import Foreign, Message, Network, Open, Refusal, Refuse, Turn
 from prime_dht.sync.round import Participant, Round
+from prime_dht.sync.view import View
 from prime_dht.wire.frames import encode_varint
 from prime_dht.wire.sync import SyncCodec
 
@@ -104,6 +106,7 @@ class Traffic:
 
     Attributes:
         waits_since_s: when the wait began that is under way, by trio's clock; ``None`` while this node is at work.
+        turn_bytes, turn_began_s: of the last message sent, its size and when that began.
 
     >>> Traffic().patience_s, Traffic(waited_s=50.0).patience_s, Traffic(waited_s=50.0, bytes_sent=1 << 20).patience_s
     (50.0, 10.0, 50.0)
@@ -117,6 +120,8 @@ class Traffic:
     bytes_received: int = 0
     waited_s: float = 0.0
     waits_since_s: float | None = None
+    turn_bytes: int = 0
+    turn_began_s: float = 0.0
 
     @property
     def wait_s(self) -> float:
@@ -206,7 +211,8 @@ class Rounds:
         self._rules = rules
         self._clock = clock
         self._rng = rng
-        replica.keep_up(held.declined)
+        self._turn_sizes = TurnSizes()
+        replica.keep_up(held.declined, held.unsure)
 
     @property
     def local(self) -> PeerId:
@@ -240,7 +246,7 @@ class Rounds:
                 if view is None:
                     raise QueryError("this node is still reading its store")
                 arc = arc or self._held.arc
-                node = Participant(network=self._network, arc=arc, held=self._held.held & arc, view=view)
+                node = self._participant(arc, view)
                 started = Round.initiate(node, nonce=nonce, rng=self._rng, partner_arc=partner_arc, dry_run=dry_run)
                 return await self._carry_out(started, conversation, traffic or Traffic())
 
@@ -269,8 +275,8 @@ class Rounds:
         """Take part in a round that a peer began; the replica is ready."""
         with self._replica.view(self._held.declined) as view:
             assert view is not None
-            node = Participant(network=self._network, arc=self._held.arc, held=self._held.held, view=view)
-            return await self._carry_out(Round.accept(node, opening, rng=self._rng), conversation, traffic)
+            started = Round.accept(self._participant(self._held.arc, view), opening, rng=self._rng)
+            return await self._carry_out(started, conversation, traffic)
 
     def charge(self, peer: PeerId) -> None:
         """A peer broke the rules of rounds."""
@@ -285,10 +291,24 @@ class Rounds:
         with trio.move_on_after(STAGE_TIMEOUT_S):
             await conversation.send(self._codec.encode(Refuse(reason)))
 
+    def _participant(self, arc: ArcSet, view: View) -> Participant:
+        # What a partner may take, and what those may take with whom it may have a round.
+        # The layout is later than a clock that was just set back, and it is what the partner compares.
+        now_us = max(self._clock.now_us(), view.layout.since_us)
+        latest_us = now_us + self._rules.limits.clock_skew_us + 2 * self._apart_us
+        held = self._held.held & arc
+        return Participant(network=self._network, arc=arc, held=held, view=view, latest_us=latest_us)
+
+    @property
+    def _apart_us(self) -> int:
+        """The clocks of two nodes in a round are less than this apart."""
+        return (TAIL_UNITS + 1) * self._rules.unit_us
+
     async def _carry_out(self, carried: Round, conversation: Conversation, traffic: Traffic) -> SyncReport:
         began_at_s = trio.current_time()
         event: Event = None
         while True:
+            carried.limit_turns(self._turn_sizes.of(conversation.peer))
             action = carried.step(event)
             match action:
                 case Send() | Receive():
@@ -325,11 +345,19 @@ class Rounds:
 
     async def _talk(self, action: Send | Receive, conversation: Conversation, traffic: Traffic) -> Event:
         if isinstance(action, Send):
-            return await self._send(action.message, conversation, traffic)
-        return await self._receive(conversation, traffic)
+            event = await self._send(action.message, conversation, traffic)
+        else:
+            event = await self._receive(conversation, traffic)
+        took_s = trio.current_time() - traffic.turn_began_s
+        if isinstance(event, TimedOut | Closed):
+            self._turn_sizes.unanswered(conversation.peer, traffic.turn_bytes, took_s)
+        elif isinstance(event, Turn):
+            self._turn_sizes.answered(conversation.peer, traffic.turn_bytes, took_s)
+        return event
 
     async def _send(self, message: Message, conversation: Conversation, traffic: Traffic) -> Event:
         body = self._codec.encode(message)
+        traffic.turn_bytes, traffic.turn_began_s = _framed_bytes(body), trio.current_time()
         try:
             with traffic.wait():
                 await conversation.send(body)
@@ -394,7 +422,7 @@ class Rounds:
                     fates.append(Judged(Fate.STORED))
                 case Deferred(until_us):
                     # Too far ahead for any node whose clock is near enough to this one's for a round: nobody takes it.
-                    is_for_nobody = until_us > now_us + (TAIL_UNITS + 1) * self._rules.unit_us
+                    is_for_nobody = until_us > now_us + self._apart_us
                     fate = Fate.DECLINED if is_for_nobody else Fate.POSTPONED
                     fates.append(Judged(fate, "dated too far in the future"))
                 case Refused():

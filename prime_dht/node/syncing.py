@@ -352,9 +352,11 @@ def _result_of(outcome: Outcome) -> Result:
         case Ending.FAILED if outcome.misconduct not in (None, Misconduct.SILENT):
             return Result.MISCONDUCT
         case Ending.FAILED:
-            # What broke off while entries moved is to go on soon. Maybe the peer's time for a round was up.
-            has_moved = outcome.misconduct is None and (outcome.stored or outcome.entries_sent)
-            return Result.PUT_OFF if has_moved else Result.FAILED
+            # What broke off while entries moved is to go on soon. Maybe the peer's time for a round was up; or the path
+            # is slow, and each round would end like this one.
+            if not (outcome.stored or outcome.entries_sent):
+                return Result.FAILED
+            return Result.PUT_OFF if outcome.misconduct is None else Result.STALLED
         case Ending.EQUAL | Ending.PARTIAL | Ending.COMPARED:
             return Result.DONE
         case never:

@@ -723,7 +723,7 @@ class Turn(_message.Message):
     more: _builtins.bool
     """the follower's: of what was wanted, more is to come"""
     declined: _builtins.int
-    """the follower's: so much of what was wanted it declined itself"""
+    """The follower's: so much of what was wanted it declined itself, or does not send as it is dated far ahead."""
     @_builtins.property
     def acceptance(self) -> Global___Acceptance:
         """in the responder's first, and only there"""

@@ -45,7 +45,14 @@ from prime_dht.sync.actions import (
     TimeUp,
     Unreadable,
 )
-from prime_dht.sync.limits import MAX_CHANGES, MAX_ENTRIES, MAX_POSTPONED_BYTES, MAX_SECTOR_OPS, OPS_PER_FETCH
+from prime_dht.sync.limits import (
+    MAX_CHANGES,
+    MAX_ENTRIES,
+    MAX_POSTPONED_BYTES,
+    MAX_SECTOR_OPS,
+    OPS_PER_FETCH,
+    TURN_BYTES,
+)
 from prime_dht.sync.messages import WANT_BYTES, Message, Open, Refuse, Turn
 from prime_dht.sync.view import View, ids_array
 
@@ -161,28 +168,42 @@ class Exchange:
     Args:
         view: what this side has.
         common: the sectors the round is about.
+        latest_us: what is dated later is not sent.
 
     Attributes:
+        turn_bytes: what a turn may take for entries, or answers behind the first, to be put into it.
         tally: what has been done so far.
         unsettled: sectors in which some entry could not be taken yet, in this round or one before.
         withheld: sectors of entries too large to be sent.
-        lacking: sectors of ops that were to be sent and had gone, without giving way to what the peer sent: it may lack
-            both them and what came instead.
+        held_back: how many ops that were to be sent are dated too late for that; of a follower, since it said so.
         outgoing: ids of ops that are to be sent.
     """
 
-    def __init__(self, view: View, common: ArcSet) -> None:
+    def __init__(
+        self, view: View, common: ArcSet, *, latest_us: int = END_OF_TIME_US, turn_bytes: int = TURN_BYTES
+    ) -> None:
         self.view = view
         self.common = common
+        self.turn_bytes = turn_bytes
         self.tally = Tally()
         self.unsettled = view.put_off & common
         self.withheld = ArcSet.empty(sector_bits=common.sector_bits)
-        self.lacking = self.withheld
+        self.held_back = 0
         self.outgoing: deque[bytes] = deque()
+        self._latest_us = latest_us
+        self._lacking = self.withheld
         self._ready: deque[Entry] = deque()
         self._mean_bytes = float(_TYPICAL_BYTES)
         self._postponed_bytes = 0
         self._displaced: set[bytes] = set()  # how the ids of ops begin that gave way to what came; not of all, if many
+
+    @property
+    def lacking(self) -> ArcSet:
+        """Sectors of ops that went, without giving way to what the peer sent, before they were sent.
+
+        The peer may lack both them and what came instead. Where not all that went is remembered, that may be anywhere.
+        """
+        return self._lacking if self.view.knows_all_gone else self.common
 
     @property
     def has_more(self) -> bool:
@@ -299,25 +320,26 @@ class Exchange:
         if not isinstance(event, EntriesFetched):
             raise LocalProtocolError(f"entries are asked for, and {type(event).__name__} comes")
         for entry in event.entries:
-            if entry.size_bytes <= MAX_ENTRY_BYTES:
+            if entry.header.created_at_us > self._latest_us:
+                self.held_back += 1
+            elif entry.size_bytes <= MAX_ENTRY_BYTES:
                 self._ready.append(entry)
             else:
                 self.withheld |= self._arcs_of(entry)
         if event.entries:
             total = sum(entry.size_bytes + ENTRY_FRAMING_BYTES for entry in event.entries)
             self._mean_bytes = (self._mean_bytes + total / len(event.entries)) / 2
-        if len(event.entries) < len(ids):
-            here = {entry.op_id[:WANT_BYTES] for entry in event.entries}
-            vanished = {op_id[:WANT_BYTES] for op_id in ids} - here - self._displaced
-            self._note_lacking(vanished)
+        here = {entry.op_id[:WANT_BYTES] for entry in event.entries}
+        # Not by their number: entries that begin alike come together.
+        self._note_lacking({op_id[:WANT_BYTES] for op_id in ids} - here - self._displaced)
 
     def _note_lacking(self, vanished: Iterable[bytes]) -> None:
         sectors = {self.view.sector_of_gone(op_id) for op_id in vanished}
         if None in sectors:
-            self.lacking = self.common
+            self._lacking = self.common
         else:
             known = (sector for sector in sectors if sector is not None)
-            self.lacking |= ArcSet.of_sectors(known, sector_bits=self.common.sector_bits)
+            self._lacking |= ArcSet.of_sectors(known, sector_bits=self.common.sector_bits)
 
     def _check(self, entry: Entry | Undecodable) -> Entry:
         if isinstance(entry, Undecodable):

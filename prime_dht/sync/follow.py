@@ -99,8 +99,10 @@ def follow(exchange: Exchange, turn: Turn, *, dry_run: bool) -> Steps[Verdict]:
         exchange.outgoing.extend(wants)
         answers = yield from follower.answer(turn.questions)
         used_bytes = sum(map(_cost_bytes, answers))
-        entries = yield from exchange.gather(TURN_BYTES - used_bytes, is_alone=not answers)
-        declined, vanished = len(turn.wants) - len(wants), exchange.lacking | exchange.withheld
+        room_bytes = min(TURN_BYTES, exchange.turn_bytes) - used_bytes
+        entries = yield from exchange.gather(room_bytes, is_alone=not answers)
+        vanished = exchange.lacking | exchange.withheld
+        declined, exchange.held_back = len(turn.wants) - len(wants) + exchange.held_back, 0
         reply = Turn(
             answers=tuple(answers),
             entries=entries,
@@ -126,7 +128,7 @@ class _Follower:
 
     def answer(self, questions: tuple[Question, ...]) -> Steps[list[Answer]]:
         """Answers to the first questions, as many as fit into a turn."""
-        self._left = MAX_MADE
+        self._left, room_bytes = MAX_MADE, min(TURN_BYTES, self._exchange.turn_bytes)
         for question in questions:
             self._check(question)
         answers: list[Answer] = []
@@ -134,7 +136,7 @@ class _Follower:
         for question in questions:
             if self._left_in_round < 0 or self._work_left_in_round < 0:
                 raise Misbehaved(Misconduct.ENDLESS, "a leader that asks for the same again and again")
-            if answers and (used_bytes + _foreseen_bytes(question) > TURN_BYTES or self._left <= 0 or work >= MAX_WORK):
+            if answers and (used_bytes + _foreseen_bytes(question) > room_bytes or self._left <= 0 or work >= MAX_WORK):
                 break
             if work - work_at_rest >= WORK_UNTIL_REST:
                 work_at_rest = work

@@ -73,7 +73,7 @@ class _Leader:
         count = min(len(finder.wanted), MAX_WANTED - len(self._outstanding))
         wants = tuple(finder.wanted.popleft()[:WANT_BYTES] for _ in range(count))
         self._outstanding.update(wants)
-        room_bytes = TURN_BYTES - WANT_BYTES * len(wants)
+        room_bytes = min(TURN_BYTES, exchange.turn_bytes) - WANT_BYTES * len(wants)
         entries = yield from exchange.gather(room_bytes, is_alone=not (questions or wants))
         return Turn(
             acceptance=acceptance,

@@ -68,7 +68,8 @@ MAX_PENDING_IDS = 1 << 15
 """Ids found to differ that wait to be sent or wanted; while there are more, no questions are asked."""
 
 MAX_CHANGES = 1 << 14
-"""Ops that come or go at this node during a round and are remembered. If there are more, nobody is called a liar."""
+"""Ops that come at this node during a round and are remembered, and such that go. If more come, nobody is called a
+liar; if more go, the other side takes nothing for equal."""
 
 MAX_FLIGHTS = 12
 """Turns with questions in which sketches are tried. What is undecoded then is settled by cells and ids."""

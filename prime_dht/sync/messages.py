@@ -307,7 +307,8 @@ class Turn:
         entries: that the other side lacks.
         wants: the leader's: ids of ops that it lacks, 8 bytes each.
         more: the follower's: of what was wanted, more is to come.
-        declined: the follower's: so many of what was wanted it does not have, because it declined them itself.
+        declined: the follower's: so many of what was wanted it does not have, because it declined them itself, or does
+            not send, because they are dated so far ahead that nobody takes them now.
         verdict: the leader's, in its last turn. What it wants may still come, and if ``more`` does, it repeats this.
         vanished: the follower's: sectors of ops that were wanted in this round and are not sent: they are too large, or
             went before, without giving way to what the leader sent. None: there are none, or it does not say.

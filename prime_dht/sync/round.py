@@ -31,6 +31,7 @@ from dataclasses import dataclass
 
 from prime_dht.errors import LocalProtocolError
 from prime_dht.partition.arcs import ArcSet
+from prime_dht.partition.slices import END_OF_TIME_US
 from prime_dht.partition.snapshot import TAIL_UNITS
 from prime_dht.partition.symbols import SALT_BYTES, Code
 from prime_dht.sync.actions import (
@@ -46,6 +47,7 @@ from prime_dht.sync.chance import Rng
 from prime_dht.sync.exchange import Exchange, Gone, Misbehaved, Steps, Tally, Unfinished, receive, send
 from prime_dht.sync.follow import follow
 from prime_dht.sync.lead import lead
+from prime_dht.sync.limits import TURN_BYTES
 from prime_dht.sync.messages import (
     Acceptance,
     Digest,
@@ -74,12 +76,15 @@ class Participant:
         arc: the sectors it stores, or wants to.
         held: those of them it holds.
         view: what it has, made when the round begins.
+        latest_us: entries dated later are not sent, as nobody whose clock is near enough for a round takes them now. A
+            node has such that it put while its clock was fast.
     """
 
     network: Network
     arc: ArcSet
     held: ArcSet
     view: View
+    latest_us: int = END_OF_TIME_US
 
 
 class Round:
@@ -89,9 +94,10 @@ class Round:
         view: tell it what comes and goes at this node while the round lasts.
     """
 
-    def __init__(self, steps: Steps[Outcome], view: View) -> None:
+    def __init__(self, steps: Steps[Outcome], view: View, state: _State) -> None:
         self.view = view
         self._steps = steps
+        self._state = state
         self._has_begun = False
         self._outcome: Outcome | None = None
         self._is_finished = False
@@ -113,7 +119,7 @@ class Round:
         """
         _check(node)
         state = _State()
-        return cls(_guarded(_initiate(node, nonce, rng, partner_arc, dry_run, state), state), node.view)
+        return cls(_guarded(_initiate(node, nonce, rng, partner_arc, dry_run, state), state), node.view, state)
 
     @classmethod
     def accept(cls, node: Participant, opened: Open | Foreign, *, rng: Rng) -> Round:
@@ -132,7 +138,16 @@ class Round:
             steps = _refuse(mismatch(node.network, opened))
         else:
             steps = _accept(node, opened, rng, state)
-        return cls(_guarded(steps, state), node.view)
+        return cls(_guarded(steps, state), node.view, state)
+
+    def limit_turns(self, turn_bytes: int) -> None:
+        """Put entries and answers into a turn from here on only while it takes no more than this, or holds just one.
+
+        Nothing of a turn is of use before all of it has come, so on a slow path many small ones are better.
+        """
+        self._state.turn_bytes = turn_bytes
+        if self._state.exchange is not None:
+            self._state.exchange.turn_bytes = turn_bytes
 
     def step(self, event: Event) -> Action:
         """What to do next, given the result of what was to be done before.
@@ -160,6 +175,7 @@ class _State:
     """How far a round has come."""
 
     led: bool = False
+    turn_bytes: int = TURN_BYTES
     exchange: Exchange | None = None
     partner_arc: ArcSet | None = None
     partner_held: ArcSet | None = None
@@ -268,7 +284,8 @@ def _check(node: Participant) -> None:
 
 def _meet(state: _State, node: Participant, partner_arc: ArcSet, partner_held: ArcSet) -> Exchange:
     state.partner_arc, state.partner_held = partner_arc, partner_held
-    state.exchange = Exchange(node.view, node.arc & partner_arc)
+    common = node.arc & partner_arc
+    state.exchange = Exchange(node.view, common, latest_us=node.latest_us, turn_bytes=state.turn_bytes)
     return state.exchange
 
 
@@ -284,7 +301,7 @@ def _concluded(state: _State, verdict: Verdict, *, dry_run: bool) -> Outcome:
     differs = bool(exchange.tally.only_ours or exchange.tally.only_theirs)
     if not state.led:  # what the other side may lack concerns the other side
         exchange.unsettled |= verdict.left & exchange.common
-    exchange.unsettled |= exchange.withheld
+    exchange.unsettled |= exchange.withheld | (exchange.view.doubted & exchange.common)
     if dry_run:
         exchange.unsettled = exchange.common if differs else exchange.unsettled
         return _outcome(state, Ending.COMPARED)

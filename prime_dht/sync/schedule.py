@@ -92,7 +92,7 @@ class Result(Enum):
     """It is of another network, or of one with other parameters."""
 
     STALLED = "stalled"
-    """It gave way to another."""
+    """It gave way to another, or the peer fell silent after entries had moved."""
 
     MISCONDUCT = "misconduct"
 

@@ -50,6 +50,7 @@ class View:
         declined: the declined ops among them, by the first 16 bytes of their ids.
         declined_wants: the first 8 bytes of those.
         put_off: the sectors of those that were put off.
+        doubted: sectors in which the store may have lost what is in the view.
     """
 
     def __init__(self, cells: Cells, symbols: SectorSymbols, declined: Iterable[DeclinedOp]) -> None:
@@ -60,6 +61,7 @@ class View:
         bits = cells.layout.parameters.sector_bits
         put_off = {sector_of(op.location, sector_bits=bits) for op in self.declined.values() if op.is_put_off}
         self.put_off = ArcSet.of_sectors(put_off, sector_bits=bits)
+        self.doubted = ArcSet.empty(sector_bits=bits)
         self._came: set[bytes] = set()
         self._gone: dict[bytes, Gone] = {}
         self._sectors_of_gone: dict[bytes, int] = {}
@@ -69,6 +71,7 @@ class View:
         for versions in self._unstored.values():
             versions.sort()
         self._is_exact = True
+        self._knows_all_gone = True
         self._moved = cells
 
     @classmethod
@@ -96,6 +99,11 @@ class View:
         """Whether what the store has can still be brought back to the moment of the view."""
         return self._is_exact
 
+    @property
+    def knows_all_gone(self) -> bool:
+        """Whether all that went is remembered; else the other side may never hear of some of it."""
+        return self._knows_all_gone
+
     def op_count(self, arcs: ArcSet) -> int:
         """How many ops there are in some sectors."""
         return _op_count(minimal_snapshot(self.cells, arcs))
@@ -106,19 +114,27 @@ class View:
         if (gone := self._gone.pop(cut_id, None)) is not None:
             self._unstored[self._sector_of(gone.location)].remove((gone.created_at_us, gone.op_id))
             self._sectors_of_gone.pop(op_id[:WANT_BYTES], None)
-        elif self._has_room():
+        elif len(self._came) < MAX_CHANGES:
             self._came.add(cut_id)
+        else:
+            self._is_exact = False
 
     def removed(self, op_id: bytes, location: int, created_at_us: int) -> None:
         """The node has an op no more."""
         cut_id = op_id[:ID_BYTES]
         if cut_id in self._came:
             self._came.remove(cut_id)
-        elif self._has_room():
+        elif len(self._gone) < MAX_CHANGES:
             sector = self._sector_of(location)
             self._gone[cut_id] = Gone(op_id, location, created_at_us)
             self._sectors_of_gone[op_id[:WANT_BYTES]] = sector
             insort(self._unstored.setdefault(sector, []), (created_at_us, op_id))
+        else:
+            self._is_exact = self._knows_all_gone = False
+
+    def unsure(self, sectors: Sequence[int]) -> None:
+        """The store failed, and has something else in some sectors since: of that nobody told."""
+        self.doubted |= ArcSet.of_sectors(sectors, sector_bits=self.layout.parameters.sector_bits)
 
     def sector_of_gone(self, cut_id: bytes) -> int | None:
         """The sector of an op that went, by the first 8 bytes of its id or more; None if that is not remembered."""
@@ -193,11 +209,6 @@ class View:
 
     def _sector_of(self, location: int) -> int:
         return sector_of(location, sector_bits=self.layout.parameters.sector_bits)
-
-    def _has_room(self) -> bool:
-        """Whether one more change can be remembered."""
-        self._is_exact = self._is_exact and len(self._came) + len(self._gone) < MAX_CHANGES
-        return self._is_exact
 
 
 def ids_array(ids: Sequence[bytes]) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import count
 
+import pytest
+
 from prime_dht.ids import US_PER_S, Key, PeerId, kad_key, wire_key
+from prime_dht.node import held as held_module
 from prime_dht.node.failures import BELIEVE_AGAIN_S
 from prime_dht.node.held import HeldSectors
 from prime_dht.partition.arcs import ArcSet
@@ -131,6 +134,13 @@ async def test_where_a_round_was_in_vain_the_same_partner_is_no_prospect_until_a
     assert held.prospects() == {one: 512, other: 412}
 
 
+async def test_a_sector_in_which_a_round_was_in_vain_is_not_held_for_it() -> None:
+    held, (one, other) = met(2)
+    held.round_ended(one, outcome(equal=ALL - sectors([7])))
+    held.round_ended(other, outcome())
+    assert ALL - held.held == sectors([7])
+
+
 async def test_dry_rounds_and_strangers_show_nothing_and_take_nothing_away() -> None:
     held, (peer,) = met(1)
     held.round_ended(peer, outcome(held=ALL))
@@ -181,8 +191,22 @@ async def test_an_op_declined_for_which_there_is_no_room_unholds_its_sector_unti
     held.round_ended(peer, outcome(held=ALL))
     assert ALL - held.held == sectors([5])
     held.retire(1)
+    assert len(held.declined) == MAX_DECLINED // 2
+    assert held.decline(ops[-1])
     held.round_ended(peer, outcome(held=ALL))
     assert held.held == ALL
+
+
+async def test_of_too_many_partners_the_one_whose_round_is_longest_ago_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(held_module, "PARTNERS_NOTED", 3)
+    serving = Serving()
+    first, *others, last = serving.meet(4)
+    held = HeldSectors(serving.neighbourhood, sector_bits=BITS, replication=3)
+    for peer in (first, *others, first, last):
+        held.round_ended(peer, outcome())
+    assert [held.arc_of(peer) for peer in (first, *others, last)] == [ALL, None, ALL, ALL]
 
 
 async def test_an_op_put_off_unholds_its_sector_until_the_next_tick_even_if_it_was_stored_meanwhile() -> None:
@@ -243,6 +267,20 @@ async def test_it_speaks_for_a_key_only_while_it_is_among_the_closest_it_knows()
         assert held.holds(key) == (is_held and closer < 3)
         spoken_for += held.holds(key)
     assert 0 < spoken_for < 200
+
+
+async def test_of_a_sector_whose_store_may_have_lost_something_nobody_is_known_any_more_to_have_the_same() -> None:
+    held, (one, other) = met(2)
+    held.round_ended(one, outcome())
+    held.round_ended(other, outcome())
+    assert held.held == ALL
+    held.unsure([3, 5])
+    assert held.missing == sectors([3, 5])
+    assert held.prospects() == {one: 2, other: 2}
+    held.round_ended(one, outcome())
+    assert held.missing == sectors([3, 5])
+    held.round_ended(other, outcome())
+    assert held.held == ALL
 
 
 async def test_whoever_takes_the_place_of_one_that_is_gone_does_not_speak_for_what_was_just_put_there() -> None:

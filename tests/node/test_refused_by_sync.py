@@ -195,6 +195,38 @@ async def test_what_is_dated_too_far_ahead_for_all_leaves_no_sector_open(
         assert (health.entries, health.holding.held) == (0, held)
 
 
+async def test_what_a_fast_clock_dated_ahead_is_not_sent_in_each_round_and_keeps_nothing_else_back(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_swarm(seed=1, size=1) as swarm:
+        (one,) = swarm.nodes
+        clock = swarm.machine_of(one).clock
+        clock.set_by_us = 300 * DAY_US
+        for number in range(100):
+            await one.put(f"checkpoint {number}", bytes(60_000))
+        clock.set_by_us = 0
+        await trio.sleep(2 * LOOK_EVERY_S)
+        other = await swarm.join()
+        for begins, partner in ((one, other), (other, one)):
+            report = await begins.sync(partner.peer_id)
+            assert report.outcome.equal == CIRCLE
+            assert report.traffic.bytes_sent + report.traffic.bytes_received < 10_000
+        assert other._syncing._held.held == CIRCLE
+
+
+async def test_a_node_whose_clock_was_just_set_back_still_sends_what_is_dated_right(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_swarm(seed=1, size=1) as swarm:
+        (one,) = swarm.nodes
+        for number in range(5):
+            await one.put(f"key {number}", b"value")
+        other = await swarm.start()
+        swarm.machine_of(one).clock.set_by_us = -DAY_US
+        await other.add_peer(swarm.address_of(one))
+        assert (await other.sync(one.peer_id)).outcome.stored == 5
+
+
 async def test_two_replicas_of_a_full_key_with_different_slots_have_all_else_in_common_and_hold_it(
     autojump_clock: MockClock,
 ) -> None:

@@ -22,11 +22,13 @@ from prime_dht.kad.keyspace import Prefix
 from prime_dht.node.feed import Feed
 from prime_dht.node.replica import LOAD_AGAIN_S, LOOK_EVERY_S, MAX_UNITS_AHEAD, OPS_IN_BATCH, Replica
 from prime_dht.partition.arcs import ArcSet
+from prime_dht.partition.location import sector_of
 from prime_dht.partition.parameters import PartitionParameters
 from prime_dht.partition.partition import Partition
 from prime_dht.storage.base import MAX_STEP_BACK_US, Expired, Gone, OpArrays, OwnSlot, PutResult
-from prime_dht.storage.capacity import Capacity
+from prime_dht.storage.capacity import Capacity, location_of
 from prime_dht.storage.memory import MemoryBackend
+from prime_dht.sync.declined import Declined
 from prime_dht.testing.storage_samples import make_entry
 from prime_dht.testing.swarm import EPOCH_US, VirtualClock
 
@@ -289,6 +291,38 @@ async def test_what_became_of_a_call_that_failed_is_read_from_the_store(autojump
         await MemoryBackend.put_entries(storage, ENTRIES[:6], now_us=clock.now_us())
         await trio.sleep(2 * LOAD_AGAIN_S)
         assert_equal(replica.partition, await rebuilt(storage, clock.now_us()))
+
+
+async def test_it_says_in_which_sectors_the_store_has_something_else_since_it_failed(
+    autojump_clock: MockClock,
+) -> None:
+    clock = VirtualClock()
+    storage = LateBackend(Random(3))
+    replica = Replica(storage, PARAMETERS, clock, Feed())
+    told: list[Sequence[int]] = []
+    replica.keep_up(Declined(), told.append)
+    async with background_nursery() as nursery:
+        await nursery.start(replica.run)
+        await wait_all_tasks_blocked()
+        entries = [
+            make_entry(key=Key(b"/prime/%d" % n), created_at_us=EPOCH_US, expires_at_us=EPOCH_US + HOUR_US)
+            for n in range(6)
+        ]
+        await replica.put_entries(entries, now_us=clock.now_us())
+        assert told == []
+        with replica.view() as view:
+            assert view is not None
+            for lost in ([], entries[1:3]):
+                assert not view.doubted
+                await MemoryBackend.remove_ops(storage, [entry.op_id for entry in lost])
+                storage.fails = True
+                with pytest.raises(StorageError):
+                    await replica.remove_ops([])
+                storage.fails = False
+                await trio.sleep(2 * LOAD_AGAIN_S)
+            sectors = sorted({sector_of(location_of(entry.header.key), sector_bits=9) for entry in lost})
+            assert told == [[], sectors]
+            assert list(view.doubted) == sectors
 
 
 class FullBackend(MemoryBackend):

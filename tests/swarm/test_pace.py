@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -15,8 +16,10 @@ from prime_dht.entries.limits import Limits
 from prime_dht.errors import QueryError
 from prime_dht.events import SyncFinished
 from prime_dht.ids import PeerId
+from prime_dht.node.core import Node
 from prime_dht.node.feed import Subscription
 from prime_dht.node.rounds import LEAST_BYTES_PER_S, Rounds, SyncReport, Traffic
+from prime_dht.testing.memory_network import MemoryNetwork
 from prime_dht.testing.swarm import Swarm, open_swarm
 
 FOUND_EACH_OTHER_S = 1.0
@@ -131,3 +134,76 @@ async def test_a_partner_that_trickles_does_not_keep_the_others_from_their_turn(
         told = [event async for event in events]
         begun = [event.peer for event in told if isinstance(event, SyncFinished) and event.begun_here]
         assert begun.count(other.peer_id) >= 3
+
+
+def narrow(swarm: Swarm, node: Node, bytes_per_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on a node's rounds share a link of this rate."""
+    link, here = trio.StrictFIFOLock(), swarm.network_of(node)
+
+    def slowed(network: MemoryNetwork) -> Callable[[MemoryNetwork], Callable[[bytes], Awaitable[None]]]:
+        carrier = network._carrier
+
+        def carrier_to(other: MemoryNetwork) -> Callable[[bytes], Awaitable[None]]:
+            carry = carrier(other)
+            if here not in (network, other):
+                return carry
+
+            async def carry_slowly(message: bytes) -> None:
+                for _ in range(len(message) // 1024):
+                    async with link:
+                        await trio.sleep(1024 / bytes_per_s)
+                await carry(message)
+
+            return carry_slowly
+
+        return carrier_to
+
+    for one in swarm.nodes:
+        network = swarm.network_of(one)
+        monkeypatch.setattr(network, "_carrier", slowed(network))
+
+
+async def test_one_that_joins_over_a_path_too_slow_for_a_full_turn_gets_everything_in_smaller_ones(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_swarm(seed=1, size=2) as swarm:
+        for number in range(100):
+            await swarm.nodes[number % 2].put(f"key {number}", bytes(60_000), ttl=24 * TTL_S)
+        await settle(swarm, within_s=300)
+        joiner = await swarm.start()
+        narrow(swarm, joiner, LEAST_BYTES_PER_S / 2, monkeypatch)
+        for node in swarm.nodes[:2]:
+            await joiner.add_peer(swarm.address_of(node))
+        await trio.sleep(1200)
+        assert (await joiner.health()).entries == 100
+
+
+async def test_a_link_with_32_kib_a_second_for_each_of_two_rounds_is_held_against_nobody(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_swarm(seed=1, size=2) as swarm:
+        joiner = await swarm.start()
+        for number in range(80):
+            await (joiner, *swarm.nodes[:2])[number % 3].put(f"key {number}", bytes(60_000), ttl=24 * TTL_S)
+        narrow(swarm, joiner, 4 * LEAST_BYTES_PER_S, monkeypatch)
+        for node in swarm.nodes[:2]:
+            await joiner.add_peer(swarm.address_of(node))
+        await trio.sleep(600)
+        assert [(await node.health()).entries for node in swarm.nodes] == [80] * 3
+        assert [node._network.counters().offences for node in swarm.nodes] == [0] * 3
+
+
+async def test_turns_that_became_small_are_full_again_after_a_few_answers_in_the_same_round(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_swarm(seed=1, size=1) as swarm:
+        (one,) = swarm.nodes
+        for number in range(100):
+            await one.put(f"key {number}", bytes(60_000), ttl=24 * TTL_S)
+        joiner = await swarm.start()
+        for _ in range(3):
+            one._syncing._rounds._turn_sizes.unanswered(joiner.peer_id, LEAST_BYTES_PER_S * 50, 50.0)
+        await joiner.add_peer(swarm.address_of(one))
+        report = await one.sync(joiner.peer_id)
+        assert report.outcome.entries_sent == 100
+        assert report.traffic.messages_sent <= 16

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import trio
 from trio.testing import MockClock
 
 from prime_dht.errors import QueryError, StorageError
-from prime_dht.ids import PeerId, wire_key
+from prime_dht.ids import OpId, PeerId, wire_key
 from prime_dht.node.core import Node
-from prime_dht.node.replica import MAX_UNITS_AHEAD
-from prime_dht.storage.base import EntryQuery, OpArrays
+from prime_dht.node.replica import LOAD_AGAIN_S, MAX_UNITS_AHEAD
+from prime_dht.storage.base import EntryQuery, Gone, OpArrays
 from prime_dht.storage.memory import MemoryBackend
 from prime_dht.testing.storage_samples import make_entry
 from prime_dht.testing.swarm import EPOCH_US, Swarm, open_swarm
@@ -92,6 +94,41 @@ async def test_a_silent_peer_does_not_keep_others_from_being_synced_with(autojum
         await trio.sleep(300)
         due = [key for key in KEYS if joiner in swarm.closest_to(key, R)]
         assert [key for key in due if not await stores(swarm, joiner, key)] == []
+
+
+class Forgetful(MemoryBackend):
+    """A store that goes back to when it was empty, and says so to whoever changes it next."""
+
+    has_forgotten = False
+
+    async def forget(self) -> None:
+        ops = await self.ops(locations=range(1 << 32), created_us=range(1 << 62))
+        await super().remove_ops([op.op_id for op in ops])
+        self.has_forgotten = True
+
+    async def remove_ops(self, op_ids: Sequence[OpId]) -> list[Gone]:
+        if self.has_forgotten:
+            self.has_forgotten = False
+            raise StorageError("it went back to an earlier state")
+        return await super().remove_ops(op_ids)
+
+
+async def test_what_a_store_lost_that_went_back_to_an_earlier_state_is_fetched_as_soon_as_it_is_known(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_swarm(seed=1, size=1) as swarm:
+        (one,) = swarm.nodes
+        disc = Forgetful()
+        other = await swarm.start(swarm.machine(disc=disc), via=[one])
+        await other.bootstrap()
+        for key in KEYS:
+            await one.put(key, b"value", ttl=TTL_S)
+        await trio.sleep(150)
+        await disc.forget()
+        with pytest.raises(StorageError, match="earlier state"):
+            await other._replica.remove_ops([])
+        await trio.sleep(LOAD_AGAIN_S + 5)
+        assert [len(await holders(swarm, key)) for key in KEYS] == [2] * len(KEYS)
 
 
 class Unreadable(MemoryBackend):

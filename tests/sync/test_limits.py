@@ -219,6 +219,21 @@ def test_a_turn_has_only_so_many_entries_and_says_that_there_are_more(lower: Low
     assert [(len(turn.entries), turn.more) for turn in said] == [(10, True), (10, True), (5, False)]
 
 
+@pytest.mark.parametrize(("turn_bytes", "answered"), [(5000, 2), (1000, 1)])
+def test_answers_fill_a_turn_as_small_as_the_path_wants_it_but_one_is_always_told(
+    turn_bytes: int, answered: int
+) -> None:
+    party = Party(BASE)
+    side = Side(party, Round.initiate(party.node(), nonce=1, rng=Random(2)))
+    side.run()
+    assert side.round is not None
+    side.round.limit_turns(turn_bytes)
+    side.inbox.append(replace(FIRST, questions=(AskChecksums(CIRCLE),) * 5))
+    (reply,) = side.run()
+    assert isinstance(reply, Turn)
+    assert len(reply.answers) == answered
+
+
 def test_entries_fill_a_turn_and_no_more() -> None:
     party, some = Party(BASE), entries(50, value=bytes(60_000))
     party.put(some)

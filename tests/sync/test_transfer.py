@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 
 import pytest
 
 from prime_dht.entries.entry import Entry
+from prime_dht.ids import OpId
 from prime_dht.partition.arcs import ArcSet
 from prime_dht.sync.actions import (
     Action,
@@ -26,8 +28,8 @@ from prime_dht.sync.actions import (
 )
 from prime_dht.sync.declined import Declined, DeclinedOp
 from prime_dht.sync.limits import MAX_MESSAGE_BYTES
-from prime_dht.sync.messages import Acceptance, Open, Turn, Verdict
-from prime_dht.sync.round import Round
+from prime_dht.sync.messages import WANT_BYTES, Acceptance, Message, Open, Turn, Verdict
+from prime_dht.sync.round import Participant, Round
 from prime_dht.testing.sync_pair import CIRCLE, DAY_US, NOW_US, Party, Side, location_of, run_round, unsigned_entry
 
 ACCEPTED = Acceptance(arc=CIRCLE, held=CIRCLE)
@@ -201,6 +203,34 @@ def test_rings_that_are_equal_between_two_that_differ_are_not_sent(owner_begins:
     assert sum(outcome.only_ours for outcome in ran.outcomes) == 600
 
 
+@pytest.mark.parametrize("owner_begins", [True, False])
+def test_entries_go_in_turns_as_small_as_the_path_wants_them(owner_begins: bool) -> None:
+    class Slow(Side):
+        def run(self) -> list[Message]:
+            if self.round is not None:
+                self.round.limit_turns(3000)
+            return super().run()
+
+    owner, other = Party(), Party()
+    owner.put(entries(100))
+    one, two = (owner, other) if owner_begins else (other, owner)
+    begins = Slow(one, Round.initiate(one.node(), nonce=1, rng=Random(1)))
+    responds = Slow(two)
+    (opened,) = begins.run()
+    assert isinstance(opened, Open)
+    responds.round = Round.accept(two.node(), opened, rng=Random(2))
+    counts: list[int] = []
+    speaker, hearer = responds, begins
+    while speaker.outcome is None or hearer.outcome is None:
+        for message in speaker.run():
+            assert isinstance(message, Turn)
+            counts.append(len(message.entries))
+            hearer.inbox.append(message)
+        speaker, hearer = hearer, speaker
+    assert other.op_ids == owner.op_ids
+    assert 0 < max(counts) < 3000 / 160
+
+
 # What is refused, and what goes while it is on its way.
 
 
@@ -318,6 +348,71 @@ def test_that_another_entry_of_the_sector_gave_way_to_what_came_does_not_explain
     assert beside[1].op_id in owner.op_ids
     assert owner.new.op_id not in other.op_ids
     assert ran.outcomes[owner_begins].left == ArcSet.of_sectors([location_of(owner.old) >> 23], sector_bits=9)
+
+
+class Behind(Party):
+    """A party that was ahead when it put something, and knows now what the time is."""
+
+    def node(self) -> Participant:
+        return replace(super().node(), latest_us=NOW_US)
+
+
+@pytest.mark.parametrize("owner_begins", [True, False])
+def test_what_is_dated_too_far_ahead_is_not_sent_and_leaves_no_sector_to_either_side(owner_begins: bool) -> None:
+    owner, other = Behind(), Party()
+    owner.put([*entries(4), *(unsigned_entry(b"ahead %d" % n, NOW_US + DAY_US) for n in range(3))])
+    ran = run_round(*((owner, other) if owner_begins else (other, owner)))
+    assert other.op_ids == {entry.op_id for entry in entries(4)}
+    assert [outcome.equal for outcome in ran.outcomes] == [CIRCLE, CIRCLE]
+
+
+@pytest.mark.parametrize("owner_begins", [True, False])
+def test_of_a_side_that_cannot_remember_all_that_went_nothing_is_taken_for_equal(
+    monkeypatch: pytest.MonkeyPatch, owner_begins: bool
+) -> None:
+    # By cells, of which that of what took the place of the old is not asked for.
+    monkeypatch.setattr("prime_dht.sync.finding.MAX_FLIGHTS", 0)
+    monkeypatch.setattr("prime_dht.sync.finding._FEW_OPS", 0)
+    monkeypatch.setattr("prime_dht.sync.view.MAX_CHANGES", 0)
+    other, owner = Party(), Overwritten()
+    owner.old = unsigned_entry(b"k", NOW_US - 30 * DAY_US, value=b"old")
+    owner.new, owner.when = unsigned_entry(b"k", NOW_US - 1000, value=b"new"), FetchOps
+    other.put(entries(400))
+    owner.put([owner.old, *entries(400), *entries(50, seed=1)])
+    ran = run_round(*((owner, other) if owner_begins else (other, owner)))
+    assert owner.new.op_id not in other.op_ids
+    assert ran.outcomes[owner_begins].equal == ArcSet.empty(sector_bits=9)
+    assert ran.outcomes[not owner_begins].equal == CIRCLE, "it lacks nothing itself"
+
+
+@pytest.mark.parametrize("loser_begins", [True, False])
+def test_where_the_store_may_have_lost_something_while_the_round_went_on_is_not_equal(loser_begins: bool) -> None:
+    loser, other = Party(), Party()
+    loser.put(entries(4))
+    other.put([*entries(4), *entries(2, seed=1)])
+
+    def lose(_number: int, _message: Message) -> None:
+        if loser.view is not None:
+            loser.view.unsure([3, 5])
+
+    ran = run_round(*((loser, other) if loser_begins else (other, loser)), between=lose)
+    of_loser, of_other = ran.outcomes if loser_begins else reversed(ran.outcomes)
+    assert of_loser.left == ArcSet.of_sectors([3, 5], sector_bits=9)
+    assert of_other.equal == CIRCLE
+
+
+def test_that_an_entry_vanished_is_seen_though_as_many_are_sent_as_were_wanted() -> None:
+    owner, leader = Overwritten(), Party()
+    owner.old = unsigned_entry(b"k", NOW_US - DAY_US, value=b"old")
+    owner.new = unsigned_entry(b"k", NOW_US - 1000, value=b"new")
+    one, other = entries(2)
+    namesake = replace(other, op_id=OpId(one.op_id[:WANT_BYTES] + other.op_id[WANT_BYTES:]))
+    leader.put([namesake])
+    owner.put([owner.old, one, namesake])
+    _, of_leader = run_round(owner, leader).outcomes
+    assert of_leader.led
+    assert of_leader.entries_received == 2
+    assert of_leader.left == ArcSet.of_sectors([location_of(owner.old) >> 23], sector_bits=9)
 
 
 def test_of_a_follower_that_does_not_say_what_vanished_a_leader_takes_nothing_for_equal() -> None:

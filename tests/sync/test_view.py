@@ -85,6 +85,18 @@ def test_a_view_that_changed_too_much_says_it_is_not_exact() -> None:
     assert not view.is_exact
 
 
+def test_a_view_remembers_what_goes_however_much_came_and_says_if_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prime_dht.sync.view.MAX_CHANGES", 1)
+    _, view = view_of(2)
+    for number in (7, 8):
+        view.inserted(op_id(number))
+    view.removed(op_id(0), LOCATION, NOW_US - 1000)
+    assert view.sector_of_gone(op_id(0)) == 5
+    assert (view.is_exact, view.knows_all_gone) == (False, True)
+    view.removed(op_id(1), LOCATION, NOW_US - 999)
+    assert not view.knows_all_gone
+
+
 def test_a_page_has_the_declined_ops_of_its_interval_and_not_what_came() -> None:
     declined = Declined()
     for number in (10, 20):
