@@ -126,6 +126,21 @@ async def test_the_blocks_of_a_put_that_is_cancelled_before_its_entry_goes_out_g
             assert (await swarm.machine_of(client).blocks.stats()).blocks == 0
 
 
+async def test_the_blocks_of_a_put_that_is_cancelled_while_it_reads_go(autojump_clock: MockClock) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(300):
+            yield bytes(5000)
+        await trio.sleep_forever()
+
+    async with open_swarm(seed=1, size=2) as swarm:
+        blocks = swarm.machine_of(swarm.nodes[0]).blocks
+        with trio.move_on_after(5):
+            await swarm.nodes[0].put("k", pieces())
+        assert (await blocks.stats()).blocks == 1
+        await swept(swarm)
+        assert (await blocks.stats()).blocks == 0
+
+
 async def test_the_blocks_of_what_is_added_go_if_it_cannot_be_pinned_nor_put(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -150,9 +150,7 @@ async def test_that_a_pinned_blob_is_damaged_is_worth_one_warning(
             rot(blocks, LEAF)
             await blocks.read([LEAF], verify=True)
             await trio.sleep(5 * SWEEP_EVERY_S)
-            assert warned() == times * [
-                f"blob {root}, which is pinned, is no longer whole; to fetch the rest, pin it again"
-            ]
+            assert warned() == times * [f"blob {root}, which is pinned, is not whole; to fetch the rest, pin it again"]
             await reader.blobs.pin(root)
             await trio.sleep(2 * SWEEP_EVERY_S)
 

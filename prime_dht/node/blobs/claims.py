@@ -12,7 +12,8 @@ done in every *sweep*: no other book is kept. A claim taken a moment ago is left
 so is that of an entry that is being put (:meth:`BlobClaims.putting`). Claims are taken and released one at a time.
 
 An entry store may have outlived its blocks, which lay in memory or were deleted. When no claims are found at start, all
-entries are gone through.
+entries are gone through; and when the store notes that there are entries without their blobs, of which nobody else
+would know after a restart, though there may be more room by then, or other limits.
 """
 
 from __future__ import annotations
@@ -57,6 +58,9 @@ FRESH_S = 60.0
 GIVEN_UP_S = 3600.0
 """How long a blob is done without for which there was no room when it came: part of it came in vain."""
 
+ARE_UNKEPT = "blobs.unkept"
+"""The node metadata that is not empty while there may be entries in the store without the claims that they need."""
+
 MAX_UNKEPT = 1000
 """Entries without their blobs that are remembered: to try them again, and to say only once why."""
 
@@ -99,6 +103,7 @@ class BlobClaims:
         self._limits = limits
         self._clock = clock
         self._unkept: dict[OpId, float] = {}  # and when they are tried again
+        self._are_unkept_noted = False
         self._new: dict[OpId, KeptBlob] = {}
         self._putting: Counter[OpId] = Counter()
         self._turn = trio.Lock()  # to take a claim, or release one
@@ -124,6 +129,8 @@ class BlobClaims:
             except (NoRoomError, ValidationError) as error:
                 unkept[entry.op_id] = str(error)
                 self._note_unkept(entry.op_id, entry.publisher, str(error))
+        if unkept and not is_by_put:
+            await self._note_that_some_are_unkept()
         return unkept
 
     @contextmanager
@@ -153,6 +160,7 @@ class BlobClaims:
         Raises:
             StorageError: the block store failed.
         """
+        await self._note_that_some_are_unkept()
         for blob in [blob for blob in self.kept.values() if blob.root == root]:
             await self._release(blob)
             self._note_unkept(blob.op_id, blob.publisher, reason, again_s=trio.current_time() + GIVEN_UP_S)
@@ -170,23 +178,17 @@ class BlobClaims:
         return list(new.values())
 
     async def load(self) -> None:
-        """Read the claims that the block store has, or, if there are none, all entries.
+        """Read the claims that the block store has; and all entries, if there are none, or some may lack theirs.
 
         Of those that were read, what is here whole is not among what :meth:`take_new` tells.
         """
         roots = await all_roots(self._blocks)
         claims = [claim for status in roots for claim in await self._blocks.claims(status.root)]
         op_ids = [OpId(claim.label) for claim in claims if _is_for_entry(claim)]
-        if claims:
-            await self._take_in(op_ids)
-        else:
-            cursor = b""
-            while True:
-                page = await self._storage.scan_ops(after=cursor, limit=OPS_IN_PAGE)
-                ids = page.op_ids.tobytes()
-                await self._take_in([OpId(ids[at : at + OP_ID_BYTES]) for at in range(0, len(ids), OP_ID_BYTES)])
-                if not (cursor := page.next_cursor):
-                    break
+        await self._take_in(op_ids)
+        self._are_unkept_noted = bool(await self._storage.get_meta(ARE_UNKEPT))
+        if not claims or self._are_unkept_noted:
+            await self._take_in_all()
         for claim in claims:
             if _is_for_entry(claim):
                 await self._release_unknown(claim)
@@ -295,16 +297,41 @@ class BlobClaims:
             if OpId(claim.label) not in self.kept:
                 await self._blocks.release(claim)
 
-    async def _take_in(self, op_ids: Sequence[OpId]) -> None:
-        """Claim what the live ones among these entries refer to."""
+    async def _take_in(self, op_ids: Sequence[OpId], *, is_noted: bool = False) -> None:
+        """Claim what the live ones among these entries refer to.
+
+        Args:
+            is_noted: note first, if any does, that there may be others without their claims.
+        """
         now_us = self._clock.now_us()
         for start in range(0, len(op_ids), ENTRIES_IN_PAGE):
             page = op_ids[start : start + ENTRIES_IN_PAGE]
             found = await self._storage.get_ops(page, now_us=now_us)
+            if is_noted and any(map(refers_to_blob, found)):
+                await self._note_that_some_are_unkept()
             unkept = await self.claim(found, is_by_put=False)
             for op_id in page:
                 if op_id not in unkept:  # kept by now, or gone
                     self._unkept.pop(op_id, None)
+
+    async def _take_in_all(self) -> None:
+        """Claim what all live entries refer to; should this end half way, it is done at the next start."""
+        cursor = b""
+        while True:
+            page = await self._storage.scan_ops(after=cursor, limit=OPS_IN_PAGE)
+            ids = page.op_ids.tobytes()
+            op_ids = [OpId(ids[at : at + OP_ID_BYTES]) for at in range(0, len(ids), OP_ID_BYTES)]
+            await self._take_in(op_ids, is_noted=True)
+            if not (cursor := page.next_cursor):
+                break
+        if self._are_unkept_noted and not self._unkept:
+            self._are_unkept_noted = False  # first: one that comes meanwhile is noted after this
+            await self._storage.put_meta(ARE_UNKEPT, b"")
+
+    async def _note_that_some_are_unkept(self) -> None:
+        if not self._are_unkept_noted:
+            await self._storage.put_meta(ARE_UNKEPT, b"1")
+            self._are_unkept_noted = True
 
     def _note_unkept(self, op_id: OpId, publisher: PeerId, reason: str, *, again_s: float = -math.inf) -> None:
         if op_id in self._unkept:

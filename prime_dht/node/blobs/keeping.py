@@ -38,6 +38,7 @@ from prime_dht.node.lookups import Explorer
 from prime_dht.node.neighbourhood import Neighbourhood
 from prime_dht.node.records import Records
 from prime_dht.storage.blocks import BlockStore, Claim, Collected, NoRoomError
+from prime_dht.storage.blocks_index import LostBlocksError
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
@@ -186,8 +187,7 @@ class Keeping:
         await self.let_go(await self._claims.sweep())  # also what a process has left that was killed, or gave up
         while True:
             await trio.sleep(SWEEP_EVERY_S)
-            if gone := await self._claims.sweep():
-                await self.let_go(gone)
+            await self.let_go(await self._claims.sweep())  # and of what puts have left that ended half way
             await self._take_up_lacking()
 
     async def _take_up_lacking(self) -> None:
@@ -200,12 +200,12 @@ class Keeping:
         pinned = lacking.keys() - {blob.root for blob in kept}
         self._told_damaged &= pinned
         for root in pinned - self._told_damaged:
-            # As long as it was never whole nobody knows its size, and whoever wants it pinned was told.
+            # A pin alone does not know its size before it is whole, and whoever asked for it was told that it is not.
             if self._turns.is_elsewhere(root):
                 continue
             if lacking[root].size_bytes and Claim(root=root, label=PIN) in await self._blocks.claims(root):
                 self._told_damaged.add(root)
-                logger.warning("blob %s, which is pinned, is no longer whole; to fetch the rest, pin it again", root)
+                logger.warning("blob %s, which is pinned, is not whole; to fetch the rest, pin it again", root)
 
     async def _fetch_missing(self, nursery: trio.Nursery) -> None:
         while True:
@@ -284,6 +284,9 @@ class Keeping:
 
 
 def _level_of(error: BlobError | StorageError) -> int:
-    """What strangers can bring about is not worth more than a debug line; that the disk fails is."""
-    is_of_disk = isinstance(error, StorageError) and not isinstance(error, NoRoomError)
+    """What strangers can bring about, or a put of the same blob here, is not worth more than a debug line.
+
+    That the disk fails is.
+    """
+    is_of_disk = isinstance(error, StorageError) and not isinstance(error, NoRoomError | LostBlocksError)
     return logging.WARNING if is_of_disk else logging.DEBUG

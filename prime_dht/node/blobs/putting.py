@@ -51,7 +51,7 @@ IN_THREAD_FROM_BYTES = 256 << 10
 SLICE_BYTES = 128 << 10
 """Of bytes that are at hand."""
 
-ASK_FIRST_S = 0.05
+ASK_FIRST_S = 0.01
 ASK_AT_MOST_S = 2.0
 """Between two times that a replica is asked whether it holds a blob."""
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from prime_dht.blobs.actions import Ask, Finished, Look, Store
 from prime_dht.blobs.cid import BlockBytes, Cid
 from prime_dht.blobs.plan import FetchLimits, FetchPlan
+from prime_dht.blobs.unixfs import MAX_BLOCK_BYTES
 from prime_dht.blobs.walk import Piece
 from prime_dht.errors import BlobError, StorageError
 from prime_dht.ids import PeerId
@@ -476,3 +477,21 @@ async def test_of_very_many_nodes_a_bounded_number_is_kept_and_the_blob_comes_wh
             await destination.finish()
         await destination.aclose()
     assert path.read_bytes() == b"".join(chunks)
+
+
+async def test_what_was_left_of_a_node_is_read_only_if_it_may_be_so_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    destination = FileDestination(tmp_path / "out", ROOT)
+    destination._nodes_path.write_bytes(bytes(ROOT) + (2**32 - 1).to_bytes(4, "big") + b"node")
+    stock, read_bytes = os.pread, [0]
+
+    def pread(file: int, size: int, at: int) -> bytes:
+        read_bytes.append(size)
+        return stock(file, min(size, 99), at)
+
+    monkeypatch.setattr(os, "pread", pread)
+    await destination.open()
+    assert 0 < max(read_bytes) <= MAX_BLOCK_BYTES
+    assert destination._nodes_path.stat().st_size == 0
+    await destination.aclose()
