@@ -1,9 +1,13 @@
 """Keeping entries alive: what was put with ``keep=True`` is signed and put again before it expires.
 
 Each renewal is a new entry of the same slot, two thirds into the life of the one before, so that one missed turn (a
-lost network, a suspended machine) can be made good before readers notice. Any other write of the slot by this node ends
-that: whoever puts or deletes calls :meth:`Keeper.let_go` *before* it signs. A renewal that has begun is then signed
-already, or waits for the writer's lock in front of that write, so it is the older of the two and cannot undo it.
+lost network, a suspended machine) can be made good before readers notice. What is due is due by the calendar; when that
+is set back, all is renewed at once: what was signed, or put off, by a clock that was ahead would be due long after
+others see it expire.
+
+Any other write of the slot by this node ends that: whoever puts or deletes calls :meth:`Keeper.let_go` *before* it
+signs. A renewal that has begun is then signed already, or waits for the writer's lock in front of that write, so it is
+the older of the two and cannot undo it.
 
 A put may wait long for its replicas, and is kept only when it has ended. So it takes a *place* before it begins, which
 any write of the slot takes away: what the place was for is the older of the two, and is not kept. A put that has much
@@ -16,7 +20,7 @@ import heapq
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import trio
@@ -41,6 +45,9 @@ RETRY_S = 30.0
 
 LOOK_AT_CLOCK_S = 60.0
 """What is due is due by the calendar, whose clock may be set; so it is looked at again at least this often."""
+
+SET_BACK_US = 10 * US_PER_S
+"""By so much a calendar falls behind only if somebody sets it."""
 
 RENEWALS_AT_ONCE = 16
 """One that waits for a dead replica holds up no others."""
@@ -76,6 +83,7 @@ class Keeper:
         self._kept: dict[_Slot, _Kept] = {}
         self._places: dict[_Slot, Place] = {}
         self._turns: list[_Turn] = []
+        self._ahead_us = 0
         self._changed = trio.Event()
 
     def check_room(self, statement: Statement) -> None:
@@ -106,7 +114,7 @@ class Keeper:
         slot = (statement.key, statement.subkey)
         if self._places.get(slot) is place:
             self._kept[slot] = _Kept(statement, replication)
-            self._schedule(_turn_after(receipt, slot))
+            self._schedule(self._turn_after(receipt, slot))
 
     def signs(self, statement: Statement, place: Place | None) -> None:
         """What took its place long ago, if it is to be kept, is signed only now: nothing older is renewed."""
@@ -123,11 +131,13 @@ class Keeper:
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Renew until cancelled."""
+        self._ahead_us = self._ahead_now_us()
         at_once = trio.Semaphore(RENEWALS_AT_ONCE)
         async with trio.open_nursery() as nursery:
             task_status.started()
             while True:
                 wait_s = LOOK_AT_CLOCK_S
+                self._look_at_clock()
                 if self._turns:
                     wait_s = min(wait_s, (self._turns[0].due_us - self._clock.now_us()) / US_PER_S)
                 if wait_s > 0:
@@ -154,7 +164,7 @@ class Keeper:
             logger.warning("an entry could not be renewed: %s; trying again in %g s", error, retry_s)
             next_turn = _Turn(self._clock.now_us() + int(retry_s * US_PER_S), turn.slot, turn.expires_at_us)
         else:
-            next_turn = _turn_after(receipt, turn.slot)
+            next_turn = self._turn_after(receipt, turn.slot)
         finally:
             place.release()
         if self._kept.get(turn.slot) is kept:
@@ -164,7 +174,20 @@ class Keeper:
         heapq.heappush(self._turns, turn)
         self._changed.set()
 
+    def _turn_after(self, receipt: PutReceipt, slot: _Slot) -> _Turn:
+        life_us = receipt.expires_at_us - receipt.created_at_us
+        # The calendar may have been set back while the put was under way.
+        since_us = min(receipt.created_at_us, self._clock.now_us())
+        return _Turn(since_us + int(life_us * RENEW_AFTER), slot, receipt.expires_at_us)
 
-def _turn_after(receipt: PutReceipt, slot: _Slot) -> _Turn:
-    life_us = receipt.expires_at_us - receipt.created_at_us
-    return _Turn(receipt.created_at_us + int(life_us * RENEW_AFTER), slot, receipt.expires_at_us)
+    def _look_at_clock(self) -> None:
+        """Make everything due if the calendar was set back."""
+        ahead_us, self._ahead_us = self._ahead_us, self._ahead_now_us()
+        if self._ahead_us < ahead_us - SET_BACK_US:
+            now_us = self._clock.now_us()
+            self._turns = [replace(turn, due_us=min(turn.due_us, now_us)) for turn in self._turns]
+            heapq.heapify(self._turns)
+
+    def _ahead_now_us(self) -> int:
+        """How far the calendar is ahead of the clock that nobody sets."""
+        return self._clock.now_us() - int(self._clock.monotonic_s() * US_PER_S)

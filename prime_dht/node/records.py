@@ -323,7 +323,7 @@ class Records:
 
         What fails, because a better record stands or nobody is there, has another turn then.
         """
-        for multihash in list(self._server.provided):
+        for multihash in sorted(self._server.provided):  # a set has another order in each process
             if multihash in self._server.provided:  # and not withdrawn meanwhile
                 await self._announce(multihash)
         for key, value in list(self._own_records.items()):

@@ -9,19 +9,30 @@ from prime_dht.testing.simulation.plan import (
     ANCHORS,
     FAULTS_S,
     MAX_SKEW_S,
+    BackUp,
     Crash,
     Cut,
+    CutOneWay,
     Delete,
+    DiscTrouble,
     Heal,
     Join,
+    Keep,
     Leave,
     Lie,
     Lose,
+    MendBothWays,
+    Move,
+    Provide,
     Put,
+    PutBlob,
+    PutMany,
     Restart,
+    Restore,
     SetClock,
     Slow,
     Step,
+    WrongClock,
     draw_plan,
 )
 
@@ -52,6 +63,16 @@ def test_what_a_plan_breaks_it_mends() -> None:
         assert not weather or weather[-1] == 0
         assert all(step.factor == 1 for step in last_of(steps, Slow, lambda step: step.member).values())
         assert all(step.falsehood is None for step in last_of(steps, Lie, lambda step: step.member).values())
+        assert all(step.trouble is None for step in last_of(steps, DiscTrouble, lambda step: step.member).values())
+        assert not any(step.is_wrong for step in last_of(steps, WrongClock, lambda step: step.member).values())
+        deaf_or_mute: set[int] = set()
+        for step in steps:
+            if isinstance(step, CutOneWay):
+                assert step.member not in deaf_or_mute
+                deaf_or_mute.add(step.member)
+            elif isinstance(step, MendBothWays):
+                deaf_or_mute.remove(step.member)
+        assert not deaf_or_mute
         down: set[int] = set()
         for step in steps:
             match step:
@@ -73,15 +94,31 @@ def test_liars_neither_write_nor_keep_anybody_from_joining() -> None:
     for plan in PLANS:
         steps = [step for _, step in plan.steps]
         assert not plan.liars & set(range(ANCHORS))
-        assert not plan.liars & {step.member for step in steps if isinstance(step, Put | Delete)}
+        writes = Put | PutBlob | PutMany | Keep | Provide | Delete
+        assert not plan.liars & {step.member for step in steps if isinstance(step, writes)}
         assert {step.member for step in steps if isinstance(step, Lie)} <= plan.liars
 
 
 def test_clocks_stay_within_what_two_nodes_may_differ() -> None:
     for plan in PLANS:
         offsets_s = [*plan.skews_s, *(step.by_s for _, step in plan.steps if isinstance(step, SetClock))]
+        offsets_s += [step.by_s for _, step in plan.steps if isinstance(step, WrongClock) and not step.is_wrong]
         assert max(map(abs, offsets_s)) <= MAX_SKEW_S
         assert plan.config.limits.clock_skew_s > 2 * MAX_SKEW_S
+
+
+def test_those_through_whom_everybody_joins_stay_where_they_are() -> None:
+    assert all(step.member >= ANCHORS for plan in PLANS for _, step in plan.steps if isinstance(step, Move))
+
+
+def test_what_is_restored_was_copied_before() -> None:
+    for plan in PLANS:
+        copied: set[int] = set()
+        for _, step in plan.steps:
+            if isinstance(step, BackUp):
+                copied.add(step.member)
+            elif isinstance(step, Restore):
+                assert step.member in copied
 
 
 def test_newcomers_have_the_numbers_that_follow() -> None:

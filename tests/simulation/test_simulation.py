@@ -15,15 +15,18 @@ import trio
 from prime_dht.entries.codec import Undecodable
 from prime_dht.entries.entry import Entry
 from prime_dht.ids import PeerId
+from prime_dht.node.blobs.keeping import Keeping
+from prime_dht.node.keeper import Keeper
 from prime_dht.node.maintenance import Maintenance
 from prime_dht.node.neighbourhood import Neighbourhood
 from prime_dht.node.server import Server
 from prime_dht.node.strangers import Strangers
 from prime_dht.node.syncing import Syncing
+from prime_dht.partition.partition import Partition
 from prime_dht.storage.base import Expired
 from prime_dht.storage.memory import MemoryBackend
 from prime_dht.testing.memory_network import MemoryNetwork
-from prime_dht.testing.simulation import Outcome, simulate
+from prime_dht.testing.simulation import Outcome, plan, simulate
 from prime_dht.wire.kad import EntryStatus, Reply, Request, StatusCode
 
 if TYPE_CHECKING:
@@ -32,22 +35,25 @@ if TYPE_CHECKING:
 SOON_S = 300.0
 """Long enough for a fault to be seen; ``make simulate`` has two hours of faults, and lets a swarm settle for one."""
 
+A_WHILE_S = 90.0
+"""Long enough for one history to part from another."""
+
 
 def digest(outcome: Outcome) -> str:
     return sha256("\n".join(outcome.log).encode()).hexdigest()
 
 
 def test_under_faults_nodes_keep_their_promises() -> None:
-    outcome = simulate(1, faults_s=1200.0)
+    outcome = simulate(1, faults_s=600.0, settle_s=1800.0)
     assert not outcome.complaints, "\n".join(outcome.log[-60:])
 
 
 def test_one_seed_is_one_history_in_one_process_and_in_another() -> None:
-    here = digest(simulate(3, faults_s=SOON_S, settle_s=SOON_S))
-    assert digest(simulate(3, faults_s=SOON_S, settle_s=SOON_S)) == here
+    here = digest(simulate(3, faults_s=A_WHILE_S, settle_s=A_WHILE_S))
+    assert digest(simulate(3, faults_s=A_WHILE_S, settle_s=A_WHILE_S)) == here
     program = (
         "from hashlib import sha256; from prime_dht.testing.simulation import simulate; "
-        f"log = simulate(3, faults_s={SOON_S}, settle_s={SOON_S}).log; "
+        f"log = simulate(3, faults_s={A_WHILE_S}, settle_s={A_WHILE_S}).log; "
         "print(sha256('\\n'.join(log).encode()).hexdigest())"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}
@@ -91,6 +97,7 @@ def test_nodes_that_never_try_again_are_found_out(monkeypatch: pytest.MonkeyPatc
         return None
 
     monkeypatch.setattr(Maintenance, "_meet_again_and_refresh", refresh_and_meet_nobody)
+    monkeypatch.setattr(Maintenance, "_look_for_lost", refresh_and_meet_nobody)
     monkeypatch.setattr(Strangers, "run", look_at_no_stranger)
     monkeypatch.setattr(Neighbourhood, "heard_from", lambda _self, _peer: None)
     complaints = simulate(1, faults_s=SOON_S, settle_s=SOON_S).complaints
@@ -128,10 +135,33 @@ def test_what_a_node_should_not_raise_comes_out_with_what_led_to_it(monkeypatch:
     assert "in the simulation of seed 1:" in raised.value.__notes__[0]
 
 
+def test_nodes_that_do_not_keep_alive_what_they_said_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def renew_never(_self: Keeper, *, task_status: TaskStatus[None]) -> None:
+        task_status.started()
+
+    monkeypatch.setattr(Keeper, "run", renew_never)
+    monkeypatch.setattr(plan, "KEPT_TTLS_S", (60.0, 120.0))
+    monkeypatch.setattr(plan, "KEEP_EVERY_S", 20.0)
+    complaints = simulate(1, faults_s=120.0, settle_s=SOON_S).complaints
+    assert any("keeps alive" in complaint for complaint in complaints)
+
+
+def test_nodes_that_have_not_what_they_count_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fetch_never(_self: Keeping, *, task_status: TaskStatus[None]) -> None:
+        task_status.started()
+
+    monkeypatch.setattr(Keeping, "run", fetch_never)
+    monkeypatch.setattr(Partition, "remove", lambda *_op: None)
+    monkeypatch.setattr(Partition, "remove_batch", lambda *_ops: None)
+    complaints = simulate(1, faults_s=SOON_S, settle_s=SOON_S).complaints
+    assert any("lacks the blob" in complaint for complaint in complaints)
+    assert any("its partition says otherwise" in complaint for complaint in complaints)
+
+
 def test_replicas_that_do_not_sync_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     async def sync_never(_self: Syncing, *, task_status: TaskStatus[None]) -> None:
         task_status.started()
 
     monkeypatch.setattr(Syncing, "run", sync_never)
-    complaints = simulate(1, faults_s=1200.0, settle_s=SOON_S).complaints
+    complaints = simulate(1, faults_s=600.0, settle_s=SOON_S).complaints
     assert any("and is a replica" in complaint for complaint in complaints)

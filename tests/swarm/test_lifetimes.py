@@ -120,6 +120,25 @@ async def test_keep_renews_before_expiry_until_the_entry_is_deleted(autojump_clo
         assert swarm.network_of(writer).sent["PutValue"] == sent
 
 
+@pytest.mark.parametrize("is_client", [True, False])
+async def test_what_is_kept_is_renewed_though_the_clock_was_a_day_ahead_for_a_while(
+    is_client: bool, autojump_clock: MockClock
+) -> None:
+    """What was due then was refused by all others, or stored by this node alone, with a date of tomorrow."""
+    async with open_swarm(seed=1, size=6) as swarm:
+        reader = await swarm.join_client()
+        writer = await swarm.join_client() if is_client else swarm.closest_to("k", 1)[0]
+        await writer.put("k", b"value", ttl=1800, keep=True)
+        clock = swarm.machine_of(writer).clock
+        clock.set_by_us = 86_400 * 1_000_000
+        await trio.sleep(300)
+        clock.set_by_us = 0
+        for _ in range(12):
+            await trio.sleep(600)
+            others = await reader.get_all("k")
+            assert [found.value for found in others] == [b"value"]
+
+
 async def test_a_newer_put_is_not_undone_by_the_renewal_of_an_older_one(autojump_clock: MockClock) -> None:
     async with open_swarm(seed=1, size=3) as swarm:
         node = swarm.nodes[0]

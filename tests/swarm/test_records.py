@@ -334,6 +334,27 @@ async def test_of_what_nobody_takes_a_few_are_announced_a_minute_each_in_turn(
         assert set(asked) == set(contents)
 
 
+async def test_what_is_provided_is_announced_again_in_an_order_that_is_the_same_in_each_process(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_swarm(seed=1, size=2, config=QUICK) as swarm:
+        node, network = swarm.nodes[0], swarm.network_of(swarm.nodes[1])
+        contents = [b"\x12\x20" + bytes([number]) * 32 for number in range(40)]
+        for content in contents:
+            await node.provide(content)
+        announced: list[bytes] = []
+        handle = network._handler
+
+        def note(peer: PeerId, request: Request) -> Reply | Awaitable[Reply]:
+            if isinstance(request, AddProvider):
+                announced.append(request.multihash)
+            return handle(peer, request)
+
+        monkeypatch.setattr(network, "_handler", note)
+        await trio.sleep(1.5 * QUICK.record_republish_s)
+        assert announced == contents
+
+
 def refusing(handle: Handler, asked: list[bytes]) -> Handler:
     """A server's handler, but that it notes announcements, and takes none."""
 

@@ -1,11 +1,13 @@
 """Deterministic simulation: whole swarms of nodes, hours of their time, every fault at once, all from one seed.
 
 A simulation draws a *plan* from its seed (:mod:`~prime_dht.testing.simulation.plan`): a dozen nodes or more start,
-join, crash with and without their stores, restart and leave, while the network is cut and healed, loses and delays
-messages, clocks are wrong and set, some servers lie, and owners put, get and delete everywhere. The plan is carried out
-(:mod:`~prime_dht.testing.simulation.execution`); a *ledger* (:mod:`~prime_dht.testing.simulation.ledger`) holds what
-callers are told against what an observer who sees every disc knows. Then the faults end, the swarm settles, and all
-that must be true is checked (:mod:`~prime_dht.testing.simulation.checks`).
+join, move, crash with and without their stores, restart, are restored from old copies of their stores and leave, while
+the network is cut, in one direction or both, and healed, loses and delays messages, clocks are wrong and set, discs are
+full, slow or failing, some servers lie, and owners put, keep, get and delete values and blobs everywhere, and provide
+content. The plan is carried out (:mod:`~prime_dht.testing.simulation.execution`); a *ledger*
+(:mod:`~prime_dht.testing.simulation.ledger`) holds what callers are told against what an observer who sees every disc
+knows. Then the faults end, the swarm settles, and all that must be true is checked
+(:mod:`~prime_dht.testing.simulation.checks`).
 
 The nodes are real down to the requests they send; faked are the network below that, in memory, the discs and the
 clocks. Time is virtual, and one seed is one history, to the byte (:mod:`~prime_dht.testing.simulation.history`). So a

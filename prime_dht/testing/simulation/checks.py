@@ -21,25 +21,35 @@ behind, and more must be true:
 7. **Replicas are equal**: in each slot the same entry stands at all replicas, and it is the newest that any server has.
 8. **Readers see just that.**
 
-Two clocks differ by up to twice the plan's largest skew. What expires or retires within so long of now is left out.
+9. **Nodes know what they have.** Their partition is what it would be if it were made anew, their stores' counters say
+   what is there, no call is under way for ever, and every sector of their arcs is held.
+10. **What is kept alive lives**, and what is provided is found, for as long as the node runs that said so.
+11. **Blobs are where their entries are.** If a server has all of a blob to which the newest entry of a slot refers, all
+   replicas have, and readers get it.
+
+Two clocks differ by up to twice the plan's largest skew. What expires or retires within so long of now is left out,
+and what is dated further ahead.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from random import Random
 
 import trio
 
-from prime_dht.entries.entry import Entry, Slot, Version
-from prime_dht.errors import PrimeDHTError
+from prime_dht.entries.entry import BlobRef, Entry, Slot, Version
+from prime_dht.errors import BlobError, PrimeDHTError
 from prime_dht.ids import US_PER_S, Key, kad_key, wire_key
 from prime_dht.kad.keyspace import common_prefix_length
 from prime_dht.kad.replicas import quorum
 from prime_dht.node.core import Node
 from prime_dht.node.results import Found
+from prime_dht.partition.arcs import ArcSet
+from prime_dht.partition.combined import Combined
+from prime_dht.partition.partition import Partition
 from prime_dht.testing.simulation.execution import Execution
 from prime_dht.testing.simulation.member import Member
 from prime_dht.testing.simulation.plan import MAX_SKEW_S
@@ -76,10 +86,14 @@ class Checks:
         self._execution.ledger.check_nothing_lost(self._execution.discs())
         for member in self._members:
             self._check_table(member)
+            await self._check_inside(member)
+        complete = await self._complete_blobs()
         for slot in self._execution.ledger.slots:
             if Node.syncs:
                 self._check_equal(slot)
-            await self._check_slot(slot)
+            self._check_blob(slot, complete)
+            await self._check_slot(slot, complete)
+        await self._check_promises()
         for number, writer in enumerate(self._rng.sample(self._servers, WRITERS_AT_THE_END)):
             await self._check_service(writer, f"the end, {number}")
 
@@ -111,13 +125,89 @@ class Checks:
         if gone := sorted(known - {server.peer for server in others}):
             self._complain(f"{member} has {self._execution.named(gone)} in its table, and nobody is there")
 
-    async def _check_slot(self, slot: Slot) -> None:
+    async def _check_inside(self, member: Member) -> None:
+        """What a node knows of itself."""
+        assert member.node is not None
+        for wrong in member.disc.miscounted():
+            self._complain(f"{member} counts {wrong}")
+        replica = member.node._replica
+        left_over = {
+            "calls": len(replica._calls),
+            "unsettled ops": len(replica._unsettled),
+            "ops named": sum(1 for count in replica._named.values() if count),
+        }
+        for what, count in left_over.items():
+            if count:
+                self._complain(f"{member} has {count} {what} at rest")
+        partition = replica.partition
+        if partition is None:
+            self._complain(f"{member} has no partition")
+            return
+        anew = Partition(partition.parameters, now_us=partition.layout.since_us)
+        ops = await member.disc.scan_ops(limit=1_000_000)
+        anew.insert_batch(ops.op_ids, ops.locations, ops.created_at_us)
+        every = ArcSet.full(sector_bits=partition.parameters.sector_bits)
+        if _tops(anew, every) != _tops(partition, every):
+            self._complain(f"{member} has {len(ops.op_ids)} ops, and its partition says otherwise")
+        if member.is_server:
+            holding = (await member.node.health()).holding
+            if holding is not None and holding.held < holding.sectors:
+                self._complain(f"{member} holds {holding.held} of {holding.sectors} sectors")
+
+    async def _complete_blobs(self) -> dict[bytes, set[Member]]:
+        """Of each blob, the servers that have all of it."""
+        complete: dict[bytes, set[Member]] = {}
+        for member in self._servers:
+            assert member.node is not None
+            for blob in await member.node.blobs.kept():
+                if blob.is_complete:
+                    complete.setdefault(bytes(blob.cid), set()).add(member)
+        return complete
+
+    def _check_blob(self, slot: Slot, complete: Mapping[bytes, Set[Member]]) -> None:
+        """Whether all replicas have the blob that stands in a slot, if anybody has."""
+        floor = self._floor(slot)
+        if floor is None or floor.header.expires_at_us <= _now_us() + MARGIN_US:
+            return
+        content = floor.header.content
+        if isinstance(content, BlobRef) and (having := complete.get(content.cid, set())):
+            for replica in self._replicas(slot.key):
+                if replica not in having:
+                    names = " ".join(sorted(map(str, having)))
+                    self._complain(f"{replica} lacks the blob of {_op(floor)}, and is a replica; {names} have it")
+
+    async def _check_promises(self) -> None:
+        for member, node, slot, value in self._execution.kept:
+            if member.node is node:
+                reader = self._rng.choice(self._members)
+                assert reader.node is not None
+                try:
+                    found = await reader.node.get(slot.key, publisher=slot.publisher, latest=True)
+                except PrimeDHTError as error:
+                    self._complain(f"{reader} cannot read what {member} keeps: {error}")
+                    continue
+                if found is None or found.value != value:
+                    self._complain(f"{reader} does not find {value!r}, which {member} keeps alive")
+        for member, node, multihash in self._execution.provided:
+            if member.node is node:
+                reader = self._rng.choice(self._members)
+                assert reader.node is not None
+                providers = await reader.node.find_providers(multihash)
+                if member.peer not in {provider.peer for provider in providers}:
+                    self._complain(f"{reader} does not find {member} as provider of {multihash.hex()[-8:]}")
+
+    async def _check_slot(self, slot: Slot, complete: Mapping[bytes, Set[Member]]) -> None:
         for reader in self._rng.sample(self._members, READERS_PER_SLOT):
             floor, must_find = self._floor(slot), self._must_find(slot, reader)
             assert reader.node is not None
             where = f"key {slot.key.decode()} of {self._execution.named((slot.publisher,))}"
             try:
                 found = await reader.node.get(slot.key, subkey=slot.subkey, publisher=slot.publisher, latest=True)
+            except BlobError as error:
+                content = None if floor is None else floor.header.content
+                if isinstance(content, BlobRef) and complete.get(content.cid):
+                    self._complain(f"{reader} cannot fetch {where}, and it is there: {error}")
+                continue
             except PrimeDHTError as error:
                 self._complain(f"{reader} cannot read {where}: {error}")
                 continue
@@ -135,7 +225,8 @@ class Checks:
         """The oldest that a reader may see in a slot; ``None`` if that cannot be told."""
         config = self._execution.plan.config
         servers = self._servers if Node.syncs else self._replicas(slot.key)
-        standing = [entry for server in servers if (entry := server.disc.standing(slot)) is not None]
+        found = (server.disc.standing(slot) for server in servers)
+        standing = [entry for entry in found if entry is not None and not _is_dated_ahead(entry)]
         standing.sort(key=lambda entry: entry.version, reverse=True)
         knowing = 1 if Node.syncs else config.replication_factor - quorum(config.replication_factor, len(servers)) + 1
         if len(standing) < knowing:
@@ -166,6 +257,8 @@ class Checks:
             return
         for replica in self._replicas(slot.key):
             standing = replica.disc.standing(slot)
+            if standing is not None and _is_dated_ahead(standing):
+                continue
             if standing is None or standing.op_id != floor.op_id:
                 has = "nothing" if standing is None else _op(standing)
                 self._complain(f"{replica} has {has} where {_op(floor)} stands, and is a replica")
@@ -213,8 +306,21 @@ def _tasks_in(nursery: trio.Nursery) -> int:
     return len(tasks) + sum(_tasks_in(child) for task in tasks for child in task.child_nurseries)
 
 
+def _tops(partition: Partition, arcs: ArcSet) -> list[Combined]:
+    """What a partition says of its disc, its rings and its tail, sector by sector."""
+    cells = partition.cells
+    starts = (*cells.layout.ring_starts, cells.layout.tail_start)
+    tops = [*cells.disc_sectors(arcs), *(cell for start in starts for cell in cells.slice_cells(start, arcs))]
+    return [top for _, top in tops]
+
+
 def _now_us() -> int:
     return EPOCH_US + int(trio.current_time() * US_PER_S)
+
+
+def _is_dated_ahead(entry: Entry) -> bool:
+    """Whether its writer signed it while its clock was wrong: it has it still, and nobody else takes it."""
+    return entry.header.created_at_us > _now_us() + MARGIN_US
 
 
 def _op(entry: Entry | Found) -> str:

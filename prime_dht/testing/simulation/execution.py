@@ -7,44 +7,60 @@ none here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from random import Random
 from typing import assert_never
 
 import trio
 
+from prime_dht.blobs.cid import Cid
 from prime_dht.config import Mode
+from prime_dht.entries.entry import Slot
 from prime_dht.errors import PrimeDHTError
-from prime_dht.ids import US_PER_S, PeerId
+from prime_dht.ids import US_PER_S, PeerId, wire_key
 from prime_dht.node.core import Node
-from prime_dht.testing.simulation.disc import Disc
+from prime_dht.node.results import PutReceipt
+from prime_dht.storage.blocks import BlockStore
+from prime_dht.testing.simulation.disc import Backup, Disc
 from prime_dht.testing.simulation.history import Log
 from prime_dht.testing.simulation.ledger import Ledger
 from prime_dht.testing.simulation.lies import lie_of
 from prime_dht.testing.simulation.member import Member, key_of
 from prime_dht.testing.simulation.plan import (
     ANCHORS,
+    BackUp,
     Crash,
     Cut,
+    CutOneWay,
     Delete,
     Disconnect,
+    DiscTrouble,
     Fault,
     Get,
     Heal,
     Join,
+    Keep,
     Leave,
     Lie,
     Lose,
+    MendBothWays,
+    Move,
     Operation,
     Plan,
+    Provide,
     Put,
+    PutBlob,
+    PutMany,
     Restart,
+    Restore,
     SetClock,
     Slow,
     Step,
+    Weather,
+    WrongClock,
 )
-from prime_dht.testing.swarm import Swarm
+from prime_dht.testing.swarm import BLOCKS_BYTES, Swarm
 
 START_S = 60.0
 """For the first members to meet."""
@@ -55,6 +71,8 @@ class Execution:
 
     Attributes:
         members: everybody who was ever there, by number.
+        kept: what nodes promised to keep alive for as long as they run: (member, node, slot, value).
+        provided: what they announce until then: (member, node, multihash).
         swarm: their nodes.
         ledger: what writers were told.
         log: what happened.
@@ -67,7 +85,11 @@ class Execution:
         self.log = log
         self.complain = complain
         self.members: list[Member] = []
+        self.kept: list[tuple[Member, Node, Slot, bytes]] = []
+        self.provided: list[tuple[Member, Node, bytes]] = []
         self._by_peer: dict[PeerId, Member] = {}
+        self._keeps = 0
+        self._backups: dict[Member, Backup] = {}
         self._rng = Random(f"{plan.seed}/lies")  # noqa: S311 - a simulation, nothing secret
         swarm.world.witness = log.message
 
@@ -89,7 +111,7 @@ class Execution:
         async with trio.open_nursery() as operations:
             for at_s, step in steps:
                 await trio.sleep_until(began_s + at_s)
-                if isinstance(step, Put | Delete | Get):
+                if isinstance(step, Operation):
                     operations.start_soon(self.operate, step)
                 else:
                     await self._do(step)
@@ -112,13 +134,21 @@ class Execution:
         """Carry out one operation, and hold what comes of it against the ledger."""
         member = self.members[operation.member]
         node = member.node
-        if node is None:
+        if node is None or member.is_clock_wrong:
             return
         with member.operation():
             try:
                 match operation:
                     case Put(_, key, ttl_s):
                         await self._put(member, node, key, ttl_s)
+                    case PutBlob(_, key, ttl_s, size_bytes):
+                        await self._put(member, node, key, ttl_s, size_bytes)
+                    case PutMany(_, keys, ttl_s):
+                        await self._put_many(member, node, keys, ttl_s)
+                    case Keep(_, ttl_s):
+                        await self._keep(member, node, ttl_s)
+                    case Provide():
+                        await self._provide(member, node)
                     case Delete(_, key):
                         await self._put(member, node, key, None)
                     case Get(_, key, writer, latest):
@@ -126,26 +156,66 @@ class Execution:
                     case _:
                         assert_never(operation)
             except PrimeDHTError as error:
-                self.log.note(f"{member} {type(operation).__name__.lower()}s key {operation.key}: {error}")
+                where = f" key {operation.key}" if isinstance(operation, Put | PutBlob | Delete | Get) else ""
+                self.log.note(f"{member} {type(operation).__name__.lower()}s{where}: {error}")
 
-    async def _put(self, member: Member, node: Node, number: int, ttl_s: float | None) -> None:
-        """Put a new value, or with no ttl, delete."""
+    async def _put(
+        self, member: Member, node: Node, number: int, ttl_s: float | None, size_bytes: int | None = None
+    ) -> None:
+        """Put a new value, of so many bytes if that is said, or with no ttl, delete."""
         key = key_of(number)
         slot = member.slot(key)
-        lives = {other.peer: other.lives for other in self.members}
+        doubts = {other.peer: other.doubts for other in self.members}
         turn = member.writes(slot)
         if ttl_s is None:
             what = f"deletes key {number}"
             receipt = await node.delete(key, subkey=slot.subkey)
         else:
-            value = self.ledger.value_for(slot)
-            what = f"puts {value.decode()} under key {number} for {ttl_s:.0f} s"
+            value = self.ledger.value_for(slot) if size_bytes is None else self.ledger.blob_for(slot, size_bytes)
+            named = value.decode() if size_bytes is None else f"{size_bytes} bytes"
+            what = f"puts {named} under key {number} for {ttl_s:.0f} s"
             receipt = await node.put(key, value, subkey=slot.subkey, ttl=ttl_s)
+        self._check_receipt(member, slot, receipt, what, doubts, turn)
+
+    async def _put_many(self, member: Member, node: Node, numbers: Sequence[int], ttl_s: float) -> None:
+        if member.lives:
+            return  # it cannot say which slots
+        slots = [Slot(key_of(number), member.peer, b"") for number in numbers]
+        items = [(slot.key, self.ledger.value_for(slot)) for slot in slots]
+        doubts = {other.peer: other.doubts for other in self.members}
+        turns = [member.writes(slot) for slot in slots]
+        receipts = await node.put_many(items, ttl=ttl_s)
+        for slot, receipt, turn, (_, value) in zip(slots, receipts, turns, items, strict=True):
+            self._check_receipt(member, slot, receipt, f"puts {value.decode()} with others", doubts, turn)
+
+    async def _keep(self, member: Member, node: Node, ttl_s: float) -> None:
+        self._keeps += 1
+        slot = Slot(wire_key(f"kept {self._keeps}"), member.peer, b"")
+        value = self.ledger.value_for(slot)
+        receipt = await node.put(slot.key, value, subkey=slot.subkey, ttl=ttl_s, keep=True)
+        self.log.note(f"{member} keeps {value.decode()} for {ttl_s:.0f} s each: {receipt.op_id.hex()[:8]}")
+        self.kept.append((member, node, slot, value))
+
+    async def _provide(self, member: Member, node: Node) -> None:
+        multihash = Cid.of_raw(b"content %d" % len(self.provided)).multihash
+        self.log.note(f"{member} provides {multihash.hex()[-8:]}")
+        self.provided.append((member, node, multihash))
+        await node.provide(multihash)
+
+    def _check_receipt(
+        self, member: Member, slot: Slot, receipt: PutReceipt, what: str, doubts: Mapping[PeerId, int], turn: int
+    ) -> None:
+        """Hold a receipt against the ledger.
+
+        Args:
+            doubts: about everybody's disc when the put began.
+            turn: the number of this write of the slot.
+        """
         fate = "acknowledged" if receipt.acknowledged else "not acknowledged"
         op = receipt.op_id.hex()[:8]
         self.log.note(f"{member} {what}: {op} is on {self.named(receipt.stored_by) or 'nobody'}, {fate}")
         stored_by = (self._by_peer[peer] for peer in receipt.stored_by)
-        counting = [one for one in stored_by if one.is_trusted_server and one.lives == lives.get(one.peer)]
+        counting = [one for one in stored_by if one.is_trusted_server and one.doubts == doubts.get(one.peer)]
         self.ledger.acknowledged(slot, receipt, counting)
         if receipt.superseded and member.is_last_write(slot, turn):
             self.complain(f"{member} is its slot's only writer, and {op} was superseded")
@@ -162,13 +232,15 @@ class Execution:
         found = await node.get(key, subkey=slot.subkey, publisher=slot.publisher, latest=latest)
         if found is not None:
             self.ledger.found(member, found)
-        what = "nothing" if found is None else f"{found.value.decode()}, {found.op_id.hex()[:8]}"
+        what = "nothing" if found is None else f"{len(found.value)} bytes, {found.op_id.hex()[:8]}"
         self.log.note(f"{member} gets key {number} of {writer} and finds {what}")
 
     # Faults
 
     async def _do(self, fault: Fault) -> None:
-        world = self.swarm.world
+        if isinstance(fault, Weather):
+            self._do_weather(fault)
+            return
         match fault:
             case Join(number):
                 member = self._new_member(is_server=True, is_liar=False)
@@ -182,9 +254,46 @@ class Execution:
             case Restart(number):
                 member = self.members[number]
                 self.log.note(f"{member} restarts")
-                world.unsilence(member.peer)
+                self.swarm.world.unsilence(member.peer)
                 member.disc.is_off = False
                 await self._start(member)
+            case BackUp(number):
+                member = self.members[number]
+                self.log.note(f"{member} is backed up")
+                self._backups[member] = member.disc.backup()
+            case Restore(number, is_without_blocks):
+                await self._restore(self.members[number], is_without_blocks=is_without_blocks)
+            case DiscTrouble(number, trouble):
+                member = self.members[number]
+                if member.node is not None:
+                    self.log.note(f"the disc of {member} {'is well' if trouble is None else trouble.value}")
+                    member.disc.trouble = trouble
+            case WrongClock(number, by_s, is_wrong):
+                member = self.members[number]
+                self.log.note(f"{member} has its clock {'wrong' if is_wrong else 'right again, but'} by {by_s:+,.0f} s")
+                member.machine.clock.set_by_us = int(by_s * US_PER_S)
+                member.is_clock_wrong = is_wrong
+                member.doubts += 1
+                member.lives += is_wrong  # by a clock far ahead a node forgets what it wrote
+                member.disc.told_the_time(is_right=not is_wrong)
+                self.ledger.disc_lost(self.discs())
+            case SetClock(number, by_s) if not self.members[number].is_clock_wrong:
+                member = self.members[number]
+                self.log.note(f"{member} has its clock off by {by_s:+.0f} s")
+                member.machine.clock.set_by_us = int(by_s * US_PER_S)
+            case SetClock():
+                pass
+            case Lie(number, falsehood):
+                member = self.members[number]
+                self.log.note(f"{member} {'tells the truth' if falsehood is None else falsehood.value}")
+                self.swarm.world.lie(member.peer, None if falsehood is None else lie_of(falsehood, self._rng))
+            case _:
+                assert_never(fault)
+
+    def _do_weather(self, weather: Weather) -> None:
+        """What befalls the network."""
+        world = self.swarm.world
+        match weather:
             case Cut(numbers):
                 cut_off = [member.peer for member in self.members if member.number in numbers]
                 self.log.note(f"{self.named(cut_off)} cut off from the others")
@@ -204,16 +313,45 @@ class Execution:
                 member = self.members[number]
                 self.log.note(f"{member} is {factor:g} times as slow")
                 world.slow(member.peer, factor)
-            case SetClock(number, by_s):
+            case CutOneWay(number, is_mute):
                 member = self.members[number]
-                self.log.note(f"{member} has its clock off by {by_s:+.0f} s")
-                member.machine.clock.set_by_us = int(by_s * US_PER_S)
-            case Lie(number, falsehood):
+                self.log.note(f"{member} {'is heard by nobody' if is_mute else 'hears nobody'}")
+                world.cut_one_way(member.peer, is_mute=is_mute, is_deaf=not is_mute)
+            case MendBothWays(number):
                 member = self.members[number]
-                self.log.note(f"{member} {'tells the truth' if falsehood is None else falsehood.value}")
-                world.lie(member.peer, None if falsehood is None else lie_of(falsehood, self._rng))
+                self.log.note(f"{member} is heard and hears")
+                world.cut_one_way(member.peer)
+            case Move(number):
+                member = self.members[number]
+                if member.node is not None:
+                    self.log.note(f"{member} has another address")
+                    world.move(member.peer)
             case _:
-                assert_never(fault)
+                assert_never(weather)
+
+    async def _restore(self, member: Member, *, is_without_blocks: bool) -> None:
+        backup = self._backups.get(member)
+        if member.node is None or backup is None:
+            return
+        self.log.note(f"{member} is restored from a copy{' without blocks' if is_without_blocks else ''}")
+        member.disc.is_off = True
+        await self._stop(member)
+        self._replace_disc(member)
+        if is_without_blocks:
+            self._replace_blocks(member)
+        await member.disc.restore(backup)
+        self.ledger.disc_lost(self.discs())
+        await self._start(member)
+
+    def _replace_disc(self, member: Member) -> None:
+        member.lives += 1
+        member.doubts += 1
+        member.machine.disc = member.disc = self._new_disc(member.number, member.lives)
+        if member.is_clock_wrong:
+            member.disc.told_the_time(is_right=False)
+
+    def _replace_blocks(self, member: Member) -> None:
+        member.machine.blocks = BlockStore.in_memory(max_bytes=BLOCKS_BYTES)
 
     async def _crash(self, member: Member, *, is_store_lost: bool, is_silent: bool) -> None:
         store, machine = "loses its store" if is_store_lost else "keeps its store", "silent" if is_silent else "down"
@@ -222,9 +360,10 @@ class Execution:
             self.swarm.world.silence(member.peer)
         member.disc.is_off = True
         await self._stop(member)
+        member.disc.trouble = None
         if is_store_lost:
-            member.machine.disc = member.disc = Disc(member.disc.complain)
-            member.lives += 1
+            self._replace_disc(member)
+            self._replace_blocks(member)
             self.ledger.disc_lost(self.discs())
 
     async def _leave(self, member: Member) -> None:
@@ -237,12 +376,15 @@ class Execution:
 
     def _new_member(self, *, is_server: bool, is_liar: bool) -> Member:
         number = len(self.members)
-        disc = Disc(lambda sentence: self.complain(f"m{number}: {sentence}"))
+        disc = self._new_disc(number, 0)
         machine = self.swarm.machine(disc=disc, listens=is_server)
         member = Member(number=number, machine=machine, disc=disc, is_server=is_server, is_liar=is_liar)
         self.members.append(member)
         self._by_peer[member.peer] = member
         return member
+
+    def _new_disc(self, number: int, life: int) -> Disc:
+        return Disc(lambda sentence: self.complain(f"m{number}: {sentence}"), seed=f"{self.plan.seed}/{number}/{life}")
 
     async def _start(self, member: Member) -> None:
         config = self.plan.config if member.is_server else replace(self.plan.config, mode=Mode.CLIENT)

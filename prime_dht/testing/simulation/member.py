@@ -24,8 +24,10 @@ class Member:
         disc: the machine's, until it is lost.
         node: what runs on the machine now.
         has_left: it will not come back.
-        lives: how often its store was lost. A writer that forgot what it wrote cannot date its entries after it, so a
-            member writes to other slots in each life.
+        doubts: how often what was on its disc ceased to count: the disc was lost, or the clock it is told was wrong.
+        is_clock_wrong: whether that is so now.
+        lives: how often its store was lost, or what it wrote forgotten. A writer that forgot that cannot date its
+            entries after it, so a member writes to other slots in each life.
     """
 
     number: int
@@ -36,6 +38,8 @@ class Member:
     node: Node | None = None
     has_left: bool = False
     lives: int = 0
+    doubts: int = 0
+    is_clock_wrong: bool = False
     _under_way: dict[int, trio.CancelScope] = field(default_factory=dict)
     _operations: int = 0
     _writes: Counter[Slot] = field(default_factory=Counter)
@@ -47,7 +51,7 @@ class Member:
     @property
     def is_trusted_server(self) -> bool:
         """Whether it is there, and what it stores counts."""
-        return self.is_server and not self.is_liar and not self.has_left
+        return self.is_server and not self.is_liar and not self.has_left and not self.is_clock_wrong
 
     def slot(self, key: Key) -> Slot:
         """Where it writes in this life."""

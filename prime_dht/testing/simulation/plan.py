@@ -33,8 +33,22 @@ SETTLE_S = 6 * REFRESH_S
 """After the faults. A peer that could not be reached is left alone for up to five minutes, and the halves of what was
 cut look for each other at each refresh."""
 
+WRONG_BY_S = (-50 * 365 * 86_400.0, -86_400.0, -3600.0, 2 * 86_400.0, 400 * 86_400.0)
+"""By how much a clock may be wrong for a while: that of a machine without a battery, or set by hand. (Where it was fast
+by a day or less, the store keeps away what it took for retired until that has retired: nothing is healed in time.)"""
+
+BLOB_EVERY_S = 60.0
+MANY_EVERY_S = 120.0
+KEEP_EVERY_S = 400.0
+PROVIDE_EVERY_S = 400.0
+"""On average, over all members."""
+
+BLOB_BYTES = ((70_000, 300_000), (1_100_000, 2_500_000))
+"""Of blobs of one block, and of several."""
+
 MAX_TTL_S = 6 * 3600.0
 SHORT_TTLS_S = (60.0, 3600.0)
+KEPT_TTLS_S = (1800.0, 3600.0)
 LONG_TTLS_S = (4 * 3600.0, MAX_TTL_S)
 """Longer than a simulation, so that there is something left to check."""
 
@@ -46,6 +60,40 @@ class Put:
     member: int
     key: int
     ttl_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class PutBlob:
+    """A member puts a value of so many bytes into its slot under a key."""
+
+    member: int
+    key: int
+    ttl_s: float
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PutMany:
+    """A member puts a new value under each of these keys, all at once."""
+
+    member: int
+    keys: tuple[int, ...]
+    ttl_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """A member puts a value under a key that nobody else uses, and keeps it alive from then on."""
+
+    member: int
+    ttl_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Provide:
+    """A server announces content that only it has, from then on."""
+
+    member: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +186,68 @@ class SetClock:
     by_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class BackUp:
+    """A member's owner makes a copy of its store."""
+
+    member: int
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """A member stops, and starts again at once with the store that was copied, without its blocks or with them."""
+
+    member: int
+    is_without_blocks: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A member has another address from here on, and its connections are gone."""
+
+    member: int
+
+
+@dataclass(frozen=True, slots=True)
+class CutOneWay:
+    """Nothing that a member sends arrives, or nothing that is sent to it."""
+
+    member: int
+    is_mute: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MendBothWays:
+    """Undoes that."""
+
+    member: int
+
+
+@dataclass(frozen=True, slots=True)
+class WrongClock:
+    """A server's clock is wrong by more than any other node bears, or right again."""
+
+    member: int
+    by_s: float
+    is_wrong: bool
+
+
+class Trouble(Enum):
+    """What may be wrong with a disc."""
+
+    FULL = "is full"
+    FAILING = "fails now and then, and sometimes after it did what it was told to"
+    SLOW = "is slow"
+
+
+@dataclass(frozen=True, slots=True)
+class DiscTrouble:
+    """Something is wrong with a member's disc from here on; with no trouble, nothing any more."""
+
+    member: int
+    trouble: Trouble | None
+
+
 class Falsehood(Enum):
     """How a liar lies."""
 
@@ -154,8 +264,9 @@ class Lie:
     falsehood: Falsehood | None
 
 
-Operation = Put | Delete | Get
-Fault = Join | Leave | Crash | Restart | Cut | Heal | Lose | Disconnect | Slow | SetClock | Lie
+Operation = Put | PutBlob | PutMany | Keep | Provide | Delete | Get
+Weather = Cut | Heal | CutOneWay | MendBothWays | Lose | Disconnect | Slow | Move
+Fault = Join | Leave | Crash | Restart | BackUp | Restore | DiscTrouble | SetClock | WrongClock | Lie | Weather
 Step = Operation | Fault
 
 
@@ -218,11 +329,15 @@ class _Drawing:
             self._add(at_s, SetClock(rng.choice(self._honest), self._skew_s()))
         for at_s in self._moments(mean_gap_s=OPERATION_EVERY_S):
             self._add(at_s, self._operation(writers))
+        self._misfortunes()
+        self._more_operations(writers)
         self._steps.sort(key=lambda timed: timed[0])
         return Plan(
             seed=self._seed,
             config=DhtConfig(
                 k_bucket_size=rng.choice((8, 20)),
+                replication_factor=rng.choice((2, 3, 3, 3, 5)),
+                record_republish_s=3 * REFRESH_S,
                 refresh_interval=REFRESH_S,
                 ttl=MAX_TTL_S,
                 limits=Limits(max_ttl_s=MAX_TTL_S),
@@ -267,6 +382,44 @@ class _Drawing:
         for at_s, end_s in self._times(mean_gap_s=self._faults_s / 6, mean_length_s=900.0):
             self._add(at_s, Lie(liar, self._rng.choice(tuple(Falsehood))))
             self._add(end_s, Lie(liar, None))
+
+    def _misfortunes(self) -> None:
+        """What befalls a member's machine alone."""
+        rng = self._rng
+        for at_s in self._moments(mean_gap_s=self._faults_s / 3):
+            self._add(at_s, Move(rng.randrange(ANCHORS, self._members)))
+        for member in range(self._members):
+            for at_s, end_s in self._times(mean_gap_s=4 * self._faults_s, mean_length_s=600.0):
+                self._add(at_s, CutOneWay(member, rng.random() < 0.5))
+                self._add(end_s, MendBothWays(member))
+        for member in self._honest:
+            for at_s, end_s in self._times(mean_gap_s=2 * self._faults_s, mean_length_s=300.0):
+                self._add(at_s, DiscTrouble(member, rng.choice(tuple(Trouble))))
+                self._add(end_s, DiscTrouble(member, None))
+        for member in self._honest:
+            for at_s, end_s in self._times(mean_gap_s=4 * self._faults_s, mean_length_s=300.0):
+                if member < self._servers:
+                    self._add(at_s, WrongClock(member, rng.choice(WRONG_BY_S), is_wrong=True))
+                    self._add(end_s, WrongClock(member, self._skew_s(), is_wrong=False))
+        for member in rng.sample(self._honest, 2):
+            copied_at_s, restored_at_s = sorted(rng.uniform(0, self._faults_s) for _ in range(2))
+            self._add(copied_at_s, BackUp(member))
+            self._add(restored_at_s, Restore(member, rng.random() < 0.5))
+
+    def _more_operations(self, writers: tuple[tuple[int, ...], ...]) -> None:
+        rng = self._rng
+        for at_s in self._moments(mean_gap_s=BLOB_EVERY_S):
+            key = rng.randrange(KEYS)
+            size_bytes = rng.randint(*rng.choices(BLOB_BYTES, (9, 1))[0])
+            ttl_s = rng.uniform(*rng.choice((SHORT_TTLS_S, LONG_TTLS_S)))
+            self._add(at_s, PutBlob(rng.choice(writers[key]), key, ttl_s, size_bytes))
+        for at_s in self._moments(mean_gap_s=MANY_EVERY_S):
+            keys = tuple(rng.sample(range(KEYS), 8))
+            self._add(at_s, PutMany(rng.choice(self._honest), keys, rng.uniform(*LONG_TTLS_S)))
+        for at_s in self._moments(mean_gap_s=KEEP_EVERY_S):
+            self._add(at_s, Keep(rng.choice(self._honest), rng.uniform(*KEPT_TTLS_S)))
+        for at_s in self._moments(mean_gap_s=PROVIDE_EVERY_S):
+            self._add(at_s, Provide(rng.choice([one for one in self._honest if one < self._servers])))
 
     def _operation(self, writers: tuple[tuple[int, ...], ...]) -> Operation:
         rng = self._rng
