@@ -31,7 +31,7 @@ import digits
 import numpy as np
 from digits import AdamW, Weights
 
-from prime_dht import LearningDHT, ModelVersion, PrimeDHTError, ValidationError
+from prime_dht import Found, LearningDHT, ModelVersion, PrimeDHTError, ValidationError
 from prime_dht.events import PeerJoined
 from prime_dht.ids import PeerId, peer_text
 from prime_dht.ml.aggregation import FederatedAverage, aggregate
@@ -42,6 +42,9 @@ from prime_dht.ml.tensors import spec_of
 
 STEPS = 40
 """That are trained in a round."""
+
+SUBKEYS_AT_ONCE = 256
+"""As many as one request can name."""
 
 HEALTH_S = 2.0
 """Between two writings of the health file."""
@@ -106,16 +109,20 @@ class Trainer:
 
     def meet(self, service: Service) -> list[PeerId]:
         """Wait until all trainers are there; their peer ids, by rank."""
-        key = f"trainers:{self.run}"
-        service.dht.put(key, b"", subkey=b"%d" % self.rank, keep=True)
+        key, ranks = f"trainers:{self.run}", [b"%d" % rank for rank in range(self.count)]
+        service.dht.put(key, b"", subkey=ranks[self.rank], keep=True)
         while True:
-            entries = [one for page in service.dht.pages(key) for one in page]  # others may have put many
-            found = sorted(entries, key=lambda one: one.created_at_us)
+            found = sorted(self.entered(service.dht, key, ranks), key=lambda one: one.created_at_us)
             roster = {one.subkey: one.publisher for one in found}  # of each rank the newest
-            ranks = [b"%d" % rank for rank in range(self.count)]
             if roster.keys() >= set(ranks):
                 return [roster[rank] for rank in ranks]
             service.wait(0.5)
+
+    def entered(self, dht: LearningDHT, key: str, ranks: list[bytes]) -> Iterator[Found]:
+        """Who says which rank it has. Other slots of the key, of which others may have filled many, are left alone."""
+        for start in range(0, len(ranks), SUBKEYS_AT_ONCE):
+            for page in dht.pages(key, subkeys=ranks[start : start + SUBKEYS_AT_ONCE]):
+                yield from page
 
     def resume(self, dht: LearningDHT, publisher: PeerId) -> tuple[int, Weights]:
         """The round to go on with, and the weights it begins with."""

@@ -14,6 +14,7 @@ import os
 from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import ip_address
+from numbers import Real
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +25,7 @@ from prime_dht.entries.limits import Limits
 from prime_dht.errors import ConfigError, ValidationError
 from prime_dht.ids import US_PER_S, peer_from_text
 from prime_dht.partition.parameters import PartitionParameters
+from prime_dht.quantities import number_of
 
 _DEFAULT_NETWORK = "prime"
 _DEFAULT_PREFIX = "/prime"
@@ -179,6 +181,7 @@ class DhtConfig:
         _at_least(self, 16 << 20, "blobs_in_flight_bytes")
         if not 1 <= self.unit_s <= _MAX_UNIT_S:
             raise ConfigError(f"unit_s must be in 1 ..= {_MAX_UNIT_S:,}, not {self.unit_s}")
+        _as_pythons_own(self, "unit_s", "factor", "sector_bits")
         _ = self.partition  # which checks its numbers
         _peer_ids("allow_publishers", self.allow_publishers)
         _peer_ids("allow_peers", self.allow_peers)
@@ -395,6 +398,7 @@ def _at_least(config: DhtConfig | NodeConfig, least: int, *names: str) -> None:
         value = getattr(config, name)
         if not value >= least:
             raise ConfigError(f"{name} must be at least {least}, not {value}")
+    _as_pythons_own(config, *names)
 
 
 def _positive(config: DhtConfig | NodeConfig, *names: str) -> None:
@@ -402,3 +406,12 @@ def _positive(config: DhtConfig | NodeConfig, *names: str) -> None:
         value = getattr(config, name)
         if not (value > 0 and math.isfinite(value)):
             raise ConfigError(f"{name} must be a positive number, not {value}")
+    _as_pythons_own(config, *names)
+
+
+def _as_pythons_own(config: DhtConfig | NodeConfig, *names: str) -> None:
+    """Of numbers of numpy's Python's own: for a time that is one of its narrow floats trio cannot wait."""
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, Real):  # what is none, others tell
+            object.__setattr__(config, name, number_of(name, value))

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from numbers import Real
-from typing import cast
+from numbers import Integral, Real
 
 from prime_dht.errors import ValidationError
 
@@ -24,7 +23,9 @@ _QUANTITY = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)", re.ASCII)
 
 
 def number_of(what: str, given: object) -> float:
-    """A number, whole or not, numpy's too; text is for :func:`parse_duration_s`.
+    """A number, whole or not, numpy's too, as Python's own; text is for :func:`parse_duration_s`.
+
+    With one of numpy's narrow floats a time would become one, off by minutes, and of no type that trio can wait for.
 
     Raises:
         ValidationError: it is none.
@@ -37,7 +38,7 @@ def number_of(what: str, given: object) -> float:
     """
     if not isinstance(given, Real):
         raise ValidationError(f"{what} is a number, not {type(given).__name__}")
-    return cast("float", given)
+    return int(given) if isinstance(given, Integral) else float(given)
 
 
 def parse_duration_s(text: str) -> float:

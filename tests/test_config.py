@@ -3,6 +3,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import FrozenInstanceError, fields, replace
 
+import numpy as np
 import pytest
 
 from prime_dht import ConfigError, DhtConfig, Limits, NodeConfig
@@ -17,6 +18,20 @@ def test_the_defaults_are_the_documented_ones() -> None:
     assert (config.refresh_interval, config.ttl) == (3600.0, 86400.0)
     assert config.write_quorum == 2
     assert (config.kad_protocol, config.rpc_protocol) == ("/prime/kad/1.0.0", "/prime/rpc/1.0.0")
+
+
+def test_numbers_of_numpys_become_pythons_own() -> None:
+    config = DhtConfig(rpc_timeout_s=np.float32(3), cache_ttl_s=np.float16(0), alpha=np.int64(2))  # type: ignore[arg-type]
+    numbers = (config.rpc_timeout_s, config.cache_ttl_s, config.alpha)
+    assert [(number, type(number)) for number in numbers] == [(3.0, float), (0.0, float), (2, int)]
+
+
+def test_times_that_the_nodes_of_a_network_agree_on_are_exact_whoever_gave_the_numbers() -> None:
+    ours = DhtConfig(unit_s=3600, factor=5, limits=Limits(max_ttl_s=100_003))
+    for number in (np.int32, np.float32):
+        limits = Limits(max_ttl_s=number(100_003))  # type: ignore[arg-type]
+        numpys = DhtConfig(unit_s=number(3600), factor=np.int8(5), limits=limits)  # type: ignore[arg-type]
+        assert (numpys.limits.max_ttl_us, numpys.partition) == (100_003_000_000, ours.partition)
 
 
 def test_networks_have_protocols_of_their_own_unless_told_otherwise() -> None:

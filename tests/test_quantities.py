@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from fractions import Fraction
+
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prime_dht.errors import ValidationError
-from prime_dht.quantities import duration_text, parse_duration_s, parse_size_bytes, size_text
+from prime_dht.quantities import duration_text, number_of, parse_duration_s, parse_size_bytes, size_text
 
 
 @settings(derandomize=True)
@@ -18,6 +21,15 @@ def test_a_duration_is_read_as_it_was_written(seconds: float) -> None:
 @given(st.integers(0, 1 << 53))
 def test_a_size_is_read_as_it_was_written(size_bytes: int) -> None:
     assert parse_size_bytes(size_text(size_bytes)) == size_bytes
+
+
+@pytest.mark.parametrize(
+    ("given", "number"),
+    [(np.float16(1.5), 1.5), (np.float32(2.5), 2.5), (np.float64(3.5), 3.5), (np.uint8(4), 4), (Fraction(1, 2), 0.5)],
+)
+def test_a_number_is_one_of_pythons_own_whatever_it_was(given: object, number: float) -> None:
+    assert (found := number_of("ttl", given)) == number
+    assert type(found) is type(number)
 
 
 @pytest.mark.parametrize(

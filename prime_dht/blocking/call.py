@@ -33,14 +33,17 @@ Work = Callable[["PrimeDHT"], Awaitable[T_co]]
 """What is to be done with a node, in its thread."""
 
 
-def check_timeout(timeout_s: float | None) -> None:
-    """Check how long something may take, if that is said.
+def checked_timeout(timeout_s: float | None) -> float | None:
+    """How long something may take, if that is said, as a number of Python's own.
 
     Raises:
         ValidationError: it is not a positive number.
     """
-    if timeout_s is not None and not number_of("timeout", timeout_s) > 0:
+    if timeout_s is None:
+        return None
+    if not (seconds := number_of("timeout", timeout_s)) > 0:
         raise ValidationError(f"timeout must be a positive number of seconds, not {timeout_s}")
+    return seconds
 
 
 class ClosedError(LocalProtocolError):
@@ -63,7 +66,7 @@ class Call(ABC, Generic[T_co]):
     """
 
     def __init__(self, work: Work[T_co], *, timeout_s: float | None, began_s: float | None = None) -> None:
-        check_timeout(timeout_s)
+        timeout_s = checked_timeout(timeout_s)
         self.scope = trio.CancelScope()
         self.is_begun = False
         self._work = work

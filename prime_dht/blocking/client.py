@@ -40,8 +40,9 @@ class BlockingDHT(Entries):
       ``get_many`` within that time for every 256 keys, and blobs have times of their own.
     - ``wait``: if ``False``, what is returned is a :class:`concurrent.futures.Future` of the result, as soon as there
       is a place for the call: at once, unless :data:`~prime_dht.blocking.node_thread.CALLS_AT_ONCE` are under way.
-      Then a buffer that is put may change, but a file must not. Futures that are not done when the client is closed
-      fail. Their callbacks run in the node's thread, so they should be brief, and cannot wait.
+      Then all that was given may change, such as a buffer that is put or a dict of metadata, but a file must not.
+      Futures that are not done when the client is closed fail. Their callbacks run in the node's thread, so they should
+      be brief, and cannot wait.
 
     What is used first in a forked child, or of a copy that was unpickled, joins first, also with ``wait=False``; a
     ``timeout`` counts that as well.

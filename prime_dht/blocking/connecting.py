@@ -84,7 +84,7 @@ def connected(
 ) -> D:
     """As :func:`connect`, for clients that can do more."""
     config = config or NodeConfig()
-    if not number_of("timeout", timeout) > 0:
+    if not (joining_s := number_of("timeout", timeout)) > 0:
         raise ConfigError(f"timeout must be a positive number of seconds, not {timeout}")
     dht_config = config.dht if network_id is None else replace(config.dht, network_id=network_id)
     if not serve:
@@ -98,7 +98,7 @@ def connected(
         mdns=mdns or config.mdns,
         dht=dht_config,
     )
-    dht = kind(config, validators, timeout)
+    dht = kind(config, validators, joining_s)
     try:
         dht._open()
     except BaseException:  # Ctrl-C among them: nobody has the client yet, so nobody else could close it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Literal, TypeVar, cast, overload
 
 from prime_dht.blocking.life import Life
 
@@ -22,6 +22,15 @@ T = TypeVar("T")
 def unchanging(value: T) -> T | bytes:
     """A value that stays what it is when a call that nobody waits for has begun: of a buffer, a copy."""
     return bytes(value) if isinstance(value, bytearray | memoryview) else value
+
+
+def as_given(given: T) -> T:
+    """What is to be read in the node's thread, as it is when the call is made: of what may change meanwhile, a copy."""
+    if isinstance(given, Mapping):
+        return cast(T, dict(given))
+    if isinstance(given, str | bytes | bytearray | memoryview) or not isinstance(given, Iterable):
+        return given  # which the node refuses, or needs no copy
+    return cast(T, list(given))
 
 
 class Entries(Life):
@@ -109,6 +118,7 @@ class Entries(Life):
             QueryError: no replica took it.
         """
         value = value if wait else unchanging(value)
+        key, subkey, metadata = unchanging(key), unchanging(subkey), as_given(metadata)
         return self.call(
             lambda dht: dht.put(
                 key,
@@ -195,6 +205,7 @@ class Entries(Life):
             BlobError: the value is a blob that nobody has, or of more than ``max_value_bytes`` without ``to``.
             StorageError: the file cannot be written.
         """
+        key, subkey, trusted = unchanging(key), unchanging(subkey), as_given(trusted)
         return self.call(
             lambda dht: dht.get(
                 key,
@@ -257,6 +268,7 @@ class Entries(Life):
             QueryError: nobody could be asked.
             ValidationError: the limit is below 1, too much is named, or the cursor is none that a page ended with.
         """
+        key, subkeys, publishers = unchanging(key), as_given(subkeys), as_given(publishers)
         return self.call(
             lambda dht: dht.get_all(key, subkeys=subkeys, publishers=publishers, limit=limit, cursor=cursor),
             timeout=timeout,
@@ -318,6 +330,7 @@ class Entries(Life):
         Raises:
             QueryError: no replica took the tombstone.
         """
+        key, subkey = unchanging(key), unchanging(subkey)
         return self.call(lambda dht: dht.delete(key, subkey=subkey, capability=capability), timeout=timeout, wait=wait)
 
     @overload
@@ -356,10 +369,12 @@ class Entries(Life):
             QueryError: no replica took any of them.
         """
         if isinstance(items, Mapping):
-            items = [(key, unchanging(value)) for key, value in items.items()]
+            items = [(unchanging(key), unchanging(value)) for key, value in items.items()]
         elif isinstance(items, Iterable):  # a pair that is none is told of by the node
             items = [
-                (pair[0], unchanging(pair[1])) if isinstance(pair, tuple | list) and len(pair) == 2 else pair
+                (unchanging(pair[0]), unchanging(pair[1]))
+                if isinstance(pair, tuple | list) and len(pair) == 2
+                else pair
                 for pair in items
             ]
         return self.call(lambda dht: dht.put_many(items, ttl=ttl, replication=replication), timeout=timeout, wait=wait)
@@ -398,5 +413,6 @@ class Entries(Life):
         Raises:
             QueryError: that is so of all keys.
         """
-        keys = list(keys)
+        if isinstance(keys, Iterable) and not isinstance(keys, str | bytes | bytearray | memoryview):
+            keys = [unchanging(key) for key in keys]  # of what is none, or a single key, the node tells
         return self.call(lambda dht: dht.get_many(keys, quorum=quorum), timeout=timeout, wait=wait)

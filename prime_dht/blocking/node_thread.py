@@ -21,7 +21,7 @@ from weakref import WeakValueDictionary
 import trio
 
 from prime_dht.background import background_nursery
-from prime_dht.blocking.call import Call, ClosedError, Promised, Waited, Work, check_timeout, not_of_this_process
+from prime_dht.blocking.call import Call, ClosedError, Promised, Waited, Work, checked_timeout, not_of_this_process
 from prime_dht.blocking.joining import join, ways_in
 from prime_dht.errors import LocalProtocolError, QueryError, StorageError
 
@@ -113,7 +113,7 @@ class NodeThread:
             QueryError: that is not known within ``timeout_s``; the node goes on.
             ValidationError: the timeout is not a positive number.
         """
-        check_timeout(timeout_s)
+        timeout_s = checked_timeout(timeout_s)
         if self.is_started:
             return
         refuse_in_trio()

@@ -45,6 +45,7 @@ import prime_dht
 from prime_dht.errors import ConfigError, LocalProtocolError, PrimeDHTError, ValidationError
 from prime_dht.events import PeerJoined
 from prime_dht.ml.client import extra_needed
+from prime_dht.quantities import number_of
 
 if TYPE_CHECKING:
     from prime_dht import LearningDHT, ModelVersion, NodeConfig, PrimeDHT
@@ -232,7 +233,7 @@ class Service:
         on_model: Callable[[ModelVersion], object] | None = None,
         on_round: Callable[[Commit], object] | None = None,
     ) -> None:
-        if not poll_s > 0:
+        if not (poll_s := number_of("poll_s", poll_s)) > 0:
             raise ConfigError(f"poll_s must be a positive number of seconds, not {poll_s}")
         self._connect = partial(
             prime_dht.connect, peers, data_dir=data_dir, serve=serve, config=config, timeout=timeout
@@ -352,17 +353,18 @@ class Service:
             first: the round to begin with.
 
         Raises:
-            ValidationError: the group or the members are malformed.
+            ValidationError: the group or the members are malformed, or there is no such round.
             ConfigError: the extra ``ml`` is missing.
         """
         with extra_needed():
-            from prime_dht.ml.gradients.announcement import group_of
+            from prime_dht.ml.gradients.announcement import checked_round, group_of
             from prime_dht.ml.rounds.verification import as_members
             from prime_dht.ml.watching import Commits
         root = group_of(group)
         if root is None:
             raise ValidationError("rounds are a group's")
-        commits = Commits(group=root, members=as_members(members), following=first, tell=self._round_committed)
+        following = checked_round(first)
+        commits = Commits(group=root, members=as_members(members), following=following, tell=self._round_committed)
         self._watching.add(f"rounds of group {root.hex()[:8]}", lambda: commits.look(self.dht))
 
     def round_ended(self, round_number: int) -> None:

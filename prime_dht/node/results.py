@@ -100,7 +100,7 @@ class Found:
             created_at_us=header.created_at_us,
             expires_at_us=header.expires_at_us,
             content_type=header.content_type,
-            metadata=header.metadata,
+            metadata=dict(header.metadata),  # what is found can be pickled, as a worker process does to hand it on
             envelope=entry.envelope,
             answered=answered,
         )

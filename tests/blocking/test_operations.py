@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
+import numpy as np
 import pytest
 import trio
 
@@ -127,6 +130,31 @@ def test_a_call_that_is_not_done_in_time_is_a_query_error_and_is_cancelled(dht: 
     assert gone.is_set()
 
 
+@pytest.mark.parametrize("number", [np.float16, np.float32])
+def test_times_may_be_of_numpys_narrow_floats(dht: BlockingDHT, number: Callable[[float], float]) -> None:
+    async def never(_: PrimeDHT) -> None:
+        await trio.sleep_forever()
+
+    with pytest.raises(QueryError, match="not done within"):
+        dht.call(never, timeout=number(0.01))
+    receipt = dht.put("operations:narrow", b"value", ttl=number(60))
+    assert receipt.expires_at_us - receipt.created_at_us == 60_000_000
+
+
+def test_a_single_key_is_not_taken_for_many(dht: BlockingDHT) -> None:
+    for key in ("operations:one", b"operations:one"):
+        with pytest.raises(ValidationError, match="keys are to be in a list"):
+            dht.get_many(key)  # type: ignore[arg-type]  # text is an iterable of text
+    with pytest.raises(ValidationError, match="keys are to be in a list"):
+        dht.get_many(3)  # type: ignore[call-overload]
+
+
+def test_what_was_found_can_be_handed_to_another_process(dht: BlockingDHT) -> None:
+    dht.put("operations:handed on", b"value", metadata={"a": "b"})
+    found, page = dht.get("operations:handed on"), dht.get_all("operations:handed on")
+    assert pickle.loads(pickle.dumps((found, page))) == (found, page)
+
+
 def test_a_buffer_may_change_when_a_put_that_nobody_waits_for_has_begun(dht: BlockingDHT) -> None:
     buffer: Any = bytearray(b"before")
     view: Any = memoryview(buffer)
@@ -155,6 +183,39 @@ def test_a_buffer_may_change_when_a_put_that_nobody_waits_for_has_begun(dht: Blo
     blob = added.result().blob
     assert blob is not None
     assert dht.blobs.fetch(blob.cid) == b"before"
+
+
+def test_what_else_was_given_may_change_when_a_call_that_nobody_waits_for_has_begun(dht: BlockingDHT) -> None:
+    async def keep_busy(_: PrimeDHT) -> None:
+        begun.set()
+        may_end.wait()  # so that nothing is done in the node's thread meanwhile
+
+    dht.put("operations:given:0", b"value", subkey=b"0")
+    key: Any = bytearray(b"operations:given:0")
+    subkey: Any = bytearray(b"0")
+    metadata = {"step": "0"}
+    begun, may_end = threading.Event(), threading.Event()
+    named, names, by_name = [dht.peer_id], [b"0"], {dht.peer_id: 0}
+    busy = dht.call(keep_busy, wait=False)
+    begun.wait()
+    put = dht.put(key, b"value", subkey=subkey, metadata=metadata, wait=False)
+    many = dht.put_many([(key, b"value")], wait=False)
+    got = dht.get("operations:given:0", subkey=b"0", trusted=named, wait=False)
+    got_many = dht.get_many([key], wait=False)
+    page = dht.get_all("operations:given:0", subkeys=names, publishers=by_name.keys(), wait=False)
+    key[-1:], subkey[:], metadata["step"], named[:], names[:] = b"1", b"1", "1", [SOMEBODY], [b"1"]
+    by_name.clear()
+    may_end.set()
+    busy.result()
+    receipt = put.result()
+    assert (receipt.key, receipt.subkey) == (wire_key("operations:given:0"), b"0")
+    assert [receipt.key for receipt in many.result()] == [wire_key("operations:given:0")]
+    found = dht.get("operations:given:0", subkey=b"0", latest=True)
+    assert found is not None
+    assert found.metadata == {"step": "0"}
+    assert value(got.result()) == b"value"
+    assert list(got_many.result()) == [wire_key("operations:given:0")]
+    assert [one.subkey for one in page.result()] == [b"0"]
 
 
 @pytest.mark.parametrize("error", [SystemExit("enough"), KeyboardInterrupt()])

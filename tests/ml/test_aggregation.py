@@ -341,6 +341,28 @@ def test_as_many_bad_members_as_a_rule_stands_move_it_within_its_bound(rule: Rul
                 raise AssertionError(rule)
 
 
+@pytest.mark.parametrize("scale", [1e-12, 1e-7, 1e-6])
+def test_members_nearer_to_each_other_than_the_smoothing_are_moved_by_a_part_of_that(scale: float) -> None:
+    for seed, far in enumerate([1e-7, 1e-6, 1e-3, 1.0]):
+        good = scale * np.random.default_rng(seed).standard_normal((6, 40))
+        mean, spread = good.mean(axis=0), np.linalg.norm(good - good.mean(axis=0), axis=1).max()
+        contributions = contributions_of([(mean + far * np.eye(40)[0]).tolist()] * 5 + good.tolist())
+        moved = np.linalg.norm(np.array(aggregated(contributions, GeometricMedian(), 5)) - mean)
+        assert moved <= 2 * 6 / (11 - 2 * 5) * (spread + GeometricMedian().smoothing / 4)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_what_numpy_is_told_to_do_about_small_numbers_changes_nothing(rule: Rule) -> None:
+    spec = spec_of({"w": np.zeros(50, np.float32)})
+    small = np.random.default_rng(0).standard_normal((7, 50)) * 1e-40
+    contributions = [
+        Contribution(member=member(i), tensors={"w": row.astype(np.float32)}) for i, row in enumerate(small)
+    ]
+    found = aggregate(contributions, spec, rule, bad=0).tensors["w"]
+    with np.errstate(all="raise"):
+        assert aggregate(contributions, spec, rule, bad=0).tensors["w"].tobytes() == found.tobytes()
+
+
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_one_bad_member_moves_the_mean_anywhere(attack: str) -> None:
     contributions, good = attacked(attack, 11, 1, 0)

@@ -25,6 +25,8 @@ from prime_dht import (
     connect,
 )
 from prime_dht.ml.models import checkpoints as checkpoints_module
+from prime_dht.ml.models.model import Model
+from prime_dht.ml.models.pulling import pull_version
 from prime_dht.ml.models.pushing import push
 from prime_dht.ml.models.version import ModelVersion, description_key, subkey_of, weights_key
 from prime_dht.ml.tensors import Array
@@ -242,6 +244,30 @@ def test_one_whose_weights_are_gone_or_no_weights_is_passed_over(dht: LearningDH
         dht.delete(key, subkey=one.subkey)
     shutil.rmtree(reader.models_dir)  # where the second still is
     with pytest.raises(BlobError, match=r"the weights of 'checkpoints/run-9', version 3 of .* are gone"):
+        restorer.restore()
+
+
+def test_one_that_does_not_come_in_time_is_passed_over(
+    dht: LearningDHT, reader: LearningDHT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Checkpoints(dht, "run-slow", every=1) as checkpoints:
+        for step in (1, 2):
+            checkpoints.step(step, weights(step))
+            checkpoints.wait()
+    slow = {2}
+
+    async def pull_unless_slow(dht: PrimeDHT, version: ModelVersion, *, folder: Path) -> Model:
+        if version.version in slow:
+            raise QueryError(f"version {version.version} was not done within 1 s")
+        return await pull_version(dht, version, folder=folder)
+
+    monkeypatch.setattr(checkpoints_module, "pull_version", pull_unless_slow)
+    restorer = Checkpoints(reader, "run-slow", every=1)
+    last = restorer.restore()
+    assert last is not None
+    assert last.step == 1
+    slow.add(1)
+    with pytest.raises(QueryError, match="version 2 was not done within 1 s"):
         restorer.restore()
 
 

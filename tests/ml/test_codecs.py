@@ -63,6 +63,39 @@ def assert_within_bound(codec: Codec, before: Array, after: Array) -> None:
             assert np.array_equal(x, y)
 
 
+@pytest.mark.parametrize(
+    ("ours", "numpys"),
+    [
+        (Int8(block=64), Int8(block=cast("int", np.int64(64)))),
+        (TopK(fraction=0.25), TopK(fraction=cast("float", np.float32(0.25)))),
+    ],
+)
+def test_a_codecs_parameter_may_be_a_number_of_numpys(ours: Codec, numpys: Codec) -> None:
+    tensors = {"w": np.arange(100.0)}
+    assert repr(numpys) == repr(ours)
+    assert encode(tensors, numpys) == encode(tensors, ours)
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=repr)
+@pytest.mark.parametrize("dtype", [np.dtype(np.float64), np.dtype(np.float32), BFLOAT16], ids=str)
+def test_what_numpy_is_told_to_do_about_small_numbers_changes_nothing(
+    codec: Codec, dtype: np.dtype[np.generic]
+) -> None:
+    tensors = {"w": (np.random.default_rng(0).standard_normal(100) * 1e-38).astype(dtype)}
+    encoded = encode(tensors, codec)
+    with np.errstate(all="raise"):
+        assert encode(tensors, codec) == encoded
+        for data in (encoded, ErrorFeedback(codec).encode(tensors)):
+            assert_within_bound(codec, tensors["w"], decode(data, max_bytes=PLENTY)["w"])
+
+
+def test_what_overflows_with_what_was_left_out_is_refused_whatever_numpy_is_told_to_do_about_it() -> None:
+    feedback, large = ErrorFeedback(TopK(fraction=0.5)), {"w": np.array([3e38, 2e38], np.float32)}
+    feedback.encode(large)
+    with np.errstate(all="raise"), pytest.raises(ValidationError, match="finite"):
+        feedback.encode(large)
+
+
 @pytest.mark.parametrize("codec", CODECS, ids=repr)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_every_dtype_and_shape_comes_back_within_the_bound(codec: Codec, dtype: np.dtype[np.generic]) -> None:

@@ -239,6 +239,13 @@ def test_a_publish_that_fails_leaves_the_feedback_as_it_was(team: list[LearningD
     assert feedback.errors["w"].tolist() == [0.0, 0.25]
 
 
+def test_a_round_may_be_numbered_by_numpy(team: list[LearningDHT]) -> None:
+    number = cast(int, np.int64(960))
+    team[0].publish(number, TENSORS)
+    collected = team[1].collect(number, members=[team[0].peer_id])
+    assert (collected.round, set(collected.gradients)) == (960, {team[0].peer_id})
+
+
 def test_what_fails_in_a_future_goes_with_the_next_gradient(team: list[LearningDHT]) -> None:
     feedback = ErrorFeedback(TopK(fraction=0.5))
     future = team[0].publish(951, {"w": np.array([1.0, 0.25], np.float32)}, codec=feedback, timeout=1e-6, wait=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import SupportsFloat
 
 import numpy as np
@@ -18,6 +19,7 @@ from prime_dht.ml.gradients.announcement import (
     MAX_ROUND,
     Announcement,
     as_metrics,
+    checked_round,
     gradient_key,
     group_of,
     read_announcement,
@@ -29,6 +31,13 @@ from prime_dht.testing.gradient_samples import announced, member
 CODECS: tuple[Codec, ...] = (Plain(), Int8(block=64), TopK(fraction=1 / 3))
 GOOD = announced(codec=Int8()).metadata()
 GROUP = new_identity()
+
+
+class Phase(StrEnum):
+    WARM = "warm"
+    HOST = "host"
+
+
 ROOT = root_of(GROUP.public_key)
 
 
@@ -112,6 +121,12 @@ def test_what_can_be_a_number_becomes_a_metric() -> None:
         Announcement(round=1, codec=Plain(), weight=1, tensor_bytes=1, metrics=as_metrics({"loss": math.nan}))
 
 
+def test_a_metric_may_be_a_member_of_an_enumeration_of_texts() -> None:
+    metrics = as_metrics({"phase": Phase.WARM, Phase.HOST: np.str_("a")})
+    announcement = Announcement(round=1, codec=Plain(), weight=1, tensor_bytes=1, metrics=metrics)
+    assert announcement.metadata()["metrics"] == '{"host":"a","phase":"warm"}'
+
+
 def test_another_value_or_another_announcement_has_another_subkey() -> None:
     subkeys = {
         subkey_of(announcement, value)
@@ -131,6 +146,11 @@ def test_a_group_is_named_by_its_keys_its_root_or_a_capability() -> None:
     for bad in (b"root", "group", "/prime/group/", "/prime/group/12/"):
         with pytest.raises(ValidationError, match="a group"):
             group_of(bad)
+
+
+def test_a_round_may_be_numbered_by_numpy() -> None:
+    assert checked_round(np.int64(7)) == 7
+    assert type(checked_round(np.uint8(7))) is int
 
 
 @pytest.mark.parametrize("number", [-1, 1 << 63, 1.0, True, "1"])

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from queue import Queue
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pytest
@@ -28,6 +28,7 @@ from prime_dht.ml.rounds import RoundMember
 from prime_dht.ml.service import CALLBACKS_WAITING, Callbacks, Service, Watching
 from prime_dht.ml.tensors import spec_of
 from prime_dht.ml.watching import Commits, Versions
+from prime_dht.testing.gradient_samples import member
 from prime_dht.testing.processes import running
 
 if TYPE_CHECKING:
@@ -294,6 +295,9 @@ def test_wrong_arguments_are_refused() -> None:
         Service().watch_rounds("friends", [])
     with pytest.raises(ValidationError, match="members are given as a list"):
         Service().watch_rounds(GROUP, "12D3Koo")
+    for first in ("3", -1, 2.0):
+        with pytest.raises(ValidationError, match="a round is a whole number from 0 up"):
+            Service().watch_rounds(GROUP, [member(1)], first=cast("int", first))
 
 
 PROGRAM = """

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from prime_dht.errors import ValidationError
 from prime_dht.ids import PeerId
 from prime_dht.ml.aggregation.contribution import Contribution, screen
@@ -40,6 +42,12 @@ def aggregate(contributions: Iterable[Contribution], spec: Spec, rule: Rule, *, 
     bad = whole("the number of bad members", bad)
     if bad < 0:
         raise ValidationError(f"there cannot be {bad} bad members")
+    # Whatever the caller has numpy do: small numbers underflow as a matter of course, and a peer chooses the numbers.
+    with np.errstate(all="ignore"):
+        return _aggregate(contributions, spec, rule, bad)
+
+
+def _aggregate(contributions: Iterable[Contribution], spec: Spec, rule: Rule, bad: int) -> Aggregate:
     screened = screen(contributions, spec)
     n, left = len(screened.accepted), max(0, bad - len(screened.rejected))
     if left > (most := rule.stands(n)):

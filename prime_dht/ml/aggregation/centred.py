@@ -31,7 +31,9 @@ class GeometricMedian(Rule):
 
     Found by the smoothed Weiszfeld algorithm of Pillutla, Kakade & Harchaoui 2019, algorithm 2 (arXiv 1912.13445): in
     each step the weight of a contribution is 1 over its distance, which counts as no less than ``smoothing``. Within
-    the distance c max‖x - mean‖ of the mean of the good contributions x, with c = 2 (n - bad) / (n - 2 bad).
+    the distance c (max‖x - mean‖ + smoothing / 4) of the mean of the good contributions x, with
+    c = 2 (n - bad) / (n - 2 bad). So let ``smoothing`` be far below the distances between good contributions: among
+    those that are nearer to each other than that, a bad one as near counts as one of them.
 
     Deliberate difference: it begins at the coordinate median, not at the mean, which a bad member can put so far away
     that few steps do not lead back. It ends when a step changes no weight by more than a hundred-thousandth of it,

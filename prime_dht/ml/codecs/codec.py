@@ -177,6 +177,7 @@ class Int8(Codec):
     block: int = 256
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "block", _pythons_own(self.block))
         if type(self.block) is not int or not 1 <= self.block <= 1 << 20:
             raise ValidationError(f"the block of int8 is 1 to {1 << 20} elements, not {self.block!r}")
 
@@ -253,6 +254,7 @@ class TopK(Codec):
     fraction: float = 0.01
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "fraction", _pythons_own(self.fraction))
         if type(self.fraction) not in (float, int) or not 0 < self.fraction <= 1:
             raise ValidationError(f"the fraction of topk is above 0 and at most 1, not {self.fraction!r}")
 
@@ -286,6 +288,11 @@ class TopK(Codec):
 
     def _count(self, size: int) -> int:
         return math.ceil(self.fraction * size)
+
+
+def _pythons_own(parameter: object) -> object:
+    """Of a number of numpy's Python's own, for the parameter travels as JSON; all else as it is."""
+    return parameter.item() if isinstance(parameter, np.number) else parameter
 
 
 def checked_codec(codec: object) -> Codec:

@@ -24,6 +24,7 @@ import itertools
 import json
 from dataclasses import dataclass
 
+import numpy as np
 import zstandard
 
 from prime_dht.errors import ValidationError
@@ -104,7 +105,8 @@ def encode(tensors: Weights, codec: Codec = _PLAIN) -> bytes:
     if len(header) > MAX_HEADER_BYTES:
         raise ValidationError(f"the names and shapes of {len(arrays)} tensors take more than {MAX_HEADER_BYTES} bytes")
     frame = zstandard.ZstdCompressor(level=_LEVEL).compressobj(size=_content_bytes(codec, spec))
-    bodies = (frame.compress(_body(codec, name, array)) for name, array in arrays.items())
+    with np.errstate(all="ignore"):  # whatever the caller has numpy do; what overflows is looked for
+        bodies = [frame.compress(_body(codec, name, array)) for name, array in arrays.items()]
     return b"".join((_MAGIC, len(header).to_bytes(4, "little"), header, *bodies, frame.flush()))
 
 
@@ -149,7 +151,8 @@ def decode(data: bytes, *, max_bytes: int) -> dict[str, Array]:
     start = 0
     for (name, one, codec), stop in zip(codecs, stops, strict=True):
         try:
-            tensors[name] = codec.decode(content[start:stop], one)
+            with np.errstate(all="ignore"):
+                tensors[name] = codec.decode(content[start:stop], one)
         except ValidationError as error:
             raise ValidationError(f"the tensor {name!r} {error}") from error
         start = stop

@@ -93,7 +93,7 @@ class ErrorFeedback:
                 gradient, or the errors are of another. Then nothing has changed.
         """
         arrays, spec, wanted = self._wanted(gradient)
-        with np.errstate(over="ignore"):  # what overflows is not finite, and the check finds it
+        with np.errstate(all="ignore"):  # what overflows is not finite, and the check finds it
             sendable = arrays | {name: total.astype(spec[name].dtype) for name, total in wanted.items()}
         check_finite(sendable)
         data = encode(sendable, self.codec)
@@ -140,7 +140,8 @@ class ErrorFeedback:
 
     def _with_error(self, name: str, array: Array) -> Array:
         wide = np.float64 if array.dtype == np.float64 else np.float32
-        total: Array = np.add(array, self._errors.get(name, 0), dtype=wide)
+        with np.errstate(all="ignore"):
+            total: Array = np.add(array, self._errors.get(name, 0), dtype=wide)
         return total
 
 

@@ -39,10 +39,11 @@ import dataclasses
 import hashlib
 import json
 import math
+import operator
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NoReturn, SupportsFloat
+from typing import NoReturn, SupportsFloat, SupportsIndex
 
 from prime_dht.entries.access import GroupKey, key_rule
 from prime_dht.entries.capability import decode_capability
@@ -82,7 +83,7 @@ class Announcement:
     metrics: Mapping[str, Metric]
 
     def __post_init__(self) -> None:
-        check_round(self.round)
+        checked_round(self.round)
         if not (math.isfinite(self.weight) and 0 < self.weight <= MAX_WEIGHT):
             raise ValidationError(f"the weight of a gradient is above 0 and at most 2**53, not {self.weight!r}")
         if not 0 <= self.tensor_bytes <= MAX_TENSOR_BYTES:
@@ -140,7 +141,7 @@ def as_metrics(given: Mapping[str, SupportsFloat | str]) -> dict[str, Metric]:
     """
     if not isinstance(given, Mapping):
         raise ValidationError(f"metrics are names and numbers, as in a dict, not {type(given).__name__}")
-    return {name: _as_metric(name, metric) for name, metric in given.items()}
+    return {_as_text(name): _as_metric(name, metric) for name, metric in given.items()}
 
 
 def subkey_of(announcement: Announcement, value: bytes) -> bytes:
@@ -159,7 +160,7 @@ def gradient_key(round_number: int, group: bytes | None = None, run: str = "") -
     Raises:
         ValidationError: there is no such round.
     """
-    check_round(round_number)
+    round_number = checked_round(round_number)
     prefix = "" if group is None else f"/prime/group/{group.hex()}/"
     return wire_key(f"{prefix}gradient:{run and f'{run}:'}{round_number}")
 
@@ -187,14 +188,19 @@ def group_of(group: str | bytes | None, capability: bytes = b"") -> bytes | None
     raise ValidationError("a group is what its keys begin with, /prime/group/<64 digits>/, or its root's 32 bytes")
 
 
-def check_round(number: int) -> None:
-    """Check the number of a round.
+def checked_round(number: SupportsIndex) -> int:
+    """The number of a round, numpy's too, as Python's own.
 
     Raises:
         ValidationError: it is no whole number from 0 up, or too great.
     """
-    if type(number) is not int or not 0 <= number <= MAX_ROUND:
+    try:
+        whole = -1 if isinstance(number, bool) else operator.index(number)
+    except TypeError:
+        whole = -1
+    if not 0 <= whole <= MAX_ROUND:
         raise ValidationError(f"a round is a whole number from 0 up, not {number!r}")
+    return whole
 
 
 def check_run(run: str) -> str:
@@ -211,11 +217,16 @@ def check_run(run: str) -> str:
 
 def _as_metric(name: str, metric: SupportsFloat | str) -> Metric:
     if isinstance(metric, str | int):
-        return metric if isinstance(metric, str) else int(metric)
+        return _as_text(metric) if isinstance(metric, str) else int(metric)
     try:
         return float(metric)
     except (TypeError, ValueError) as error:
         raise ValidationError(f"the metric {name!r} is neither a number nor a text: {error}") from error
+
+
+def _as_text(text: str) -> str:
+    """What a text says, of an enumeration's member its value; what is none stays what it is."""
+    return str.__str__(text) if isinstance(text, str) else text
 
 
 def _json(document: object) -> str:

@@ -15,7 +15,15 @@ from prime_dht.entries.capability import capability_in, decode_capability
 from prime_dht.errors import ValidationError
 from prime_dht.ids import US_PER_S, OpId, PeerId, is_peer_id, peer_from_text
 from prime_dht.ml.codecs import CONTENT_TYPE, Codec, ErrorFeedback, codec_named, encode
-from prime_dht.ml.gradients.announcement import Announcement, as_metrics, check_run, gradient_key, group_of, subkey_of
+from prime_dht.ml.gradients.announcement import (
+    Announcement,
+    as_metrics,
+    check_run,
+    checked_round,
+    gradient_key,
+    group_of,
+    subkey_of,
+)
 from prime_dht.ml.gradients.bringing import bring
 from prime_dht.ml.gradients.gathering import MAX_NAMES, Expected, Gathering, check_value_size, collected
 from prime_dht.ml.gradients.gradient import Collected, Gradient
@@ -146,7 +154,7 @@ class Gradients:
         feedback = codec if isinstance(codec, ErrorFeedback) else None
         announced = _codec_of(codec)
         announcement = Announcement(
-            round=round,
+            round=checked_round(round),
             codec=announced,
             weight=_weight(weight),
             tensor_bytes=size_bytes_of(spec_of(arrays)),
@@ -191,7 +199,7 @@ class Gradients:
             QueryError: nobody could be asked in all that time.
             StorageError: there is no room for a temporary file.
         """
-        expected = Expected(round=round, spec=spec, max_bytes=max_bytes)
+        expected = Expected(round=checked_round(round), spec=spec, max_bytes=max_bytes)
         wanted = _peers(members)
         if wanted is not None and not wanted:
             raise ValidationError("name at least one member, or none at all (members=None) to take everybody's")
@@ -201,7 +209,7 @@ class Gradients:
         gathering = Gathering[PeerId](expected, lambda found: found.publisher, wanted, enough=minimum)
         self._bring(gathering, expected, lambda: gathering.sought, timeout)
         when = "before there were enough others" if gathering.is_done else f"within {timeout:g} s"
-        return collected(gathering, round, wanted, when)
+        return collected(gathering, expected.round, wanted, when)
 
     def fetch(
         self,
@@ -225,7 +233,7 @@ class Gradients:
         Raises:
             as :meth:`collect`.
         """
-        expected = Expected(round=round, spec=spec, max_bytes=max_bytes)
+        expected = Expected(round=checked_round(round), spec=spec, max_bytes=max_bytes)
         publishers = _peers(members)
         gathering = Gathering[OpId](expected, lambda found: found.op_id, op_ids)
         self._bring(gathering, expected, lambda: publishers, timeout)
@@ -272,7 +280,7 @@ class Gradients:
         publishers: Callable[[], Collection[PeerId] | None],
         timeout: float,
     ) -> None:
-        if not number_of("timeout", timeout) > 0:
+        if not (timeout := number_of("timeout", timeout)) > 0:
             raise ValidationError(f"timeout must be a positive number of seconds, not {timeout}")
         key = gradient_key(expected.round, self._group, self._run)
         until_s = time.monotonic() + timeout

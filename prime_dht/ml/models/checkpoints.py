@@ -187,11 +187,11 @@ class Checkpoints:
         """The last complete checkpoint of which all can be had; ``None`` if there is none.
 
         Args:
-            timeout: seconds for each of them.
+            timeout: seconds to list them, and for each of them; one that takes longer cannot be had.
 
         Raises:
-            BlobError: there are some, but nobody has their weights now.
-            ValidationError: there are some, but of no safetensors files.
+            BlobError, ValidationError, QueryError: there are some, but none can be had: nobody has the weights of the
+                last now, or they are no safetensors file, or they did not come in time.
             QueryError: nobody could be asked.
         """
         failure: PrimeDHTError | None = None
@@ -205,7 +205,7 @@ class Checkpoints:
                     timeout=timeout,
                 )
                 return Checkpoint(step=step, model=model)
-            except (BlobError, ValidationError) as error:
+            except (BlobError, ValidationError, QueryError) as error:
                 failure = failure or error
         if failure is not None:
             raise failure

@@ -34,7 +34,7 @@ from prime_dht.ml.agreement import (
 )
 from prime_dht.ml.codecs import Codec, ErrorFeedback
 from prime_dht.ml.gradients import Gradients, gradient_key
-from prime_dht.ml.gradients.announcement import group_of
+from prime_dht.ml.gradients.announcement import checked_round, group_of
 from prime_dht.ml.gradients.gradients import DEFAULT_TTL_S as GRADIENT_TTL_S
 from prime_dht.ml.rounds.board import Board, entries_under
 from prime_dht.ml.rounds.deliberation import Action, Deliberation, Examine, Finish, Refresh, Say
@@ -211,9 +211,10 @@ class RoundMember:
         """
         if self._dht.peer_id != self.peer_id:
             raise ValidationError("in this process the client has another identity, which is no member")
+        round_number = checked_round(round_number)
         arrays = as_tensors(tensors)
         check_spec(arrays, self.terms.spec)
-        if not number_of("timeout", timeout) > 0:
+        if not (timeout := number_of("timeout", timeout)) > 0:
             raise ValidationError(f"timeout must be a positive number of seconds, not {timeout}")
         if not self._sitting.acquire(blocking=False):
             raise LocalProtocolError("this member is in a round already; one ends before the next begins")
