@@ -75,18 +75,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EndedBySignal(signal.SIGINT).status
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else _command_path(arguments or sys.argv[1:])
-        complain(f"{_told(error).rstrip('.')} (see {command} --help)")
+        complain(f"{_told(error).rstrip('.')} (see {command} --help)", level=logging.ERROR)
         return Status.FAILED
     except click.ClickException as error:
-        complain(error.format_message())
+        complain(error.format_message(), level=logging.ERROR)
         return Status.FAILED
     except Exception as error:  # a person at a terminal is owed one line, whatever happened; -v shows where
         if (ended_within := signal_in(error)) is not None:
             return ended_within.status
         if (message := expected(error)) is not None:
-            complain(message)
+            complain(message, level=logging.ERROR)
             return Status.FAILED
-        complain(f"this is a bug in prime_dht, please report it: {error!r} (-v shows where)")
+        complain(f"this is a bug in prime_dht, please report it: {error!r} (-v shows where)", level=logging.CRITICAL)
         logger.debug("where it happened:", exc_info=error)
         return Status.BUG
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from enum import IntEnum
 
+from prime_dht.cli.logs import JsonLine
 from prime_dht.cli.render import visible
 from prime_dht.errors import ConfigError, PrimeDHTError
 
@@ -110,12 +112,18 @@ def json_line(item: Mapping[str, object]) -> bytes:
     return json.dumps(item, ensure_ascii=os.isatty(STDOUT)).encode(errors="backslashreplace") + b"\n"
 
 
-def complain(message: str) -> None:
-    """Tell the person something, in one line on standard error; part of it may be a peer's words."""
+def complain(message: str, *, level: int = logging.WARNING) -> None:
+    """Say something, in one line on standard error, as the log there is written; part of it may be a peer's words."""
     # sys.stderr is None where a parent has closed it. Of what cannot be told there, the exit status says enough.
-    if sys.stderr is not None:
-        with suppress(OSError):
-            print(f"prime-dht: {visible(' '.join(message.split()))}", file=sys.stderr, flush=True)
+    if sys.stderr is None:
+        return
+    line = f"prime-dht: {visible(' '.join(message.split()))}"
+    for formatter in (handler.formatter for handler in logging.getLogger().handlers):
+        if isinstance(formatter, JsonLine):  # whoever reads the log reads objects
+            said = {"name": __name__, "levelno": level, "levelname": logging.getLevelName(level), "msg": message}
+            line = formatter.format(logging.makeLogRecord(said))
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def signal_in(error: BaseException) -> EndedBySignal | None:

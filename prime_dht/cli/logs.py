@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import warnings
 from datetime import UTC, datetime
 from types import TracebackType
@@ -22,11 +23,12 @@ _NO_FIELDS = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime"})
 class OneLine(logging.Formatter):
     """Time, level and message in one line, with what went wrong but not where.
 
-    With ``traces`` tracebacks are shown, in as many lines as they need.
+    With ``traces`` tracebacks are shown, in as many lines as they need; with ``dated`` the time has its day.
     """
 
-    def __init__(self, *, traces: bool) -> None:
-        super().__init__("%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
+    def __init__(self, *, traces: bool, dated: bool = False) -> None:
+        datefmt = "%Y-%m-%d %H:%M:%S" if dated else "%H:%M:%S"
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s", datefmt=datefmt)
         self._traces = traces
 
     def format(self, record: logging.LogRecord) -> str:
@@ -74,11 +76,15 @@ class JsonLine(logging.Formatter):
 def log_to_stderr(level: int, *, verbose: int, as_json: bool = False) -> None:
     """Show prime_dht's records from ``level`` on; from DEBUG on, with tracebacks, at ``verbose`` 1 or more.
 
+    A terminal shows today's; what goes to a file or a pipe is read days later, and has its day.
+
     py-libp2p logs much that is no business of the person who runs a node; only what is broken beyond doubt is shown,
     unless ``verbose`` is 2 or more.
     """
     handler = logging.StreamHandler()
-    handler.setFormatter((JsonLine if as_json else OneLine)(traces=verbose > 0))
+    traces = verbose > 0
+    is_kept = sys.stderr is not None and not sys.stderr.isatty()
+    handler.setFormatter(JsonLine(traces=traces) if as_json else OneLine(traces=traces, dated=is_kept))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.captureWarnings(capture=True)
     if not verbose:

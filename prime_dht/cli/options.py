@@ -285,12 +285,17 @@ def asking(body: _Body) -> _Body:
 def serving(body: _Body) -> _Body:
     """Give a command that runs nodes its options; it gets them as ``config``, a :class:`NodeConfig`."""
 
+    @configuring
     @wraps(body)
-    def command(*, log_format: str, verbose: int, settings: Settings, **others: Any) -> int | None:
-        log_to_stderr(logging.INFO, verbose=verbose, as_json=log_format == "json")
+    def configured(*, settings: Settings, **others: Any) -> int | None:
         return body(config=settings.config, **others)
 
-    return _with(configuring(command), _log_format, verbose)
+    @wraps(configured)
+    def command(*, log_format: str, verbose: int, **others: Any) -> int | None:
+        log_to_stderr(logging.INFO, verbose=verbose, as_json=log_format == "json")
+        return configured(**others)
+
+    return _with(command, _log_format, verbose)
 
 
 def configuring(body: _Body) -> _Body:

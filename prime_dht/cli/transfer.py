@@ -102,11 +102,19 @@ async def leaving_nothing(session: Session, dht: PrimeDHT) -> AsyncIterator[None
 
 @contextmanager
 def blocks_on_disk(session: Session) -> Iterator[Session]:
-    """The session, with a place for as many blocks as it takes: memory is none, if there is no data directory."""
+    """The session, with a place for as many blocks as it takes: memory is none, if there is no data directory.
+
+    Raises:
+        ConfigError: there is no such place.
+    """
     if session.config.data_dir is not None:
         yield session
         return
-    with TemporaryDirectory(prefix="prime-dht-") as directory:
+    try:
+        place = TemporaryDirectory(prefix="prime-dht-", ignore_cleanup_errors=True)
+    except OSError as error:  # all of them are full, or read-only, as in a container
+        raise ConfigError(f"blocks need a directory: {error.strerror}; give --data-dir, or set TMPDIR") from error
+    with place as directory:
         yield replace(session, config=replace(session.config, blocks_dir=Path(directory)))
 
 

@@ -54,8 +54,8 @@ PATIENCE_S = 10.0
 
 _US_PER_MS = 1000
 _SECTOR_SHIFT_BITS = LOCATION_BITS - rows.SECTOR_BITS
-_ALL = -1
 _AT_A_TIME = 1000
+_ALL = -1
 """A limit that is none, to Redis."""
 
 

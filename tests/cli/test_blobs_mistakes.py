@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,3 +79,16 @@ def test_a_store_that_is_none_is_left_as_it_is(here: Callable[..., Ended], tmp_p
     assert (ended.status, ended.out, ended.err.count("\n")) == (2, b"", 1)
     assert "index.sqlite3" in ended.err or "blocks" in ended.err
     assert index.read_bytes() == b"not a database" * 100
+
+
+def test_where_nothing_can_be_kept_for_a_moment_values_are_put_and_blobs_are_refused(
+    here: Callable[..., Ended], three_nodes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = (("put", "small enough", "value"), ("add", "/etc/passwd"), ("put", "key", "--file", "/etc/passwd"))
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))  # as if all such directories were read-only
+        small, *blobs = [here(*command, "--peer", three_nodes[0]) for command in commands]
+    assert small.status == 0
+    for ended in blobs:
+        assert (ended.status, ended.out, ended.err.count("\n")) == (2, b"", 1)
+        assert "give --data-dir, or set TMPDIR" in ended.err

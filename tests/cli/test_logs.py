@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 
@@ -29,6 +32,26 @@ def test_a_log_record_is_one_line_that_says_what_went_wrong() -> None:
     line = OneLine(traces=False).format(record("failed\nfor %s", "peer", fails=True))
     assert line.endswith("ERROR   failed for peer: ValueError('bad\\nvalue')")
     assert "\n" not in line
+
+
+def test_only_a_terminal_s_log_does_without_the_day(
+    open_terminal: Callable[[], AbstractContextManager[Callable[[], list[str]]]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    time = r"\d\d:\d\d:\d\d WARNING it\s*"
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    log_to_stderr(logging.WARNING, verbose=0)
+    logging.getLogger("prime_dht.x").warning("it")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d " + time, capsys.readouterr().err)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    with open_terminal():
+        terminal = sys.stderr
+        log_to_stderr(logging.WARNING, verbose=0)
+        (handler,) = logging.getLogger().handlers
+        assert isinstance(handler, logging.StreamHandler)
+        assert handler.stream is terminal
+        assert re.fullmatch(time, handler.format(record("it")).replace("ERROR  ", "WARNING"))
 
 
 def test_a_log_record_has_its_traceback_for_those_who_ask() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import json
+import logging
 import signal
 import socket
 from collections.abc import Callable
@@ -102,6 +104,21 @@ def test_a_peer_that_says_nothing_is_told_from_a_command_that_takes_long() -> No
         address = f"/ip4/127.0.0.1/tcp/{silent.getsockname()[1]}{NOBODY[-57:]}"
         line = complaint(prime_dht("get", "key", "--peer", address, "--timeout", "0.5"))
     assert line == "prime-dht: not done within 0.5 s (--timeout), and no peer has answered\n"
+
+
+def test_for_programs_the_reason_why_a_node_does_not_run_is_a_line_of_its_log(
+    here: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    (tmp_path / "node.toml").write_text("listne = []")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        in_use = f"/ip4/127.0.0.1/tcp/{taken.getsockname()[1]}"
+        for mistake in (("--config", str(tmp_path / "node.toml")), ("--listen", in_use)):
+            ended = here("run", "--log-format", "json", *mistake)
+            assert (ended.status, ended.out) == (2, b"")
+            *_, last = map(json.loads, ended.err.splitlines())
+            assert last["level"] == "ERROR"
+            assert mistake[1] in last["message"]
 
 
 def test_an_empty_key_is_refused() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from prime_dht.testing.processes import LOOPBACK, PRIME_DHT, prime_dht, running, running_node
 
 NOBODY = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWLRPJAA5o6Ue7HZ1ZUKzNx1bmXZzHnQXEMNvvTHDsdc1B"
-LOG_LINE = re.compile(r"\d\d:\d\d:\d\d (INFO|WARNING) +\S.*")
+LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (INFO|WARNING) +\S.*")
 
 
 def test_it_prints_one_full_multiaddr_a_line_and_nothing_else_on_standard_output() -> None:

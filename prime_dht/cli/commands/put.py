@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -132,7 +133,8 @@ async def _put(
 
     most_bytes = session.config.dht.limits.max_inline_bytes
     source = given if isinstance(given, bytes) else await opened_source(given, most_bytes)
-    with blocks_on_disk(session) as session:
+    is_inline = isinstance(source, bytes) and len(source) <= most_bytes  # and has no blocks
+    with nullcontext(session) if is_inline else blocks_on_disk(session) as session:
         async with (
             session.joined() as dht,
             leaving_nothing(session, dht),
