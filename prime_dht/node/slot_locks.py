@@ -7,8 +7,7 @@ else is written with it. On that relies whoever keeps entries alive (:mod:`prime
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from weakref import WeakValueDictionary
+from collections.abc import Collection
 
 import trio
 
@@ -20,28 +19,23 @@ class SlotLocks:
 
     def __init__(self) -> None:
         self._let_in = trio.Lock()
-        self._locks: WeakValueDictionary[Slot, trio.Lock] = WeakValueDictionary()
+        self._taken: set[Slot] = set()
+        self._given_back = trio.lowlevel.ParkingLot()  # for the one that is about to be let in
 
-    async def take(self, slots: Iterable[Slot]) -> list[trio.Lock]:
-        """The locks of some slots, which the caller releases."""
-        taken: list[trio.Lock] = []
-        await _acquire(self._let_in)
+    async def take(self, slots: Collection[Slot]) -> None:
+        """Wait until nobody writes any of these slots; the caller then does, until :meth:`give_back`."""
         try:
-            for slot in set(slots):
-                lock = self._locks.setdefault(slot, trio.Lock())
-                await _acquire(lock)
-                taken.append(lock)
-        except BaseException:  # trio.Cancelled, or Ctrl-C
-            for lock in taken:
-                lock.release()
-            raise
+            self._let_in.acquire_nowait()  # waiting, even for what is free, costs a reschedule
+        except trio.WouldBlock:
+            await self._let_in.acquire()
+        try:
+            while not self._taken.isdisjoint(slots):
+                await self._given_back.park()
+            self._taken.update(slots)
         finally:
             self._let_in.release()
-        return taken
 
-
-async def _acquire(lock: trio.Lock) -> None:
-    try:
-        lock.acquire_nowait()  # waiting, even for what is free, costs a reschedule
-    except trio.WouldBlock:
-        await lock.acquire()
+    def give_back(self, slots: Collection[Slot]) -> None:
+        """These slots are written no longer."""
+        self._taken.difference_update(slots)
+        self._given_back.unpark_all()

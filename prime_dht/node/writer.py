@@ -292,7 +292,7 @@ class Writer:
             ValidationError: a statement breaks a rule or a limit; then none is signed.
         """
         slots = [Slot(statement.key, self._network.local, statement.subkey) for statement in statements]
-        locks = await self._signing.take(slots)
+        await self._signing.take(slots)
         try:
             latest: dict[Slot, OwnSlot] = {}
             entries: list[Entry] = []
@@ -320,8 +320,7 @@ class Writer:
             while len(self._begun_anew) > MAX_BEGUN_ANEW:
                 self._begun_anew.popitem(last=False)
         finally:
-            for lock in locks:
-                lock.release()
+            self._signing.give_back(slots)
         return entries
 
     def _times(self, statement: Statement, previous: LastWrite | None) -> EntryTimes:

@@ -27,7 +27,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from functools import cached_property
-from itertools import chain, islice
+from itertools import chain
 from typing import Protocol
 
 import trio
@@ -208,8 +208,17 @@ class FastYamux(IMuxedConn):
         parser, pace = frames.FrameParser(), Pace()
         try:
             while not self._is_closed:
-                # Without a name: it would keep the last of what was received for as long as nothing more is.
-                idle = await self._handle_all(parser, await self.secured_conn.read_some())
+                chunks = await self.secured_conn.read_some()
+                received = chain.from_iterable(map(parser.feed, chunks))
+                # What brought no stream any data, less what did; each chunk was a Noise frame.
+                idle = len(chunks)
+                del chunks  # or the last of what was received would be kept for as long as nothing more is
+                while True:
+                    handled, loaded = self._handle_some(received)
+                    idle += handled - 2 * loaded
+                    if handled < FRAMES_PER_TURN:
+                        break
+                    await trio.lowlevel.checkpoint()
                 if idle > 0 and (pause_s := pace.pause_s(idle, trio.current_time())):
                     await trio.sleep(pause_s)
         except ConnectionClosedError as reason:
@@ -396,17 +405,6 @@ class FastYamux(IMuxedConn):
 
     # The read loop
 
-    async def _handle_all(self, parser: frames.FrameParser, chunks: list[bytes]) -> int:
-        """Returns how much of it brought no stream any data, less what did; each chunk was a Noise frame."""
-        idle = len(chunks)
-        received = chain.from_iterable(map(parser.feed, chunks))
-        while True:
-            handled, loaded = self._handle_some(received)
-            idle += handled - 2 * loaded
-            if handled < FRAMES_PER_TURN:
-                return idle
-            await trio.lowlevel.checkpoint()
-
     def _handle_some(self, received: Iterator[frames.Frame]) -> tuple[int, int]:
         """Handle the next frames, one turn's at most. Returns how many, and how many of them had data for a stream."""
         handled = loaded = 0
@@ -414,9 +412,11 @@ class FastYamux(IMuxedConn):
             return handled, loaded
         self._replies = bytearray()
         try:
-            for frame in islice(received, FRAMES_PER_TURN):
+            for frame in received:
                 handled += 1
                 loaded += self._handle(frame)
+                if handled == FRAMES_PER_TURN:
+                    break
         finally:
             replies, self._replies = self._replies, None
             if replies:
