@@ -82,7 +82,7 @@ class FrameBudget:
         if self._within is not None:
             try:
                 await self._within._set_aside(size, self)
-            except BaseException:
+            except BaseException:  # trio.Cancelled, or Ctrl-C: nobody takes what was set aside
                 self._free(size, None)
                 raise
 
@@ -115,7 +115,7 @@ class FrameBudget:
                 if scope.cancelled_caught:
                     look_at_s = trio.current_time() + LOOK_S
                     self._take_back_from_who_stands_still()
-        except BaseException:
+        except BaseException:  # trio.Cancelled, or Ctrl-C: nobody waits any more, or takes what was granted
             if wait in self._waiting:
                 del self._waiting[wait]
                 self._grant()  # others may have waited behind it

@@ -276,10 +276,7 @@ class Maintenance:
                 await self._explorer.find_closest(target, k=k)
 
     async def _meet_again_and_refresh(self) -> None:
-        """Refresh; and look for the peers vouched for that are not known any more.
-
-        When a network that was cut in two is whole again, its halves have forgotten each other; this mends it.
-        """
+        """Refresh; and meet all peers vouched for that are not known any more, be there room for them or not."""
         known = {contact.peer for contact in self._neighbourhood.table}
         await self._meet(await self._recall_peers())
         for contact in self._neighbourhood.table:
