@@ -36,7 +36,7 @@ from prime_dht.errors import ValidationError
 CID_BYTES = 36
 DIGEST_BYTES = 32
 
-BlockBytes = bytes | bytearray
+BlockBytes = bytes | bytearray | memoryview
 """The bytes of a block: as they are stored, or as they came."""
 
 _VERSION = 0x01

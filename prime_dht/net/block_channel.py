@@ -21,6 +21,7 @@ from libp2p.network.stream.exceptions import StreamEOF, StreamError
 from libp2p.network.stream.net_stream import NetStream
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamError
 
+from prime_dht.blobs.memory import Lend
 from prime_dht.errors import RemoteProtocolError
 from prime_dht.ids import PeerId, peer_text
 from prime_dht.net.streams import CLOSE_TIMEOUT_S, StreamLostError
@@ -48,19 +49,27 @@ class BlockChannel:
     Args:
         stream: negotiated; this object closes or resets it.
         asks: whether this is the end that asks.
+        lend: gives memory for a block that comes, of so many bytes.
         progress_timeout_s: seconds for :data:`PROGRESS_BYTES`, or a whole message.
 
     Attributes:
         peer: who is at the other end.
     """
 
-    def __init__(self, stream: INetStream, *, asks: bool, progress_timeout_s: float) -> None:
+    def __init__(
+        self,
+        stream: INetStream,
+        *,
+        asks: bool,
+        progress_timeout_s: float,
+        lend: Lend = bytearray,
+    ) -> None:
         self.peer = PeerId(stream.muxed_conn.peer_id.to_bytes())
         self._stream = stream
         # The state lock of py-libp2p's NetStream costs two reschedules a call; our muxer keeps its own state.
         muxed = stream.muxed_stream if isinstance(stream, NetStream) else None
         self._fast = muxed if isinstance(muxed, FastYamuxStream) else None
-        self._decoder = MessageDecoder(takes_blocks=asks)
+        self._decoder = MessageDecoder(takes_blocks=asks, lend=lend)
         self._received: deque[Message | PartCame] = deque()
         self._told_at_s = trio.current_time()
         self._progress_timeout_s = progress_timeout_s
@@ -121,7 +130,8 @@ class BlockChannel:
         """The next message, or word of a block's part; ``None`` when the peer ended its direction between messages.
 
         Raises:
-            StreamLostError: the stream broke, ended within a message, or no progress was made in time.
+            StreamLostError: the stream broke, ended within a message, or no progress was made in time; or there was no
+                memory for a block.
             RemoteProtocolError: what came is no message.
         """
         self._told_at_s = trio.current_time()
@@ -160,6 +170,8 @@ class BlockChannel:
             messages = self._decoder.feed(data)
         except RemoteProtocolError as error:
             raise RemoteProtocolError(str(error), peer=peer_text(self.peer)) from error
+        except (MemoryError, OSError) as error:  # whoever lends it has none
+            raise StreamLostError("there was no memory for a block that came") from error
         self._received += messages
         self._unprogressed_bytes += len(data)
         if messages or self._unprogressed_bytes >= PROGRESS_BYTES:

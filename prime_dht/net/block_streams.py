@@ -20,6 +20,7 @@ import trio
 from libp2p.abc import INetStream
 
 from prime_dht.blobs.cid import Cid
+from prime_dht.blobs.memory import Lend
 from prime_dht.errors import LocalProtocolError, QueryError, RemoteProtocolError
 from prime_dht.ids import PeerId, peer_text, short
 from prime_dht.net.block_channel import BlockChannel, PartCame
@@ -38,7 +39,7 @@ class BlockCame:
     """
 
     cid: Cid
-    data: bytearray
+    data: bytearray | memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +79,14 @@ class BlockStream:
         peer: who is asked.
     """
 
-    def __init__(self, stream: INetStream, *, progress_timeout_s: float = PROGRESS_TIMEOUT_S) -> None:
-        self._channel = BlockChannel(stream, asks=True, progress_timeout_s=progress_timeout_s)
+    def __init__(
+        self,
+        stream: INetStream,
+        *,
+        progress_timeout_s: float = PROGRESS_TIMEOUT_S,
+        lend: Lend = bytearray,
+    ) -> None:
+        self._channel = BlockChannel(stream, asks=True, progress_timeout_s=progress_timeout_s, lend=lend)
         self.peer = self._channel.peer
         self._next_number = 0
         self._unanswered: dict[int, _Asked] = {}
@@ -167,7 +174,7 @@ class BlockStream:
     async def reset(self) -> None:
         await self._channel.reset()
 
-    def _came(self, number: int, data: bytearray) -> list[Outcome]:
+    def _came(self, number: int, data: bytearray | memoryview) -> list[Outcome]:
         asked = self._answered(number)
         if asked.presence_only:
             raise self._breach(f"block {asked.cid}, of which its presence alone was asked")
@@ -209,7 +216,7 @@ class BlockStreams:
         self._offenders = offenders
 
     @asynccontextmanager
-    async def open(self, peer: PeerId, *, timeout_s: float) -> AsyncIterator[BlockStream]:
+    async def open(self, peer: PeerId, *, timeout_s: float, lend: Lend = bytearray) -> AsyncIterator[BlockStream]:
         """A stream to a peer, which is closed when the block ends well, and else reset.
 
         A :class:`RemoteProtocolError` that leaves the block is the peer's offence, and counted here.
@@ -219,7 +226,7 @@ class BlockStreams:
         """
         try:
             with trio.fail_after(timeout_s):
-                stream = BlockStream(await self._open_stream(peer))
+                stream = BlockStream(await self._open_stream(peer), lend=lend)
         except trio.TooSlowError as error:
             raise QueryError(f"peer {short(peer)} opens no stream within {timeout_s:g} s") from error
         try:

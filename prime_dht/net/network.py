@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from prime_dht.blobs.cid import Cid
+from prime_dht.blobs.memory import Lend
 from prime_dht.errors import QueryError, RemoteProtocolError
 from prime_dht.ids import PeerId
 from prime_dht.net.block_server import BlockSource
@@ -165,10 +166,15 @@ class Network(Protocol):
         """
         ...
 
-    def ask_blocks(self, peer: PeerId, *, timeout_s: float) -> AbstractAsyncContextManager[BlockAsking]:
+    def ask_blocks(
+        self, peer: PeerId, *, timeout_s: float, lend: Lend = bytearray
+    ) -> AbstractAsyncContextManager[BlockAsking]:
         """A stream for blocks from a peer, dialled if need be.
 
         A :class:`RemoteProtocolError` that leaves the block is the peer's offence, and counted.
+
+        Args:
+            lend: gives memory for each block that comes.
 
         Raises:
             QueryError: it cannot be reached within ``timeout_s``, or has no blocks.

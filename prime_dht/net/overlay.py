@@ -18,6 +18,7 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStoreError
 from multiaddr.protocols import P_P2P
 
+from prime_dht.blobs.memory import Lend
 from prime_dht.config import DhtConfig
 from prime_dht.errors import ConfigError, QueryError, RemoteProtocolError, ValidationError
 from prime_dht.ids import PeerId, peer_from_text, short
@@ -180,8 +181,10 @@ class Overlay:
         """Blocks that were sent to nodes of ours."""
         return 0 if self._block_server is None else self._block_server.blocks_sent
 
-    def ask_blocks(self, peer: PeerId, *, timeout_s: float) -> AbstractAsyncContextManager[BlockStream]:
-        return self._block_streams.open(peer, timeout_s=timeout_s)
+    def ask_blocks(
+        self, peer: PeerId, *, timeout_s: float, lend: Lend = bytearray
+    ) -> AbstractAsyncContextManager[BlockStream]:
+        return self._block_streams.open(peer, timeout_s=timeout_s, lend=lend)
 
     def charge(self, peer: PeerId) -> None:
         self._offenders.charge(peer, now_s=trio.current_time())

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 import trio
 
 from prime_dht.blobs.cid import Cid
+from prime_dht.blobs.memory import Lend
 from prime_dht.errors import QueryError, RemoteProtocolError
 from prime_dht.net.block_server import BlockSource
 from prime_dht.net.block_streams import BlockCame, HasBlock, LacksBlock, Outcome
@@ -31,6 +32,7 @@ class MemoryBlockStream:
         is_open: whether the peer, and the connection to it, are still there.
         lie: what the peer makes of its blocks.
         sent: is told how many bytes the peer sent.
+        lend: gives memory for a block that came.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class MemoryBlockStream:
         is_open: Callable[[], bool],
         lie: BlockLie | None,
         sent: Callable[[int], None],
+        lend: Lend = bytearray,
     ) -> None:
         self._source = source
         self._travel = travel
@@ -49,6 +52,7 @@ class MemoryBlockStream:
         self._is_open = is_open
         self._lie = lie
         self._sent = sent
+        self._lend = lend
         self._asked: deque[tuple[Cid, bool]] = deque()
         self._came: deque[Outcome | QueryError | RemoteProtocolError] = deque()
         self._changed = trio.Event()
@@ -104,7 +108,9 @@ class MemoryBlockStream:
             return LacksBlock(cid)
         self._sent(len(data))
         await trio.sleep(len(data) / BYTES_PER_S)
-        return BlockCame(cid, bytearray(data))
+        came = self._lend(len(data))
+        came[:] = data
+        return BlockCame(cid, came)
 
     def _change(self) -> None:
         self._changed.set()

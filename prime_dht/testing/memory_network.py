@@ -18,8 +18,7 @@ The world keeps to these rules:
 - What a *mute* node sends vanishes, and what is sent to a *deaf* one: a network that is cut in one direction only.
 - A node that is *slow* is farther from everybody. Of one that *lies*, others hear what its lie makes of its answers.
 
-What the network does with a peer that breaks the protocol is as on a stream: the call fails, the offence is counted,
-and who goes on so is backed off (:mod:`prime_dht.net.offenders`).
+Who breaks the protocol is dealt with as on a stream: the call fails, and it counts (:mod:`prime_dht.net.offenders`).
 """
 
 from __future__ import annotations
@@ -36,12 +35,13 @@ import trio
 from multiaddr import Multiaddr
 
 from prime_dht.background import background_nursery
+from prime_dht.blobs.memory import Lend
 from prime_dht.errors import PrimeDHTError, QueryError, RefusedError, RemoteProtocolError
 from prime_dht.ids import PeerId, peer_text, short
 from prime_dht.net.addresses import credible_reply
 from prime_dht.net.block_server import BlockSource
 from prime_dht.net.dialer import FAIR_DIAL_S, AddressBook
-from prime_dht.net.network import Conversation, Counters, Handler, OnDialled, OnOutcome, SyncHandler
+from prime_dht.net.network import BlockAsking, Conversation, Counters, Handler, OnDialled, OnOutcome, SyncHandler
 from prime_dht.net.offenders import Offenders, Standing
 from prime_dht.testing.memory_blocks import BlockLie, MemoryBlockStream
 from prime_dht.testing.memory_streams import Call, MemoryConversation, conversation_pair
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
 PORT = 4001
 LATENCY_SIGMA = 0.6
 """Of the log-normal distribution of round trips, as in :mod:`prime_dht.testing.simulator`."""
-
 
 Lie = Callable[[Request, bytes], bytes | None]
 """What others hear instead of a node's true answer to a request: other bytes, or nothing, for ever."""
@@ -417,7 +416,7 @@ class MemoryNetwork:
         self._block_source = held
 
     @asynccontextmanager
-    async def ask_blocks(self, peer: PeerId, *, timeout_s: float) -> AsyncIterator[MemoryBlockStream]:
+    async def ask_blocks(self, peer: PeerId, *, timeout_s: float, lend: Lend = bytearray) -> AsyncIterator[BlockAsking]:
         if self._offenders.wait_s(peer, now_s=trio.current_time()) > 0:
             raise QueryError(f"peer {short(peer)} kept breaking the protocol; it is left alone for a while")
         try:
@@ -435,6 +434,7 @@ class MemoryNetwork:
             is_open=lambda: self._links.get(peer) is other and other._is_mounted,
             lie=self._world.block_lies.get(peer),
             sent=partial(self._world.block_sent, peer),
+            lend=lend,
         )
         try:
             async with background_nursery() as nursery:

@@ -18,6 +18,7 @@ from typing import assert_never
 from google.protobuf.message import DecodeError
 
 from prime_dht.blobs.cid import Cid
+from prime_dht.blobs.memory import Lend
 from prime_dht.errors import RemoteProtocolError, ValidationError
 from prime_dht.pb import blocks_pb2
 from prime_dht.wire.frames import decode_varint, encode_frame
@@ -64,7 +65,7 @@ class Block:
     """The bytes that came for a number, which nobody has checked yet."""
 
     number: int
-    data: bytearray
+    data: bytearray | memoryview
 
 
 Message = Ask | Cancel | Answer | Block
@@ -96,12 +97,14 @@ class MessageDecoder:
 
     Args:
         takes_blocks: whether this is the side that asks: answers and blocks are for it, the rest for the other side.
+        lend: gives memory for a block of so many bytes.
     """
 
-    __slots__ = ("_block", "_filled_bytes", "_frame", "_takes_blocks")
+    __slots__ = ("_block", "_filled_bytes", "_frame", "_lend", "_takes_blocks")
 
-    def __init__(self, *, takes_blocks: bool) -> None:
+    def __init__(self, *, takes_blocks: bool, lend: Lend = bytearray) -> None:
         self._takes_blocks = takes_blocks
+        self._lend = lend
         self._frame = bytearray()  # the beginning of a frame whose rest is to come
         self._block: Block | None = None  # the one whose bytes are coming
         self._filled_bytes = 0
@@ -165,7 +168,7 @@ class MessageDecoder:
             case "block":
                 if parsed.block.size > MAX_BLOCK_BYTES:
                     raise RemoteProtocolError(f"a block of {parsed.block.size} bytes, the limit is {MAX_BLOCK_BYTES}")
-                return Block(parsed.block.number, bytearray(parsed.block.size))
+                return Block(parsed.block.number, self._lend(parsed.block.size))
             case _:
                 assert_never(kind)
 

@@ -37,6 +37,7 @@ from multiaddr import Multiaddr
 
 from prime_dht import DhtConfig, Mode, PrimeDHT
 from prime_dht.blobs.cid import Cid
+from prime_dht.blobs.memory import BlockMemory
 from prime_dht.net.host import HostSettings, open_host
 from prime_dht.net.yamux import FastYamuxStream
 from prime_dht.node.blobs.disk import DiskWriter
@@ -51,7 +52,8 @@ PROVIDERS = 3
 RAW_STREAM, RAW_TO_FILE = "raw stream", "raw stream, hashed and written"
 FROM_ONE, FROM_ALL = "blob from one provider", f"blob from {PROVIDERS} providers"
 WHAT = (RAW_STREAM, RAW_TO_FILE, FROM_ONE, FROM_ALL)
-BLOCKS_WAITING = 32
+BLOCKS_WAITING = 16
+Block = bytearray | memoryview
 
 
 async def measure_blobs(*, quick: bool) -> list[Table]:
@@ -161,14 +163,17 @@ async def _fetch(mebibytes: int, rounds: int, directory: Path, root: str, one: s
 
 
 async def _receive_raw_to_file(host: IHost, peer: ID, mebibytes: int, path: Path) -> None:
-    """The least that a fetch can do: read what comes, in pieces of a block; hash and write them in one other thread."""
+    """The least that a fetch can do: read what comes, in pieces of a block, hash them, and write them; each in a thread
+    of its own, from memory that is used again.
+    """
     stream = await host.new_stream(peer, [RAW])
     await stream.write(b"%d" % mebibytes)
     assert isinstance(stream, NetStream)
     muxed = stream.muxed_stream
     assert isinstance(muxed, FastYamuxStream)
-    blocks = Queue[bytearray | None](BLOCKS_WAITING)
-    block, filled = bytearray(MIB), 0
+    memory = BlockMemory(kept=BLOCKS_WAITING)
+    came, hashed = Queue[Block | None](BLOCKS_WAITING), Queue[Block | None](BLOCKS_WAITING)
+    block, filled = memory.lend(MIB), 0
 
     def take(data: bytes | memoryview) -> bool:
         nonlocal block, filled
@@ -179,27 +184,39 @@ async def _receive_raw_to_file(host: IHost, peer: ID, mebibytes: int, path: Path
             filled += len(piece)
             rest = rest[len(piece) :]
             if filled == MIB:
-                blocks.put(block)  # nobody else is served here
-                block, filled = bytearray(MIB), 0
+                came.put(block)  # nobody else is served here
+                block, filled = memory.lend(MIB), 0
         return True
 
-    def hash_and_write() -> None:
+    def hash_blocks() -> None:
+        for each in _each(came):
+            sha256(each).digest()
+            hashed.put(each)
+        hashed.put(None)
+
+    def write_blocks() -> None:
         number = -1
         with ExitStack() as resources:
             file = resources.enter_context(path.open("wb"))
             writer = DiskWriter(file.fileno(), resources)
-            for number, each in enumerate(iter(blocks.get, None)):
-                sha256(each).digest()
+            for number, each in enumerate(_each(hashed)):
                 writer.write(each, number * MIB)
+                memory.take_back(each)
             writer.sync()
         assert number == mebibytes - 1, "the stream ended early"
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(trio.to_thread.run_sync, hash_and_write)
+        nursery.start_soon(trio.to_thread.run_sync, hash_blocks)
+        nursery.start_soon(trio.to_thread.run_sync, write_blocks)
         with suppress(MuxedStreamEOF):
             await muxed.receive(take)
-        blocks.put(None)
+        came.put(None)
     await stream.close()
+
+
+def _each(blocks: Queue[Block | None]) -> Iterator[Block]:
+    while (block := blocks.get()) is not None:
+        yield block
 
 
 async def _content(mebibytes: int) -> AsyncIterator[bytes]:

@@ -462,6 +462,19 @@ async def test_a_stream_that_ends_within_a_block_is_lost() -> None:
         await hostile.stream.receive()
 
 
+@pytest.mark.parametrize("error", [MemoryError(), OSError()])
+async def test_that_there_is_no_memory_for_a_block_is_not_said_to_be_the_peers_failure(error: Exception) -> None:
+    def lend(_size: int) -> bytearray:
+        raise error
+
+    here, there = stream_pair(ASKER, SERVER)
+    stream = BlockStream(here, lend=lend)
+    await stream.ask(CIDS[:1])
+    await there.write(encode_block_header(0, MIB))
+    with pytest.raises(StreamLostError, match="no memory"):
+        await stream.receive()
+
+
 async def test_a_peer_that_opens_no_stream_in_time_is_a_query_error(autojump_clock: MockClock) -> None:
     async def never(_peer: PeerId) -> MemoryStream:
         await trio.sleep_forever()

@@ -26,7 +26,10 @@ class Destination(Protocol):
         ...
 
     async def take(self, cid: Cid, data: BlockBytes) -> None:
-        """Take a block. As long as this does not return, the block counts as under way: so a slow taker slows all."""
+        """Take a block. As long as this does not return, the block counts as under way: so a slow taker slows all.
+
+        Nothing of its memory is read after that: it is for other blocks then.
+        """
         ...
 
 

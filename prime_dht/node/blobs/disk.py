@@ -2,9 +2,10 @@
 
 What is written in the usual way is copied into the *cache*, pushes out of it what others work with, and is brought to
 the disk when it suits the system. Written *directly*, with Linux's ``O_DIRECT``, it goes from the program's memory to
-the disk, for less CPU. That is for whole *units* of the disk alone, from memory that begins at one. So the whole units
-of what is written are written directly and what it has of a unit at either end through the cache; and all of it where
-the system or the file system knows no direct writing.
+the disk, for less CPU. That is for whole *units* of the disk alone, from memory that begins at one, as that of
+:class:`~prime_dht.blobs.memory.BlockMemory` does; other bytes are copied to such memory before. So the whole units of
+what is written are written directly and what it has of a unit at either end through the cache; and all of it where the
+system or the file system knows no direct writing.
 
 Linux keeps the two coherent: a direct write first brings to the disk what the cache has of its units, and afterwards
 drops that from the cache. So what was written either way may be read through the cache, and a unit that two writes
@@ -20,6 +21,10 @@ import mmap
 import os
 from contextlib import ExitStack
 
+import numpy as np
+
+from prime_dht.blobs.cid import BlockBytes
+
 UNIT_BYTES = 4096
 """A multiple of what any usual disk and file system asks direct writes to begin and end at."""
 
@@ -27,7 +32,7 @@ DIRECT_FROM_BYTES = 16 * UNIT_BYTES
 """Less than that is not worth waiting for the disk."""
 
 BUFFER_BYTES = 1 << 20
-"""What is written directly at a time."""
+"""What is copied and written directly at a time."""
 
 CACHED_BYTES = 8 << 20
 """What was written through the cache and not yet brought to the disk, about."""
@@ -47,7 +52,7 @@ class DiskWriter:
         self._buffer = mmap.mmap(-1, BUFFER_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # it begins at a page
         self._cached_bytes = 0
 
-    def write(self, data: bytes | bytearray | memoryview, at: int) -> None:
+    def write(self, data: BlockBytes, at: int) -> None:
         """Write bytes to their place in the file, all of them.
 
         Raises:
@@ -80,15 +85,23 @@ class DiskWriter:
 
     def _write_directly(self, direct: int, data: memoryview, at: int) -> int:
         """How many bytes were written: none, if this file takes no direct writes."""
-        size = min(len(data) - len(data) % UNIT_BYTES, BUFFER_BYTES)
-        self._buffer[:size] = data[:size]
+        units = data[: len(data) - len(data) % UNIT_BYTES]
         try:
-            return os.pwrite(direct, memoryview(self._buffer)[:size], at)
+            return os.pwrite(direct, units if _begins_at_unit(units) else self._copy(units[:BUFFER_BYTES]), at)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
             self._direct = None
             return 0
+
+    def _copy(self, data: memoryview) -> memoryview:
+        self._buffer[: len(data)] = data
+        return memoryview(self._buffer)[: len(data)]
+
+
+def _begins_at_unit(data: memoryview) -> bool:
+    """Whether its memory does."""
+    return np.frombuffer(data, np.uint8).ctypes.data % UNIT_BYTES == 0
 
 
 def _open_directly(descriptor: int, resources: ExitStack) -> int | None:

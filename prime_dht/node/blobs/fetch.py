@@ -5,8 +5,8 @@ of them is reported to it. A block that this node's own store has is taken from 
 provider that is asked has one stream, for as long as the fetch lasts or until the plan drops it; if more fetches ask
 the same peer than it serves, they take turns (:mod:`prime_dht.node.blobs.lines`).
 
-**Bounds.** What may be under way is divided evenly among the fetches that may run at a time; those beyond wait, but for
-streams, of which their reader decides how many there are.
+**Bounds.** What may be under way is divided among the fetches that may run at a time (:mod:`prime_dht.blobs.shares`);
+those beyond wait, but for streams, of which their reader decides how many there are, and each of which gets a quarter.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager
 from typing import assert_never
 from weakref import WeakValueDictionary
 
@@ -36,7 +36,9 @@ from prime_dht.blobs.actions import (
     WaitUntil,
 )
 from prime_dht.blobs.cid import BlockBytes, Cid
+from prime_dht.blobs.memory import CAPACITY_BYTES, BlockMemory
 from prime_dht.blobs.plan import FetchLimits, FetchPlan
+from prime_dht.blobs.shares import Shares
 from prime_dht.errors import BlobError, PrimeDHTError, QueryError, RemoteProtocolError
 from prime_dht.ids import US_PER_S, PeerId, short
 from prime_dht.net.block_channel import PartCame
@@ -77,7 +79,8 @@ class Fetcher:
         self._network = network
         self._records = records
         self._blocks = blocks
-        self._limits = FetchLimits(max_bytes=in_flight_bytes // FETCHES_AT_ONCE)
+        self._of_stream_bytes = in_flight_bytes // FETCHES_AT_ONCE
+        self._shares = Shares(in_flight_bytes, most=FETCHES_AT_ONCE)
         self._places = trio.CapacityLimiter(FETCHES_AT_ONCE)
         self._lines: WeakValueDictionary[PeerId, Lines] = WeakValueDictionary()
 
@@ -102,10 +105,20 @@ class Fetcher:
             RefusedBlobError: the blob breaks a rule of DAGs; no fetch can bring it.
             StorageError: the destination failed; what was brought stays.
         """
-        async with self._places if waits else nullcontext():
-            plan = FetchPlan(destination.walk, now_us=_now_us(), limits=self._limits)
-            fetch = _Fetch(self._network, self._records, self._blocks, destination, plan, self._lines_to, progress)
-            await fetch.run([peer for peer in hints if peer != self._network.local])
+        if waits:
+            async with self._places:
+                with self._shares.share() as max_bytes:
+                    await self._fetch(destination, hints, max_bytes, progress)
+        else:
+            await self._fetch(destination, hints, self._of_stream_bytes, progress)
+
+    async def _fetch(
+        self, destination: Destination, hints: Collection[PeerId], max_bytes: int, progress: OnProgress | None
+    ) -> None:
+        plan = FetchPlan(destination.walk, now_us=_now_us(), limits=FetchLimits(max_bytes=max_bytes))
+        memory = BlockMemory(kept=max_bytes // CAPACITY_BYTES)
+        fetch = _Fetch(self._network, self._records, self._blocks, destination, plan, memory, self._lines_to, progress)
+        await fetch.run([peer for peer in hints if peer != self._network.local])
 
     def _lines_to(self, peer: PeerId) -> Lines:
         return self._lines.setdefault(peer, Lines())
@@ -121,6 +134,7 @@ class _Fetch:
         blocks: BlockStore,
         destination: Destination,
         plan: FetchPlan,
+        memory: BlockMemory,
         lines_to: Callable[[PeerId], Lines],
         progress: OnProgress | None,
     ) -> None:
@@ -129,6 +143,7 @@ class _Fetch:
         self._blocks = blocks
         self._destination = destination
         self._plan = plan
+        self._memory = memory
         self._lines_to = lines_to
         self._on_progress = progress
         self._began_at_s = trio.current_time()
@@ -141,8 +156,11 @@ class _Fetch:
     async def run(self, hints: Collection[PeerId]) -> None:
         self._hints = hints
         self._tell_providers(hints)
-        async with background_nursery() as nursery:  # so that what a caller's ``progress`` raises is in no group
-            end = await self._follow(nursery)
+        try:
+            async with background_nursery() as nursery:  # so that what a caller's ``progress`` raises is in no group
+                end = await self._follow(nursery)
+        finally:
+            self._memory.close()  # the fetch and its lines know each other: they stay until garbage is collected
         match end:
             case Finished():
                 return
@@ -262,6 +280,7 @@ class _Fetch:
     async def _store(self, cid: Cid, data: BlockBytes) -> None:
         try:
             await self._destination.take(cid, data)
+            self._memory.take_back(data)
             self._plan.on_stored(cid, _now_us())
             self._wake()
         except PrimeDHTError as error:
@@ -303,7 +322,7 @@ class _Fetch:
             self._gone(line, str(error))
 
     def _stream_to(self, peer: PeerId) -> AbstractAsyncContextManager[BlockAsking]:
-        return self._network.ask_blocks(peer, timeout_s=OPENING_TIMEOUT_S)
+        return self._network.ask_blocks(peer, timeout_s=OPENING_TIMEOUT_S, lend=self._memory.lend)
 
     async def _converse(self, line: Line, stream: BlockAsking) -> None:
         """Ask until the line's turn is over.

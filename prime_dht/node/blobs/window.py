@@ -30,7 +30,7 @@ class Window:
         self._pieces: deque[Piece] = deque()  # in order, from the one that is read next
         self._waiting: Counter[Cid] = Counter()  # how many of them each block is for
         self._blocks: dict[Cid, BlockBytes] = {}
-        self._root: BlockBytes | None = None  # if it is a leaf that came before the walk told it
+        self._root: bytes | None = None  # if it is a leaf that came before the walk told it
         self._read_out: dict[Cid, trio.Event] = {}
         self._is_over = False
         self._failure: PrimeDHTError | None = None
@@ -51,7 +51,7 @@ class Window:
         if cid.codec is Codec.DAG_PB:
             await trio.lowlevel.checkpoint()
         elif cid not in self._waiting:
-            self._root = data
+            self._root = bytes(data)
             await trio.lowlevel.checkpoint()
         else:
             while cid in self._waiting:  # when it was read, the walk may have told of it anew

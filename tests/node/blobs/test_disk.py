@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -157,6 +158,16 @@ def test_only_what_is_no_whole_unit_is_written_through_the_cache(start: int, siz
         writer.write(bytes(size), start)
     assert system.direct_bytes == (start + size) // UNIT_BYTES * UNIT_BYTES - -(-start // UNIT_BYTES) * UNIT_BYTES
     assert system.direct_bytes + system.cached_bytes == size
+
+
+def test_what_lies_at_the_beginning_of_a_unit_is_written_at_once_from_there(tmp_path: Path) -> None:
+    content = Random(1).randbytes(2 * BUFFER_BYTES)
+    memory = mmap.mmap(-1, len(content))
+    memory[:] = content
+    with System(direct_writes=1).in_place() as system, written_to(tmp_path / "out") as writer:
+        writer.write(memoryview(memory), 0)
+    assert (system.direct_bytes, system.cached_bytes) == (len(content), 0)
+    assert (tmp_path / "out").read_bytes() == content
 
 
 def test_a_small_piece_does_not_wait_for_the_disk(tmp_path: Path) -> None:

@@ -64,7 +64,9 @@ async def bring(
                 case Ask(_, cids):
                     asked += cids
                 case Store(cid, data):
-                    await destination.take(cid, data)
+                    memory = bytearray(data)
+                    await destination.take(cid, memory)
+                    memory[:] = bytes(len(memory))  # it is for other blocks from now on
                     plan.on_stored(cid, 0)
                     brought.append(cid)
         if isinstance(last, Finished) or len(brought) == at_most:

@@ -14,6 +14,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from prime_dht.blobs.actions import Ask, Cancel
 from prime_dht.blobs.cid import Cid
+from prime_dht.blobs.memory import Lend
 from prime_dht.errors import BlobError, PrimeDHTError, QueryError
 from prime_dht.ids import PeerId
 from prime_dht.net.block_server import SERVED_OF_PEER
@@ -86,7 +87,7 @@ class World:
         store = BlockStore.in_memory(max_bytes=0)
         self.fetcher = Fetcher(network, records, store, in_flight_bytes=4 * 8 * CHUNK_BYTES)
 
-    def ask_blocks(self, peer: PeerId, *, timeout_s: float) -> object:
+    def ask_blocks(self, peer: PeerId, *, timeout_s: float, lend: Lend) -> object:
         assert timeout_s
         return self._providers[peer].stream()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -14,6 +15,7 @@ import trio
 
 from prime_dht import DhtConfig, Mode, NodeConfig, PrimeDHT, StorageError, open_node
 from prime_dht.blobs.cid import Cid
+from prime_dht.blobs.memory import BlockMemory
 from prime_dht.net.bitswap import PROTOCOL
 from prime_dht.net.overlay import Overlay
 from prime_dht.storage.blocks import BlockStore
@@ -38,8 +40,11 @@ async def server(*peers: PrimeDHT, data_dir: Path | None = None) -> AsyncIterato
 
 
 @asynccontextmanager
-async def client(peer: PrimeDHT, data_dir: Path | None = None) -> AsyncIterator[PrimeDHT]:
-    config = NodeConfig(listen=(), peers=tuple(peer.addresses()), data_dir=data_dir, dht=DhtConfig(mode=Mode.CLIENT))
+async def client(
+    peer: PrimeDHT, data_dir: Path | None = None, *, in_flight_bytes: int = 64 * MIB
+) -> AsyncIterator[PrimeDHT]:
+    dht = DhtConfig(mode=Mode.CLIENT, blobs_in_flight_bytes=in_flight_bytes)
+    config = NodeConfig(listen=(), peers=tuple(peer.addresses()), data_dir=data_dir, dht=dht)
     async with open_node(config) as node:
         await node.bootstrap()
         yield node
@@ -77,6 +82,42 @@ async def test_a_server_offers_bitswap_as_well_and_a_client_only_what_its_replic
         by_client = {str(protocol) for protocol in asker._host.get_mux().handlers}
         assert DhtConfig().blocks_protocol in by_client
         assert not {PROTOCOL, DhtConfig().kad_protocol, DhtConfig().sync_protocol} & by_client
+
+
+async def test_a_fetch_has_little_memory_which_it_uses_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    value = Random(4).randbytes(24 * MIB)
+    made: list[int] = []
+
+    class Counted(mmap.mmap):
+        def __init__(self, *arguments: int) -> None:
+            made.append(arguments[1])
+
+    async with server() as one, server(one) as other:
+        receipt = await one.blobs.add(value, pin=True)
+        assert receipt.blob is not None
+        monkeypatch.setattr("prime_dht.blobs.memory.mmap.mmap", Counted)
+        async with client(other, in_flight_bytes=16 * MIB) as reader:  # and a single fetch has half of it
+            await reader.blobs.fetch(receipt.blob.cid, to=tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == value
+    assert 1 <= len(made) <= 12
+    assert set(made) == {MIB}
+
+
+async def test_the_memory_of_a_fetch_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    memories: list[BlockMemory] = []
+
+    class Noted(BlockMemory):
+        def __init__(self, *, kept: int) -> None:
+            super().__init__(kept=kept)
+            memories.append(self)
+
+    monkeypatch.setattr("prime_dht.node.blobs.fetch.BlockMemory", Noted)
+    async with server() as node, client(node) as reader:
+        receipt = await node.blobs.add(VALUE)
+        assert receipt.blob is not None
+        assert await reader.blobs.fetch(receipt.blob.cid) == VALUE
+    assert memories
+    assert not any(memory._free for memory in memories)
 
 
 class Hostile:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from random import Random
+
+import pytest
 
 from prime_dht.blobs.actions import Finished
 from prime_dht.blobs.cid import Cid
@@ -10,10 +13,25 @@ from prime_dht.blobs.plan import FetchPlan
 from prime_dht.blobs.unixfs import Link, encode_node
 from prime_dht.ids import PeerId
 from prime_dht.node.blobs.destination import StoreDestination
-from prime_dht.storage.blocks import BlockStore
+from prime_dht.storage.blocks import BlockStore, Claim
 from prime_dht.testing.blob_fetch import HONEST, FetchWorld
 
 ANNE = PeerId(b"anne")
+
+
+@pytest.mark.parametrize("is_on_disk", [False, True])
+async def test_what_was_taken_is_kept_though_its_memory_is_used_again(is_on_disk: bool, tmp_path: Path) -> None:
+    block = Random(1).randbytes(3000)
+    root = Cid.of_raw(block)
+    opened = (
+        await BlockStore.open(tmp_path, max_bytes=1 << 20) if is_on_disk else BlockStore.in_memory(max_bytes=1 << 20)
+    )
+    async with opened as store:
+        await store.claim(Claim(root=root), size_bytes=len(block))
+        memory = bytearray(block)
+        await StoreDestination(store, root, size=len(block)).take(root, memory)
+        memory[:] = bytes(len(memory))
+        assert await store.read([root], verify=True) == [block]
 
 
 async def test_a_blob_of_few_blocks_that_stand_for_very_many_is_kept_in_few_steps() -> None:
