@@ -44,6 +44,7 @@ from prime_dht.storage.base import (
 )
 from prime_dht.storage.capacity import Capacity
 from prime_dht.storage.group_commit import GroupCommit
+from prime_dht.storage.read_threads import ReadThreads
 from prime_dht.storage.sqlite_file import OpenDatabase, Synchronous, open_database, snapshot, translation
 
 T = TypeVar("T")
@@ -56,8 +57,7 @@ class SQLiteBackend(StorageBackend):
         self.capacity = capacity or Capacity()
         self._database = database
         self._commits = GroupCommit(database.writer, database.path)
-        self._idle_readers = list(database.readers)
-        self._reader_threads = trio.CapacityLimiter(len(database.readers))
+        self._reads = ReadThreads(database.readers, database.path)
         self._open = True
 
     @classmethod
@@ -164,8 +164,7 @@ class SQLiteBackend(StorageBackend):
         self._open = False
         with trio.CancelScope(shield=True):
             await self._commits.finish()
-            for reader in self._database.readers:
-                await self._reader_threads.acquire_on_behalf_of(reader)
+            await self._reads.finish()
             await trio.to_thread.run_sync(self._database.close)
 
     async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -175,16 +174,11 @@ class SQLiteBackend(StorageBackend):
     async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         self._check_open()
 
-        def translated() -> T:
-            # There is one, because the limiter lets in no more threads than there are readers.
-            connection = self._idle_readers.pop()
-            try:
-                with translation(self._database.path), snapshot(connection):
-                    return work(connection)
-            finally:
-                self._idle_readers.append(connection)
+        def translated(connection: sqlite3.Connection) -> T:
+            with translation(self._database.path), snapshot(connection):
+                return work(connection)
 
-        return await trio.to_thread.run_sync(translated, limiter=self._reader_threads)
+        return await self._reads.run(translated)
 
     def _check_open(self) -> None:
         if not self._open:

@@ -142,6 +142,9 @@ class StoredEntries(Holdings):
         self._held = Held(entries, size_bytes)
         self._publishers: dict[PeerId, tuple[int, Held]] = {}  # their rows and counts before this operation
         self._changes: dict[int, Held] = {}  # of the counts since, by row
+        # What was asked last, which is what is done next, unless something was changed meanwhile.
+        self._empty_slot: Slot | None = None
+        self._unused_key: Key | None = None
 
     def write_counts(self) -> None:
         """End the operation."""
@@ -154,10 +157,11 @@ class StoredEntries(Holdings):
 
     def standing(self, slot: Slot) -> Standing | None:
         known = self._publisher(slot.publisher)
-        if known is None:
-            return None
-        row = self._connection.execute(_READ_SLOT, (slot.key, known[0], slot.subkey)).fetchone()
+        row = None
+        if known is not None:
+            row = self._connection.execute(_READ_SLOT, (slot.key, known[0], slot.subkey)).fetchone()
         if row is None:
+            self._empty_slot = slot
             return None
         created_at_us, op_id, size_bytes, has_value = row
         return Standing(Version(TimestampUs(created_at_us), OpId(op_id)), size_bytes, bool(has_value))
@@ -165,6 +169,7 @@ class StoredEntries(Holdings):
     def slots_of(self, key: Key, publisher: PeerId | None = None) -> int:
         if publisher is None:
             (slots,) = self._connection.execute(_COUNT_SLOTS, (key,)).fetchone()
+            self._unused_key = None if slots else key
         else:
             known = self._publisher(publisher)
             if known is None:
@@ -186,13 +191,15 @@ class StoredEntries(Holdings):
     def hold(self, entry: Entry) -> Gone | None:
         header = entry.header
         publisher = self._publisher_row(entry.publisher)
-        emptied = self._delete(_EMPTY_SLOT, (header.key, publisher, header.subkey))
+        is_empty = self._empty_slot == entry.slot
+        emptied = [] if is_empty else self._delete(_EMPTY_SLOT, (header.key, publisher, header.subkey))
         # One that only gets its value has not arrived anew.
         row_id = next((row_id for row_id, gone, _ in emptied if gone.op_id == entry.op_id), None)
-        if not emptied and not self._has_key(header.key):
+        if not emptied and (self._unused_key == header.key or not self._has_key(header.key)):
             self._keys += 1
         assert entry.envelope.startswith(stem_of(entry.publisher)), "only canonical envelopes are decoded"
         self._connection.execute(_HOLD, (row_id, *columns_of(entry), publisher, entry.value))
+        self._empty_slot = self._unused_key = None
         self._count(publisher, +1, entry.size_bytes, is_op=is_op(entry))
         return next((gone for _, gone, _ in emptied if gone.op_id != entry.op_id), None)
 

@@ -166,6 +166,8 @@ def _meaning(error: BaseException) -> str:
             return _MEANINGS.get(_primary_code(error), str(error))
         case OSError(strerror=str(strerror)):
             return strerror
+        case MemoryError():
+            return "there is no memory left"
         case _:
             return str(error)
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -148,6 +149,72 @@ async def test_a_cancelled_leader_sees_the_others_writes_through(table: Table) -
     assert table.numbers() == [0, 1]
 
 
+async def test_whoever_is_cancelled_while_its_write_is_committed_is_told_what_became_of_it(table: Table) -> None:
+    gate = Gate(0)
+    added: list[int] = []
+
+    async def add(number: int) -> None:
+        added.append(await table.add(number))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(table.group.run, gate)
+        nursery.start_soon(add, 1)
+        await gate.entered()
+        nursery.start_soon(add, 2)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+        gate.open()
+    assert added == table.numbers()[1:] == [1]
+
+
+async def test_where_no_thread_is_to_be_had_nothing_is_written_and_nobody_waits(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[str] = []
+
+    def none_left(work: Callable[[], None], deliver: Callable[[object], None]) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def fail(number: int) -> None:
+        with pytest.raises(NotWrittenError) as caught:
+            await table.add(number)
+        failures.append(str(caught.value))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trio.lowlevel, "start_thread_soon", none_left)
+        async with trio.open_nursery() as nursery:
+            for number in range(3):
+                nursery.start_soon(fail, number)
+        await table.group.finish()
+    assert failures == ["prime.db: can't start new thread"] * 3
+    await table.add(3)
+    assert table.numbers() == [3]
+
+
+async def test_where_no_memory_is_to_be_had_for_a_transaction_nothing_is_written_and_nobody_waits() -> None:
+    class Short(sqlite3.Connection):
+        is_short = True
+
+        def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
+            if self.is_short and sql.startswith("BEGIN"):
+                raise MemoryError
+            return super().execute(sql, parameters)
+
+    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False, factory=Short)
+    with closing(connection):
+        group = GroupCommit(connection, Path("prime.db"))
+
+        async def fail() -> None:
+            with pytest.raises(NotWrittenError, match=r"prime\.db: there is no memory left"):
+                await group.run(lambda _: None)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(fail)
+        connection.is_short = False
+        assert await group.run(lambda _: 1) == 1
+
+
 async def test_whoever_is_cancelled_at_the_start_leaves_the_lead_to_the_other(table: Table) -> None:
     async def add_cancelled(number: int) -> None:
         with trio.CancelScope() as scope:
@@ -159,20 +226,23 @@ async def test_whoever_is_cancelled_at_the_start_leaves_the_lead_to_the_other(ta
         async with trio.open_nursery() as nursery:
             nursery.start_soon(add_cancelled, -number - 1)
             nursery.start_soon(table.add, number)
-    assert [number for number in table.numbers() if number >= 0] == list(range(20))
+    assert table.numbers() == list(range(20))
 
 
-async def test_a_defect_in_a_write_surfaces_where_it_was_asked_for_and_nowhere_else(table: Table) -> None:
+@pytest.mark.parametrize("kind", [ZeroDivisionError, SystemExit])
+async def test_a_defect_in_a_write_surfaces_where_it_was_asked_for_and_nowhere_else(
+    table: Table, kind: type[BaseException]
+) -> None:
     outcomes: list[str] = []
     gate = Gate(0)
 
     def defect(connection: sqlite3.Connection) -> None:
-        raise ZeroDivisionError("a defect")
+        raise kind("a defect")
 
     async def run(write: Callable[[sqlite3.Connection], object]) -> None:
         try:
             await table.group.run(write)
-        except ZeroDivisionError as error:
+        except kind as error:
             outcomes.append(repr(error))
 
     async with trio.open_nursery() as nursery:
@@ -183,7 +253,7 @@ async def test_a_defect_in_a_write_surfaces_where_it_was_asked_for_and_nowhere_e
         nursery.start_soon(run, inserting(2))
         await trio.testing.wait_all_tasks_blocked()
         gate.open()
-    assert outcomes == ["ZeroDivisionError('a defect')"]
+    assert outcomes == [repr(kind("a defect"))]
     await table.add(3)
     assert table.numbers() == [0, 1, 2, 3]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import stat
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -19,9 +19,10 @@ from prime_dht.errors import StorageError
 from prime_dht.ids import Key, TimestampUs
 from prime_dht.storage import sqlite_reads
 from prime_dht.storage.base import EntryQuery, OwnSlot, StorageBackend
+from prime_dht.storage.offline import check
 from prime_dht.storage.sqlite import SQLiteBackend
 from prime_dht.storage.sqlite_entries import MOST_PAGES_GIVEN_BACK
-from prime_dht.storage.sqlite_file import Synchronous, open_database
+from prime_dht.storage.sqlite_file import OpenDatabase, Synchronous, open_database
 from prime_dht.storage.sqlite_schema import STEM_BYTES, stem_of
 from prime_dht.testing.forking import forked
 from prime_dht.testing.storage_conformance import StorageConformance
@@ -174,6 +175,10 @@ class Gate:
     def open(self) -> None:
         self._leave.set()
 
+    @property
+    def is_open(self) -> bool:
+        return self._leave.is_set()
+
 
 async def test_reads_go_on_while_a_write_and_another_read_are_long(path: Path) -> None:
     database = open_database(path, synchronous="NORMAL")
@@ -200,7 +205,7 @@ async def test_reads_go_on_while_a_write_and_another_read_are_long(path: Path) -
         assert await read_all(store, EntryQuery(key=KEY)) == [first, second]
 
 
-async def test_closing_waits_for_reads_that_are_under_way(path: Path) -> None:
+async def test_closing_waits_for_reads_that_are_under_way(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     database = open_database(path, synchronous="NORMAL")
     store = SQLiteBackend(database)
     await store.put_entries([make_entry()], now_us=NOW_US)
@@ -209,6 +214,15 @@ async def test_closing_waits_for_reads_that_are_under_way(path: Path) -> None:
         reader.set_progress_handler(gate, 1)
     closed = trio.Event()
     read: list[Entry] = []
+    was_let_on: list[bool] = []
+    close_database = OpenDatabase.close
+
+    def note_close(database: OpenDatabase) -> Callable[[], None]:
+        was_let_on.append(gate.is_open)
+        return partial(close_database, database)
+
+    # Noted where closing is asked for: the thread that then closes may be late.
+    monkeypatch.setattr(OpenDatabase, "close", property(note_close))
 
     async def read_entries() -> None:
         read.extend(await read_all(store, EntryQuery(key=KEY)))
@@ -226,6 +240,7 @@ async def test_closing_waits_for_reads_that_are_under_way(path: Path) -> None:
         assert not closed.is_set()
         gate.open()
     assert read == [make_entry()] * 2 * len(database.readers)
+    assert was_let_on == [True]
 
 
 async def test_a_page_is_of_one_moment_though_its_entries_go_meanwhile(path: Path) -> None:
@@ -261,6 +276,25 @@ async def test_what_retired_is_refused_after_a_restart_too(path: Path) -> None:
     async with await SQLiteBackend.open(path) as store:
         (result,) = await store.put_entries([entry], now_us=NOW_US)
         assert "retired" in result.reason
+
+
+async def test_what_is_new_in_an_empty_slot_takes_seven_statements_and_a_transaction(path: Path) -> None:
+    database = open_database(path, synchronous="NORMAL")
+    statements: list[str] = []
+    async with SQLiteBackend(database) as store:
+        await store.put_entries([make_entry()], now_us=NOW_US)  # makes its publisher known
+        database.writer.set_trace_callback(statements.append)
+        await store.put_entries([make_entry(key=Key(b"/prime/new"))], now_us=NOW_US)
+        database.writer.set_trace_callback(None)
+    assert len(statements) == 1 + 7 + 1
+
+
+async def test_what_one_call_has_put_is_there_for_what_follows_in_it(path: Path) -> None:
+    first, second = make_entry(b"first", created_at_us=1), make_entry(b"second", created_at_us=2)
+    async with await SQLiteBackend.open(path) as store:
+        await store.put_entries([first, second, first, make_entry(subkey=b"other")], now_us=NOW_US)
+        assert [entry.value for entry in await read_all(store, EntryQuery(key=KEY, subkeys=(b"",)))] == [b"second"]
+    assert (await check(path)).problems == ()
 
 
 def test_ops_are_read_from_their_index_alone(path: Path) -> None:
