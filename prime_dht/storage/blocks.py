@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -49,7 +49,8 @@ from prime_dht.errors import StorageError
 from prime_dht.storage.blocks_files import BlockFiles, Data, DiskFiles, MemoryFiles, holds_blocks
 from prime_dht.storage.blocks_index import IN_MEMORY, BlockIndex, LostBlocksError, RootRow
 from prime_dht.storage.blocks_recovery import read_block, recover
-from prime_dht.storage.blocks_status import RootStatus, status_of
+from prime_dht.storage.blocks_status import BlockStats, Collected, NoRoomError, RootStatus, status_of
+from prime_dht.storage.blocks_syncing import Finishes, Unsynced
 from prime_dht.storage.sqlite_file import lock, translation
 
 T = TypeVar("T")
@@ -66,27 +67,6 @@ READERS = 4
 INDEX_FILE = "index.sqlite3"
 
 
-class NoRoomError(StorageError):
-    """The store has no room for more blocks.
-
-    Attributes:
-        wanted_bytes: what was to be added.
-        room_bytes: what could be.
-    """
-
-    def __init__(self, wanted_bytes: int, room_bytes: int, max_bytes: int) -> None:
-        super().__init__(
-            f"no room for {wanted_bytes} bytes of blocks: of {max_bytes} bytes, {max(0, room_bytes)} are free"
-        )
-        self.wanted_bytes = wanted_bytes
-        self.room_bytes = room_bytes
-        self._max_bytes = max_bytes
-
-    def __reduce__(self) -> tuple[type[NoRoomError], tuple[int, int, int]]:
-        """By its numbers: by default it would be by its text, which is none, and a pool of processes would hang."""
-        return type(self), (self.wanted_bytes, self.room_bytes, self._max_bytes)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
     """Why a root is kept.
@@ -101,29 +81,15 @@ class Claim:
     label: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Draft:
-    """A root whose CID is not known yet; :meth:`BlockStore.draft` makes one."""
+    """A root whose CID is not known yet; :meth:`BlockStore.draft` makes one.
 
-    id: int
+    Attributes:
+        id: of the root, once it has a block and until it is settled.
+    """
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Collected:
-    """What one call of :meth:`BlockStore.collect` removed, and whether there may be more."""
-
-    blocks: int
-    bytes: int
-    is_all: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockStats:
-    """What the store holds, garbage included, and what it may."""
-
-    blocks: int
-    bytes: int
-    max_bytes: int
+    id: int | None = None
 
 
 class BlockStore(AsyncResource):
@@ -137,8 +103,10 @@ class BlockStore(AsyncResource):
         self._resources = contextlib.ExitStack()
         self._changes = trio.CapacityLimiter(1)
         self._readers = trio.CapacityLimiter(READERS)
-        self._syncing = trio.Lock()
-        self._unsynced_bytes = 0
+        self._unsynced = Unsynced()
+        self._finishes = Finishes(
+            lambda: self._index, files, self._unsynced, forget=self._forget_missing, change=self._run, read=self._read
+        )
         self._is_immediate = isinstance(files, MemoryFiles)  # then no work takes long enough for a thread
         self._has_leftovers = False
         self._is_open = True
@@ -146,6 +114,7 @@ class BlockStore(AsyncResource):
         if index is not None:
             with index.transaction():
                 self._blocks, self._bytes = index.taken()
+                self._unsynced.add(index.unsynced())
 
     @classmethod
     async def open(cls, directory: Path, *, max_bytes: int) -> BlockStore:
@@ -190,11 +159,21 @@ class BlockStore(AsyncResource):
 
     # Roots and claims
 
-    async def claim(self, claim: Claim, *, size_bytes: int) -> RootStatus:
+    async def claim(
+        self,
+        claim: Claim,
+        *,
+        size_bytes: int,
+        check: Callable[[RootStatus | None], None] | None = None,
+        is_synced: bool = False,
+    ) -> RootStatus:
         """Keep a root, whether anything of it is there or not. The same claim again changes nothing.
 
         Args:
             size_bytes: of all its blocks; counts only if nobody has claimed the root before.
+            check: is given what there is of the root, unless the claim is there already; nothing is changed if it
+                raises. It is called on a worker thread.
+            is_synced: the claim survives a loss of power when this returns.
 
         Raises:
             NoRoomError: that is more than the store could take beside what is reserved for other partial roots: as much
@@ -204,12 +183,15 @@ class BlockStore(AsyncResource):
         cid = bytes(claim.root)
 
         def change() -> RootStatus:
-            if self._index.root(cid) is None:
+            row = self._index.root(cid)
+            if check is not None and not (row and self._index.has_claim(row.id, claim.owner, claim.label)):
+                check(None if row is None else status_of(row))
+            if row is None:
                 self._check_room(size_bytes, self._index.reserved_bytes())
             self._index.claim(cid, claim.owner, claim.label, size_bytes)
-            return status_of(self._claimed(claim.root))
+            return status_of(row or self._claimed(claim.root))
 
-        return await self._making_room(lambda: self._change(change))
+        return await self._making_room(lambda: self._change(change, is_synced=is_synced))
 
     async def release(self, claim: Claim) -> None:
         """Take a claim back. A root without claims is gone, and what it alone used is garbage."""
@@ -233,7 +215,14 @@ class BlockStore(AsyncResource):
         rows = await self._change(lambda: self._index.roots(begin, limit, is_partial=is_partial))
         return [status_of(row) for row in rows]
 
-    async def complete(self, root: Cid, *, since: RootStatus | None = None, size_bytes: int | None = None) -> None:
+    async def held(self, roots: Iterable[Cid]) -> set[Cid]:
+        """Those of these roots that are claimed and complete."""
+        asked = {bytes(root): root for root in roots}
+        return {asked[cid] for cid in await self._change(lambda: self._index.held(list(asked)))}
+
+    async def complete(
+        self, root: Cid, *, since: RootStatus | None = None, size_bytes: int | None = None
+    ) -> RootStatus:
         """All blocks of a root are there; when this returns, a loss of power takes none of them.
 
         Args:
@@ -246,23 +235,26 @@ class BlockStore(AsyncResource):
             StorageError: nobody claims the root.
         """
 
-        def change() -> None:
+        def change() -> RootStatus:
             row = self._claimed(root)
             if since is not None and since.id != row.id:
                 raise LostBlocksError(f"root {root}: it was let go of while its blocks were brought")
             self._index.complete(row.id, size_bytes)
+            return status_of(self._claimed(root))
 
-        await self.sync()
-        await self._change(change, is_synced=True)
+        self._check_open()
+        return await self._finishes.run(change)
 
     @contextlib.asynccontextmanager
     async def draft(self) -> AsyncIterator[Draft]:
         """A root whose CID comes out at the end. If it is not settled by then, its blocks are garbage."""
-        draft = Draft(await self._change(self._index.draft))
+        self._check_open()
+        draft = Draft()
         try:
+            await trio.lowlevel.checkpoint()
             yield draft
         finally:
-            if self._is_open:  # else whoever closes the store does it, or opens it next
+            if draft.id is not None and self._is_open:  # else whoever closes the store does it, or opens it next
                 with trio.CancelScope(shield=True):
                     await self._change(lambda: self._index.drop_draft(draft.id))
 
@@ -277,11 +269,12 @@ class BlockStore(AsyncResource):
         cid = bytes(claim.root)
 
         def change() -> None:
-            self._index.settle(draft.id, cid, size_bytes)
+            self._index.settle(self._root_id(draft), cid, size_bytes)
             self._index.claim(cid, claim.owner, claim.label, size_bytes)
 
-        await self.sync()
-        await self._change(change, is_synced=True)
+        self._check_open()
+        await self._finishes.run(change)
+        draft.id = None
 
     # Blocks
 
@@ -299,8 +292,7 @@ class BlockStore(AsyncResource):
         def add() -> None:
             new: dict[bytes, Data] = {}
             try:
-                with self._index.transaction():
-                    root_id = self._root_id(root)
+                with self._using(root) as root_id:
                     present = self._index.present(list(wanted))
                     new |= {digest: data for digest, data in wanted.items() if digest not in present}
                     self._check_room(_size_of(new.values()))
@@ -312,26 +304,24 @@ class BlockStore(AsyncResource):
                 self._remove(new)
                 raise
             self._count(len(new), _size_of(new.values()))
-            self._unsynced_bytes += _size_of(new.values())
+            self._unsynced.add({digest: len(data) for digest, data in new.items()})
 
         await self._making_room(lambda: self._in_thread(add))
-        is_due = self._unsynced_bytes >= UNSYNCED_BYTES or (
-            self._unsynced_bytes >= SYNC_FROM_BYTES and not self._syncing.locked()
-        )
-        if is_due and self._is_open:  # else they are brought to the disk by whoever closes it
-            await self.sync()
+        enough_bytes = UNSYNCED_BYTES if self._finishes.is_under_way else SYNC_FROM_BYTES
+        if self._unsynced.bytes >= enough_bytes and self._is_open:
+            await self.sync()  # when it is closed, whoever closes it does that
 
     async def adopt(self, root: Cid | Draft, cids: Iterable[Cid]) -> set[Cid]:
         """Let a root use what is there of these blocks; returns which they are. The others have to be brought."""
         asked = list(cids)
 
-        def change() -> set[bytes]:
-            root_id = self._root_id(root)
-            present = self._index.present([cid.digest for cid in asked])
-            self._index.use(root_id, present)
-            return present
+        def adopt() -> set[bytes]:
+            with self._using(root) as root_id:
+                present = self._index.present([cid.digest for cid in asked])
+                self._index.use(root_id, present)
+                return present
 
-        present = await self._change(change)
+        present = await self._in_thread(adopt)
         return {cid for cid in asked if cid.digest in present}
 
     async def present(self, cids: Iterable[Cid]) -> set[Cid]:
@@ -353,7 +343,8 @@ class BlockStore(AsyncResource):
         def read() -> list[bytes | None]:
             return [read_block(self._files, cid.digest, verify=verify) for cid in cids]
 
-        found = await self._in_thread(read, limiter=self._readers)
+        self._check_open()
+        found = await self._read(read)
         missing = [cid.digest for cid, data in zip(cids, found, strict=True) if data is None]
         if missing:
             await self._in_thread(lambda: self._forget_missing(missing, verify=verify))
@@ -368,6 +359,7 @@ class BlockStore(AsyncResource):
                 doomed = self._index.doom(limit)
             size = sum(size for _, size in doomed)
             self._count(-len(doomed), -size)
+            self._unsynced.remove(digest for digest, _ in doomed)
             self._remove(digest for digest, _ in doomed)
             return Collected(blocks=len(doomed), bytes=size, is_all=ended < limit and len(doomed) < limit)
 
@@ -390,6 +382,7 @@ class BlockStore(AsyncResource):
         self._is_open = False
         with trio.CancelScope(shield=True):
             try:
+                await self._run(lambda: None)  # behind the changes that were asked for
                 await self._sync()
                 if self._made_index is not None:
                     await self._transact(lambda: self._index.end(is_tidy=not self._has_leftovers), is_synced=True)
@@ -399,15 +392,9 @@ class BlockStore(AsyncResource):
 
     async def _sync(self) -> None:
         # No step asks whether the store is open: whoever closes it waits for the syncs that have begun.
-        if self._made_index is None:
-            await trio.lowlevel.checkpoint()
-            return
-        async with self._syncing:
-            digests, size = await self._transact(lambda: (self._index.unsynced(), self._unsynced_bytes))
-            if digests:  # else whoever was here while this waited has done it
-                await self._run(lambda: self._files.sync(digests), limiter=self._readers)
-                await self._transact(lambda: self._index.synced(digests), is_synced=True)
-            self._unsynced_bytes -= size
+        await trio.lowlevel.checkpoint()
+        if self._unsynced.bytes or self._finishes.is_under_way:
+            await self._finishes.run(lambda: None)
 
     async def _making_room(self, work: Callable[[], Awaitable[T]]) -> T:
         try:
@@ -419,13 +406,14 @@ class BlockStore(AsyncResource):
 
     # On worker threads
 
-    def _forget_missing(self, digests: Sequence[bytes], *, verify: bool) -> None:
+    def _forget_missing(self, digests: Sequence[bytes], *, verify: bool = True) -> None:
         """Forget those that still cannot be read: in the meantime they may have come."""
         with self._index.transaction(is_synced=True):  # a disk that fails altogether does not take it
             present = self._index.present(digests)
             gone = [digest for digest in present if read_block(self._files, digest, verify=verify) is None]
             sizes = self._index.forget(gone)
         self._count(-len(sizes), -sum(sizes))
+        self._unsynced.remove(gone)
         with contextlib.suppress(OSError):  # they are not there, whatever becomes of their files
             self._remove(gone)
 
@@ -443,8 +431,19 @@ class BlockStore(AsyncResource):
         if wanted_bytes > room_bytes:
             raise NoRoomError(wanted_bytes, room_bytes, self.max_bytes)
 
+    @contextlib.contextmanager
+    def _using(self, root: Cid | Draft) -> Iterator[int]:
+        """A transaction in which a root, whose id it gives, comes to use blocks. It makes a draft that has none yet."""
+        with self._index.transaction():
+            root_id = self._root_id(root)
+            yield root_id
+        if isinstance(root, Draft):
+            root.id = root_id
+
     def _root_id(self, root: Cid | Draft) -> int:
-        return root.id if isinstance(root, Draft) else self._claimed(root).id
+        if isinstance(root, Draft):
+            return self._index.draft() if root.id is None else root.id
+        return self._claimed(root).id
 
     def _claimed(self, root: Cid) -> RootRow:
         row = self._index.root(bytes(root))
@@ -461,9 +460,9 @@ class BlockStore(AsyncResource):
         self._check_open()
         return await self._transact(work, is_synced=is_synced)
 
-    async def _in_thread(self, work: Callable[[], T], *, limiter: trio.CapacityLimiter | None = None) -> T:
+    async def _in_thread(self, work: Callable[[], T]) -> T:
         self._check_open()
-        return await self._run(work, limiter=limiter)
+        return await self._run(work)
 
     async def _is_blank(self) -> bool:
         """Whether nothing was ever kept: a store in memory that has not made its index."""
@@ -481,6 +480,10 @@ class BlockStore(AsyncResource):
                 return work()
 
         return await self._run(transact)
+
+    async def _read(self, work: Callable[[], T]) -> T:
+        """Do ``work`` beside changes of the index."""
+        return await self._run(work, limiter=self._readers)
 
     async def _run(self, work: Callable[[], T], *, limiter: trio.CapacityLimiter | None = None) -> T:
         def translated() -> T:

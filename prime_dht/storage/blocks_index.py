@@ -124,7 +124,7 @@ class BlockIndex:
             StorageError: it is damaged or gone, of another version, or no index of blocks.
             sqlite3.Error: it cannot be read.
         """
-        self._added: set[bytes] | None = None  # since it was asked which blocks are not synced, until they are
+        self._is_synchronous: bool | None = None
         self._path = path
         if has_blocks and is_nothing(Path(path)):
             raise lost_index(Path(path))
@@ -157,7 +157,9 @@ class BlockIndex:
     def transaction(self, *, is_synced: bool = False) -> Generator[None]:
         """All or nothing of what is done within; with ``is_synced``, that and all before survives a loss of power."""
         with self._damage_named():
-            self._connection.execute(f"PRAGMA synchronous = {'FULL' if is_synced else 'NORMAL'}")
+            if is_synced != self._is_synchronous:
+                self._connection.execute(f"PRAGMA synchronous = {'FULL' if is_synced else 'NORMAL'}")
+                self._is_synchronous = is_synced
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -166,6 +168,19 @@ class BlockIndex:
                 if self._connection.in_transaction:  # SQLite ends it by itself on some errors
                     self._connection.execute("ROLLBACK")
                 raise
+
+    @contextlib.contextmanager
+    def part(self) -> Generator[None]:
+        """All or nothing of what is done within, whatever becomes of the rest of the transaction."""
+        self._connection.execute("SAVEPOINT part")
+        try:
+            yield
+        except BaseException:  # whatever it is, nothing of it stays
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK TO part")
+                self._connection.execute("RELEASE part")
+            raise
+        self._connection.execute("RELEASE part")
 
     @contextlib.contextmanager
     def _damage_named(self) -> Generator[None]:
@@ -214,8 +229,6 @@ class BlockIndex:
     def add(self, sizes: Mapping[bytes, int]) -> None:
         """Blocks of these digests and sizes in bytes are there from now on; they were not before."""
         self._connection.executemany("INSERT INTO blocks (digest, size_bytes) VALUES (?, ?)", sizes.items())
-        if self._added is not None:
-            self._added.update(sizes)
 
     def use(self, root: int, digests: Iterable[bytes]) -> None:
         """A root uses these blocks, all of which are there."""
@@ -243,20 +256,14 @@ class BlockIndex:
             sizes += (size for (size,) in rows)
         return sizes
 
-    def unsynced(self) -> list[bytes]:
-        """Blocks that a loss of power might damage. If there are some, :meth:`synced` follows."""
-        digests = [digest for (digest,) in self._connection.execute("SELECT digest FROM blocks WHERE is_synced = 0")]
-        self._added = set() if digests else None
-        return digests
+    def unsynced(self) -> dict[bytes, int]:
+        """Blocks that a loss of power might damage, and their sizes in bytes."""
+        return dict(self._connection.execute("SELECT digest, size_bytes FROM blocks WHERE is_synced = 0"))
 
     def synced(self, digests: Iterable[bytes]) -> None:
-        """These blocks, which :meth:`unsynced` named last, are safe from a loss of power.
-
-        But not those that were added since: of these digests there were blocks then too, which went with their files.
-        """
-        added, self._added = self._added or set(), None
+        """These blocks are safe from a loss of power."""
         self._connection.executemany(
-            "UPDATE blocks SET is_synced = 1 WHERE digest = ?", ((digest,) for digest in digests if digest not in added)
+            "UPDATE blocks SET is_synced = 1 WHERE digest = ?", ((digest,) for digest in digests)
         )
 
     # Roots
@@ -296,6 +303,14 @@ class BlockIndex:
         which = "AND NOT is_complete " * is_partial
         rows = self._connection.execute(f"{_ROOT} WHERE cid > ? {which}ORDER BY cid LIMIT ?", (after, limit))
         return [_root_row(row) for row in rows]
+
+    def held(self, cids: Sequence[bytes]) -> list[bytes]:
+        """The CIDs, of these, of roots that are complete."""
+        found: list[bytes] = []
+        for some, marks in _chunks(cids):
+            rows = self._connection.execute(f"SELECT cid FROM roots WHERE is_complete AND cid IN ({marks})", some)  # noqa: S608
+            found += (cid for (cid,) in rows)
+        return found
 
     def reserved_bytes(self) -> int:
         """What is reserved for partial roots, of what they still lack of what they were declared to be.
@@ -344,6 +359,11 @@ class BlockIndex:
             "DELETE FROM claims WHERE root = (SELECT id FROM roots WHERE cid = ?) AND owner = ? AND label = ?",
             (cid, owner, label),
         )
+
+    def has_claim(self, root: int, owner: bytes, label: bytes) -> bool:
+        """Whether a root is kept for this reason."""
+        query = "SELECT count(*) FROM claims WHERE root = ? AND owner = ? AND label = ?"
+        return bool(self._number(query, root, owner, label))
 
     def claims(self, cid: bytes) -> list[tuple[bytes, bytes]]:
         """Owner and label of each claim on a root, in order."""

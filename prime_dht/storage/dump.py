@@ -36,7 +36,7 @@ from typing import BinaryIO, assert_never
 import trio
 
 from prime_dht.entries.admission import AdmissionRules, Admitted, Deferred, Refused, admit
-from prime_dht.entries.entry import Entry
+from prime_dht.entries.entry import BlobRef, Entry
 from prime_dht.errors import StorageError, ValidationError
 from prime_dht.ids import Key
 from prime_dht.storage.base import (
@@ -48,6 +48,7 @@ from prime_dht.storage.base import (
     PutOutcome,
     StorageBackend,
 )
+from prime_dht.storage.blocks_status import ARE_UNKEPT
 from prime_dht.storage.dump_lines import NAMES, End, Header, Line, Meta, decode_line, encode_line
 
 Progress = Callable[[int, int], None]
@@ -301,11 +302,15 @@ class _Importing:
         self._refused = 0
         self._refusals: list[Refusal] = []
         self._is_whole = False
+        self._are_unkept_noted = False
         self.lines = 0
 
     async def take(self, block: Sequence[bytes]) -> None:
         """Store what some lines say."""
         entries, others = await trio.to_thread.run_sync(self._read, block)
+        if not self._are_unkept_noted and any(isinstance(entry.header.content, BlobRef) for _, entry in entries):
+            await self._store.put_meta(ARE_UNKEPT, b"1")  # so that the node takes up their blobs, whatever it keeps
+            self._are_unkept_noted = True
         results = await self._store.put_entries([entry for _, entry in entries], now_us=self._now_us)
         for (line, _), result in zip(entries, results, strict=True):
             if result.outcome is PutOutcome.REFUSED:
@@ -390,7 +395,8 @@ class _Importing:
                 case ProviderRecord():
                     await self._store.add_provider(line, now_us=self._now_us)
                 case Meta(name, value):
-                    await self._store.put_meta(name, value)
+                    if name != ARE_UNKEPT:  # which is of the blobs that the other node had
+                        await self._store.put_meta(name, value)
                 case KnownPeer():
                     await self._store.put_peers([line])
                 case OwnSlot():

@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prime_dht.blobs.cid import Cid
-from prime_dht.errors import StorageError
+from prime_dht.errors import StorageError, ValidationError
 from prime_dht.storage import blocks
-from prime_dht.storage.blocks import BlockStats, BlockStore, Claim, Collected, NoRoomError
+from prime_dht.storage.blocks import BlockStore, Claim
 from prime_dht.storage.blocks_files import DiskFiles
 from prime_dht.storage.blocks_index import BlockIndex, LostBlocksError
+from prime_dht.storage.blocks_status import BlockStats, Collected, NoRoomError, RootStatus
 
 PUBLISHER, OTHER = b"publisher", b"another publisher"
 BLOCKS = [b"first", b"second block", b"third"]
@@ -457,3 +458,37 @@ async def test_a_store_in_memory_makes_no_index_until_something_is_claimed(monke
     assert len(made) == 1
     with pytest.raises(StorageError, match="closed"):
         await store.roots()
+
+
+async def test_a_claim_that_is_refused_leaves_nothing_and_one_that_is_there_is_not_asked_about(
+    store: BlockStore,
+) -> None:
+    seen: list[bool] = []
+
+    def refuse(status: RootStatus | None) -> None:
+        seen.append(status is not None and status.is_complete)
+        raise ValidationError("refused")
+
+    with pytest.raises(ValidationError, match="refused"):
+        await store.claim(CLAIM, size_bytes=22, check=refuse)
+    assert await store.status(ROOT) is None
+    await store.claim(CLAIM, size_bytes=22)
+    await store.claim(CLAIM, size_bytes=22, check=refuse)
+    await store.add(ROOT, PAIRS)
+    await store.complete(ROOT)
+    with pytest.raises(ValidationError, match="refused"):
+        await store.claim(Claim(root=ROOT, owner=OTHER), size_bytes=22, check=refuse)
+    assert seen == [False, True]
+    assert await store.claims(ROOT) == [CLAIM]
+
+
+async def test_only_what_is_claimed_and_complete_is_held(store: BlockStore) -> None:
+    partial = Cid.of_raw(b"partial")
+    await store.claim(Claim(root=partial), size_bytes=7)
+    await store.claim(CLAIM, size_bytes=22)
+    await store.add(ROOT, PAIRS)
+    assert await store.held([ROOT, partial]) == set()
+    assert (await store.complete(ROOT)).is_complete
+    assert await store.held([ROOT, partial, Cid.of_raw(b"unknown")]) == {ROOT}
+    await store.release(CLAIM)
+    assert await store.held([ROOT]) == set()

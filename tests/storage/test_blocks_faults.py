@@ -20,6 +20,7 @@ from prime_dht.storage import blocks
 from prime_dht.storage.blocks import INDEX_FILE, BlockStore, Claim
 from prime_dht.storage.blocks_files import DiskFiles
 from prime_dht.storage.blocks_survey import check_index
+from prime_dht.storage.blocks_syncing import LEAST_BYTES
 from prime_dht.testing.processes import running_warm
 
 ADDING = Path(__file__).with_name("add_until_killed.py")
@@ -216,7 +217,7 @@ async def test_a_block_that_goes_and_comes_again_while_others_reach_the_disk_has
 async def test_after_so_many_bytes_whoever_adds_brings_them_to_the_disk(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks, "SYNC_FROM_BYTES", 2500)
+    monkeypatch.setattr(blocks, "SYNC_FROM_BYTES", 3 * LEAST_BYTES)
     rounds: list[int] = []
     monkeypatch.setattr(DiskFiles, "sync", lambda _self, digests: rounds.append(len(digests)))
     async with await open_store(path) as store:

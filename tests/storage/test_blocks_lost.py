@@ -15,8 +15,9 @@ import pytest
 
 from prime_dht.blobs.cid import Cid
 from prime_dht.errors import StorageError
-from prime_dht.storage.blocks import INDEX_FILE, BlockStats, BlockStore, Claim
+from prime_dht.storage.blocks import INDEX_FILE, BlockStore, Claim
 from prime_dht.storage.blocks_index import BlockIndex
+from prime_dht.storage.blocks_status import BlockStats
 
 BLOCKS = [bytes([number]) * 1000 for number in range(3)]
 CIDS = [Cid.of_raw(data) for data in BLOCKS]

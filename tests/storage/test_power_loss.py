@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -165,6 +165,79 @@ async def test_blobs_added_side_by_side_reach_the_disk_together(
         async with await BlockStore.open(left, max_bytes=1000) as store:
             statuses = [await store.status(root) for root in safe]
             assert [status is not None and status.is_complete for status in statuses] == [True] * len(safe)
+
+
+async def test_a_loss_of_power_at_any_sync_or_reply_leaves_no_root_complete_whose_blocks_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = make_directory(tmp_path / "blocks")
+    disk = Disk(directory)
+    safe: set[str] = set()  # files of blocks that reached the disk
+    complete: set[Cid] = set()
+    pinned: set[Cid] = set()
+    moments: list[tuple[Mapping[str, bytes], dict[Path, bytes], set[Cid], set[Cid]]] = []
+
+    def sync(_files: DiskFiles, digests: Collection[bytes]) -> None:
+        safe.update(digest.hex() for digest in digests)
+
+    def note_moment() -> None:
+        blocks = {
+            path.relative_to(directory): path.read_bytes() if path.name in safe else b""
+            for path in directory.glob("??/*")
+        }
+        moments.append((disk.after_a_loss_of_power(), blocks, set(complete), set(pinned)))
+
+    monkeypatch.setattr(DiskFiles, "sync", sync)
+    with installed(disk, monkeypatch):
+        async with await BlockStore.open(directory, max_bytes=100_000) as store:
+            disk.on_sync = note_moment
+
+            async def put(number: int) -> None:
+                data = [b"%d, %d" % (number, at) for at in range(3)]
+                root = Cid.of_raw(data[0])
+                async with store.draft() as draft:
+                    for each in data:
+                        await store.add(draft, [(Cid.of_raw(each), each)])
+                    await store.settle(draft, Claim(root=root), size_bytes=12)
+                complete.add(root)
+                note_moment()
+                if number % 2:
+                    await store.claim(Claim(root=root, label=b"pin"), size_bytes=12, is_synced=True)
+                    pinned.add(root)
+                    note_moment()
+
+            async def bring(number: int) -> None:
+                data = b"brought %d" % number
+                root = Cid.of_raw(data)
+                await store.claim(Claim(root=root, owner=b"publisher"), size_bytes=9)
+                await store.add(root, [(root, data)])
+                await store.complete(root)
+                complete.add(root)
+                note_moment()
+
+            for number in range(2):
+                await put(number)
+                await bring(number)
+            async with trio.open_nursery() as nursery:
+                for number in range(2, 6):
+                    nursery.start_soon(put, number)
+                    nursery.start_soon(bring, number)
+        disk.on_sync = lambda: None
+    assert len(complete) == 12
+    for number, (image, blocks, are_complete, are_pinned) in enumerate(moments):
+        left = tmp_path / str(number)
+        (left / "incoming").mkdir(parents=True)
+        for path, content in blocks.items():
+            (left / path).parent.mkdir(exist_ok=True)
+            (left / path).write_bytes(content)
+        for name, content in image.items():
+            (left / name).write_bytes(content)
+        async with await BlockStore.open(left, max_bytes=100_000) as store:
+            said = {status.root for status in await store.roots() if status.is_complete}
+            assert are_complete <= said
+            assert None not in await store.read(list(said), verify=True)
+            for root in are_pinned:
+                assert Claim(root=root, label=b"pin") in await store.claims(root)
 
 
 def left_of(directory: Path, image: Mapping[str, bytes], left: Path) -> Path:

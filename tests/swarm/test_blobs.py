@@ -23,7 +23,7 @@ from prime_dht.node.blobs.progress import BlobProgress, Stage
 from prime_dht.node.core import Node
 from prime_dht.node.writer import Statement
 from prime_dht.storage.base import EntryQuery
-from prime_dht.storage.blocks import NoRoomError
+from prime_dht.storage.blocks_status import NoRoomError
 from prime_dht.testing.swarm import Swarm, open_swarm
 
 MIB = 1 << 20

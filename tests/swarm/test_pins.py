@@ -6,6 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -17,11 +18,14 @@ from prime_dht import PrimeDHT
 from prime_dht.blobs.cid import Cid
 from prime_dht.config import DhtConfig
 from prime_dht.errors import BlobError, QueryError, StorageError
+from prime_dht.node.blobs.claims import PIN
 from prime_dht.node.blobs.fetch import Fetcher
 from prime_dht.node.blobs.keeping import SWEEP_EVERY_S
+from prime_dht.node.blobs.progress import BlobProgress
 from prime_dht.node.core import Node
-from prime_dht.storage.blocks import BlockStore
+from prime_dht.storage.blocks import BlockStore, Claim
 from prime_dht.storage.blocks_files import MemoryFiles
+from prime_dht.storage.blocks_status import RootStatus
 from prime_dht.testing.swarm import Swarm, open_swarm
 
 MIB = 1 << 20
@@ -291,3 +295,31 @@ async def test_a_pin_that_is_undone_while_it_is_announced_is_not_announced(
         monkeypatch.setattr(reader._records, "provide", provide_slowly)
         await reader.blobs.pin(root)
         assert reader._records._server.provided == set()
+
+
+async def test_a_fetch_to_keep_and_to_a_file_says_once_how_far_it_is(autojump_clock: MockClock, tmp_path: Path) -> None:
+    async with open_swarm(seed=1, size=1) as swarm:
+        root, reader = await added(swarm, swarm.nodes[0]), await swarm.join_client()
+        for name in ("fetched", "here already"):
+            told: list[BlobProgress] = []
+            await reader.blobs.fetch(root, to=tmp_path / name, keep=True, progress=told.append)
+            done = [each.done_bytes for each in told]
+            assert done == sorted(done)
+            assert done[-1] == len(VALUE)
+            assert (tmp_path / name).read_bytes() == VALUE
+
+
+async def test_no_loss_of_power_takes_a_pin_back(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[bool] = []
+    claim = BlockStore.claim
+
+    async def note(store: BlockStore, each: Claim, **details: Any) -> RootStatus:
+        if each.label == PIN:
+            pinned.append(details.get("is_synced", False))
+        return await claim(store, each, **details)
+
+    monkeypatch.setattr(BlockStore, "claim", note)
+    async with open_swarm(seed=1, size=1) as swarm:
+        root, reader = await added(swarm, swarm.nodes[0]), await swarm.join_client()
+        await reader.blobs.pin(root)
+    assert pinned == [True, True]

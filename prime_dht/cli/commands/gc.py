@@ -13,7 +13,7 @@ from prime_dht.cli.render import amount
 
 if TYPE_CHECKING:
     from prime_dht.config import NodeConfig
-    from prime_dht.storage.blocks import Collected
+    from prime_dht.storage.blocks_status import Collected
 
 
 @click.command("gc")

@@ -23,7 +23,7 @@ from prime_dht.ml.models.version import (
     version_in,
     weights_key,
 )
-from prime_dht.storage.blocks import NoRoomError
+from prime_dht.storage.blocks_status import NoRoomError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -26,7 +26,7 @@ from prime_dht.node.blobs.file import FileDestination, place_of, write_small
 from prime_dht.node.blobs.keeping import Keeping
 from prime_dht.node.blobs.named import CidLike, blob_key, cid_of, name_of, part_of, size_in
 from prime_dht.node.blobs.pinning import Pins
-from prime_dht.node.blobs.progress import BlobProgress
+from prime_dht.node.blobs.progress import BlobProgress, ToldProgress
 from prime_dht.node.blobs.putting import (
     BlobWriter,
     Source,
@@ -285,7 +285,9 @@ class Blobs:
         root, (start, stop) = cid_of(cid), part_of(start, stop)
         to = None if to is None else await trio.to_thread.run_sync(place_of, path_of("to", to))
         if keep:
-            await self.pin(cid, max_bytes=max_bytes, progress=progress)
+            told = progress and ToldProgress(progress)
+            await self.pin(cid, max_bytes=max_bytes, progress=told)
+            progress = None if told and told.is_told else progress  # what follows is a copy of what is here by now
         elif max_bytes is not None:
             await self._check_size(cid, max_bytes, start=start, stop=stop)
         size, hints = size_in(cid), await self._hints(cid)

@@ -36,8 +36,8 @@ from prime_dht.ids import Key, OpId, PeerId, TimestampUs, short
 from prime_dht.node.blobs.accounts import Accounts
 from prime_dht.node.clock import Clock
 from prime_dht.storage.base import OP_ID_BYTES, StorageBackend
-from prime_dht.storage.blocks import BlockStore, Claim, NoRoomError
-from prime_dht.storage.blocks_status import RootStatus
+from prime_dht.storage.blocks import BlockStore, Claim
+from prime_dht.storage.blocks_status import ARE_UNKEPT, NoRoomError, RootStatus
 
 logger = logging.getLogger(__name__)
 
@@ -55,11 +55,11 @@ OPS_IN_PAGE = 16_384
 FRESH_S = 60.0
 """How long a claim is left alone whose entry is not there: none takes so long to be stored."""
 
+FOUND_S = 1.0
+"""How long what was here of a blob when it was claimed is taken for what is here: others may bring it as well."""
+
 GIVEN_UP_S = 3600.0
 """How long a blob is done without for which there was no room when it came: part of it came in vain."""
-
-ARE_UNKEPT = "blobs.unkept"
-"""The node metadata that is not empty while there may be entries in the store without the claims that they need."""
 
 MAX_UNKEPT = 1000
 """Entries without their blobs that are remembered: to try them again, and to say only once why."""
@@ -105,6 +105,8 @@ class BlobClaims:
         self._unkept: dict[OpId, float] = {}  # and when they are tried again
         self._are_unkept_noted = False
         self._new: dict[OpId, KeptBlob] = {}
+        self._found: dict[Cid, RootStatus] = {}  # what was here of roots when they were claimed last
+        self._claimed: Counter[Cid] = Counter()  # by how much that is kept
         self._putting: Counter[OpId] = Counter()
         self._turn = trio.Lock()  # to take a claim, or release one
         self._accounts = Accounts()  # of what is kept
@@ -177,6 +179,15 @@ class BlobClaims:
         new, self._new = self._new, {}
         return list(new.values())
 
+    def found(self, blob: KeptBlob) -> RootStatus | None:
+        """What was here of a blob when it was claimed a moment ago. Told once, and not after a claim was released."""
+        status = self._found.pop(blob.root, None)
+        return status if trio.current_time() < blob.since_s + FOUND_S else None
+
+    def keeps(self, root: Cid) -> bool:
+        """Whether a blob is claimed for an entry; nor is it let go of before :meth:`sweep` has told."""
+        return root in self._claimed
+
     async def load(self) -> None:
         """Read the claims that the block store has; and all entries, if there are none, or some may lack theirs.
 
@@ -195,6 +206,7 @@ class BlobClaims:
             elif claim.label.startswith(PUT) and claim not in self._puts:
                 self._left.add(claim)
                 self._puts[claim] = int.from_bytes(claim.label.removeprefix(PUT)[:UNTIL_BYTES], "big")
+        self._found.clear()  # most are here whole, and nobody asks for them
         whole = {status.root for status in roots if status.is_complete}
         self._new = {op_id: blob for op_id, blob in self._new.items() if blob.is_by_put or blob.root not in whole}
         self.changed.set()
@@ -259,13 +271,16 @@ class BlobClaims:
             if (known := self.kept.get(blob.op_id)) is not None:
                 self.kept[blob.op_id] = replace(known, since_s=blob.since_s)
                 return
-            status = await self._blocks.status(blob.root)
-            if status is not None and status.is_complete:
-                blob = replace(blob, size=max(blob.size, status.size_bytes))
-            if blob.claim not in await self._blocks.claims(blob.root):  # else it was checked before a start
-                self._limits.check_blobs(self._accounts.bytes_with(blob.publisher, blob.root, blob.size))
-            await self._blocks.claim(blob.claim, size_bytes=blob.size)
+
+            def check(status: RootStatus | None) -> None:  # not called if it was before a start
+                size = _size_of(blob, status)
+                self._limits.check_blobs(self._accounts.bytes_with(blob.publisher, blob.root, size))
+
+            status = await self._blocks.claim(blob.claim, size_bytes=blob.size, check=check)
+            blob = replace(blob, size=_size_of(blob, status))
             self.kept[blob.op_id] = self._new[blob.op_id] = blob
+            self._found[blob.root] = status
+            self._claimed[blob.root] += 1
             self._accounts.add(blob.publisher, blob.root, blob.size)
             self.changed.set()
 
@@ -286,6 +301,10 @@ class BlobClaims:
             if self.kept.get(blob.op_id) is blob and blob.op_id not in self._putting:
                 await self._blocks.release(blob.claim)
                 size = self.kept.pop(blob.op_id).size  # what has come meanwhile may have more than it said
+                self._claimed[blob.root] -= 1
+                if not self._claimed[blob.root]:
+                    del self._claimed[blob.root]
+                self._found.pop(blob.root, None)  # if nobody else claims it, the next that do have another root
                 self._accounts.remove(blob.publisher, blob.root, size)
                 self._released.append(blob.root)
 
@@ -348,6 +367,11 @@ async def all_roots(blocks: BlockStore, *, is_partial: bool = False) -> list[Roo
     while page := await blocks.roots(after=found[-1].root if found else None, is_partial=is_partial):
         found += page
     return found
+
+
+def _size_of(blob: KeptBlob, status: RootStatus | None) -> int:
+    """What a blob counts for: what its entry says; or what it has, if it is here and the entry says less."""
+    return blob.size if status is None or not status.is_complete else max(blob.size, status.size_bytes)
 
 
 def refers_to_blob(entry: Entry) -> bool:

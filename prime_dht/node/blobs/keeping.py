@@ -37,8 +37,9 @@ from prime_dht.node.feed import Feed
 from prime_dht.node.lookups import Explorer
 from prime_dht.node.neighbourhood import Neighbourhood
 from prime_dht.node.records import Records
-from prime_dht.storage.blocks import BlockStore, Claim, Collected, NoRoomError
+from prime_dht.storage.blocks import BlockStore, Claim
 from prime_dht.storage.blocks_index import LostBlocksError
+from prime_dht.storage.blocks_status import Collected, NoRoomError
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
@@ -75,12 +76,7 @@ class HeldBlocks:
 
     async def present(self, cids: Iterable[Cid]) -> set[Cid]:
         """Those that this node holds, with all that is under them: see the module."""
-        held: set[Cid] = set()
-        for cid in cids:
-            status = await self._blocks.status(cid)
-            if status is not None and status.is_complete:
-                held.add(cid)
-        return held
+        return await self._blocks.held(cids)
 
     async def read(self, cids: Sequence[Cid]) -> list[bytes | None]:
         found = await self._blocks.read(cids)
@@ -155,7 +151,7 @@ class Keeping:
     async def announce(self, root: Cid) -> None:
         """Say that this node has a blob, from now on until :meth:`let_go`, which may be called meanwhile."""
         await self._provide(root, announce=True)
-        if await self._blocks.status(root) is None:
+        if not self._claims.keeps(root) and await self._blocks.status(root) is None:
             await self._records.stop_providing(root.multihash)
 
     async def collect(self) -> Collected:
@@ -264,7 +260,7 @@ class Keeping:
     async def _bring(self, turn: Turn) -> str | None:
         """Have a blob here, and announce it; ``None`` if there was nothing to fetch."""
         blob = turn.blob
-        status = await self._blocks.status(blob.root)
+        status = self._claims.found(blob) or await self._blocks.status(blob.root)
         is_to_fetch = status is not None and not status.is_complete
         if is_to_fetch:
             destination = StoreDestination(self._blocks, blob.root, size=blob.size)
@@ -273,8 +269,8 @@ class Keeping:
                 destination, hints, progress=lambda progress: self._turns.told(turn, progress, trio.current_time())
             )
             self._turns.brought(turn)
-            await self._blocks.complete(blob.root, since=status, size_bytes=blob.size)  # others may have said another
-            status = await self._blocks.status(blob.root)
+            # Others may have said another size.
+            status = await self._blocks.complete(blob.root, since=status, size_bytes=blob.size)
         self._turns.done(blob.root)
         if status is not None:  # nor was it let go of in the meantime
             if status.is_complete:

@@ -1,8 +1,8 @@
 """Pinning: what this node's user wants kept, whatever becomes of the entries that refer to it.
 
-A pin is a claim of this node's own, and a fetch if not all is here. Of one root one pin is under way at a time: another
-waits for it, and then finds what it has brought. What the node fetches by itself for the sake of entries is left to a
-pin of the same root while that goes on.
+A pin is a claim of this node's own, which a loss of power does not take back, and a fetch if not all is here. Of one
+root one pin is under way at a time: another waits for it, and then finds what it has brought. What the node fetches by
+itself for the sake of entries is left to a pin of the same root while that goes on.
 
 A pin that is refused because the blob is none, or of another size than was said, and one for the sake of a put that
 fails, leave the root as it was before: pinned, if it was, or if somebody else pinned it meanwhile.
@@ -76,7 +76,7 @@ class Pins:
         """
         async with self._undone_by(RefusedBlobError, root) as pinning, pinning.turn:
             claim = Claim(root=root, label=PIN)
-            status = await self._blocks.claim(claim, size_bytes=0)
+            status = await self._blocks.claim(claim, size_bytes=0, is_synced=True)
             for left in reversed(range(MOST_FETCHES)):
                 if status.is_complete:
                     break
@@ -102,7 +102,7 @@ class Pins:
     async def kept(self, root: Cid, *, size_bytes: int) -> AsyncIterator[None]:
         """Pin what is here whole, and put an entry for it; if that fails, it is not pinned for its sake."""
         async with self._undone_by(PrimeDHTError, root):
-            await self._blocks.claim(Claim(root=root, label=PIN), size_bytes=size_bytes)
+            await self._blocks.claim(Claim(root=root, label=PIN), size_bytes=size_bytes, is_synced=True)
             yield
 
     async def unpin(self, root: Cid) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -54,3 +55,19 @@ class BlobProgress:
         """On average, since this stage began: fetched, or stored."""
         moved_bytes = self.fetched_bytes if self.stage is Stage.FETCHING else self.done_bytes
         return moved_bytes / self.elapsed_s if self.elapsed_s > 0 else 0.0
+
+
+class ToldProgress:
+    """Tells progress on, and whether there was any.
+
+    Args:
+        tell: is told it.
+    """
+
+    def __init__(self, tell: Callable[[BlobProgress], None]) -> None:
+        self._tell = tell
+        self.is_told = False
+
+    def __call__(self, progress: BlobProgress) -> None:
+        self.is_told = True
+        self._tell(progress)

@@ -31,7 +31,7 @@ from prime_dht.ids import Key, PeerId
 from prime_dht.net.network import Network
 from prime_dht.node.blobs.claims import BlobClaims
 from prime_dht.node.blobs.fetch import OnProgress
-from prime_dht.node.blobs.holding import held_by
+from prime_dht.node.blobs.holding import Holders
 from prime_dht.node.blobs.keeping import HeldBlocks
 from prime_dht.node.blobs.named import blob_key
 from prime_dht.node.blobs.progress import BlobProgress, Stage
@@ -50,10 +50,6 @@ IN_THREAD_FROM_BYTES = 256 << 10
 
 SLICE_BYTES = 128 << 10
 """Of bytes that are at hand."""
-
-ASK_FIRST_S = 0.01
-ASK_AT_MOST_S = 2.0
-"""Between two times that a replica is asked whether it holds a blob."""
 
 TELL_EVERY_S = 0.5
 """While it waits for replicas, a put tells this often how far they are, by what it has sent them."""
@@ -186,6 +182,7 @@ class BlobWriter:
         self._network = network
         self._blocks = blocks
         self._held = held
+        self._holders = Holders(network)
         self._claims = claims
         self._limits = limits
 
@@ -263,7 +260,7 @@ class BlobWriter:
                 )
 
         async def ask(peer: PeerId) -> None:
-            await self._wait_until_held(peer, stored.root)
+            await self._holders.wait_for(peer, stored.root)
             held_by.append(peer)
             changed.set()
 
@@ -312,13 +309,6 @@ class BlobWriter:
                 with trio.CancelScope(shield=True), suppress(StorageError):  # a sweep does it when the entry would end
                     await self._claims.put_done(stored.claim)
             raise
-
-    async def _wait_until_held(self, peer: PeerId, root: Cid) -> None:
-        """Ask a replica time and again, ever less often, until it says that it holds a blob."""
-        pause_s = ASK_FIRST_S
-        while root not in await held_by(self._network, peer, [root]):
-            await trio.sleep(pause_s)
-            pause_s = min(2 * pause_s, ASK_AT_MOST_S)
 
     def _check_size(self, size: int) -> None:
         if size > self._limits.max_blob_bytes:

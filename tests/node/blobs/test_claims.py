@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import trio
@@ -67,6 +68,18 @@ async def test_an_entry_claims_the_blob_that_it_refers_to_for_its_publisher() ->
     assert await desk.blocks.claims(ROOT) == [Claim(root=ROOT, owner=entry.publisher, label=entry.op_id)]
     assert [blob.root for blob in desk.claims.take_new()] == [ROOT]
     assert desk.claims.take_new() == []
+
+
+async def test_what_was_here_of_a_blob_is_told_once_after_it_was_claimed_and_not_later(
+    autojump_clock: MockClock,
+) -> None:
+    desk = Desk()
+    await desk.store(entry_of(), entry_of(bytes(OTHER), subkey=b"other"))
+    one, other = desk.claims.take_new()
+    assert desk.claims.found(one) == await desk.blocks.status(ROOT)
+    assert desk.claims.found(one) is None
+    await trio.sleep(60)
+    assert desk.claims.found(other) is None
 
 
 async def test_values_tombstones_and_expired_entries_claim_nothing() -> None:
@@ -416,8 +429,8 @@ async def test_an_entry_that_a_crash_kept_from_being_stored_and_comes_while_clai
     get_ops, claim = desk.storage.get_ops, desk.blocks.claim
     is_claimed, goes_on = trio.Event(), trio.Event()
 
-    async def claim_slowly(each: Claim, *, size_bytes: int) -> RootStatus:
-        status = await claim(each, size_bytes=size_bytes)
+    async def claim_slowly(each: Claim, **details: Any) -> RootStatus:
+        status = await claim(each, **details)
         is_claimed.set()
         await goes_on.wait()
         return status

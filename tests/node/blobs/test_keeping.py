@@ -7,7 +7,8 @@ from trio.testing import MockClock
 
 from prime_dht.blobs.cid import Cid
 from prime_dht.node.blobs.keeping import HeldBlocks, collect_all
-from prime_dht.storage.blocks import BlockStore, Claim, Collected
+from prime_dht.storage.blocks import BlockStore, Claim
+from prime_dht.storage.blocks_status import Collected
 from prime_dht.testing.blob_fetch import blocks_of
 
 ROOT, BLOCKS = blocks_of([b"one", b"two"], links_per_node=3)

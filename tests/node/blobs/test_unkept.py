@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -14,8 +16,10 @@ from prime_dht.entries.entry import BlobRef, Entry
 from prime_dht.entries.limits import Limits
 from prime_dht.entries.signing import sign_entry
 from prime_dht.errors import StorageError
-from prime_dht.node.blobs.claims import ARE_UNKEPT, BlobClaims, all_roots
+from prime_dht.node.blobs.claims import BlobClaims, all_roots
 from prime_dht.storage.blocks import BlockStore, Claim
+from prime_dht.storage.blocks_status import ARE_UNKEPT
+from prime_dht.storage.dump import export, import_
 from prime_dht.storage.memory import MemoryBackend
 from prime_dht.testing.serving import SetClock
 from prime_dht.testing.storage_samples import NOW_US, WRITERS, make_entry
@@ -112,8 +116,8 @@ async def test_where_blocks_were_lost_a_start_that_ends_half_way_leaves_no_blob_
     await storage.put_entries([entry_of(SMALL, size=1), entry_of(LARGE, size=2)], now_us=NOW_US)
     claim = blocks.claim
 
-    async def claim_and_die(each: Claim, *, size_bytes: int) -> None:
-        await claim(each, size_bytes=size_bytes)
+    async def claim_and_die(each: Claim, **details: Any) -> None:
+        await claim(each, **details)
         raise StorageError("the process was killed")
 
     with monkeypatch.context() as patched:
@@ -123,3 +127,21 @@ async def test_where_blocks_were_lost_a_start_that_ends_half_way_leaves_no_blob_
     assert len(await roots_of(blocks)) == 1
     await claims_of(storage, blocks).load()
     assert await roots_of(blocks) == {SMALL, LARGE}
+
+
+async def test_what_is_imported_beside_blobs_that_are_kept_has_its_blobs_taken_up_at_the_next_start(
+    tmp_path: Path,
+) -> None:
+    other, storage, blocks = MemoryBackend(), MemoryBackend(), BlockStore.in_memory(max_bytes=ROOM)
+    kept, imported = entry_of(SMALL, size=1), entry_of(LARGE, size=2)
+    await claims_of(storage, blocks).claim([kept], is_by_put=False)
+    await storage.put_entries([kept], now_us=NOW_US)
+    await other.put_entries([imported], now_us=NOW_US)
+    await other.put_meta(ARE_UNKEPT, b"")  # it had its blob
+    with (tmp_path / "dump").open("w+b") as file:
+        await export(other, file, now_us=NOW_US)
+        file.seek(0)
+        await import_(storage, file, now_us=NOW_US)
+    await claims_of(storage, blocks).load()
+    assert await roots_of(blocks) == {SMALL, LARGE}
+    assert not await storage.get_meta(ARE_UNKEPT), "later starts need not go through all entries"
