@@ -7,9 +7,12 @@ number and in bytes; of more, what was made first is made anew.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Collection
 
 from prime_dht.ids import PeerId, kad_key
 from prime_dht.kad.contact import Contact, subnets_of
+from prime_dht.net.dialer import canonical_address
+from prime_dht.wire.kad import PeerRecord
 
 MAX_CONTACTS = 20_000
 
@@ -49,6 +52,19 @@ class Contacts:
             (_, forgotten), _ = self._made.popitem(last=False)
             self.address_bytes -= _bytes_of(forgotten)
         return contact
+
+
+def tells_more(record: PeerRecord, known: Collection[bytes]) -> bool:
+    """Whether a peer is named at an address that can be dialled and is not among those known, as the book keeps them.
+
+    >>> from multiaddr import Multiaddr
+    >>> here, there = (Multiaddr(f"/ip4/192.0.2.1/tcp/{port}").to_bytes() for port in (1, 2))
+    >>> record = PeerRecord(PeerId(b"peer"), (here, b"no multiaddr"))
+    >>> tells_more(record, [here]), tells_more(record, [there])
+    (False, True)
+    """
+    unknown = (canonical_address(record.peer, raw) for raw in record.addresses if raw not in known)
+    return any(address is not None and address not in known for address in unknown)
 
 
 def _bytes_of(addresses: tuple[bytes, ...]) -> int:

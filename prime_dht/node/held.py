@@ -124,9 +124,15 @@ class HeldSectors:
         self._held -= self._lacking
 
     def retire(self, before_us: int) -> None:
-        """Forget the declined ops that were retained until before this time, and those put off before the tick."""
+        """Forget the declined ops that were retained until before this time, and those put off before the tick.
+
+        An earlier time than the last one is another tick as well: the clock was set back. So what was put off before is
+        asked for again, and not left out of comparisons until the clock is there once more.
+        """
         self.declined.retire(before_us)
-        if before_us > self._retired_us:
+        if before_us < self._retired_us:
+            self.declined.forget_put_off()
+        if before_us != self._retired_us:
             self._retired_us = before_us
             self._lacking = self._sectors(())
 

@@ -49,7 +49,7 @@ from prime_dht.net.addresses import address_text
 from prime_dht.net.network import Network, OnOutcome
 from prime_dht.node.acquaintances import Acquaintances
 from prime_dht.node.clock import Clock
-from prime_dht.node.contacts import Contacts
+from prime_dht.node.contacts import Contacts, tells_more
 from prime_dht.node.failures import Failures
 from prime_dht.node.feed import Feed
 from prime_dht.node.own_arc import OwnArc
@@ -60,7 +60,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-K = TypeVar("K")
 V = TypeVar("V")
 
 JOIN_K = 6
@@ -332,9 +331,7 @@ class Neighbourhood:
         """
         self._failures.forget(peer)
         self.acquaintances.heard(peer, self._clock.now_us())
-        if self.table.get(peer) is not None:
-            return
-        if self._probed_lately(peer) and not self._is_back(peer):
+        if self.table.get(peer) is not None or (self._probed_lately(peer) and not self._is_back(peer)):
             return
         self.strangers[peer] = None
         self.strangers.move_to_end(peer)
@@ -349,12 +346,16 @@ class Neighbourhood:
             self.probe(peer)
 
     def heard_of(self, records: Iterable[PeerRecord], *, now_s: float) -> list[Contact]:
-        """Peers that a reply names, as contacts; without this node, and who failed it and is left alone for a while."""
-        local, failures = self._network.local, self._failures
+        """Peers that a reply names, as contacts; without this node, and who failed it and is left alone for a while.
+
+        Somebody may have named them at false addresses: who is named at another is not left alone.
+        """
+        local, failures, known_of = self._network.local, self._failures, self._network.addresses_of
         return [
-            self.contact(record.peer, record.addresses)
-            for record in records
-            if record.peer != local and not failures.is_left_alone(record.peer, now_s)
+            self.contact(one.peer, one.addresses)
+            for one in records
+            if one.peer != local
+            and (not failures.is_left_alone(one.peer, now_s) or tells_more(one, known_of(one.peer)))
         ]
 
     def probe(self, peer: PeerId) -> None:
@@ -425,8 +426,7 @@ class Neighbourhood:
 
     def _probe_neighbours_among(self, named: Iterable[PeerRecord]) -> None:
         """Have those probed that are new and would be among the ``k`` nearest."""
-        radius = self._radius()
-        now_s = self._clock.monotonic_s()
+        radius, now_s = self._radius(), self._clock.monotonic_s()
         if now_s >= self._named_until_s:
             self._named, self._named_until_s = 0, now_s + PROBE_AGAIN_S
         for record in named:
@@ -495,6 +495,6 @@ class Neighbourhood:
         self.arrival = trio.Event()
 
 
-def _forget_beyond_bound(noted: OrderedDict[K, V]) -> None:
+def _forget_beyond_bound(noted: OrderedDict[PeerId, V]) -> None:
     if len(noted) > PEERS_NOTED:
         noted.popitem(last=False)

@@ -229,6 +229,32 @@ async def test_an_op_put_off_unholds_its_sector_until_the_next_tick_even_if_it_w
     assert held.held == ALL
 
 
+async def test_what_was_put_off_after_the_clock_was_set_back_is_waited_for_until_the_next_tick_all_the_same() -> None:
+    held, (peer,) = met(1)
+    op = DeclinedOp(op_id=bytes(32), location=5 << 23, created_at_us=0, retain_until_us=1000)
+    held.retire(1_000_000)
+    held.retire(100)
+    held.put_off(op, now_us=150)
+    held.declined.discard(op.op_id)
+    held.round_ended(peer, outcome(held=ALL))
+    assert ALL - held.held == sectors([5])
+    held.retire(200)
+    held.round_ended(peer, outcome(held=ALL))
+    assert held.held == ALL
+    assert not held.missing
+
+
+async def test_what_was_put_off_before_the_clock_was_set_back_is_asked_for_again_before_its_sector_is_held() -> None:
+    held, (peer,) = met(1)
+    op = DeclinedOp(op_id=bytes(32), location=5 << 23, created_at_us=0, retain_until_us=1000)
+    held.retire(1_000_000)
+    held.put_off(op, now_us=1_000_050)
+    held.retire(100)
+    assert op.op_id not in held.declined, "two nodes are not equal because it is left out"
+    held.round_ended(peer, outcome(held=ALL))
+    assert held.held == ALL
+
+
 async def test_a_sector_that_leaves_the_arc_is_held_no_more_when_it_comes_back() -> None:
     serving = Serving()
     serving.neighbourhood.looked_up_itself(None)

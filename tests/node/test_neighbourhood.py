@@ -105,3 +105,17 @@ async def test_of_what_a_peer_names_only_its_own_addresses_are_taken_for_its_own
         await known.meet(peer)
         assert network.addresses_of(peer) == addresses
         assert known.table.get(peer) is not None
+
+
+async def test_one_that_could_not_be_reached_is_asked_again_where_others_say_it_is() -> None:
+    """Who named it first may have lied about where it is, and must not hide it from those who say it truly."""
+    network, peer = ConnectedFrom(), PeerId(b"\x00\x02it")
+    known = Neighbourhood(network, DhtConfig(), SetClock(NOW_US), Feed(), is_server=True)
+    false, true = (PeerRecord(peer, (address(subnet, 1),)) for subnet in (1, 2))
+    network.learn_addresses(peer, false.addresses, source="kad")
+    known.failed(peer, "no answer before the deadline")
+    for again in (false, PeerRecord(peer), PeerRecord(peer, (b"no multiaddr",))):
+        assert known.heard_of([again], now_s=0.0) == [], "it is looked for there no more, for a while"
+    assert [contact.addresses for contact in known.heard_of([true], now_s=0.0)] == [true.addresses]
+    network.learn_addresses(peer, true.addresses, source="kad")
+    assert known.heard_of([true], now_s=0.0) == [], "it is not there either"
