@@ -411,6 +411,10 @@ REFUSED: dict[str, tuple[Signed[Statement], str]] = {
         "did not sign",
     ),
     "not its turn": (signed(Proposal(member=B, round_number=ROUND, view=0, outcome=X)), "not its turn"),
+    "the outcome of another round": (
+        proposal(0, Outcome(round_number=ROUND + 1, op_ids=X.op_ids, aggregate=X.aggregate)),
+        "outcome of another round",
+    ),
     "a polka for something else": (proposal(1, X, certificate(0, PREVOTE, Y)), "not of prevotes for its outcome"),
     "a polka of precommits": (proposal(1, X, certificate(0, PRECOMMIT, X)), "not of prevotes for its outcome"),
     "a polka of no earlier view": (proposal(1, X, certificate(1, PREVOTE, X)), "of an earlier view"),
@@ -425,6 +429,12 @@ def test_what_no_member_of_this_round_can_say_is_refused(what: str) -> None:
     with pytest.raises(ValidationError, match=complaint):
         a.machine.receive(statement, 0)
     assert a.machine.held == 0
+
+
+@pytest.mark.parametrize(("phase", "size"), [(Phase.PROPOSE, 32), (Phase.PROPOSE, 0), (PREVOTE, 31), (PRECOMMIT, 33)])
+def test_a_vote_is_a_prevote_or_a_precommit_of_a_whole_digest_or_of_none(phase: Phase, size: int) -> None:
+    with pytest.raises(ValidationError, match="a vote is a prevote or a precommit"):
+        Vote(member=A, round_number=ROUND, view=0, phase=phase, digest=bytes(size))
 
 
 def test_whoever_says_two_things_is_accused_once_with_the_proof() -> None:

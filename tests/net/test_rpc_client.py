@@ -374,6 +374,29 @@ async def test_the_streams_of_the_peer_unused_for_longest_are_closed(
         assert of_b.is_reset
 
 
+async def test_the_stream_of_a_call_under_way_is_not_kept_when_its_peer_was_forgotten_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rpc_client, "MAX_PEERS", 1)
+    may_answer = trio.Event()
+
+    async def answer_late(peer: PeerId, request: Request) -> Reply:
+        if isinstance(request, FindNode):
+            await may_answer.wait()
+        return await echo(peer, request)
+
+    async with running_client({KAD: RpcServer(answer_late).serve_classical}) as (client, opener):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, client, b"a")
+            await wait_all_tasks_blocked()
+            await client.call(PeerId(b"\x00\x01d"), Ping(), timeout_s=1.0)
+            may_answer.set()
+        await wait_all_tasks_blocked()
+        forgotten, kept = opener.opened
+        assert forgotten.is_reset
+        assert opener.open_streams == [kept]
+
+
 @pytest.mark.parametrize("protocol", [KAD, RPC])
 async def test_a_client_that_ends_lets_go_of_its_streams_and_of_those_who_wait(protocol: str) -> None:
     async def answer_once(frames: FrameStream) -> None:

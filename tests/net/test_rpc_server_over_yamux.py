@@ -12,7 +12,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from prime_dht.errors import PrimeDHTError, RemoteProtocolError, StorageError, ValidationError
 from prime_dht.ids import PeerId
-from prime_dht.net.rpc_server import CALLS_AT_ONCE, RpcServer
+from prime_dht.net.rpc_server import CALLS_AT_ONCE, RpcServer, ServerLimits
 from prime_dht.net.streams import FrameBudget, FrameStream, StreamLostError
 from prime_dht.net.yamux import FastYamux, FastYamuxStream
 from prime_dht.testing.memory_conn import memory_conns
@@ -59,6 +59,22 @@ async def test_calls_are_answered_or_refused_each_by_itself(nursery: trio.Nurser
     assert not isinstance(answers[1], Refusal)
     await frames.end_writing()
     assert await frames.read_frame(idle_timeout_s=math.inf) is None
+
+
+async def test_calls_that_are_answered_at_once_give_their_places_back(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    def answer_now(_peer: PeerId, request: Request) -> Reply:
+        if isinstance(request, FindNode):
+            raise ValidationError("not this one")
+        return Reply()
+
+    frames, _ = await Connection(RpcServer(answer_now, ServerLimits(calls_per_peer=3)), nursery).open()
+    for number in range(20):
+        await frames.write_frame(call(number, FindNode(b"x") if number % 2 else Ping()))
+        with trio.fail_after(1.0):
+            answered, answer = decode_answer(await read(frames))
+        assert (answered, isinstance(answer, Refusal)) == (number, number % 2 == 1)
 
 
 async def test_calls_beyond_the_bound_wait_in_the_streams_window_until_others_are_answered(

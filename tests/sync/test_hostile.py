@@ -64,7 +64,7 @@ from prime_dht.testing.sync_pair import CIRCLE, NETWORK, NOW_US, Base, Party, Si
 
 NOTHING = ArcSet.empty(sector_bits=9)
 HALF = ArcSet.of_prefix(0, 1, sector_bits=9)
-ONE_SECTOR = ArcSet.of_sectors([7], sector_bits=9)
+ONE_SECTOR, TWO_SECTORS = (ArcSet.of_sectors(sectors, sector_bits=9) for sectors in ([7], [7, 8]))
 DONE = Verdict(only_leader=0, only_follower=0, left=NOTHING)
 ACCEPTED = Acceptance(arc=CIRCLE, held=CIRCLE)
 FIRST = Turn(acceptance=ACCEPTED)
@@ -190,6 +190,7 @@ def test_an_initiator_charges_what_does_not_answer_an_opening(heard: Message) ->
 def test_a_follower_charges_what_no_leader_says(heard: Message) -> None:  # 44
     first = replace(FIRST, questions=(AskChecksums(CIRCLE),))
     assert charged(initiating([first, heard]), Misconduct.OUT_OF_TURN)
+    assert charged(accepting(opening(Party(BASE)), [heard], Party(BASE, arc=HALF)), Misconduct.OUT_OF_TURN)
 
 
 @pytest.mark.parametrize(
@@ -280,6 +281,8 @@ def test_entries_that_no_honest_node_passes_on_are_charged_and_the_round_ends() 
     [
         (AskSymbols(arcs=CIRCLE, start=32, stop=129), Misconduct.OVERSIZE),
         (AskSymbols(arcs=CIRCLE, start=0, stop=1, code=Code(bytes(16))), Misconduct.OVERSIZE),
+        (AskSymbols(arcs=TWO_SECTORS, start=32, stop=129), Misconduct.OVERSIZE),
+        (AskSymbols(arcs=TWO_SECTORS, start=0, stop=1, parts=2, code=Code(bytes(16))), Misconduct.OVERSIZE),
         (AskSymbols(arcs=CIRCLE, start=0, stop=128, parts=512), Misconduct.OVERSIZE),
         (AskSymbols(arcs=ONE_SECTOR, start=0, stop=MAX_SYMBOLS + 1), Misconduct.OVERSIZE),
         (AskSymbols(arcs=ONE_SECTOR, start=5, stop=5), Misconduct.MALFORMED),

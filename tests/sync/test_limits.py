@@ -38,6 +38,7 @@ BASE = Base(3000)
 FIRST = Turn(acceptance=Acceptance(arc=CIRCLE, held=CIRCLE))
 ONE_SECTOR = ArcSet.of_sectors([7], sector_bits=9)
 SALTED = AskSymbols(arcs=ONE_SECTOR, start=0, stop=8, code=Code(bytes(16)))
+BEYOND_THOSE_KEPT = AskSymbols(arcs=ONE_SECTOR, start=0, stop=Party().partition.sketches.m + 1)
 LAYOUT, LATER = (layout_at(NOW_US + ticks * PARAMETERS.unit_us, PARAMETERS) for ticks in (0, 1))
 ALL_IDS = AskIds(first=0, last=511, created_us=range(NOW_US + 1))
 
@@ -112,7 +113,7 @@ def test_a_follower_answers_as_much_as_fits_into_a_turn_and_fills_the_rest_with_
     assert len(party.codec.encode(reply)) <= TURN_BYTES < MAX_MESSAGE_BYTES
 
 
-@pytest.mark.parametrize(("question", "read_each"), [(ALL_IDS, 3000), (SALTED, 1)])
+@pytest.mark.parametrize(("question", "read_each"), [(ALL_IDS, 3000), (SALTED, 1), (BEYOND_THOSE_KEPT, 1)])
 def test_a_follower_reads_only_so_many_ops_in_a_turn(question: Question, read_each: int, lower: Lower) -> None:
     lower(follow, "MAX_MADE", 3 * read_each)
     assert len(asked(Party(BASE), *[question] * 10).answers) <= 3

@@ -25,6 +25,7 @@ from prime_dht.testing.sync_pair import (
     YEAR_US,
     Base,
     Party,
+    Ran,
     location_of,
     run_round,
     unsigned_entry,
@@ -53,6 +54,13 @@ def shown_held(outcome: Outcome) -> ArcSet:
     return outcome.equal & outcome.partner_held
 
 
+def told_the_same(ran: Ran) -> bool:
+    """Whether each side says that it received what the other says it sent, and both the same of what differed."""
+    ours, theirs = ran.outcomes
+    sent = (ours.entries_sent, theirs.entries_sent) == (theirs.entries_received, ours.entries_received)
+    return sent and (ours.only_ours, ours.only_theirs) == (theirs.only_theirs, theirs.only_ours)
+
+
 def synced(one: Party, other: Party) -> None:
     """Run a round, and check that it ended as it should where nothing is refused."""
     union = one.op_ids | other.op_ids
@@ -60,6 +68,7 @@ def synced(one: Party, other: Party) -> None:
     assert ran.initiator.charges == ran.responder.charges == []
     assert [str(outcome) for outcome in ran.outcomes] == ["equal", "equal"]
     assert one.op_ids == other.op_ids == union
+    assert told_the_same(ran)
 
 
 def test_two_empty_nodes_are_equal_and_prove_nothing_to_each_other() -> None:
@@ -151,6 +160,7 @@ def test_any_two_stores_converge_in_one_round_to_their_join(
     assert one.op_ids == other.op_ids == both.op_ids
     assert [str(outcome) for outcome in ran.outcomes] == ["equal", "equal"]
     assert ran.initiator.charges == ran.responder.charges == []
+    assert told_the_same(ran)
 
 
 def test_an_entry_superseded_in_its_slot_is_not_brought_back() -> None:
@@ -349,6 +359,16 @@ def test_a_dry_run_only_compares() -> None:
     assert [str(outcome) for outcome in ran.outcomes] == ["compared", "compared"]
     assert (ran.outcomes[0].only_ours, ran.outcomes[0].only_theirs) == (300, 50)
     assert all(not message.message.entries for message in ran.sent if isinstance(message.message, Turn))
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(0, 0), (3, 0), (0, 3), (300, 0), (0, 300)])
+def test_a_dry_run_finds_equal_only_those_between_which_nothing_differs(ours: int, theirs: int) -> None:
+    one, other = Party(), Party()
+    one.put(entries(ours, seed=1))
+    other.put(entries(theirs, seed=2))
+    ran = run_round(one, other, dry_run=True)
+    assert [outcome.equal for outcome in ran.outcomes] == [NOTHING if ours or theirs else CIRCLE] * 2
+    assert told_the_same(ran)
 
 
 def test_a_round_over_the_wire_moves_signed_entries() -> None:

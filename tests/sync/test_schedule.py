@@ -101,6 +101,13 @@ def test_a_partner_never_synced_with_comes_first_then_the_one_longest_ago() -> N
     assert begin(made, all_of(A, B, C), 4 * LATER_US) == B
 
 
+def test_of_equals_any_may_be_the_first_whatever_the_order_in_which_they_are_named() -> None:
+    """Else all that start together would begin with the same one, which is busy then."""
+    peers = [PeerId(b"%d" % number) for number in range(8)]
+    firsts = {begin(schedule(), all_of(*peers), LATER_US + seed) for seed in range(100)}
+    assert firsts == set(peers)
+
+
 def test_an_overlapping_arc_comes_before_an_unknown_one_and_that_before_the_rest() -> None:  # 46
     made = schedule()
     sync(made, A, LATER_US)

@@ -153,6 +153,14 @@ def test_a_round_whose_time_is_up_has_settled_no_sector_and_before_an_answer_it_
     assert (str(side.outcome), len(party.op_ids), side.charges) == (outcome, len(heard) * 2, [])
 
 
+def test_a_round_whose_time_is_up_while_it_sends_is_over_and_charges_nobody() -> None:
+    begun = Round.initiate(Party().node(), nonce=1, rng=Random(2))
+    assert isinstance(begun.step(None), Send)
+    finish = begun.step(TimeUp())
+    assert isinstance(finish, Finish)
+    assert (str(finish.outcome), finish.outcome.misconduct) == ("failed", None)
+
+
 @pytest.mark.parametrize("owner_begins", [True, False])
 def test_a_side_that_can_take_nothing_is_not_sent_all_that_it_lacks(
     monkeypatch: pytest.MonkeyPatch, owner_begins: bool

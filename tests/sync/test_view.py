@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import numpy as np
@@ -14,10 +15,12 @@ from prime_dht.partition.parameters import PARAMETERS
 from prime_dht.partition.partition import Partition
 from prime_dht.partition.slices import Layout, layout_at
 from prime_dht.sync import limits
+from prime_dht.sync.actions import Send
 from prime_dht.sync.declined import Declined, DeclinedOp
-from prime_dht.sync.messages import AskCells, AskIds, AskSymbols, Turn
+from prime_dht.sync.messages import AskCells, AskIds, AskSymbols, Open, Probe, Turn
+from prime_dht.sync.round import Round
 from prime_dht.sync.view import View
-from prime_dht.testing.sync_pair import CIRCLE, NOW_US, Party, location_of, run_round, unsigned_entry
+from prime_dht.testing.sync_pair import CIRCLE, NOW_US, Party, Side, location_of, run_round, unsigned_entry
 
 LOCATION = 5 << 23
 
@@ -137,12 +140,19 @@ def test_however_many_were_declined_they_count_as_if_they_were_here(count: int) 
 
 
 def test_cells_are_told_at_a_later_layout_too() -> None:
-    partition, view = view_of(3)
+    partition = Partition(PARAMETERS, now_us=NOW_US)
+    for number in range(300):  # of every age: in the disc, the rings and the tail
+        partition.insert(op_id(number), LOCATION, NOW_US - (1 << (number % 45)) - number)
+    view = View.of(partition)
+    now = view.cells_at(view.layout, CIRCLE, ())
     later = layout_at(NOW_US + 2 * PARAMETERS.unit_us, PARAMETERS)
     partition.advance(NOW_US + 2 * PARAMETERS.unit_us)
-    moved = View.of(partition)
-    assert view.cells_at(later, CIRCLE, ()) == moved.cells_at(later, CIRCLE, ())
-    assert sum(combined.count for combined in view.cells_at(later, CIRCLE, ()).values()) == 3
+    moved = View.of(partition).cells_at(later, CIRCLE, ())
+    assert moved != now
+    for _ in range(2):
+        assert view.cells_at(later, CIRCLE, ()) == moved
+        assert view.cells_at(view.layout, CIRCLE, ()) == now
+    assert sum(combined.count for combined in moved.values()) == 300
 
 
 def test_cells_are_moved_to_a_later_layout_once_however_often_it_is_asked_for_in_turn_with_the_view_s(
@@ -191,6 +201,16 @@ def test_what_was_put_off_is_remembered_until_the_next_tick_and_not_once_it_is_s
     declined.put_off(ops[0], now_us=270)
     declined.forget_put_off()
     assert [op.op_id for op in declined] == [op_id(4)]
+
+
+def test_what_is_both_declined_and_put_off_counts_once() -> None:
+    op = DeclinedOp(op_id=op_id(3), location=LOCATION, created_at_us=NOW_US - 997, retain_until_us=NOW_US)
+    for declined_first in (False, True):
+        declined = Declined()
+        for is_declined in (declined_first, not declined_first):
+            assert declined.add(op) if is_declined else declined.put_off(op, now_us=NOW_US)
+        assert list(declined) == [op]
+        assert view_of(3, declined)[1].digest(CIRCLE) == view_of(4)[1].digest(CIRCLE)
 
 
 def test_a_sector_of_which_something_is_put_off_is_not_taken_for_equal_though_it_is_not_asked_for_again() -> None:
@@ -258,6 +278,24 @@ def test_ops_chosen_to_cancel_each_others_symbols_are_found_by_a_salted_probe() 
     probed = next(ran for seed in range(200) if (ran := run_round(one, other, seed=seed)).outcomes[0].only_ours)
     assert [str(outcome) for outcome in probed.outcomes] == ["equal", "equal"]
     assert one.op_ids == other.op_ids == {entry.op_id for entry in (*mine, *yours)}
+
+
+def test_a_probe_of_a_sector_that_is_not_in_common_is_passed_over() -> None:
+    half = ArcSet.of_prefix(0, 1, sector_bits=9)
+    asking, asked = Party(), Party(arc=half)
+    stray, *_ = strays = [unsigned_entry(b"key", NOW_US - 1000, writer=b"w%d" % number) for number in range(5)]
+    assert not half.covers(location_of(stray))
+    asked.put(strays)
+    opening = Round.initiate(asking.node(), nonce=1, rng=Random(2), partner_arc=half).step(None)
+    assert isinstance(opening, Send)
+    assert isinstance(opening.message, Open)
+    arc = ArcSet.of_sectors([location_of(stray) >> 23], sector_bits=9)
+    probe = Probe(sector=location_of(stray) >> 23, sketch=asking.node().view.sketch(arc, 1))
+    side = Side(asked, Round.accept(asked.node(), replace(opening.message, probe=probe), rng=Random(3)))
+    (reply,) = side.run()
+    assert isinstance(reply, Turn)
+    assert (reply.questions, reply.entries, reply.wants) == ((), (), ())
+    assert str(side.outcome) == "equal"
 
 
 def test_ids_that_the_plain_code_cannot_tell_apart_are_found_nevertheless() -> None:
