@@ -14,8 +14,10 @@ from prime_dht.testing.processes import run, run_warm, running, running_node, ru
 WORKERS = Path(__file__).with_name("workers.py")
 
 OPENING = """
-import gc, os, sys, threading, trio
+import gc, os, sys, threading, trio, warnings
 from prime_dht import NodeConfig, PrimeDHTError, connect
+
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # Python 3.12 has it
 
 async def endless(node):
     try:
