@@ -85,18 +85,36 @@ def working(work: Work[Report], *, count: int, peer: str | None) -> Iterator[Ite
         for number in range(count):
             link, far_end = forking.Pipe()
             links.append(link)
-            processes.append(forking.Process(target=_work, args=(far_end, number, count, work)))
-            processes[-1].start()
+            process = forking.Process(target=_work, args=(far_end, number, count, work))
+            with _signals_later():
+                process.start()
+                processes.append(process)
             far_end.close()
         yield _reports(links, peer)
     finally:
         for link in links:
             link.close()  # which ends a worker, unless it waits for something else
         deadline_s = time.monotonic() + STOPPING_S
-        for process in processes:
-            process.join(max(0.0, deadline_s - time.monotonic()))
-            process.kill()
-            process.join()
+        for started in processes:
+            started.join(max(0.0, deadline_s - time.monotonic()))
+            started.kill()
+            started.join()
+
+
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until the block ends: half a start leaves a worker that nobody can stop."""
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def _reports(links: list[Connection], peer: str | None) -> Iterator[list[Report]]:

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from ipaddress import ip_address
-from numbers import Real
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +25,7 @@ from prime_dht.entries.limits import Limits
 from prime_dht.errors import ConfigError, ValidationError
 from prime_dht.ids import US_PER_S, peer_from_text
 from prime_dht.partition.parameters import PartitionParameters
-from prime_dht.quantities import number_of
+from prime_dht.quantities import settle_numbers
 
 _DEFAULT_NETWORK = "prime"
 _DEFAULT_PREFIX = "/prime"
@@ -156,6 +156,7 @@ class DhtConfig:
     """Sizes, counts and times that this node enforces on its own entries and on everybody else's."""
 
     def __post_init__(self) -> None:
+        _settle(self)
         _at_least(self, 1, "k_bucket_size", "alpha", "replication_factor")
         if self.k_bucket_size > _MAX_K:
             raise ConfigError(f"k_bucket_size must be at most {_MAX_K}, not {self.k_bucket_size}")
@@ -181,7 +182,6 @@ class DhtConfig:
         _at_least(self, 16 << 20, "blobs_in_flight_bytes")
         if not 1 <= self.unit_s <= _MAX_UNIT_S:
             raise ConfigError(f"unit_s must be in 1 ..= {_MAX_UNIT_S:,}, not {self.unit_s}")
-        _as_pythons_own(self, "unit_s", "factor", "sector_bits")
         _ = self.partition  # which checks its numbers
         _peer_ids("allow_publishers", self.allow_publishers)
         _peer_ids("allow_peers", self.allow_peers)
@@ -299,6 +299,7 @@ class NodeConfig:
     """How the node behaves in the swarm."""
 
     def __post_init__(self) -> None:
+        _settle(self)
         _paths(self, "data_dir", "blocks_dir")
         _at_least(self, 1, "max_connections")
         _at_least(self, 0, "low_water_connections", "max_blocks_bytes")
@@ -306,6 +307,19 @@ class NodeConfig:
         _multiaddrs("announce", self.announce)
         if self.synchronous not in ("FULL", "NORMAL"):
             raise ConfigError(f"synchronous is FULL or NORMAL, not {self.synchronous!r}")
+
+
+def node_config(given: NodeConfig | None) -> NodeConfig:
+    """What is given, or else the configuration of a node that is nowhere told otherwise.
+
+    Raises:
+        ConfigError: it is something else, such as a :class:`DhtConfig`.
+    """
+    if given is None:
+        return NodeConfig()
+    if not isinstance(given, NodeConfig):
+        raise ConfigError(f"config is a NodeConfig, not {type(given).__name__}; a DhtConfig is its dht")
+    return given
 
 
 def fault_in_listening_on(address: Multiaddr) -> str | None:
@@ -355,6 +369,44 @@ def fault_in_announcing(address: Multiaddr) -> str | None:
     return f"{fault}: others dial an IP address or a DNS name and a TCP port, such as /dns4/node.example/tcp/4001"
 
 
+def _settle(config: DhtConfig | NodeConfig) -> None:
+    """Make of each value what its field is declared as, where it is plain what was meant: no type checker looks at
+    notebooks. Paths are for :func:`_paths`."""
+    settle_numbers(config)
+    for each in fields(config):
+        name, given = each.name, getattr(config, each.name)
+        match each.type:
+            case "bool":
+                if given not in (False, True):
+                    raise ConfigError(f"{name} is True or False, not {given!r}")
+                object.__setattr__(config, name, bool(given))
+            case "str" | "str | None":
+                if not isinstance(given, str) and (given is not None or each.type == "str"):
+                    raise ConfigError(f"{name} is text, not {type(given).__name__}")
+            case "tuple[str, ...]":
+                object.__setattr__(config, name, tuple(_texts(name, given)))
+            case "frozenset[str] | None":
+                if given is not None:
+                    object.__setattr__(config, name, frozenset(_texts(name, given)))
+            case "Mode":
+                if given not in (choices := [choice.value for choice in Mode]) and not isinstance(given, Mode):
+                    raise ConfigError(f"{name} is a Mode, or {' or '.join(choices)}, not {given!r}")
+                object.__setattr__(config, name, Mode(given))
+            case "DhtConfig" | "Limits":
+                if not isinstance(given, DhtConfig if each.type == "DhtConfig" else Limits):
+                    raise ConfigError(f"{name} is a {each.type}, not {type(given).__name__}")
+
+
+def _texts(name: str, given: object) -> Iterator[str]:
+    """Several texts; py-libp2p's addresses become such."""
+    if isinstance(given, str | bytes | Multiaddr) or not isinstance(given, Iterable):
+        raise ConfigError(f"{name} is a list of texts, not {type(given).__name__}")
+    for each in given:
+        if not isinstance(each, str | Multiaddr):
+            raise ConfigError(f"{name} is a list of texts, but in it is {type(each).__name__}")
+        yield str(each) if isinstance(each, Multiaddr) else each
+
+
 def _paths(config: NodeConfig, *names: str) -> None:
     """Take text for a path: whoever is not told so by a type checker writes it."""
     for name in names:
@@ -398,7 +450,6 @@ def _at_least(config: DhtConfig | NodeConfig, least: int, *names: str) -> None:
         value = getattr(config, name)
         if not value >= least:
             raise ConfigError(f"{name} must be at least {least}, not {value}")
-    _as_pythons_own(config, *names)
 
 
 def _positive(config: DhtConfig | NodeConfig, *names: str) -> None:
@@ -406,12 +457,3 @@ def _positive(config: DhtConfig | NodeConfig, *names: str) -> None:
         value = getattr(config, name)
         if not (value > 0 and math.isfinite(value)):
             raise ConfigError(f"{name} must be a positive number, not {value}")
-    _as_pythons_own(config, *names)
-
-
-def _as_pythons_own(config: DhtConfig | NodeConfig, *names: str) -> None:
-    """Of numbers of numpy's Python's own: for a time that is one of its narrow floats trio cannot wait."""
-    for name in names:
-        value = getattr(config, name)
-        if isinstance(value, Real):  # what is none, others tell
-            object.__setattr__(config, name, number_of(name, value))

@@ -13,9 +13,14 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import fields
 from numbers import Integral, Real
+from typing import TYPE_CHECKING
 
-from prime_dht.errors import ValidationError
+from prime_dht.errors import ConfigError, ValidationError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _SECONDS_OF = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
 _BYTES_OF = {"TiB": 1 << 40, "GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10, "B": 1}
@@ -39,6 +44,30 @@ def number_of(what: str, given: object) -> float:
     if not isinstance(given, Real):
         raise ValidationError(f"{what} is a number, not {type(given).__name__}")
     return int(given) if isinstance(given, Integral) else float(given)
+
+
+def settle_numbers(settings: DataclassInstance) -> None:
+    """Make a number of Python's own of each field that is declared as an ``int`` or a ``float``, though it be frozen.
+
+    Where the declaration says ``None`` as well, that stays. What is not finite is for the caller to judge.
+
+    Raises:
+        ConfigError: one is no number, or an ``int`` is not whole; 1e6 is.
+    """
+    for field in fields(settings):
+        kind, _, other = str(field.type).partition(" | ")  # declarations are texts where annotations are postponed
+        given = getattr(settings, field.name)
+        if kind not in ("int", "float") or (given is None and other == "None"):
+            continue
+        try:
+            number = number_of(field.name, given)
+        except ValidationError as error:
+            raise ConfigError(str(error)) from error
+        if kind == "int" and isinstance(number, float) and math.isfinite(number):
+            if not number.is_integer():
+                raise ConfigError(f"{field.name} is a whole number, not {number}")
+            number = int(number)
+        object.__setattr__(settings, field.name, number)
 
 
 def parse_duration_s(text: str) -> float:

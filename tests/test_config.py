@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import FrozenInstanceError, fields, replace
+from enum import Enum
 
 import numpy as np
 import pytest
+from multiaddr import Multiaddr
 
-from prime_dht import ConfigError, DhtConfig, Limits, NodeConfig
+from prime_dht import ConfigError, DhtConfig, Limits, Mode, NodeConfig
 from prime_dht.partition.parameters import PartitionParameters
 
 PEER = "12D3KooWLRPJAA5o6Ue7HZ1ZUKzNx1bmXZzHnQXEMNvvTHDsdc1B"
@@ -109,6 +111,59 @@ def test_the_presets_are_the_documented_ones(preset: DhtConfig, values: tuple[fl
 def test_what_is_out_of_range_or_contradicts_itself_is_a_config_error(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         DhtConfig(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("config", "wrong", "told"),
+    [
+        (DhtConfig, {"alpha": "3"}, "alpha is a number, not str"),
+        (DhtConfig, {"alpha": None}, "alpha is a number, not NoneType"),
+        (DhtConfig, {"factor": 3.5}, "factor is a whole number, not 3.5"),
+        (DhtConfig, {"read_quorum": "1"}, "read_quorum is a number, not str"),
+        (DhtConfig, {"ttl": "1h"}, "ttl is a number, not str"),
+        (DhtConfig, {"unit_s": None}, "unit_s is a number, not NoneType"),
+        (DhtConfig, {"mode": "Client"}, "mode is a Mode, or server or client or auto, not 'Client'"),
+        (DhtConfig, {"network_id": None}, "network_id is text, not NoneType"),
+        (DhtConfig, {"protocol_prefix": b"/ipfs"}, "protocol_prefix is text, not bytes"),
+        (DhtConfig, {"pipelining": "no"}, "pipelining is True or False, not 'no'"),
+        (DhtConfig, {"allow_peers": PEER}, "allow_peers is a list of texts, not str"),
+        (DhtConfig, {"allow_peers": [1]}, "allow_peers is a list of texts, but in it is int"),
+        (DhtConfig, {"limits": {"max_ttl_s": 60}}, "limits is a Limits, not dict"),
+        (NodeConfig, {"max_connections": "9"}, "max_connections is a number, not str"),
+        (NodeConfig, {"peers": f"/ip4/192.0.2.1/tcp/1/p2p/{PEER}"}, "peers is a list of texts, not str"),
+        (NodeConfig, {"listen": None}, "listen is a list of texts, not NoneType"),
+        (NodeConfig, {"mdns": None}, "mdns is True or False, not None"),
+        (NodeConfig, {"redis_url": 6379}, "redis_url is text, not int"),
+        (NodeConfig, {"dht": {"alpha": 2}}, "dht is a DhtConfig, not dict"),
+        (Limits, {"max_slots_per_key": 3.7}, "max_slots_per_key is a whole number, not 3.7"),
+        (Limits, {"max_ttl_s": "1d"}, "max_ttl_s is a number, not str"),
+    ],
+)
+def test_what_is_of_another_kind_is_a_config_error_that_names_it(
+    config: type, wrong: dict[str, object], told: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config(**wrong)
+    assert str(caught.value) == told
+
+
+def test_what_is_plainly_meant_is_taken() -> None:
+    dht = DhtConfig(mode="client", cache_bytes=1e6, allow_peers=[PEER])  # type: ignore[arg-type]
+    assert (dht.mode, dht.cache_bytes, type(dht.cache_bytes)) == (Mode.CLIENT, 1_000_000, int)
+    assert dht.allow_peers == frozenset({PEER})
+    address = f"/ip4/192.0.2.1/tcp/1/p2p/{PEER}"
+    node = NodeConfig(peers=[Multiaddr(address)], mdns=np.True_)  # type: ignore[arg-type]
+    assert (node.peers, node.mdns) == ((address,), True)
+    assert hash(node) == hash(NodeConfig(peers=(address,), mdns=True))
+
+
+def test_a_text_is_taken_as_it_is_whatever_else_it_is() -> None:
+    class Known(str, Enum):  # noqa: UP042 - whose text is its name
+        NODE = f"/ip4/192.0.2.1/tcp/1/p2p/{PEER}"
+        PUBLISHER = PEER
+
+    assert NodeConfig(listen=(), peers=(Known.NODE,)).peers == (f"/ip4/192.0.2.1/tcp/1/p2p/{PEER}",)
+    assert DhtConfig(allow_publishers=frozenset({Known.PUBLISHER})).allow_publishers == frozenset({PEER})
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, overload
 import trio
 
 from prime_dht.blocking.entries import unchanging
+from prime_dht.errors import LocalProtocolError
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -220,6 +221,8 @@ class BlockingBlobs:
         def consume() -> Iterator[bytes]:
             while (piece := self._dht.call(lambda _: anext(receive, None), timeout=timeout)) is not None:
                 yield piece
+            if producing.cancelled():
+                raise LocalProtocolError("the pieces of a stream are read within its with block")
             producing.result()
 
         producing = self._dht._begin_aside(produce, timeout)

@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from prime_dht.blocking.client import BlockingDHT
-from prime_dht.config import Mode, NodeConfig
+from prime_dht.config import Mode, NodeConfig, node_config
 from prime_dht.errors import ConfigError
 from prime_dht.quantities import number_of
 
@@ -83,7 +83,7 @@ def connected(
     timeout: float,
 ) -> D:
     """As :func:`connect`, for clients that can do more."""
-    config = config or NodeConfig()
+    config = node_config(config)
     if not (joining_s := number_of("timeout", timeout)) > 0:
         raise ConfigError(f"timeout must be a positive number of seconds, not {timeout}")
     dht_config = config.dht if network_id is None else replace(config.dht, network_id=network_id)
@@ -94,7 +94,7 @@ def connected(
     config = replace(
         config,
         peers=(*config.peers, *_multiaddrs(peers)),
-        data_dir=config.data_dir if data_dir is None else Path(data_dir),
+        data_dir=config.data_dir if data_dir is None else cast(Path, data_dir),  # text, too: the config checks it
         mdns=mdns or config.mdns,
         dht=dht_config,
     )

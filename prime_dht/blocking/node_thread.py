@@ -8,6 +8,7 @@ Of all this a forked child gets a copy in which nothing runs any more; :meth:`No
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import threading
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from prime_dht.config import NodeConfig
     from prime_dht.entries.validators import Validator
     from prime_dht.node.dht import PrimeDHT
+
+logger = logging.getLogger(__name__)
 
 CALLS_AT_ONCE = 256
 """Calls under way at a time, but for those *aside*. More are not quicker, and each holds on to what it was given."""
@@ -231,9 +234,13 @@ class NodeThread:
             self._take_data_dir()
             trio.run(self._main)
         except BaseException as error:
-            if self.is_started:
+            if not self.is_started:
+                self._failure = error
+            elif self._is_ending and isinstance(error, StorageError):
+                # Of what was acknowledged nothing is lost by it: that was on the disk before.
+                logger.warning("not all could be written down at the end: %s", error)
+            else:
                 raise  # nobody foresaw it, and nobody waits: Python shows it as the end of this thread
-            self._failure = error
         finally:
             self.has_failed = not self.is_started
             self._open_gates()

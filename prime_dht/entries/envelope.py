@@ -33,7 +33,6 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
-from libp2p.crypto.keys import KeyType
 from nacl.bindings import crypto_sign_open
 from nacl.exceptions import BadSignatureError
 
@@ -140,6 +139,8 @@ def seal(private_key: PrivateKey, purpose: Purpose, network_id: str, payload: by
     Raises:
         ValidationError: the key is not Ed25519, the network id is invalid, or the envelope would be too large.
     """
+    from libp2p.crypto.keys import KeyType  # here, for all of py-libp2p comes with it; whoever has a key has it already
+
     public_key = private_key.get_public_key()
     if public_key.get_type() is not KeyType.Ed25519:
         raise ValidationError("only Ed25519 keys can sign entries and capabilities")

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from numbers import Real
 from typing import NamedTuple, assert_never
 
 from prime_dht.entries.entry import BlobRef, Entry, Inline, Tombstone
 from prime_dht.entries.envelope import MAX_ENVELOPE_BYTES
 from prime_dht.errors import ConfigError, ValidationError
 from prime_dht.ids import US_PER_S
-from prime_dht.quantities import number_of
+from prime_dht.quantities import settle_numbers
 
 MAX_ENTRY_BYTES = (1 << 20) - (64 << 10)
 """Of an entry, envelope and value, that travels: a message between replicas is of 1 MiB, and has more in it."""
@@ -124,6 +123,7 @@ class Limits:
     """Contents that one peer provides, as far as this store knows; the one it announced longest ago makes room."""
 
     def __post_init__(self) -> None:
+        settle_numbers(self)
         for field in fields(self):
             limit = getattr(self, field.name)
             if not (limit > 0 and math.isfinite(limit)):
@@ -131,8 +131,6 @@ class Limits:
             most = MAX_DURATION_S if field.name.endswith("_s") else MAX_NUMBER
             if limit > most:
                 raise ConfigError(f"{field.name} cannot exceed {most:,}, not {limit:,}")
-            if isinstance(limit, Real):  # numpy's too: in microseconds one of its narrow ones would be another number
-                object.__setattr__(self, field.name, number_of(field.name, limit))
         if self.max_envelope_bytes > MAX_ENVELOPE_BYTES:
             raise ConfigError(f"max_envelope_bytes cannot exceed the format's {MAX_ENVELOPE_BYTES}")
         if self.max_inline_bytes + self.max_envelope_bytes > MAX_ENTRY_BYTES:

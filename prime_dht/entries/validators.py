@@ -104,10 +104,12 @@ class ValidatorRegistry:
     """The validators of a node, by namespace: ``/pk/`` and those given.
 
     Raises:
-        ConfigError: one is given for ``/prime/``.
+        ConfigError: one is given for ``/prime/``, or what is given does not say for which namespaces.
     """
 
     def __init__(self, validators: Mapping[str, Validator] | None = None) -> None:
+        if validators is not None and not isinstance(validators, Mapping):
+            raise ConfigError(f"validators is a mapping, of namespaces to validators, not {type(validators).__name__}")
         self._validators: dict[str, Validator] = {"pk": PublicKeyValidator(), **(validators or {})}
         if PRIME_NAMESPACE in self._validators:
             raise ConfigError("the namespace /prime/ holds entries, which no validator can judge")

@@ -14,5 +14,5 @@ With a swarm, for code without trio:
 - ``rounds``: the members of a group agree, round by round, on one aggregate;
 - ``service``: for orchestrators, who start, stop and watch; ``watching``: what it looks out for.
 
-It needs the extra ``ml``: ``pip install prime-dht[ml]``.
+It needs the extra ``ml``, and says so without it (``extra``): ``pip install prime-dht[ml]``.
 """

@@ -11,16 +11,17 @@ first used: connecting is as quick as without them, and works without the extra 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, SupportsFloat, overload
+from typing import TYPE_CHECKING, Literal, SupportsFloat, SupportsIndex, overload
 
 from prime_dht.blocking.client import BlockingDHT
 from prime_dht.blocking.connecting import JOINING_S, connected
 from prime_dht.config import NodeConfig
 from prime_dht.errors import ConfigError
+from prime_dht.ml.extra import extra_needed
 
 if TYPE_CHECKING:
     from prime_dht.entries.validators import Validator
@@ -85,21 +86,6 @@ def connect(
         validators=validators,
         timeout=timeout,
     )
-
-
-@contextmanager
-def extra_needed() -> Iterator[None]:
-    """Around imports of what needs the extra ``ml``.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    try:
-        yield
-    except ImportError as error:
-        raise ConfigError(
-            f"this needs the extra for machine learning: pip install 'prime-dht[ml]' ({error})"
-        ) from error
 
 
 class LearningDHT(BlockingDHT):
@@ -343,7 +329,7 @@ class LearningDHT(BlockingDHT):
     @overload
     def publish(
         self,
-        round: int,
+        round: SupportsIndex,
         tensors: Weights,
         metrics: Mapping[str, SupportsFloat | str] | None = ...,
         *,
@@ -357,7 +343,7 @@ class LearningDHT(BlockingDHT):
     @overload
     def publish(
         self,
-        round: int,
+        round: SupportsIndex,
         tensors: Weights,
         metrics: Mapping[str, SupportsFloat | str] | None = ...,
         *,
@@ -370,7 +356,7 @@ class LearningDHT(BlockingDHT):
     ) -> Future[PutReceipt]: ...
     def publish(
         self,
-        round: int,  # noqa: A002 - what everybody calls it
+        round: SupportsIndex,  # noqa: A002 - what everybody calls it
         tensors: Weights,
         metrics: Mapping[str, SupportsFloat | str] | None = None,
         *,
@@ -406,7 +392,7 @@ class LearningDHT(BlockingDHT):
 
     def collect(
         self,
-        round: int,  # noqa: A002 - what everybody calls it
+        round: SupportsIndex,  # noqa: A002 - what everybody calls it
         *,
         members: Collection[PeerId | str] | None = None,
         minimum: int | None = None,

@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn, Self
 import prime_dht
 from prime_dht.errors import ConfigError, LocalProtocolError, PrimeDHTError, ValidationError
 from prime_dht.events import PeerJoined
-from prime_dht.ml.client import extra_needed
+from prime_dht.ml.extra import extra_needed
 from prime_dht.quantities import number_of
 
 if TYPE_CHECKING:

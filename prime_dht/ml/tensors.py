@@ -22,11 +22,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from prime_dht.errors import ValidationError
+from prime_dht.ml.extra import extra_needed
+
+with extra_needed():
+    import ml_dtypes
 
 Array = npt.NDArray[np.generic]
 Dtype = np.dtype[np.generic]
@@ -253,7 +256,7 @@ def _as_tensor(name: str, one: object) -> Array:
 
 
 def _spec_of_one(name: str, one: object) -> TensorSpec:
-    if isinstance(one, np.ndarray) and one.dtype in _NAMES:  # nearly all are; to find out what else takes much longer
+    if type(one) is np.ndarray and one.dtype in _NAMES:  # nearly all are; to find out what else takes much longer
         return read_spec(name, dtype_name(one.dtype), list(one.shape))
     if isinstance(one, TorchTensor):
         dtype_text = str(one.dtype).removeprefix("torch.")
@@ -272,6 +275,8 @@ def _spec_of_one(name: str, one: object) -> TensorSpec:
 def _array(name: str, one: object) -> Array:
     """The array that is meant, which may be a copy: of a torch tensor the one it shares its memory with, if it can."""
     if isinstance(one, np.ndarray):  # first, as this is quickly known
+        if isinstance(one, np.ma.MaskedArray) and one.dtype in _NAMES and np.ma.is_masked(one):
+            raise ValidationError(f"the tensor {name!r} is masked, and a tensor is not: fill it, with filled()")
         return one
     if isinstance(one, Mapping):
         raise ValidationError(f"{name!r} is a mapping: give all tensors side by side, each under a name of its own")

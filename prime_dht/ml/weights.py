@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import safetensors
 
 from prime_dht.errors import StorageError, ValidationError
+from prime_dht.ml.extra import extra_needed
 from prime_dht.ml.tensors import (
     Array,
     Spec,
@@ -35,6 +35,9 @@ from prime_dht.ml.tensors import (
     spec_of,
     tensor_in,
 )
+
+with extra_needed():
+    import safetensors
 
 _LENGTH_BYTES = 8
 _ALIGNMENT_BYTES = 8

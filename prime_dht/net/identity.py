@@ -23,6 +23,9 @@ from prime_dht.durability import sync_path
 from prime_dht.errors import ConfigError
 from prime_dht.ids import PeerId
 
+IDENTITY_FILE = "identity.key"
+"""Where it is in a node's data directory."""
+
 
 def new_identity() -> KeyPair:
     """A new random Ed25519 key pair."""

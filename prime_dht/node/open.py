@@ -8,13 +8,13 @@ from functools import partial
 
 from libp2p.abc import IHost
 
-from prime_dht.config import Mode, NodeConfig
+from prime_dht.config import Mode, NodeConfig, node_config
 from prime_dht.entries.validators import Validator
 from prime_dht.errors import ConfigError, ValidationError
 from prime_dht.ids import PeerId, peer_from_text, peer_text
 from prime_dht.net.dialer import split_peer_address
 from prime_dht.net.host import HostSettings, listen_addresses, open_host
-from prime_dht.net.identity import load_or_create_identity, new_identity, peer_id_of
+from prime_dht.net.identity import IDENTITY_FILE, load_or_create_identity, new_identity, peer_id_of
 from prime_dht.net.mdns import open_mdns
 from prime_dht.node.dht import PrimeDHT
 from prime_dht.node.life import MAX_BLOCKS_BYTES_IN_MEMORY
@@ -23,7 +23,6 @@ from prime_dht.storage.blocks import BlockStore
 from prime_dht.storage.memory import MemoryBackend
 from prime_dht.storage.sqlite import SQLiteBackend
 
-IDENTITY_FILE = "identity.key"
 STORE_FILE = "store.sqlite"
 BLOCKS_DIRECTORY = "blocks"
 
@@ -38,10 +37,11 @@ async def open_node(
     ``mdns`` it also joins whomever of its network it finds on the local network, now or later.
 
     Raises:
-        ConfigError: an address, a peer's multiaddr, the data directory or the identity file cannot be used.
+        ConfigError: ``config`` is none, or an address, a peer's multiaddr, the data directory or the identity file
+            cannot be used.
         StorageError: the store cannot be opened, for example because another process has it.
     """
-    config = config or NodeConfig()
+    config = node_config(config)
     for peer in config.peers:
         try:
             split_peer_address(peer)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prime_dht import BlobError, BlockingDHT, ValidationError
+from prime_dht import BlobError, BlockingDHT, LocalProtocolError, ValidationError
 from prime_dht.blobs.cid import Cid
 from prime_dht.blocking import node_thread
 from prime_dht.node.blobs.progress import BlobProgress
@@ -72,6 +72,13 @@ def test_what_goes_wrong_with_a_stream_is_raised_from_the_loop(dht: BlockingDHT)
     with dht.blobs.stream("no cid") as pieces, pytest.raises(ValidationError):
         next(pieces)
     with dht.blobs.stream(NOBODYS) as pieces, pytest.raises(BlobError):
+        next(pieces)
+
+
+def test_a_stream_that_was_left_says_where_its_pieces_are_read(dht: BlockingDHT, cid: Cid) -> None:
+    with dht.blobs.stream(cid) as pieces:
+        next(pieces)
+    with pytest.raises(LocalProtocolError, match="within its with block"):
         next(pieces)
 
 

@@ -26,6 +26,7 @@ from prime_dht import (
     connect,
 )
 from prime_dht.blocking.node_thread import NodeThread
+from prime_dht.storage.blocks import BlockStore
 from prime_dht.testing.processes import LOOPBACK, TIMEOUT_S, run
 
 CID = "bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy"
@@ -106,6 +107,10 @@ def test_peers_that_do_not_answer_are_a_query_error_in_time(swarm: tuple[str, ..
         ({"network_id": "two words"}, "network_id"),
         ({"serve": True, "config": NodeConfig(listen=())}, "has to listen"),
         ({"serve": True, "config": NodeConfig(dht=DhtConfig(mode=Mode.CLIENT))}, "not to be a client"),
+        ({"config": DhtConfig()}, "config is a NodeConfig, not DhtConfig; a DhtConfig is its dht"),
+        ({"config": {}}, "config is a NodeConfig, not dict"),
+        ({"data_dir": ""}, "data_dir is a path, and not empty"),
+        ({"data_dir": 5}, "data_dir is a path, as text or a pathlib.Path, not int"),
     ],
 )
 def test_a_mistake_in_the_arguments_is_a_config_error(mistake: dict[str, object], words: str) -> None:
@@ -135,6 +140,27 @@ def test_nothing_is_left_of_a_client_that_is_closed_or_failed(swarm: tuple[str, 
     for use in (dht.peers, lambda: dht.put("k", b"", wait=False), dht.subscribe):
         with pytest.raises(LocalProtocolError, match="this client is closed"):
             use()
+
+
+def test_what_cannot_be_written_down_at_the_end_is_said_in_a_line(
+    swarm: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    close = BlockStore.aclose
+
+    async def close_on_a_full_disk(blocks: BlockStore) -> None:
+        await close(blocks)
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(BlockStore, "aclose", close_on_a_full_disk)
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)  # which shows what ends a thread
+    with connect(swarm[0], data_dir=tmp_path) as dht:
+        assert dht.put("connecting:full", b"value").acknowledged
+    assert "not all could be written down at the end: the disk is full" in caplog.messages
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_a_client_that_nobody_has_any_more_closes_when_its_last_call_has_ended(swarm: tuple[str, ...]) -> None:

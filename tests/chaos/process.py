@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from prime_dht.ids import PeerId
-from prime_dht.net.identity import load_or_create_identity, peer_id_of
-from prime_dht.node.open import IDENTITY_FILE
+from prime_dht.net.identity import IDENTITY_FILE, load_or_create_identity, peer_id_of
 
 from .node import Settings
 

@@ -12,8 +12,8 @@ import pytest
 
 from prime_dht.cli.commands.get_all import MAX_NAME_CHARS, file_name
 from prime_dht.ids import US_PER_S, peer_from_text
+from prime_dht.net.identity import IDENTITY_FILE
 from prime_dht.node.clock import SystemClock
-from prime_dht.node.open import IDENTITY_FILE
 from prime_dht.testing.processes import PRIME_DHT, Ended, running
 
 PEER = peer_from_text("12D3KooWLRPJAA5o6Ue7HZ1ZUKzNx1bmXZzHnQXEMNvvTHDsdc1B")

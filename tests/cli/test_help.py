@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
 
 from prime_dht.cli.app import prime_dht
+from prime_dht.testing.processes import run
 
 
 def commands(group: click.Group, path: str = "prime-dht") -> Iterator[tuple[str, click.Command]]:
@@ -46,3 +49,21 @@ def test_every_command_that_a_person_needs_is_there() -> None:
 def test_what_has_a_result_can_give_it_as_json(path: str) -> None:
     flags = {flag for parameter in ALL[path].params for flag in parameter.opts}
     assert "--json" in flags or path in ("prime-dht run", "prime-dht completion")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "done_without"),
+    [
+        ("--help", {"libp2p", "trio", "numpy", "prime_dht.node"}),
+        ("completion bash", {"libp2p", "trio", "numpy", "prime_dht.node"}),
+        ("config", {"libp2p", "trio", "numpy", "prime_dht.node"}),
+        ("id --data-dir .", {"numpy", "prime_dht.node"}),
+    ],
+)
+def test_what_asks_no_swarm_does_not_wait_for_the_import_of_what_does(
+    arguments: str, done_without: set[str], tmp_path: Path
+) -> None:
+    program = "import sys; from prime_dht.cli import main; main(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
+    ended = run(sys.executable, "-c", program, *arguments.split(), cwd=tmp_path)
+    assert ended.out
+    assert not done_without & set(ended.err.split())

@@ -24,8 +24,9 @@ from prime_dht.cli.commands.store.files import dump_to_write
 from prime_dht.entries.entry import Entry
 from prime_dht.errors import ConfigError
 from prime_dht.ids import Key, TimestampUs, peer_text
+from prime_dht.net.identity import IDENTITY_FILE
 from prime_dht.node.clock import SystemClock
-from prime_dht.node.open import BLOCKS_DIRECTORY, IDENTITY_FILE, STORE_FILE
+from prime_dht.node.open import BLOCKS_DIRECTORY, STORE_FILE
 from prime_dht.storage.base import OwnSlot
 from prime_dht.storage.blocks import INDEX_FILE, BlockStore
 from prime_dht.storage.dump_lines import End, Header, Line, encode_line

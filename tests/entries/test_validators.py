@@ -111,6 +111,11 @@ def test_entries_have_no_validator() -> None:
         ValidatorRegistry({"prime": Longest()})
 
 
+def test_validators_are_given_by_their_namespaces() -> None:
+    with pytest.raises(ConfigError, match="a mapping, of namespaces to validators, not list"):
+        ValidatorRegistry([Longest()])  # type: ignore[arg-type]
+
+
 def test_an_applications_validator_judges_and_selects_in_its_namespace() -> None:
     registry = ValidatorRegistry({"text": Longest()})
     registry.validate(b"/text/x", b"abc")

@@ -47,6 +47,41 @@ def test_no_worker_outlives_it(signum: int, status: int, tmp_path: Path) -> None
         assert (ended.status, ended.err) == (status, "")
 
 
+@pytest.mark.parametrize("is_started", [False, True])
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_what_ends_it_while_a_worker_starts_leaves_none_half_started(
+    signum: int, status: int, is_started: bool
+) -> None:
+    program = f"""
+import signal, workers
+from multiprocessing import active_children
+from multiprocessing.context import ForkServerProcess
+
+start = ForkServerProcess.start
+
+def start_while_it_ends(process):
+    if {is_started}:
+        start(process)
+    signal.raise_signal({signum})
+    if not {is_started}:
+        start(process)
+
+ForkServerProcess.start = start_while_it_ends
+
+def main():
+    try:
+        with workers.working(print, count=2, peer=None):
+            return 0
+    finally:
+        assert not active_children()
+
+if __name__ == "__main__":
+    workers.run(main)
+"""
+    ended = run(sys.executable, "-c", program, env={"PYTHONPATH": str(EXAMPLES)})
+    assert (ended.status, ended.out, ended.err) == (status, b"", "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "mistake"),
     [

@@ -193,12 +193,13 @@ def test_a_forked_child_saves_its_own_and_leaves_what_is_being_saved_to_its_pare
     swarm: tuple[str, ...], tmp_path: Path
 ) -> None:
     body = """
-import os, sys, threading
+import os, sys, threading, warnings
 import numpy as np
 import trio
 from prime_dht import Checkpoints, connect
 from prime_dht.ml.models import checkpoints as module
 
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # Python 3.12 has it
 push, reached, opened, parent = module.push, threading.Event(), threading.Event(), os.getpid()
 async def push_when_opened(*arguments, **named):
     reached.set()
@@ -340,3 +341,9 @@ def test_what_makes_no_sense_is_refused(dht: LearningDHT) -> None:
             Checkpoints(dht, "run", every=1, keep=wrong)
     with pytest.raises(ValidationError, match="is no model id"):
         Checkpoints(dht, "run 11", every=1)
+    with pytest.raises(ValidationError, match="run_id names the run, and is not None"):
+        Checkpoints(dht, cast("str", None), every=1)
+
+
+def test_a_run_may_have_the_number_of_a_job_for_its_id(dht: LearningDHT) -> None:
+    assert Checkpoints(dht, cast("str", 4711), every=1).model_id == Checkpoints(dht, "4711", every=1).model_id

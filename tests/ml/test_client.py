@@ -70,9 +70,10 @@ def test_a_copy_in_this_process_or_a_child_is_a_client_that_learns(dht: Learning
 
 def test_a_forked_child_pulls_with_a_client_of_its_own(swarm: tuple[str, ...], tmp_path: Path) -> None:
     body = """
-import os, sys
+import os, sys, warnings
 import numpy as np
 from prime_dht import connect
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # Python 3.12 has it
 dht = connect(sys.argv[1], data_dir=sys.argv[2])
 pushed = dht.push_model("forked", {"w": np.arange(3.0)})
 if not (child := os.fork()):
@@ -115,6 +116,24 @@ with connect(sys.argv[1]) as dht:
 """
     ended = run(sys.executable, "-c", body, swarm[0])
     assert (ended.status, ended.out, ended.err) == (0, b"True\n" * 5, "")
+
+
+@pytest.mark.parametrize(
+    ("missing", "module"), [("ml_dtypes", "rounds"), ("zstandard", "codecs"), ("safetensors", "weights")]
+)
+def test_what_cannot_be_imported_without_the_extra_says_so(missing: str, module: str) -> None:
+    body = f"""
+import sys
+sys.modules["{missing}"] = None  # as if it were not installed
+from prime_dht import ConfigError
+try:
+    import prime_dht.ml.{module}
+except ConfigError as error:
+    print(error)
+"""
+    ended = run(sys.executable, "-c", body)
+    assert (ended.status, ended.err) == (0, "")
+    assert b"pip install 'prime-dht[ml]' (import of %s halted" % missing.encode() in ended.out
 
 
 # Models

@@ -240,7 +240,7 @@ def test_a_publish_that_fails_leaves_the_feedback_as_it_was(team: list[LearningD
 
 
 def test_a_round_may_be_numbered_by_numpy(team: list[LearningDHT]) -> None:
-    number = cast(int, np.int64(960))
+    number = np.int64(960)
     team[0].publish(number, TENSORS)
     collected = team[1].collect(number, members=[team[0].peer_id])
     assert (collected.round, set(collected.gradients)) == (960, {team[0].peer_id})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from prime_dht.ml.tensors import (
     BFLOAT16,
     DTYPES,
     TensorSpec,
+    Weights,
     as_tensors,
     check_finite,
     check_spec,
@@ -54,6 +56,18 @@ def test_what_are_no_arrays_is_named() -> None:
     for use in (as_tensors, spec_of):
         with pytest.raises(ValidationError, match="tensors are names and arrays, such as a dict or a torch state dict"):
             use([1, 2])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("use", [as_tensors, spec_of])
+def test_what_a_mask_hides_is_not_taken_for_numbers(use: Callable[[Weights], object]) -> None:
+    with pytest.raises(ValidationError, match="the tensor 'layer' is masked"):
+        use({"layer": np.ma.array([1.0, 2.0], mask=[False, True])})
+    records: Any = np.ma.array([(1, 2)], dtype=[("a", int), ("b", int)], mask=[(True, False)])
+    with pytest.raises(ValidationError, match="the tensor 'layer' is of dtype"):
+        use({"layer": records})
+    nothing_hidden = np.ma.array([1.0, 2.0], mask=False)
+    assert use({"layer": nothing_hidden}) is not None
+    assert type(as_tensors({"layer": nothing_hidden})["layer"]) is np.ndarray
 
 
 @pytest.mark.parametrize("name", ["", "x" * 1025, "\ud800"])

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from prime_dht import ConfigError, NodeConfig, StorageError, ValidationError, open_node
+from prime_dht import ConfigError, DhtConfig, NodeConfig, StorageError, ValidationError, open_node
 from prime_dht.blobs.cid import Cid
-from prime_dht.node.open import BLOCKS_DIRECTORY, IDENTITY_FILE, STORE_FILE
+from prime_dht.net.identity import IDENTITY_FILE
+from prime_dht.node.open import BLOCKS_DIRECTORY, STORE_FILE
 from prime_dht.storage.blocks import BlockStore
 
 LISTEN = ("/ip4/127.0.0.1/tcp/0",)
@@ -129,6 +130,12 @@ async def test_a_store_that_is_none_is_a_storage_error(tmp_path: Path) -> None:
         with pytest.raises(StorageError):
             async with open_node(config(tmp_path)):
                 pass
+
+
+async def test_a_configuration_of_another_kind_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match="config is a NodeConfig, not DhtConfig; a DhtConfig is its dht"):
+        async with open_node(DhtConfig()):  # type: ignore[arg-type]
+            pass
 
 
 async def test_a_port_in_use_and_a_peer_that_has_no_id_are_config_errors() -> None:

@@ -37,7 +37,7 @@ def command(session: Session, key: bytes, subkey: bytes, capability: bytes) -> i
       prime-dht delete model:digits --subkey layer-1 --data-dir ./me
     """
     from prime_dht.cli.life import run_until_done
-    from prime_dht.node.open import IDENTITY_FILE
+    from prime_dht.net.identity import IDENTITY_FILE
 
     data_dir = session.config.data_dir
     if data_dir is None:

@@ -24,8 +24,7 @@ def command(data_dir: Path | None, as_json: bool) -> None:
     if data_dir is None:
         raise click.UsageError("give --data-dir: the directory whose peer id to print")
     from prime_dht.ids import peer_text
-    from prime_dht.net.identity import load_or_create_identity, peer_id_of
-    from prime_dht.node.open import IDENTITY_FILE
+    from prime_dht.net.identity import IDENTITY_FILE, load_or_create_identity, peer_id_of
 
     peer = peer_text(peer_id_of(load_or_create_identity(data_dir / IDENTITY_FILE)))
     show({"peer_id": peer}, peer, as_json=as_json)

@@ -25,10 +25,10 @@ import json
 from dataclasses import dataclass
 
 import numpy as np
-import zstandard
 
 from prime_dht.errors import ValidationError
 from prime_dht.ml.codecs.codec import CODECS, Codec, Plain, checked_codec
+from prime_dht.ml.extra import extra_needed
 from prime_dht.ml.tensors import (
     Array,
     Spec,
@@ -41,6 +41,9 @@ from prime_dht.ml.tensors import (
     size_bytes_of,
     spec_of,
 )
+
+with extra_needed():
+    import zstandard
 
 CONTENT_TYPE = "application/vnd.prime-dht.tensors"
 MAX_HEADER_BYTES = 1 << 22

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, SupportsFloat, TypeVar, overload
+from typing import TYPE_CHECKING, Literal, SupportsFloat, SupportsIndex, TypeVar, overload
 
 from prime_dht.entries.capability import capability_in, decode_capability
 from prime_dht.errors import ValidationError
@@ -81,7 +81,7 @@ class Gradients:
     @overload
     def publish(
         self,
-        round: int,
+        round: SupportsIndex,
         tensors: Weights,
         metrics: Mapping[str, SupportsFloat | str] | None = ...,
         *,
@@ -94,7 +94,7 @@ class Gradients:
     @overload
     def publish(
         self,
-        round: int,
+        round: SupportsIndex,
         tensors: Weights,
         metrics: Mapping[str, SupportsFloat | str] | None = ...,
         *,
@@ -107,7 +107,7 @@ class Gradients:
     @overload
     def publish(
         self,
-        round: int,
+        round: SupportsIndex,
         tensors: Weights,
         metrics: Mapping[str, SupportsFloat | str] | None = ...,
         *,
@@ -119,7 +119,7 @@ class Gradients:
     ) -> PutReceipt | Future[PutReceipt]: ...
     def publish(
         self,
-        round: int,  # noqa: A002 - what everybody calls it
+        round: SupportsIndex,  # noqa: A002 - what everybody calls it
         tensors: Weights,
         metrics: Mapping[str, SupportsFloat | str] | None = None,
         *,
@@ -175,7 +175,7 @@ class Gradients:
 
     def collect(
         self,
-        round: int,  # noqa: A002 - what everybody calls it
+        round: SupportsIndex,  # noqa: A002 - what everybody calls it
         *,
         members: Collection[PeerId | str] | None = None,
         minimum: int | None = None,
@@ -213,7 +213,7 @@ class Gradients:
 
     def fetch(
         self,
-        round: int,  # noqa: A002 - what everybody calls it
+        round: SupportsIndex,  # noqa: A002 - what everybody calls it
         op_ids: Collection[OpId],
         *,
         timeout: float = 60.0,

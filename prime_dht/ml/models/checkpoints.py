@@ -35,7 +35,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, SupportsIndex
 
 from prime_dht.errors import BlobError, ConfigError, PrimeDHTError, QueryError, ValidationError
-from prime_dht.ml.client import extra_needed
+from prime_dht.ml.extra import extra_needed
 from prime_dht.ml.models.listing import versions_of
 from prime_dht.ml.models.model import Model
 from prime_dht.ml.models.version import (
@@ -124,6 +124,8 @@ class Checkpoints:
             raise ConfigError(f"every ({every!r}) and keep ({keep!r}) must be whole numbers") from error
         if every < 1 or keep < 1:
             raise ConfigError(f"every ({every}) and keep ({keep}) must be at least 1")
+        if run_id is None:  # which would be everybody's whose run has no name
+            raise ValidationError("run_id names the run, and is not None")
         self.model_id = checked_id(f"checkpoints/{run_id}")
         self._dht = dht
         self._every = every

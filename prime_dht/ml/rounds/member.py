@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, SupportsFloat, assert_never
+from typing import TYPE_CHECKING, SupportsFloat, SupportsIndex, assert_never
 
 from prime_dht.blobs.chunking import TensorChunker
 from prime_dht.entries import capability_in, check_capability
@@ -183,7 +183,7 @@ class RoundMember:
 
     def run(
         self,
-        round_number: int,
+        round_number: SupportsIndex,
         tensors: Weights,
         metrics: Mapping[str, SupportsFloat | str] | None = None,
         *,

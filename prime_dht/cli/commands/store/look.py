@@ -93,8 +93,7 @@ async def _look(path: Path) -> tuple[StoreInfo, Survey]:
 
 def _peer_id(data_dir: Path) -> str | None:
     """Of the node whose store it is; ``None`` if the directory has no identity yet. None is made."""
-    from prime_dht.net.identity import load_or_create_identity, peer_id_of
-    from prime_dht.node.open import IDENTITY_FILE
+    from prime_dht.net.identity import IDENTITY_FILE, load_or_create_identity, peer_id_of
 
     path = data_dir / IDENTITY_FILE
     return peer_text(peer_id_of(load_or_create_identity(path))) if os.path.lexists(path) else None
