@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from itertools import pairwise
 
 import pytest
@@ -25,7 +26,14 @@ from prime_dht.net.yamux.frames import (
     WINDOW_UPDATE,
     encode,
 )
-from prime_dht.net.yamux.pace import IDLE_PER_S
+from prime_dht.net.yamux.pace import (
+    IDLE_PER_S,
+    IDLE_PER_STREAM,
+    IDLE_PER_STREAM_OF_MANY,
+    STREAMS_PER_S,
+    Crowd,
+    Pace,
+)
 from prime_dht.testing.memory_conn import MemoryConn, memory_conns
 
 PEER = ID(b"\x00\x01\x00")
@@ -262,6 +270,64 @@ async def test_after_a_flood_that_brings_nothing_a_peer_is_not_heard_for_as_long
     mock_clock.jump(0.02)
     await wait_all_tasks_blocked()
     assert peer.received() == [(PING, ACK, 0, 8)]
+
+
+@pytest.mark.parametrize("more_data", [0, 2 * IDLE_PER_STREAM])
+async def test_a_peer_that_opens_very_many_streams_is_not_heard_for_a_while_however_much_data_they_bring(
+    nursery: trio.Nursery, mock_clock: MockClock, more_data: int
+) -> None:
+    dialer, listener = memory_conns()
+    muxer = FastYamux(listener, PEER)
+    opened: list[FastYamuxStream] = []
+    muxer.tell(opened.append, lambda: None)
+    nursery.start_soon(muxer.start)
+    per_s = IDLE_PER_S // IDLE_PER_STREAM
+    for number in range(3 * per_s):
+        stream_id = 2 * number + 1
+        dialer.send_now(encode(DATA, SYN, stream_id, 1) + b"x" + more_data * (encode(DATA, 0, stream_id, 1) + b"x"))
+        await wait_all_tasks_blocked()
+        dialer.send_now(encode(WINDOW_UPDATE, RST, stream_id, 0))
+        await wait_all_tasks_blocked()
+    assert 0.8 * per_s < len(opened) <= per_s
+    mock_clock.jump(10.0)
+    await wait_all_tasks_blocked()
+    dialer.received()
+    dialer.send_now(encode(PING, SYN, 0, 8))
+    await wait_all_tasks_blocked()
+    assert dialer.received() == [(PING, ACK, 0, 8)]
+
+
+async def test_streams_that_many_connections_open_together_count_for_more(
+    nursery: trio.Nursery, mock_clock: MockClock
+) -> None:
+    crowd, opened = Crowd(), list[FastYamuxStream]()
+    peers: list[MemoryConn] = []
+    for _ in range(10):
+        dialer, listener = memory_conns()
+        muxer = FastYamux(listener, PEER, crowd=crowd)
+        muxer.tell(opened.append, lambda: None)
+        nursery.start_soon(muxer.start)
+        peers.append(dialer)
+    for number in range(100):
+        for dialer in peers:
+            dialer.send_now(encode(DATA, SYN, 2 * number + 1, 1) + b"x")
+        await wait_all_tasks_blocked()
+    assert STREAMS_PER_S <= len(opened) < STREAMS_PER_S + 10 * IDLE_PER_S // IDLE_PER_STREAM_OF_MANY
+
+
+def test_while_many_connections_send_too_fast_each_is_heard_less_and_who_does_not_is_heard_at_once() -> None:
+    crowd = Crowd()
+    floods, honest = [Pace(crowd) for _ in range(10)], Pace(crowd)
+    with ExitStack() as stack:
+        for each in floods:
+            assert each.pause_s(2 * IDLE_PER_S, 0.0) > 0
+            stack.enter_context(each.pausing())
+        assert honest.pause_s(IDLE_PER_S, 0.0) == 0
+        later_s = [each.pause_s(IDLE_PER_S // 10, 1.0) for each in floods]
+        alone = Pace()
+        alone.pause_s(2 * IDLE_PER_S, 0.0)
+        assert min(later_s) == 5 * alone.pause_s(IDLE_PER_S // 10, 1.0)
+    assert crowd.paused == 0
 
 
 async def test_a_peer_that_sends_data_however_little_at_a_time_is_heard_at_once(

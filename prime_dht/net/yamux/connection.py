@@ -8,7 +8,7 @@ session below, so nothing has to be locked and a frame is never cut.
 What a peer can make us hold: ``max_inbound_streams`` streams that we have not closed, as many that wait to be accepted,
 ``MAX_LINGERING_STREAMS`` that we have closed and it has not, ``MAX_BUFFERED_BYTES`` of unread data, and the session's
 outgoing buffer. Identities are free, so the unread data of all connections of a host has a bound as well. The read loop
-waits for nothing but the socket, unless a peer sends too fast what brings no stream any data
+waits for nothing but the socket, unless a peer sends too fast what brings no stream any data, or opens streams too fast
 (:mod:`prime_dht.net.yamux.pace`). A stream beyond a limit is reset. A peer that breaks the protocol (an unknown version
 or kind, more data than the window, a stream id that is zero, ours or in use) gets GO_AWAY, and the connection is
 closed.
@@ -41,7 +41,7 @@ from multiaddr import Multiaddr
 from prime_dht.errors import RemoteProtocolError
 from prime_dht.ids import PeerId, short
 from prime_dht.net.yamux import frames
-from prime_dht.net.yamux.pace import Pace
+from prime_dht.net.yamux.pace import Crowd, Pace
 from prime_dht.net.yamux.stream import FastYamuxStream
 
 MAX_STREAMS = 256
@@ -127,6 +127,7 @@ class FastYamux(IMuxedConn):
         max_inbound_streams: how many of the peer's streams may be open on our side at a time.
         max_outbound_streams: how many of our own.
         unread: shared with other connections.
+        crowd: likewise.
     """
 
     def __init__(
@@ -137,6 +138,7 @@ class FastYamux(IMuxedConn):
         max_inbound_streams: int = MAX_STREAMS,
         max_outbound_streams: int = MAX_STREAMS,
         unread: Unread | None = None,
+        crowd: Crowd | None = None,
     ) -> None:
         self.secured_conn = conn
         self.peer_id = peer_id
@@ -156,6 +158,7 @@ class FastYamux(IMuxedConn):
         self._replies: bytearray | None = None  # what the read loop has to send, while it handles what it received
         self._buffered_bytes = 0
         self._unread = unread
+        self._crowd = crowd or Crowd()
         self._spare_window_bytes = SPARE_WINDOW_BYTES
 
     # Each takes a quarter of a kilobyte. Only who opens streams needs the first, and only who accepts them the second.
@@ -205,22 +208,25 @@ class FastYamux(IMuxedConn):
         self._start_soon = start_soon
         self.event_started.set()
         self.event_started = _SET  # an event takes a quarter of a kilobyte
-        parser, pace = frames.FrameParser(), Pace()
+        parser, pace = frames.FrameParser(), Pace(self._crowd)
         try:
             while not self._is_closed:
                 chunks = await self.secured_conn.read_some()
                 received = chain.from_iterable(map(parser.feed, chunks))
-                # What brought no stream any data, less what did; each chunk was a Noise frame.
-                idle = len(chunks)
+                idle, opened = len(chunks), 0  # each was a Noise frame
                 del chunks  # or the last of what was received would be kept for as long as nothing more is
                 while True:
-                    handled, loaded = self._handle_some(received)
+                    handled, loaded, more = self._handle_some(received)
                     idle += handled - 2 * loaded
+                    opened += more
                     if handled < FRAMES_PER_TURN:
                         break
                     await trio.lowlevel.checkpoint()
+                if opened:  # data does not make up for streams
+                    idle = max(0, idle) + self._crowd.idle_of(opened, trio.current_time())
                 if idle > 0 and (pause_s := pace.pause_s(idle, trio.current_time())):
-                    await trio.sleep(pause_s)
+                    with pace.pausing():
+                        await trio.sleep(pause_s)
         except ConnectionClosedError as reason:
             _logger.debug("connection to %s ended: %s", self._peer, reason)
         except RemoteProtocolError as error:
@@ -405,11 +411,12 @@ class FastYamux(IMuxedConn):
 
     # The read loop
 
-    def _handle_some(self, received: Iterator[frames.Frame]) -> tuple[int, int]:
-        """Handle the next frames, one turn's at most. Returns how many, and how many of them had data for a stream."""
-        handled = loaded = 0
+    def _handle_some(self, received: Iterator[frames.Frame]) -> tuple[int, int, int]:
+        """Handle the next frames, one turn's at most. Returns how many, how many of them had data for a stream, and how
+        many streams were opened."""
+        handled = loaded = opened = 0
         if self._is_closed:
-            return handled, loaded
+            return 0, 0, 0
         self._replies = bytearray()
         try:
             for frame in received:
@@ -422,8 +429,8 @@ class FastYamux(IMuxedConn):
             if replies:
                 self.send(bytes(replies))
             if self._to_accept:
-                self._pass_on_streams()
-        return handled, loaded
+                opened = self._pass_on_streams()
+        return handled, loaded, opened
 
     def _handle(self, frame: frames.Frame) -> bool:
         """Returns whether it had data for a stream."""
@@ -464,15 +471,17 @@ class FastYamux(IMuxedConn):
         self.send(frames.encode(frames.WINDOW_UPDATE, frames.ACK, stream_id, 0))
         return stream
 
-    def _pass_on_streams(self) -> None:
-        """Only when all that was received is handled: by then many a stream of a flood has been reset again."""
+    def _pass_on_streams(self) -> int:
+        """Only when all that was received is handled: by then many a stream of a flood has been reset again. Returns
+        how many were told of."""
         if self._on_stream is None:
             self._acceptors.unpark_all()
-            return
-        opened, self._to_accept = self._to_accept, []
+            return 0
+        opened = [stream for stream in self._to_accept if not stream.is_reset]
+        self._to_accept = []
         for stream in opened:
-            if not stream.is_reset:
-                self._on_stream(stream)
+            self._on_stream(stream)
+        return len(opened)
 
     def _shut(self, reason: int) -> None:
         """End everything but the socket, synchronously; the first call counts."""

@@ -15,6 +15,7 @@ from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID
 from prime_dht.errors import ConfigError
 from prime_dht.net.noise import FastNoiseSession
 from prime_dht.net.yamux.connection import FastYamux, Unread
+from prime_dht.net.yamux.pace import Crowd
 
 
 class FastMuxers(MuxerMultistream):
@@ -28,14 +29,16 @@ class FastMuxers(MuxerMultistream):
         super().__init__({}, stock.negotiate_timeout)
         self._selector = stock._selector
         self._unread = Unread()
+        self._crowd = Crowd()
 
     async def new_conn(self, conn: ISecureConn, peer_id: ID) -> IMuxedConn:
         if not isinstance(conn, FastNoiseSession):
             return await super().new_conn(conn, peer_id)
         protocol, muxer = await self._selector.select(conn, conn.is_initiator, self.negotiate_timeout)
-        is_yamux = protocol == PROTOCOL_ID
-        muxed = FastYamux(conn, peer_id, unread=self._unread) if is_yamux else muxer(conn, peer_id)
-        return self._annotate_connection(muxed, conn, protocol)
+        if protocol == PROTOCOL_ID:
+            yamux = FastYamux(conn, peer_id, unread=self._unread, crowd=self._crowd)
+            return self._annotate_connection(yamux, conn, protocol)
+        return self._annotate_connection(muxer(conn, peer_id), conn, protocol)
 
 
 def use_fast_yamux(host: IHost) -> None:

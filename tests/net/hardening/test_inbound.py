@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, suppress
-from functools import partial
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 
 import pytest
 import trio
-from hypothesis import given, settings
-from hypothesis import strategies as st
+import trio.testing
 from libp2p.host.basic_host import BasicHost
 from libp2p.host.ping import ID as PING
 from libp2p.io.abc import ReadWriteCloser
@@ -19,8 +17,6 @@ from libp2p.peer.peerinfo import PeerInfo
 from multiaddr import Multiaddr
 
 from prime_dht.net.hardening import inbound
-from prime_dht.net.hardening.inbound import Admission, Use, source_of
-from prime_dht.net.hardening.limits import HostLimits
 from prime_dht.net.hardening.parts import parts_of
 
 OpenHost = Callable[..., AbstractAsyncContextManager[BasicHost]]
@@ -190,12 +186,13 @@ async def test_who_is_protected_or_has_a_stream_open_makes_no_way_while_another_
 async def test_one_that_makes_way_is_closed_to_the_end_though_the_newcomer_has_to_make_way_itself_meanwhile(
     ours: OpenHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    coming_from(monkeypatch, *["192.0.2.1"] * 3, "192.0.2.2", "192.0.2.2", "192.0.2.3")
-    with trio.fail_after(10):
+    coming_from(monkeypatch, *["192.0.2.1"] * 3, *["192.0.2.2"] * 3, "192.0.2.3")
+    with trio.fail_after(30):
         async with AsyncExitStack() as stack:
-            server = await stack.enter_async_context(ours(max_connections=4, max_half_open=2))
-            clients = [await stack.enter_async_context(ours()) for _ in range(3)]
-            for client in clients:
+            server = await stack.enter_async_context(ours(max_connections=4))
+            clients = [await stack.enter_async_context(ours()) for _ in range(7)]
+            connections = server.get_network().get_connections
+            for client in clients[:3]:
                 await come(client, server)
             (newest,) = server.get_network().connections[clients[2].get_id()]
             is_closing, may_close = trio.Event(), trio.Event()
@@ -207,15 +204,117 @@ async def test_one_that_makes_way_is_closed_to_the_end_though_the_newcomer_has_t
                 await stock_close()
 
             monkeypatch.setattr(newest.muxed_conn, "close", close_slowly)
-            (address,) = server.get_transport_addrs()
-            first = await trio.open_tcp_stream("127.0.0.1", int(address.value_for_protocol("tcp")))
-            await stack.enter_async_context(first)
+            target = PeerInfo(server.get_id(), server.get_transport_addrs())
+            await clients[3].connect(target)  # which has shaken hands, and waits there for its place
             await is_closing.wait()
-            await say_nothing(server, 2, stack)
-            assert await first.receive_some(1) == b""
-            may_close.set()
-            while len(server.get_network().get_connections()) > 2:
+            for client in clients[:2]:
+                await client.disconnect(server.get_id())
+            while len(connections()) > 1:
                 await trio.lowlevel.checkpoint()
+            for client in clients[4:6]:
+                await come(client, server)
+                await client.new_stream(server.get_id(), [PING])
+            with suppress(SwarmException):  # for the one that is being closed still has its place
+                await clients[6].connect(target)
+            while clients[3].get_network().get_connections():
+                await trio.lowlevel.checkpoint()
+            may_close.set()
+            while len(connections()) > 3 or clients[2].get_network().get_connections():
+                await trio.lowlevel.checkpoint()
+            assert not server.is_peer_connected(clients[3].get_id())
+
+
+async def test_who_only_knocks_displaces_nobody_who_is_in(ours: OpenHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    coming_from(monkeypatch, *["192.0.2.1"] * 3, "192.0.2.2", "192.0.2.3", "192.0.2.4")
+    with trio.fail_after(30):
+        async with AsyncExitStack() as stack:
+            server = await stack.enter_async_context(ours(max_connections=4))
+            clients = [await stack.enter_async_context(ours()) for _ in range(4)]
+            for client in clients[:3]:
+                await come(client, server)
+            await say_nothing(server, 2, stack)
+            assert len(server.get_network().get_connections()) == 3
+            await clients[3].connect(PeerInfo(server.get_id(), server.get_transport_addrs()))
+            while clients[2].get_network().get_connections():
+                await trio.lowlevel.checkpoint()
+
+
+async def test_of_who_finds_no_place_when_it_has_shaken_hands_nothing_is_left(
+    ours: OpenHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbound.Admission, "establish", lambda *_: None)
+    with trio.fail_after(30):
+        async with ours() as client, ours() as server:
+            with suppress(SwarmException):
+                await client.connect(PeerInfo(server.get_id(), server.get_transport_addrs()))
+            swarm = parts_of(server)[1]
+            manager = swarm._resource_manager
+            assert manager is not None
+            while client.get_network().get_connections() or swarm._inbound_limiter.borrowed_tokens:
+                await trio.lowlevel.checkpoint()
+            assert manager._current_connections == 0
+            assert not swarm.get_connections()
+
+
+async def test_silent_connections_from_as_many_addresses_as_there_are_places_keep_nobody_out_once_they_had_their_time(
+    ours: OpenHost, monkeypatch: pytest.MonkeyPatch, mock_clock: trio.testing.MockClock
+) -> None:
+    coming_from(monkeypatch, *(f"192.0.2.{number}" for number in range(1, 6)))
+    async with ours(max_half_open=3) as server, AsyncExitStack() as stack:
+        await say_nothing(server, 3, stack)
+        (address,) = server.get_transport_addrs()
+        for wait_s, is_let_in in ((0.0, False), (inbound.FAIR_HANDSHAKE_S, True)):
+            mock_clock.jump(wait_s)
+            async with await trio.open_tcp_stream("127.0.0.1", int(address.value_for_protocol("tcp"))) as stream:
+                assert bool(await stream.receive_some(1)) is is_let_in
+
+
+async def test_handshakes_begin_at_a_pace_after_a_burst_and_who_gives_up_waiting_has_taken_no_turn(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    pace, began_s = inbound.HandshakePace(), list[float]()
+
+    async def shake_hands() -> None:
+        await pace.turn()
+        began_s.append(trio.current_time())
+
+    async def give_up() -> None:
+        with trio.move_on_after(0.001):
+            await pace.turn()
+
+    start_s = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        for _ in range(inbound.HANDSHAKES_AT_ONCE):
+            nursery.start_soon(shake_hands)
+    assert set(began_s) == {start_s}
+    async with trio.open_nursery() as nursery:
+        for _ in range(50):
+            nursery.start_soon(give_up)
+    async with trio.open_nursery() as nursery:
+        for _ in range(inbound.HANDSHAKES_PER_S):
+            nursery.start_soon(shake_hands)
+    assert trio.current_time() - start_s == pytest.approx(1.0, abs=0.05)
+
+
+async def test_connections_from_outside_wait_for_their_turns_and_those_of_this_machine_do_not(
+    ours: OpenHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coming_from(monkeypatch, "192.0.2.1", "192.0.2.2")
+    turns: list[None] = []
+
+    async def turn(_: inbound.HandshakePace) -> None:
+        turns.append(None)
+        await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(inbound.HandshakePace, "turn", turn)
+    with trio.fail_after(30):
+        async with ours() as client, ours() as server:
+            await come_and_go(client, server)
+            await come_and_go(client, server)
+            assert len(turns) == 2
+            monkeypatch.setattr(inbound, "source_of", lambda _ip: None)
+            await come_and_go(client, server)
+            assert len(turns) == 2
 
 
 async def test_a_newcomer_gets_a_place_where_this_host_has_made_more_connections_than_are_kept_for_it(
@@ -339,90 +438,3 @@ async def test_an_ipv6_connection_is_stopped_at_the_gate_of_ours(ours: OpenHost)
             gate.add_to_deny_list("::1")
             with pytest.raises(SwarmException):
                 await come_and_go(client, server)
-
-
-def test_a_source_has_a_limited_number_of_connections_whatever_their_state() -> None:
-    admission = Admission(HostLimits(max_inbound_per_address=2))
-    with admission.half_open("192.0.2.1"), admission.established("192.0.2.1"):
-        assert admission.refusal("192.0.2.1") == "too many connections from 192.0.2.1"
-        assert admission.refusal("192.0.2.2") is None
-        assert admission.refusal(None) is None
-    assert admission.refusal("192.0.2.1") is None
-
-
-def test_established_and_half_open_connections_have_limits_of_their_own() -> None:
-    admission = Admission(HostLimits(max_connections=1, max_half_open=1))
-    with admission.half_open(None):
-        assert admission.refusal(None) == "too many connections are half-open"
-    with admission.established(None):
-        assert admission.refusal(None) == "too many connections are open"
-
-
-def test_there_is_room_at_the_cost_of_whoever_has_most_places_and_never_of_who_has_hardly_more() -> None:
-    admission = Admission(HostLimits(max_connections=5))
-    sources = ("2001:db8:0:1::/64", "2001:db8:0:2::/64", "2001:db8:0:3::/64", "192.0.2.1", "192.0.2.1")
-    places = [admission.established(source) for source in sources]
-    with ExitStack() as stack:
-        for place in places[:4]:
-            stack.enter_context(place)
-        assert admission.refusal("192.0.2.2") is not None
-        assert admission.make_room("2001:db8:0:4::/64") == []
-        assert admission.make_room("192.0.2.1") == [places[2]]
-        stack.enter_context(places[4])
-        assert admission.make_room("192.0.2.1") == []
-        assert admission.make_room("192.0.2.2") == [places[1]]
-    assert not admission._counts
-
-
-def test_of_those_that_may_make_way_the_newest_that_nobody_uses_does_and_never_one_that_is_protected() -> None:
-    admission = Admission(HostLimits(max_connections=5))
-    uses = [Use.NONE, Use.NONE, Use.STREAMS, Use.PROTECTED]
-    places = [admission.established("192.0.2.1", use=partial(uses.__getitem__, number)) for number in range(4)]
-    with ExitStack() as stack:
-        for place in places:
-            stack.enter_context(place)
-        assert admission.make_room("192.0.2.2") == [places[1]]
-        stack.enter_context(places[1])
-        uses[:2] = [Use.STREAMS] * 2
-        assert admission.make_room("192.0.2.2") == [places[1]]
-        stack.enter_context(places[1])
-        uses[1:] = [Use.PROTECTED] * 3
-        assert admission.make_room("192.0.2.2") == []
-
-
-def test_who_has_all_places_of_its_address_displaces_nobody_and_nobody_on_this_machine_is_displaced() -> None:
-    admission = Admission(HostLimits(max_connections=4, max_inbound_per_address=1))
-    with ExitStack() as stack:
-        for source in (None, None, "192.0.2.2"):
-            stack.enter_context(admission.established(source))
-        stack.enter_context(admission.half_open("192.0.2.1"))
-        assert admission.make_room("192.0.2.1") == []
-        assert admission.make_room("192.0.2.3") == []
-
-
-@settings(derandomize=True, deadline=None)
-@given(
-    st.lists(st.tuples(st.sampled_from(["half_open", "established"]), st.sampled_from(["a", "b", None])), max_size=12)
-)
-def test_every_connection_that_ends_gives_its_place_back(connections: list[tuple[str, str | None]]) -> None:
-    admission = Admission(HostLimits(max_connections=2, max_half_open=1, max_inbound_per_address=1))
-    for state, source in connections:
-        with getattr(admission, state)(source):
-            assert admission.refusal(source) is not None or (state, source) == ("established", None)
-    assert [admission.refusal(source) for source in ("a", "b", None)] == [None, None, None]
-    assert not admission._counts.keys() - {"half-open", "established"}, "sources are not remembered"
-
-
-@pytest.mark.parametrize(
-    ("ip", "source"),
-    [
-        ("192.0.2.7", "192.0.2.7"),
-        ("::ffff:192.0.2.7", "192.0.2.7"),
-        ("127.9.9.9", None),
-        ("::1", None),
-        ("::ffff:127.0.0.1", None),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-    ],
-)
-def test_a_source_is_what_one_party_controls(ip: str, source: str | None) -> None:
-    assert source_of(ip) == source
