@@ -21,9 +21,11 @@ When nothing in it is HEARD, ASKED, HELD_UP or SLOW, it is the ``k`` closest of 
 the lookup has *converged*.
 
 **In flight.** At most ``alpha`` queries are ASKED, or HELD_UP for less than ``slow_after_s``: those that can be sent at
-once need not wait for the others. At most ``alpha + k`` are in flight at all. It is never round-synchronous: each
-answer makes room for the next query at once. SLOW queries count neither for ``alpha`` nor for the window, so a lookup
-that stalls on slow peers widens, while their answers still count (as in rust-libp2p).
+once need not wait for the others. At most ``alpha + k`` are in flight, beside those in doubt that are silent. It is
+never round-synchronous: each answer makes room for the next query at once. SLOW queries count neither for ``alpha`` nor
+for the window, so a lookup that stalls on slow peers widens, while their answers still count (as in rust-libp2p).
+
+**Doubt.** Those whom only liars seem to have named hold no place, and are put off: :mod:`prime_dht.kad.hearsay`.
 
 **Bounds** on what others can make it do: ``max_queries`` asked and as many more remembered; ``max_closer`` peers taken
 from a reply, of which at most ``max_per_subnet`` new ones share a subnet (waived, as in the routing table, in a small
@@ -51,6 +53,7 @@ from typing import assert_never
 from prime_dht.errors import ConfigError
 from prime_dht.ids import KadKey, PeerId
 from prime_dht.kad.contact import Contact
+from prime_dht.kad.hearsay import DOUBTED_AT_ONCE, Hearsay
 from prime_dht.kad.keyspace import distance
 
 MAX_ADDRESSES_TOLD = 8
@@ -68,11 +71,13 @@ class LookupConfig:
         k: how many of the closest must have answered; also how many are returned at most.
         alpha: queries in flight that are not slow, in [1, k].
         slow_after_s: a query unanswered for so long is slow, in (0, query_timeout_s].
+        silent_after_s: a query unanswered for so long counts against those that named the peer; above 0.
         query_timeout_s: a query unanswered for so long has failed.
         timeout_s: a lookup that has run for so long ends with what it has. It may be infinite.
         max_queries: how many peers are asked at most.
         max_closer: how many peers of one reply are looked at.
         max_per_subnet: how many new candidates of one subnet are taken from one reply.
+        max_silent: of those that a peer named, how many more may be silent than answer before its word is doubted.
 
     Raises:
         ConfigError: a number is out of range.
@@ -81,19 +86,22 @@ class LookupConfig:
     k: int = 20
     alpha: int = 3
     slow_after_s: float = 1.0
+    silent_after_s: float = 2.0
     query_timeout_s: float = 5.0
     timeout_s: float = 30.0
     max_queries: int = 200
     max_closer: int = 40
     max_per_subnet: int = 3
+    max_silent: int = 6
 
     def __post_init__(self) -> None:
         if not 1 <= self.alpha <= self.k:
             raise ConfigError(f"alpha is from 1 to k = {self.k}, not {self.alpha}")
         if not 0 < self.slow_after_s <= self.query_timeout_s:
             raise ConfigError("slow_after_s is above 0 and at most query_timeout_s")
-        if self.timeout_s <= 0 or min(self.max_queries, self.max_closer, self.max_per_subnet) < 1:
-            raise ConfigError("timeout_s is above 0; max_queries, max_closer and max_per_subnet are at least 1")
+        numbers = self.max_queries, self.max_closer, self.max_per_subnet, self.max_silent
+        if min(self.timeout_s, self.silent_after_s) <= 0 or min(numbers) < 1:
+            raise ConfigError("timeout_s and silent_after_s are above 0, the numbers of peers at least 1")
 
 
 class Outcome(Enum):
@@ -250,6 +258,7 @@ class Lookup:
         self._by_distance: list[_Candidate] = []
         self._asked: list[_Candidate] = []  # in the order they were asked
         self._in_flight: dict[PeerId, _Candidate] = {}
+        self._hearsay: Hearsay | None = None  # most lookups hear of nobody else
         self._result: LookupResult | None = None
         self._reserve = reserve
         self._begin_with(seeds)
@@ -284,6 +293,8 @@ class Lookup:
         candidate.contact = contact
         candidate.answered_at_s = now_s
         candidate.failure = ""
+        if self._hearsay is not None:
+            self._hearsay.answered(contact.peer)
         named_peers = list(islice(closer, self._config.max_closer))
         if named_peers:
             self._draw_reserve()
@@ -300,6 +311,8 @@ class Lookup:
         """A query failed: the peer could not be reached, broke the protocol or refused. Ignored unless in flight."""
         candidate = self._in_flight.pop(peer, None)
         if candidate is not None:
+            if candidate.state is not _State.HELD_UP and self._hearsay is not None:
+                self._hearsay.silent(peer)
             candidate.state = _State.FAILED
             candidate.failure = reason
 
@@ -355,6 +368,9 @@ class Lookup:
             return
         told = contact.addresses[:MAX_ADDRESSES_TOLD]
         known = self._known.get(contact.peer)
+        if told_by is not None and (known is None or known.told_by is not None):
+            self._hearsay = self._hearsay or Hearsay(max_silent=self._config.max_silent)
+            self._hearsay.named(contact.peer, told_by)
         if known is None:
             named = contact if len(told) == len(contact.addresses) else replace(contact, addresses=told)
             candidate = _Candidate(named, distance(contact.kad_key, self.target), told_by, depth)
@@ -371,7 +387,10 @@ class Lookup:
     def _forget_farthest(self) -> None:
         for index in reversed(range(len(self._by_distance))):
             if self._by_distance[index].state is _State.HEARD:
-                del self._known[self._by_distance.pop(index).contact.peer]
+                forgotten = self._by_distance.pop(index).contact.peer
+                del self._known[forgotten]
+                if self._hearsay is not None:
+                    self._hearsay.forget(forgotten)
                 return
 
     def _pass_time(self, now_s: float) -> None:
@@ -383,33 +402,44 @@ class Lookup:
                 self.on_failure(candidate.contact.peer, "no answer before the deadline")
             elif now_s >= candidate.asked_at_s + self._config.slow_after_s:
                 candidate.state = _State.SLOW
+            if now_s >= candidate.asked_at_s + self._config.silent_after_s and self._hearsay is not None:
+                self._hearsay.silent(candidate.contact.peer)
 
-    def _advance(self, now_s: float) -> list[Query]:
+    def _advance(self, now_s: float, *, in_spite_of_doubt: bool = False) -> list[Query]:
         """Walk the window: start what may be started; end the lookup if nothing in the window is open."""
         config = self._config
+        hearsay = self._hearsay if self._hearsay is not None and self._hearsay.doubted else None
+        at_most = DOUBTED_AT_ONCE if in_spite_of_doubt else self._alpha
         prompt = sum(self._is_prompt(candidate, now_s) for candidate in self._in_flight.values())
+        in_flight = len(self._in_flight) - (sum(map(hearsay.is_late, self._in_flight)) if hearsay is not None else 0)
         queries: list[Query] = []
         places = 0
-        is_open = is_cut_short = False
+        is_open = is_cut_short = has_doubts = has_late = False
         for candidate in self._by_distance:
+            is_doubted = hearsay is not None and hearsay.is_doubted(candidate.contact.peer)
             match candidate.state:
+                case _State.HEARD | _State.HELD_UP if is_doubted and not in_spite_of_doubt:
+                    has_doubts = True
                 case _State.FAILED:
                     pass
                 case _State.ANSWERED:
                     places += self._eligible(candidate.contact)
                 case _State.ASKED | _State.HELD_UP:
-                    places += 1
+                    places += not is_doubted
                     is_open = True
                 case _State.SLOW:
-                    is_open = True
+                    is_late = hearsay is not None and hearsay.is_late(candidate.contact.peer)
+                    has_late |= is_late
+                    is_open |= not is_late
                 case _State.HEARD:
                     if len(self._asked) == config.max_queries:
                         is_cut_short = True
                         continue
-                    places += 1
+                    places += not is_doubted
                     is_open = True
-                    if prompt < self._alpha and len(self._in_flight) < self._alpha + config.k:
+                    if prompt < at_most and in_flight < at_most + config.k:
                         prompt += 1
+                        in_flight += 1
                         queries.append(self._ask(candidate, now_s))
                 case _:
                     assert_never(candidate.state)
@@ -418,7 +448,9 @@ class Lookup:
         if self._reserve is not None and places < config.k and (prompt < self._alpha or not is_open):
             self._draw_reserve()
             return [*queries, *self._advance(now_s)]
-        if not is_open:
+        if not is_open and has_doubts:
+            return self._advance(now_s, in_spite_of_doubt=True)
+        if not is_open and not has_late:
             if places == config.k and not is_cut_short:
                 self._end(Outcome.CONVERGED, now_s)
             elif len(self._asked) == config.max_queries:  # so peers may have been passed over, or forgotten
@@ -445,9 +477,10 @@ class Lookup:
         earliest_s = self._started_at_s + config.timeout_s
         for candidate in self._in_flight.values():
             patience_s = config.query_timeout_s if candidate.state is _State.SLOW else config.slow_after_s
-            at_s = candidate.asked_at_s + patience_s
-            if now_s < at_s < earliest_s:
-                earliest_s = at_s
+            until_silent_s = math.inf if candidate.told_by is None else config.silent_after_s
+            for at_s in (candidate.asked_at_s + patience_s, candidate.asked_at_s + until_silent_s):
+                if now_s < at_s < earliest_s:
+                    earliest_s = at_s
         return earliest_s
 
     def _end(self, outcome: Outcome, now_s: float) -> LookupResult:

@@ -71,6 +71,8 @@ ATTACKS = {
         "a bounded number is asked, none gets into a table, and values are stored and found",
         "hostile/test_liars.py::test_among_liars_values_are_stored_and_found_in_a_bounded_number_of_requests",
         "kad/test_lookup.py::test_liars_who_always_know_somebody_closer_are_asked_only_so_often",
+        "kad/test_lookup_doubt.py::test_who_is_known_is_asked_before_most_of_what_a_liar_invents",
+        "kad/test_lookup_doubt.py::test_a_liar_holds_up_a_lookup_for_seconds_and_the_end_is_as_if_it_had_named_nobody",
         "kad/test_lookup.py::test_a_reply_cannot_fill_the_lookup_with_one_subnet_but_can_name_the_target",
         "kad/test_routing_table.py::test_at_most_two_contacts_of_a_subnet_share_a_bucket_and_three_the_table",
     ),
@@ -103,6 +105,7 @@ ATTACKS = {
         "net/test_rpc_server.py::test_a_peer_that_does_not_read_its_answers_gets_no_more_of_them_and_then_loses_the_stream",
         "net/test_noise.py::test_a_peer_that_makes_us_answer_and_does_not_read_is_cut_off",
         "net/test_rpc_server.py::test_when_peers_together_leave_too_much_unread_the_one_that_stands_still_with_most_loses_its_stream",
+        "net/test_unread.py::test_who_takes_a_little_of_everything_just_before_it_asks_for_more_goes_before_who_reads_slowly",
     ),
     "many identities that hold all streams, or all connections from a few addresses": (
         "a newcomer gets a place at the cost of whoever has many more",
@@ -111,10 +114,18 @@ ATTACKS = {
         "net/hardening/test_inbound.py::test_who_began_a_handshake_first_from_where_most_did_makes_way_for_a_newcomer_from_elsewhere",
         "net/hardening/test_inbound.py::test_who_is_protected_or_has_a_stream_open_makes_no_way_while_another_from_there_can",
     ),
+    "silent connections from many addresses, and ones that end after the first half of a handshake": (
+        "who had its time makes way for anybody, but nobody who is in; handshakes begin at a pace",
+        "net/hardening/test_inbound.py::test_silent_connections_from_as_many_addresses_as_there_are_places_keep_nobody_out_once_they_had_their_time",
+        "net/hardening/test_inbound.py::test_who_only_knocks_displaces_nobody_who_is_in",
+        "net/hardening/test_inbound.py::test_handshakes_begin_at_a_pace_after_a_burst_and_who_gives_up_waiting_has_taken_no_turn",
+    ),
     "pings, streams opened and reset, or other frames that bring nothing, as fast as they go": (
         "is not heard for as long as they came too early; others have turns meanwhile",
         "net/test_yamux_hostile.py::test_after_a_flood_that_brings_nothing_a_peer_is_not_heard_for_as_long_as_it_came_too_early",
         "net/test_yamux_hostile.py::test_others_have_turns_while_very_many_frames_are_handled",
+        "net/test_yamux_hostile.py::test_a_peer_that_opens_very_many_streams_is_not_heard_for_a_while_however_much_data_they_bring",
+        "net/test_yamux_hostile.py::test_streams_that_many_connections_open_together_count_for_more",
     ),
     "large frames that are announced and stand still": (
         "their room is taken back when others wait for it, and it is bounded over all peers",
@@ -128,7 +139,7 @@ ATTACKS = {
     "dials 1,000 times": (
         "256 may be half-open, 4 open by one peer; who is connected is served meanwhile",
         "hostile/test_running_node.py::test_of_a_thousand_dials_no_more_are_open_than_the_limits_say_and_who_is_connected_is_served",
-        "net/hardening/test_inbound.py::test_a_source_has_a_limited_number_of_connections_whatever_their_state",
+        "net/hardening/test_admission.py::test_a_source_has_a_limited_number_of_connections_whatever_their_state",
     ),
     "fills an open key with 10,000 identities": (
         "4,096 get a slot, the others are refused, nobody loses one; own and group keys are out of their reach",

@@ -131,7 +131,7 @@ def test_a_late_answer_counts_while_the_lookup_runs() -> None:
     lookup.next(0.0)
     reply(lookup, 20, 30)
     assert asked(lookup.next(4.0)) == [30]
-    assert lookup.next(5.0) == [WaitUntil(9.0)]
+    assert lookup.next(5.0) == [WaitUntil(6.0)], "30 is slow now, and silent then"
     reply(lookup, 10, 8, now_s=6.0)
     assert asked(lookup.next(6.0)) == [8]
     reply(lookup, 8)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prime_dht.ids import KadKey, PeerId
+from prime_dht.kad.hearsay import DOUBTED_AT_ONCE
 from prime_dht.kad.lookup import Finished, Lookup, LookupConfig, Outcome, Query, WaitUntil
 from prime_dht.testing.tiny import tiny_contact
 
@@ -20,14 +21,22 @@ LOCAL = KadKey(255)
     k=st.integers(1, 6),
     alpha=st.integers(1, 6),
     max_queries=st.integers(1, 60),
+    max_silent=st.integers(1, 6),
 )
 @settings(derandomize=True, deadline=None, max_examples=300)
 def test_under_any_answers_failures_and_lies_it_ends_within_its_bounds(
-    rng: Random, seeds: set[int], k: int, alpha: int, max_queries: int
+    rng: Random, seeds: set[int], k: int, alpha: int, max_queries: int, max_silent: int
 ) -> None:
     """Scenario 6, as a law: peers answer in any order, late or never, and name anybody, themselves and us included."""
     config = LookupConfig(
-        k=k, alpha=min(alpha, k), slow_after_s=1.0, query_timeout_s=3.0, timeout_s=200.0, max_queries=max_queries
+        k=k,
+        alpha=min(alpha, k),
+        slow_after_s=1.0,
+        silent_after_s=2.0,
+        query_timeout_s=3.0,
+        timeout_s=200.0,
+        max_queries=max_queries,
+        max_silent=max_silent,
     )
     target = KadKey(rng.randrange(256))
     lookup = Lookup(target, map(tiny_contact, seeds), local=LOCAL, config=config, now_s=0.0)
@@ -51,8 +60,11 @@ def test_under_any_answers_failures_and_lies_it_ends_within_its_bounds(
             assert key in heard
             asked_at_s[key] = open_queries[key] = now_s
         prompt = [key for key, at_s in open_queries.items() if now_s < at_s + config.slow_after_s]
-        assert len(prompt) <= config.alpha
-        assert len(open_queries) <= config.alpha + config.k
+        not_silent = [key for key, at_s in open_queries.items() if now_s < at_s + config.silent_after_s]
+        has_doubts = len(failed) + len(open_queries) - len(not_silent) >= max_silent
+        at_most = DOUBTED_AT_ONCE if has_doubts else config.alpha
+        assert len(prompt) <= at_most
+        assert len(not_silent if has_doubts else open_queries) <= at_most + config.k
         assert isinstance(last, WaitUntil)
         assert last.at_s > now_s
         choice = rng.random()
