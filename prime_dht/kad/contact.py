@@ -22,6 +22,12 @@ IP4, IP6 = 0x04, 0x29
 
 IPV4_BYTES, IPV6_BYTES = 4, 16
 
+MAX_ADDRESSES_TOLD = 8
+"""How many addresses of a candidate are taken from one peer that names it."""
+
+MAX_ADDRESSES = 32
+"""How many addresses of a candidate are kept when several peers name different ones."""
+
 UNPLACED = b"unplaced"
 """The one subnet of all addresses that do not begin with an IP address."""
 
@@ -54,6 +60,25 @@ def subnets_of(addresses: Iterable[bytes]) -> tuple[bytes, ...]:
     """
     subnets = {_subnet_of(address) for address in addresses}
     return tuple(sorted(subnet for subnet in subnets if subnet is not None))
+
+
+def in_turns(known: tuple[bytes, ...], told: tuple[bytes, ...], *, tellers: int) -> tuple[bytes, ...]:
+    """Addresses of a peer, with those that one more tells: the first of each teller, then the second of each, …
+
+    Whoever has fewer places than there are addresses keeps some of each teller. So a few who lie hide nothing that
+    others say, however much they tell.
+
+    Args:
+        tellers: how many told what is known.
+
+    >>> in_turns((b"a1", b"a2", b"a3"), (b"b1", b"b2", b"a3"), tellers=1)
+    (b'a1', b'b1', b'a2', b'b2', b'a3')
+    """
+    merged = list(known)
+    for turn, address in enumerate(told):
+        if address not in known:
+            merged.insert((turn + 1) * tellers + turn, address)
+    return tuple(merged[:MAX_ADDRESSES])
 
 
 @lru_cache(maxsize=4096)

@@ -12,8 +12,9 @@ has not asked; whoever answers names more. A candidate is in one of six states::
                        +------- answer --------+-------- late answer -----+--> ANSWERED
 
 and a failure reported for one that is ASKED, HELD_UP or SLOW makes it FAILED. Nothing leaves ANSWERED: a failure cannot
-overwrite a success. Each candidate is asked at most once, so no lie can make the lookup go round. A query is HELD_UP as
-long as this node cannot send it: that says nothing of the peer, so it is no reason to call it slow.
+overwrite a success. A candidate is asked once, and once more if it FAILED and others have said that it is elsewhere:
+then it is HEARD again. So no lie can make the lookup go round, and none hides who is there. A query is HELD_UP as long
+as this node cannot send it: that says nothing of the peer, so it is no reason to call it slow.
 
 **Window.** Going outward from the target, count the candidates that are HEARD, ASKED, HELD_UP, or ANSWERED and
 eligible, until there are ``k``; FAILED and SLOW ones hold no place. Of this window the nearest HEARD are asked next.
@@ -46,21 +47,16 @@ from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from enum import Enum, auto
+from enum import Enum
 from itertools import islice
 from typing import assert_never
 
 from prime_dht.errors import ConfigError
 from prime_dht.ids import KadKey, PeerId
-from prime_dht.kad.contact import Contact
+from prime_dht.kad.candidate import Candidate, Hop, State
+from prime_dht.kad.contact import MAX_ADDRESSES_TOLD, Contact
 from prime_dht.kad.hearsay import DOUBTED_AT_ONCE, Hearsay
 from prime_dht.kad.keyspace import distance
-
-MAX_ADDRESSES_TOLD = 8
-"""How many addresses of a candidate are taken from one peer that names it."""
-
-MAX_ADDRESSES = 32
-"""How many addresses of a candidate are kept when several peers name different ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,29 +111,6 @@ class Outcome(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hop:
-    """One query of a lookup.
-
-    Attributes:
-        told_by: who named the peer first; ``None`` if this node's own table did.
-        depth: 1 for a peer of the own table, otherwise one more than the teller's.
-        distance: from the peer to the target.
-        answered_at_s: ``None`` if it has not answered.
-        heard_of: how many peers it named, as far as they were looked at.
-        failure: why it failed; empty if it answered or was still in flight at the end.
-    """
-
-    contact: Contact
-    told_by: PeerId | None
-    depth: int
-    distance: int
-    asked_at_s: float
-    answered_at_s: float | None
-    heard_of: int
-    failure: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class LookupResult:
     """What a lookup found.
 
@@ -183,40 +156,6 @@ class Finished:
 Action = Query | WaitUntil | Finished
 
 
-class _State(Enum):
-    HEARD = auto()
-    ASKED = auto()
-    HELD_UP = auto()
-    SLOW = auto()
-    ANSWERED = auto()
-    FAILED = auto()
-
-
-@dataclass(slots=True)
-class _Candidate:
-    contact: Contact
-    distance: int
-    told_by: PeerId | None
-    depth: int
-    state: _State = _State.HEARD
-    asked_at_s: float = -math.inf
-    answered_at_s: float | None = None
-    heard_of: int = 0
-    failure: str = ""
-
-    def hop(self) -> Hop:
-        return Hop(
-            contact=self.contact,
-            told_by=self.told_by,
-            depth=self.depth,
-            distance=self.distance,
-            asked_at_s=self.asked_at_s,
-            answered_at_s=self.answered_at_s,
-            heard_of=self.heard_of,
-            failure=self.failure,
-        )
-
-
 def anyone(_contact: Contact) -> bool:
     """The predicate of a lookup for which every peer counts."""
     return True
@@ -254,10 +193,10 @@ class Lookup:
         self._alpha = config.alpha
         self._eligible = eligible
         self._started_at_s = now_s
-        self._known: dict[PeerId, _Candidate] = {}
-        self._by_distance: list[_Candidate] = []
-        self._asked: list[_Candidate] = []  # in the order they were asked
-        self._in_flight: dict[PeerId, _Candidate] = {}
+        self._known: dict[PeerId, Candidate] = {}
+        self._by_distance: list[Candidate] = []
+        self._asked: list[Candidate] = []  # in the order they were asked
+        self._in_flight: dict[PeerId, Candidate] = {}
         self._hearsay: Hearsay | None = None  # most lookups hear of nobody else
         self._result: LookupResult | None = None
         self._reserve = reserve
@@ -286,10 +225,10 @@ class Lookup:
             closer: the peers it named.
         """
         candidate = self._known.get(contact.peer)
-        if self._result is not None or candidate is None or candidate.state in (_State.HEARD, _State.ANSWERED):
+        if self._result is not None or candidate is None or not candidate.is_awaited:
             return
         self._in_flight.pop(contact.peer, None)
-        candidate.state = _State.ANSWERED
+        candidate.state = State.ANSWERED
         candidate.contact = contact
         candidate.answered_at_s = now_s
         candidate.failure = ""
@@ -311,22 +250,21 @@ class Lookup:
         """A query failed: the peer could not be reached, broke the protocol or refused. Ignored unless in flight."""
         candidate = self._in_flight.pop(peer, None)
         if candidate is not None:
-            if candidate.state is not _State.HELD_UP and self._hearsay is not None:
+            if candidate.state is not State.HELD_UP and self._hearsay is not None:
                 self._hearsay.silent(peer)
-            candidate.state = _State.FAILED
-            candidate.failure = reason
+            candidate.fail(reason)
 
     def on_held_up(self, peer: PeerId) -> None:
         """A query cannot be sent yet, and not because of its peer: until it is, it does not become slow and fail."""
         candidate = self._in_flight.get(peer)
         if candidate is not None:
-            candidate.state = _State.HELD_UP
+            candidate.state = State.HELD_UP
 
     def on_sent(self, peer: PeerId, now_s: float) -> None:
         """A query that was held up is held up no longer. Ignored unless it is."""
         candidate = self._in_flight.get(peer)
-        if candidate is not None and candidate.state is _State.HELD_UP:
-            candidate.state, candidate.asked_at_s = _State.ASKED, now_s
+        if candidate is not None and candidate.state is State.HELD_UP:
+            candidate.state, candidate.asked_at_s = State.ASKED, now_s
 
     def widen(self, alpha: int) -> None:
         """From the next call of :meth:`next` on keep up to ``alpha`` queries in flight, if that is more, but at most k.
@@ -373,20 +311,17 @@ class Lookup:
             self._hearsay.named(contact.peer, told_by)
         if known is None:
             named = contact if len(told) == len(contact.addresses) else replace(contact, addresses=told)
-            candidate = _Candidate(named, distance(contact.kad_key, self.target), told_by, depth)
+            candidate = Candidate(named, distance(contact.kad_key, self.target), told_by, depth, last_teller=told_by)
             self._known[contact.peer] = candidate
             insort(self._by_distance, candidate, key=lambda one: one.distance)
             if len(self._by_distance) - len(self._asked) > self._config.max_queries:
                 self._forget_farthest()
-        elif known.state is _State.HEARD:
-            # Addresses are hearsay: whoever names a peer first must not decide alone where it is looked for.
-            addresses = dict.fromkeys((*known.contact.addresses, *told))
-            if len(addresses) > len(known.contact.addresses):
-                known.contact = replace(known.contact, addresses=tuple(addresses)[:MAX_ADDRESSES])
+        elif known.state is not State.ANSWERED and told_by != known.last_teller and told != known.contact.addresses:
+            known.hear_more(told, told_by)
 
     def _forget_farthest(self) -> None:
         for index in reversed(range(len(self._by_distance))):
-            if self._by_distance[index].state is _State.HEARD:
+            if not self._by_distance[index].was_asked:
                 forgotten = self._by_distance.pop(index).contact.peer
                 del self._known[forgotten]
                 if self._hearsay is not None:
@@ -396,12 +331,12 @@ class Lookup:
     def _pass_time(self, now_s: float) -> None:
         """Queries that have waited long enough become slow or fail."""
         for candidate in list(self._in_flight.values()):
-            if candidate.state is _State.HELD_UP:
+            if candidate.state is State.HELD_UP:
                 continue
             if now_s >= candidate.asked_at_s + self._config.query_timeout_s:
                 self.on_failure(candidate.contact.peer, "no answer before the deadline")
             elif now_s >= candidate.asked_at_s + self._config.slow_after_s:
-                candidate.state = _State.SLOW
+                candidate.state = State.SLOW
             if now_s >= candidate.asked_at_s + self._config.silent_after_s and self._hearsay is not None:
                 self._hearsay.silent(candidate.contact.peer)
 
@@ -418,20 +353,20 @@ class Lookup:
         for candidate in self._by_distance:
             is_doubted = hearsay is not None and hearsay.is_doubted(candidate.contact.peer)
             match candidate.state:
-                case _State.HEARD | _State.HELD_UP if is_doubted and not in_spite_of_doubt:
+                case State.HEARD | State.HELD_UP if is_doubted and not in_spite_of_doubt:
                     has_doubts = True
-                case _State.FAILED:
+                case State.FAILED:
                     pass
-                case _State.ANSWERED:
+                case State.ANSWERED:
                     places += self._eligible(candidate.contact)
-                case _State.ASKED | _State.HELD_UP:
+                case State.ASKED | State.HELD_UP:
                     places += not is_doubted
                     is_open = True
-                case _State.SLOW:
+                case State.SLOW:
                     is_late = hearsay is not None and hearsay.is_late(candidate.contact.peer)
                     has_late |= is_late
                     is_open |= not is_late
-                case _State.HEARD:
+                case State.HEARD:
                     if len(self._asked) == config.max_queries:
                         is_cut_short = True
                         continue
@@ -459,24 +394,25 @@ class Lookup:
                 self._end(Outcome.EXHAUSTED, now_s)
         return queries
 
-    def _ask(self, candidate: _Candidate, now_s: float) -> Query:
-        candidate.state = _State.ASKED
-        candidate.asked_at_s = now_s
-        self._asked.append(candidate)
+    def _ask(self, candidate: Candidate, now_s: float) -> Query:
+        if candidate.has_chance:  # else it was asked before
+            self._asked.append(candidate)
+        candidate.state = State.ASKED
+        candidate.asked_at_s, candidate.failure = now_s, ""
         self._in_flight[candidate.contact.peer] = candidate
         return Query(candidate.contact, now_s + self._config.query_timeout_s)
 
-    def _is_prompt(self, candidate: _Candidate, now_s: float) -> bool:
+    def _is_prompt(self, candidate: Candidate, now_s: float) -> bool:
         """Whether a query in flight counts for ``alpha``."""
-        is_held_up = candidate.state is _State.HELD_UP and now_s < candidate.asked_at_s + self._config.slow_after_s
-        return is_held_up or candidate.state is _State.ASKED
+        is_held_up = candidate.state is State.HELD_UP and now_s < candidate.asked_at_s + self._config.slow_after_s
+        return is_held_up or candidate.state is State.ASKED
 
     def _next_change_at_s(self, now_s: float) -> float:
         """When what a query in flight counts for changes next, or the lookup runs out of time, whichever is first."""
         config = self._config
         earliest_s = self._started_at_s + config.timeout_s
         for candidate in self._in_flight.values():
-            patience_s = config.query_timeout_s if candidate.state is _State.SLOW else config.slow_after_s
+            patience_s = config.query_timeout_s if candidate.state is State.SLOW else config.slow_after_s
             until_silent_s = math.inf if candidate.told_by is None else config.silent_after_s
             for at_s in (candidate.asked_at_s + patience_s, candidate.asked_at_s + until_silent_s):
                 if now_s < at_s < earliest_s:
@@ -487,7 +423,7 @@ class Lookup:
         answered = (
             candidate.contact
             for candidate in self._by_distance
-            if candidate.state is _State.ANSWERED and self._eligible(candidate.contact)
+            if candidate.state is State.ANSWERED and self._eligible(candidate.contact)
         )
         self._result = LookupResult(
             target=self.target,

@@ -88,6 +88,7 @@ class LookupRun:
         self._until = until
         self._to_start: list[Task] = []
         self._blameless: set[PeerId] = set()
+        self._asked: dict[PeerId, Contact] = {}  # who has not answered, as known when it was asked last
         self._is_advancing = False
         self._has_news = True  # the lookup has not been asked since it was told something, or time passed
         self._due_at_s = -math.inf  # when the lookup has to be asked at the latest
@@ -168,6 +169,7 @@ class LookupRun:
         self._is_advancing = False
 
     def _send(self, contact: Contact, now_s: float) -> None:
+        self._asked[contact.peer] = contact
         then = partial(self._heard, self._take_in, contact)
         if not self._neighbourhood.post(contact, self._request, then, now_s=now_s):
             self._lookup.on_held_up(contact.peer)
@@ -193,6 +195,8 @@ class LookupRun:
 
     def _take_in(self, contact: Contact, outcome: _Outcome) -> None:
         if isinstance(outcome, Reply):
+            if contact.peer not in self._asked:
+                return  # asked twice, it has answered once
             try:
                 rest = self._take(contact, outcome)
             except RemoteProtocolError as error:
@@ -207,11 +211,14 @@ class LookupRun:
         """Tell the lookup what came of a query, and have it advance if this is the moment."""
         now_s = self._clock.monotonic_s()
         if isinstance(outcome, Reply):
+            self._asked.pop(contact.peer, None)
             closer = self._neighbourhood.heard_of(outcome.closer, now_s=now_s)
             known = self._neighbourhood.table.get(contact.peer)  # if it has a place, its answer was noted there
             self._lookup.on_reply(known or self._neighbourhood.contact(contact.peer), closer, now_s)
             if self._until():
                 self._end(self._lookup.finish(now_s))
+        elif self._asked.get(contact.peer) is not contact:
+            return  # it has been asked again since, at other addresses, or has answered
         else:
             if isinstance(outcome, UnsentError | RefusedError):
                 self._blameless.add(contact.peer)

@@ -6,9 +6,19 @@ import json
 import os
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import cast
 
-from prime_dht.ids import kad_key, peer_from_text, wire_key
+from trio.testing import wait_all_tasks_blocked
+
+from prime_dht.cli.client import Session
+from prime_dht.cli.commands.lookup import _lookup
+from prime_dht.events import LookupProgress
+from prime_dht.ids import KadKey, PeerId, kad_key, peer_from_text, wire_key
+from prime_dht.kad.lookup import LookupResult, Outcome
+from prime_dht.node.feed import Feed
 from prime_dht.testing.processes import PRIME_DHT, Ended, running
 
 
@@ -62,3 +72,37 @@ def test_an_empty_key_is_a_mistake(here: Callable[..., Ended]) -> None:
     assert here("lookup", "") == Ended(
         2, b"", "prime-dht: Invalid value for 'KEY|PEER-ID': a key cannot be empty (see prime-dht lookup --help)\n"
     )
+
+
+async def test_who_failed_and_answered_when_it_was_asked_once_more_has_a_line_for_each() -> None:
+    feed = Feed()
+    key = b"/prime/key"
+    shown: list[object] = []
+
+    async def find_closest(_target: object) -> LookupResult:
+        await wait_all_tasks_blocked()
+        for failure in ("nobody is there", "", ""):
+            feed.publish(
+                LookupProgress(
+                    target=kad_key(key),
+                    peer=PeerId(b"peer"),
+                    told_by=None,
+                    depth=1,
+                    distance=1,
+                    elapsed_s=0.0,
+                    heard_of=0,
+                    failure=failure,
+                )
+            )
+        await wait_all_tasks_blocked()
+        return LookupResult(
+            target=KadKey(0), outcome=Outcome.CONVERGED, closest=(), path=(), started_at_s=0.0, ended_at_s=0.0
+        )
+
+    @asynccontextmanager
+    async def joined() -> AsyncGenerator[object]:
+        yield SimpleNamespace(subscribe=feed.subscribe, find_closest=find_closest)
+
+    session = SimpleNamespace(as_json=True, joined=joined, show=lambda hop, _text: shown.append(hop["failure"]))
+    await _lookup(cast("Session", session), key)
+    assert shown == ["nobody is there", None]

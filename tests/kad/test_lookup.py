@@ -8,9 +8,8 @@ import pytest
 
 from prime_dht.errors import ConfigError
 from prime_dht.ids import KadKey, PeerId
-from prime_dht.kad.contact import Contact
+from prime_dht.kad.contact import MAX_ADDRESSES, Contact
 from prime_dht.kad.lookup import (
-    MAX_ADDRESSES,
     Action,
     Finished,
     Lookup,

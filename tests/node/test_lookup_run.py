@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -31,8 +32,8 @@ def contact(distance: int) -> Contact:
     return Contact(peer=PeerId(distance.to_bytes(4, "big")), kad_key=KadKey(distance))
 
 
-def naming(*distances: int) -> Reply:
-    return Reply(closer=tuple(PeerRecord(contact(one).peer, (), Connection.CONNECTED) for one in distances))
+def naming(*distances: int, at: tuple[bytes, ...] = ()) -> Reply:
+    return Reply(closer=tuple(PeerRecord(contact(one).peer, at, Connection.CONNECTED) for one in distances))
 
 
 class Nearby:
@@ -53,11 +54,12 @@ class Nearby:
         self.at_once: dict[int, Reply] = {}
         self.dialled: dict[int, Callable[[Callable[[], None]], Task]] = {}
         self.failures: list[tuple[int, str]] = []
-        self._then: dict[int, OnOutcome] = {}
+        self._then: defaultdict[int, list[OnOutcome]] = defaultdict(list)
         self.table = self
 
-    def answer(self, distance: int, outcome: Reply | QueryError | RemoteProtocolError) -> None:
-        self._then[distance](outcome)
+    def answer(self, distance: int, outcome: Reply | QueryError | RemoteProtocolError, *, query: int = -1) -> None:
+        """Answer a peer's last query, or another of them."""
+        self._then[distance][query](outcome)
 
     def post(self, contact: Contact, _request: Request, then: OnOutcome, *, now_s: float) -> bool:
         if contact.kad_key in self.dialled:
@@ -65,7 +67,7 @@ class Nearby:
         self.steps.append(f"post {contact.kad_key}")
         self.posted.append(contact.kad_key)
         self.posted_at_s.append(trio.current_time())
-        self._then[contact.kad_key] = then
+        self._then[contact.kad_key].append(then)
         if contact.kad_key in self.at_once:
             then(self.at_once[contact.kad_key])
         return True
@@ -75,7 +77,7 @@ class Nearby:
         return Reply()
 
     def heard_of(self, records: Iterable[PeerRecord], *, now_s: float) -> list[Contact]:
-        return [self.contact(record.peer) for record in records]
+        return [replace(self.contact(record.peer), addresses=record.addresses) for record in records]
 
     def contact(self, peer: PeerId) -> Contact:
         return contact(int.from_bytes(peer, "big"))
@@ -408,3 +410,42 @@ async def test_the_rest_of_a_reply_that_ends_after_the_lookup_is_not_reported(au
         nursery.start_soon(in_order, partial(nearby.answer, 20, Reply()))
         result = await run(nearby, lookup_of(10, 20), take=take, until=until)
     assert (distances(result), reported) == ([20], [1])
+
+
+@pytest.mark.parametrize("outcome", [QueryError("nobody is there"), naming(4)], ids=["fails", "answers"])
+async def test_of_a_peer_that_is_asked_again_elsewhere_the_first_answer_counts_and_no_failure_of_the_earlier_query(
+    outcome: Reply | QueryError, autojump_clock: MockClock
+) -> None:
+    nearby = Nearby()
+    nearby.at_once = {30: Reply()}
+    feed = Feed()
+    taken: list[int] = []
+    seen: list[tuple[int, str]] = []
+
+    async def answer() -> None:
+        await wait_all_tasks_blocked()
+        nearby.answer(10, naming(5, at=(b"false",)))
+        nearby.answer(20, naming(5, at=(b"true",)))
+        await trio.sleep(3.5)
+        assert nearby.posted == [10, 20, 30, 5, 5]
+        nearby.answer(5, outcome, query=0)
+        nearby.answer(5, naming(4))
+        nearby.answer(4, Reply())
+
+    async with trio.open_nursery() as nursery:
+        with feed.subscribe() as events:
+
+            async def watch() -> None:
+                async for event in events:
+                    assert isinstance(event, LookupProgress)
+                    seen.append((event.distance, event.failure))
+
+            nursery.start_soon(watch)
+            nursery.start_soon(answer)
+            result = await run(
+                nearby, lookup_of(10, 20, 30), take=lambda contact, _: taken.append(contact.kad_key), feed=feed
+            )
+    assert distances(result) == [4, 5, 10]
+    assert taken == [30, 10, 20, 5, 4]
+    assert seen == [(one, "") for one in taken]
+    assert nearby.failures == []

@@ -16,7 +16,8 @@ from prime_dht.ids import KAD_KEY_BITS, PeerId, is_peer_id, kad_key, peer_text
 
 if TYPE_CHECKING:
     from prime_dht.cli.client import Session
-    from prime_dht.kad.lookup import Hop, LookupResult
+    from prime_dht.kad.candidate import Hop
+    from prime_dht.kad.lookup import LookupResult
     from prime_dht.node.feed import Subscription
 
 DISTANCE_DIGITS = 12
@@ -32,8 +33,9 @@ def command(session: Session, target: bytes) -> None:
 
     It is a lookup of the servers closest to it, shown as it goes. Each line is a peer that was asked: on which hop, who
     had named it, how many leading bits its place has in common with the target's, how the XOR distance between them
-    begins, how long the answer took, and what it was. Then follow the closest that answered, the nearest first: the
-    first few are the replicas of the key. A key that reads like a peer id has to be written as /prime/KEY.
+    begins, how long the answer took, and what it was. Who failed and was asked once more, where others say that it is,
+    may have two lines. Then follow the closest that answered, the nearest first: the first few are the replicas of the
+    key. A key that reads like a peer id has to be written as /prime/KEY.
 
     \b
     Examples:
@@ -54,11 +56,11 @@ async def _lookup(session: Session, target: bytes) -> LookupResult:
 
     from prime_dht.background import background_nursery
 
-    shown: set[PeerId] = set()
+    shown: set[tuple[PeerId, str]] = set()  # who failed may be asked once more, and answer then
 
     def show(hop: LookupProgress) -> None:
-        if hop.peer not in shown:
-            shown.add(hop.peer)
+        if (hop.peer, hop.failure) not in shown:
+            shown.add((hop.peer, hop.failure))
             session.show(_hop_as_json(hop), _hop_as_text(hop))
 
     async def show_each(events: Subscription) -> None:
