@@ -10,7 +10,12 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable
 
-Lend = Callable[[int], bytearray | memoryview]
+from prime_dht.blobs.cid import BlockBytes
+
+Memory = bytearray | memoryview
+"""What a block can be written to."""
+
+Lend = Callable[[int], Memory]
 """Gives memory for a block of so many bytes; ``bytearray`` does, and fills it with zeros."""
 
 CAPACITY_BYTES = 1 << 20
@@ -18,6 +23,11 @@ CAPACITY_BYTES = 1 << 20
 
 LARGE_BYTES = CAPACITY_BYTES // 2
 """Smaller blocks get memory of their own, or a few bytes of each would take a whole piece."""
+
+
+def pages(size: int) -> mmap.mmap:
+    """Memory of ``size`` bytes that begins at a page."""
+    return mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 class BlockMemory:
@@ -31,7 +41,7 @@ class BlockMemory:
         self._kept = kept
         self._free: list[mmap.mmap] = []
 
-    def lend(self, size: int) -> bytearray | memoryview:
+    def lend(self, size: int) -> Memory:
         """Memory for a block of ``size`` bytes, with anything in it.
 
         Raises:
@@ -39,10 +49,10 @@ class BlockMemory:
         """
         if not LARGE_BYTES <= size <= CAPACITY_BYTES:
             return bytearray(size)
-        piece = self._free.pop() if self._free else mmap.mmap(-1, CAPACITY_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        piece = self._free.pop() if self._free else pages(CAPACITY_BYTES)
         return memoryview(piece)[:size]
 
-    def take_back(self, data: bytes | bytearray | memoryview) -> None:
+    def take_back(self, data: BlockBytes) -> None:
         """Nobody needs a block any more, which may be another's memory, and cannot be read from now on if it was lent.
 
         What is never given back is let go of with its block.

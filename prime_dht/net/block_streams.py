@@ -20,7 +20,7 @@ import trio
 from libp2p.abc import INetStream
 
 from prime_dht.blobs.cid import Cid
-from prime_dht.blobs.memory import Lend
+from prime_dht.blobs.memory import Lend, Memory
 from prime_dht.errors import LocalProtocolError, QueryError, RemoteProtocolError
 from prime_dht.ids import PeerId, peer_text, short
 from prime_dht.net.block_channel import BlockChannel, PartCame
@@ -39,7 +39,7 @@ class BlockCame:
     """
 
     cid: Cid
-    data: bytearray | memoryview
+    data: Memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +174,7 @@ class BlockStream:
     async def reset(self) -> None:
         await self._channel.reset()
 
-    def _came(self, number: int, data: bytearray | memoryview) -> list[Outcome]:
+    def _came(self, number: int, data: Memory) -> list[Outcome]:
         asked = self._answered(number)
         if asked.presence_only:
             raise self._breach(f"block {asked.cid}, of which its presence alone was asked")

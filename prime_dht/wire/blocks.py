@@ -18,7 +18,7 @@ from typing import assert_never
 from google.protobuf.message import DecodeError
 
 from prime_dht.blobs.cid import Cid
-from prime_dht.blobs.memory import Lend
+from prime_dht.blobs.memory import Lend, Memory
 from prime_dht.errors import RemoteProtocolError, ValidationError
 from prime_dht.pb import blocks_pb2
 from prime_dht.wire.frames import decode_varint, encode_frame
@@ -65,7 +65,7 @@ class Block:
     """The bytes that came for a number, which nobody has checked yet."""
 
     number: int
-    data: bytearray | memoryview
+    data: Memory
 
 
 Message = Ask | Cancel | Answer | Block

@@ -17,13 +17,13 @@ Source: open(2), of O_DIRECT.
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 from contextlib import ExitStack
 
 import numpy as np
 
 from prime_dht.blobs.cid import BlockBytes
+from prime_dht.blobs.memory import pages
 
 UNIT_BYTES = 4096
 """A multiple of what any usual disk and file system asks direct writes to begin and end at."""
@@ -49,7 +49,7 @@ class DiskWriter:
     def __init__(self, descriptor: int, resources: ExitStack) -> None:
         self._descriptor = descriptor
         self._direct = _open_directly(descriptor, resources)
-        self._buffer = mmap.mmap(-1, BUFFER_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # it begins at a page
+        self._buffer = pages(BUFFER_BYTES)
         self._cached_bytes = 0
 
     def write(self, data: BlockBytes, at: int) -> None:
