@@ -5,8 +5,8 @@
 process of its own, and tells the most memory that it ever had resident. :func:`measure_blobs` runs all of them.
 
 A raw stream leaves out what a fetch is for: every byte hashed, written to a file, and the file brought to the disk.
-With that and nothing else done to what it brings, it is the limit of any fetch on this machine. CPU time is the
-fetching process's. What it fetched beyond the blob was asked of two providers at the end.
+With that and nothing else done to what it brings, it shows about what a fetch can reach on this machine. CPU time is
+the fetching process's. What it fetched beyond the blob was asked of two providers at the end.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from multiaddr import Multiaddr
 
 from prime_dht import DhtConfig, Mode, PrimeDHT
 from prime_dht.blobs.cid import Cid
-from prime_dht.blobs.memory import BlockMemory
+from prime_dht.blobs.memory import BlockMemory, Memory
 from prime_dht.net.host import HostSettings, open_host
 from prime_dht.net.yamux import FastYamuxStream
 from prime_dht.node.blobs.disk import DiskWriter
@@ -53,7 +53,6 @@ RAW_STREAM, RAW_TO_FILE = "raw stream", "raw stream, hashed and written"
 FROM_ONE, FROM_ALL = "blob from one provider", f"blob from {PROVIDERS} providers"
 WHAT = (RAW_STREAM, RAW_TO_FILE, FROM_ONE, FROM_ALL)
 BLOCKS_WAITING = 16
-Block = bytearray | memoryview
 
 
 async def measure_blobs(*, quick: bool) -> list[Table]:
@@ -172,7 +171,7 @@ async def _receive_raw_to_file(host: IHost, peer: ID, mebibytes: int, path: Path
     muxed = stream.muxed_stream
     assert isinstance(muxed, FastYamuxStream)
     memory = BlockMemory(kept=BLOCKS_WAITING)
-    came, hashed = Queue[Block | None](BLOCKS_WAITING), Queue[Block | None](BLOCKS_WAITING)
+    came, hashed = Queue[Memory | None](BLOCKS_WAITING), Queue[Memory | None](BLOCKS_WAITING)
     block, filled = memory.lend(MIB), 0
 
     def take(data: bytes | memoryview) -> bool:
@@ -214,7 +213,7 @@ async def _receive_raw_to_file(host: IHost, peer: ID, mebibytes: int, path: Path
     await stream.close()
 
 
-def _each(blocks: Queue[Block | None]) -> Iterator[Block]:
+def _each(blocks: Queue[Memory | None]) -> Iterator[Memory]:
     while (block := blocks.get()) is not None:
         yield block
 
