@@ -27,7 +27,7 @@ import trio
 
 from prime_dht.errors import NotWrittenError, StorageError
 from prime_dht.storage.sqlite_file import storage_error
-from prime_dht.storage.worker_thread import run_then
+from prime_dht.storage.worker_thread import Asked, run_then
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -47,15 +47,9 @@ class _Failed:
 
 
 @dataclass(slots=True, eq=False)
-class _Write(Generic[T_co]):
+class _Write(Asked, Generic[T_co]):
     work: Callable[[sqlite3.Connection], T_co]
     outcome: _Committed[T_co] | _Failed | None = None
-    caller: trio.lowlevel.Task | None = None  # while it waits to be told of the outcome
-
-    def tell(self) -> None:
-        if self.caller is not None:
-            trio.lowlevel.reschedule(self.caller)
-            self.caller = None
 
 
 class GroupCommit:

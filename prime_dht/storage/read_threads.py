@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 import trio
 
 from prime_dht.storage.sqlite_file import storage_error
-from prime_dht.storage.worker_thread import run_then
+from prime_dht.storage.worker_thread import Asked, run_then
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -30,21 +30,15 @@ class _Returned(Generic[T_co]):
 
 
 @dataclass(slots=True, eq=False)
-class _Read(Generic[T_co]):
+class _Read(Asked, Generic[T_co]):
     work: Callable[[sqlite3.Connection], T_co]
     outcome: _Returned[T_co] | BaseException | None = None
-    caller: trio.lowlevel.Task | None = None  # while it waits
 
     def do(self, connection: sqlite3.Connection) -> None:
         try:
             self.outcome = _Returned(self.work(connection))
         except BaseException as error:  # noqa: BLE001 - raised where the read was asked for
             self.outcome = error
-
-    def tell(self) -> None:
-        if self.caller is not None:
-            trio.lowlevel.reschedule(self.caller)
-            self.caller = None
 
 
 class ReadThreads:

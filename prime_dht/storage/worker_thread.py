@@ -9,8 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 
 import trio
+
+
+@dataclass(slots=True, eq=False)
+class Asked:
+    """Something that a task has asked for, and waits to be told the outcome of."""
+
+    caller: trio.lowlevel.Task | None = field(default=None, init=False)
+    """While it waits."""
+
+    def tell(self) -> None:
+        """The outcome is there."""
+        if self.caller is not None:
+            trio.lowlevel.reschedule(self.caller)
+            self.caller = None
 
 
 def run_then(work: Callable[[], None], then: Callable[[], None]) -> None:
