@@ -7,9 +7,10 @@
 A :class:`BlockingDHT` has a node in a daemon thread of its own, where trio runs it; a *call* is an operation that
 another thread has it carry out there. What holds of calls:
 
-- **Any number of threads** may make them. :data:`~prime_dht.blocking.node_thread.CALLS_AT_ONCE` are under way at a
-  time; who makes one more waits for a place. Streams of blobs take none, but each piece of one does while it is waited
-  for.
+- **Any number of threads** may make them, and the handler of a signal, also in the middle of another call; but where
+  the main thread waits for futures, the handler is not to wait: each future has a lock, which the main thread may hold,
+  and the node waits for that. :data:`~prime_dht.blocking.node_thread.CALLS_AT_ONCE` are under way at a time; who makes
+  one more waits for a place. Streams of blobs take none, but each piece of one does while it is waited for.
 - **One end.** A call ends with a value or an error, which is raised in the thread that made it; or it is cancelled, by
   Ctrl-C in that thread or ``cancel()`` of its future, and then it is cancelled in the node as well. When the node ends,
   by ``close()`` or otherwise, every call under way ends with an error.

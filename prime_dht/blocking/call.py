@@ -33,14 +33,12 @@ Work = Callable[["PrimeDHT"], Awaitable[T_co]]
 """What is to be done with a node, in its thread."""
 
 
-def checked_timeout(timeout_s: float | None) -> float | None:
-    """How long something may take, if that is said, as a number of Python's own.
+def checked_timeout(timeout_s: float) -> float:
+    """How long something may take, as a number of Python's own.
 
     Raises:
         ValidationError: it is not a positive number.
     """
-    if timeout_s is None:
-        return None
     if not (seconds := number_of("timeout", timeout_s)) > 0:
         raise ValidationError(f"timeout must be a positive number of seconds, not {timeout_s}")
     return seconds
@@ -66,11 +64,10 @@ class Call(ABC, Generic[T_co]):
     """
 
     def __init__(self, work: Work[T_co], *, timeout_s: float | None, began_s: float | None = None) -> None:
-        timeout_s = checked_timeout(timeout_s)
         self.scope = trio.CancelScope()
         self.is_begun = False
         self._work = work
-        self._timeout_s = math.inf if timeout_s is None else timeout_s
+        self._timeout_s = math.inf if timeout_s is None else checked_timeout(timeout_s)
         self._deadline_s = (time.monotonic() if began_s is None else began_s) + self._timeout_s
         self._value: tuple[T_co] | None = None
         self._error: BaseException = ClosedError("the node ended before this call did")

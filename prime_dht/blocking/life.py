@@ -63,7 +63,7 @@ class Life:
         self._config = config
         self._validators = validators
         self._joining_s = joining_s
-        self._lock = threading.Lock()  # held for moments, never while waiting
+        self._lock = threading.RLock()  # held for moments, never while waiting; again by the handler of a signal
         self._is_closed = False
         _lives[self._name] = self
 
@@ -131,11 +131,15 @@ class Life:
             PrimeDHTError: it could not be opened, or did not join; the next call tries again.
         """
         with self._lock:
-            if self._is_closed:
-                raise ClosedError("this client is closed")
-            if self._node is None:
-                self._node = NodeThread(self._config, validators=self._validators, joining_s=self._joining_s)
+            if self._is_to_open():
+                new = NodeThread(self._config, validators=self._validators, joining_s=self._joining_s)
+                if self._is_to_open():
+                    self._node = new
+                else:  # the handler of a signal opened this meanwhile, or closed it
+                    new.end()
             node = self._node
+        if node is None:
+            raise ClosedError("this client is closed")
         try:
             node.wait_until_started(timeout_s)
         except Exception:  # whatever kept it from starting: the next call tries with another
@@ -144,6 +148,9 @@ class Life:
                     self._node = None
             raise
         return node
+
+    def _is_to_open(self) -> bool:
+        return self._node is None and not self._is_closed
 
     def _config_elsewhere(self) -> NodeConfig:
         """That of a copy in another process: a client, with nothing of this one's but the way into the swarm."""
@@ -161,7 +168,7 @@ class Life:
 
     def _begin_anew(self) -> None:
         """In a forked child: leave the node to the parent."""
-        self._lock = threading.Lock()  # a thread that does not exist here may have held the other
+        self._lock = threading.RLock()  # a thread that does not exist here may have held the other
         self._config = self._config_elsewhere()
         if self._node is not None:
             self._node.abandon()

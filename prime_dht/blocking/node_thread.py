@@ -3,6 +3,10 @@
 The thread's whole life is one cancel scope: ending it cancels the calls under way first, then closes the node, which
 has deadlines of its own for that. Whatever way it ends, no future stays pending.
 
+Threads share what is here without a lock. The handler of a signal may make a call at any step of another one, and while
+it waits the node must not wait for a lock that is held by what it interrupts. So each step is one that Python does as a
+whole, such as adding to a set; and who has to wait does so at a *gate* of its own, a bare lock, which the node opens.
+
 Of all this a forked child gets a copy in which nothing runs any more; :meth:`NodeThread.abandon` is for that copy.
 """
 
@@ -15,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 from weakref import WeakValueDictionary
@@ -34,7 +39,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CALLS_AT_ONCE = 256
-"""Calls under way at a time, but for those *aside*. More are not quicker, and each holds on to what it was given."""
+"""Calls under way at a time, but for those *aside*, and a few more if threads come at the same moment. More are not
+quicker, and each holds on to what it was given."""
 
 CLOSING_S = 10.0
 """How long is waited for a node to close. Its own deadlines come to less."""
@@ -89,14 +95,15 @@ class NodeThread:
         self._validators = validators
         self._joining_s = self._joining_left_s = joining_s
         self._calls: set[Call[object]] = set()
+        """Those that take a place."""
         self._aside: set[Call[object]] = set()
-        """Of the calls, those that take no place."""
+        """Those that take none."""
         self.has_failed = False
         self._gates: set[threading.Lock] = set()
-        """One for each thread that waits until this has started. Bare locks, for the reason that calls have."""
+        """One for each thread that waits until this has started."""
+        self._room: set[threading.Lock] = set()
+        """One for each thread that waits for a place."""
         self._failure: BaseException = ClosedError("the client was closed before it had joined")
-        self._lock = threading.Lock()
-        self._room = threading.Condition(self._lock)
         self._life = trio.CancelScope()
         self._token: trio.lowlevel.TrioToken | None = None
         self._at_work: tuple[trio.Nursery, PrimeDHT] | None = None
@@ -116,20 +123,15 @@ class NodeThread:
             QueryError: that is not known within ``timeout_s``; the node goes on.
             ValidationError: the timeout is not a positive number.
         """
-        timeout_s = checked_timeout(timeout_s)
+        timeout_s = None if timeout_s is None else checked_timeout(timeout_s)
         if self.is_started:
             return
         refuse_in_trio()
-        gate = threading.Lock()
-        gate.acquire()
-        with self._lock:
-            is_open = self.is_started or self.has_failed
-            if not is_open:
-                self._gates.add(gate)
+        gate = _gate_in(self._gates)
+        is_known = self.is_started or self.has_failed  # else that opens the gate
         most_s = -1 if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX)
-        if not is_open and not gate.acquire(timeout=most_s):
-            with self._lock:
-                self._gates.discard(gate)
+        if not is_known and not gate.acquire(timeout=most_s):
+            self._gates.discard(gate)
             raise QueryError(f"not joined within {timeout_s:g} s; the node goes on trying")
         if not self.is_started:
             raise self._failure
@@ -187,31 +189,27 @@ class NodeThread:
             self._thread.join(CLOSING_S)
 
     def abandon(self) -> None:
-        """In a forked child: nothing runs here. The calls under way fail, in this process.
-
-        No lock is touched: threads that do not exist here may have held them.
-        """
+        """In a forked child: nothing runs here. The calls under way fail, in this process."""
         self._is_inherited = True
-        for call in self._calls:
+        for call in (*self._calls, *self._aside):
             call.abandon()
 
     def _begin(self, call: Call[object], *, is_aside: bool = False) -> None:
         if self._is_inherited:
             raise not_of_this_process()
-        # Where trio runs nobody may wait, not for a place either.
-        wait_s = 0.0 if runs_trio() else call.remaining_s
-        # Not `with self._room`, which Ctrl-C can leave locked: only a lock's own __enter__ cannot be interrupted.
-        with self._lock:
-            if not is_aside and not self._room.wait_for(self._has_room, wait_s):
+        while not is_aside and not self._has_room():
+            gate = _gate_in(self._room)
+            # Where trio runs nobody may wait, not for a place either.
+            wait_s = 0.0 if runs_trio() else call.remaining_s
+            if not self._has_room() and not gate.acquire(timeout=wait_s):
+                self._room.discard(gate)
                 raise QueryError(f"{CALLS_AT_ONCE} calls are under way, and none of them ended in time for this one")
-            self._calls.add(call)
-            if is_aside:  # after that, lest Ctrl-C leaves it here alone
-                self._aside.add(call)
+        (self._aside if is_aside else self._calls).add(call)
         if not self._soon(self._spawn, call):
             self._conclude(call)
 
     def _has_room(self) -> bool:
-        return len(self._calls) - len(self._aside) < CALLS_AT_ONCE
+        return len(self._calls) < CALLS_AT_ONCE
 
     def _cancel_if_asked(self, scope: trio.CancelScope, future: Future[T]) -> None:
         if future.cancelled():
@@ -243,7 +241,7 @@ class NodeThread:
                 raise  # nobody foresaw it, and nobody waits: Python shows it as the end of this thread
         finally:
             self.has_failed = not self.is_started
-            self._open_gates()
+            _open(self._gates)
 
     def _take_data_dir(self) -> None:
         """A client that nobody has any more closes by itself, and may still be at it: wait for that.
@@ -271,13 +269,6 @@ class NodeThread:
         _in_data_dir[place] = self
         self._joining_left_s -= time.monotonic() - began_s
 
-    def _open_gates(self) -> None:
-        """It is known whether this has started: whoever waits for that can go on."""
-        with self._lock:
-            gates, self._gates = self._gates, set()
-        for gate in gates:
-            gate.release()
-
     async def _main(self) -> None:
         from prime_dht.node.open import open_node  # nearly all of the time that a start takes
 
@@ -294,7 +285,7 @@ class NodeThread:
                     self._at_work = (nursery, dht)
                     self.ways_in = ways_in(dht)
                     self.is_started = True
-                    self._open_gates()
+                    _open(self._gates)
                     try:
                         await trio.sleep(math.inf)
                     finally:
@@ -307,7 +298,7 @@ class NodeThread:
         self._spawn(call)  # Ctrl-C may have come when the call had a place, but was not asked for yet
 
     def _spawn(self, call: Call[object]) -> None:
-        if call not in self._calls or call.is_begun:
+        if call.is_begun or not (call in self._calls or call in self._aside):
             return
         if self._at_work is None:
             self._conclude(call)
@@ -323,8 +314,25 @@ class NodeThread:
             self._conclude(call)
 
     def _conclude(self, call: Call[object]) -> None:
-        with self._lock:
-            self._calls.discard(call)
-            self._aside.discard(call)
-            self._room.notify_all()
-        call.conclude()
+        self._calls.discard(call)
+        self._aside.discard(call)
+        _open(self._room)
+        try:
+            call.conclude()
+        except BaseException:  # of a callback: SystemExit, say, or asyncio's CancelledError; a future logs the others
+            logger.exception("a callback of a future failed; the node goes on")
+
+
+def _gate_in(gates: set[threading.Lock]) -> threading.Lock:
+    """A gate, among others that are still shut. Look again for what it is to wait for before waiting."""
+    gate = threading.Lock()
+    gate.acquire()
+    gates.add(gate)
+    return gate
+
+
+def _open(gates: set[threading.Lock]) -> None:
+    """Let go on who waits at some gates."""
+    with suppress(KeyError):  # there are no more; not "while there are": one may be gone before it is taken
+        while True:
+            gates.pop().release()

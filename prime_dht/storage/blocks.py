@@ -142,7 +142,7 @@ class BlockStore(AsyncResource):
 
     @classmethod
     def in_memory(cls, *, max_bytes: int) -> BlockStore:
-        """A store that ends with its process, for a node without a data directory.
+        """A store that ends with its process, for a node without a data directory. It need not be closed.
 
         Its index is made when it is first asked for a root, or to keep one: SQLite takes 70 kB, and most such nodes
         never have to do with a blob.

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import weakref
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +138,8 @@ class BlockIndex:
             if found == UNMADE and has_blocks:
                 raise lost_index(Path(path))
             if path == IN_MEMORY:  # SQLite begins with 20 pages, of 4 KiB if it is left to it
+                # From Python 3.13 on SQLite warns where nobody does. Not at exit: a node may still be using it.
+                weakref.finalize(self, self._connection.close).atexit = False
                 self._connection.execute("PRAGMA page_size = 1024")
                 self._connection.execute("PRAGMA temp.page_size = 1024")
             self._connection.execute("PRAGMA journal_mode = WAL")

@@ -25,7 +25,7 @@ from prime_dht import (
     ValidationError,
     connect,
 )
-from prime_dht.blocking.node_thread import NodeThread
+from prime_dht.blocking import node_thread
 from prime_dht.storage.blocks import BlockStore
 from prime_dht.testing.processes import LOOPBACK, TIMEOUT_S, run
 
@@ -209,13 +209,13 @@ def test_how_long_another_client_takes_to_close_counts_as_joining(swarm: tuple[s
 
 def test_a_client_that_failed_does_not_keep_its_data_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     may_end = threading.Event()
-    open_gates = NodeThread._open_gates
+    let_go_on = node_thread._open
 
-    def open_gates_and_stay(node: NodeThread) -> None:
-        open_gates(node)
+    def let_go_on_and_stay(gates: set[threading.Lock]) -> None:
+        let_go_on(gates)
         may_end.wait()
 
-    monkeypatch.setattr(NodeThread, "_open_gates", open_gates_and_stay)
+    monkeypatch.setattr(node_thread, "_open", let_go_on_and_stay)
     try:
         for _ in range(2):
             with pytest.raises(QueryError):

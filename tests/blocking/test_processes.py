@@ -256,3 +256,15 @@ def test_a_program_that_does_not_close_its_client_just_ends(
 ) -> None:
     ended = run_warm(program(body), swarm[0], str(tmp_path))
     assert (ended.status, sorted(ended.out.decode().splitlines()), ended.err) == (status, out, "")
+
+
+def test_a_node_that_keeps_its_blobs_in_memory_has_them_until_it_is_closed_at_exit(
+    swarm: tuple[str, ...], program: Program
+) -> None:
+    body = """
+import atexit
+atexit.register(lambda: tell(len(dht.blobs.kept())))
+dht.blobs.add(b"value", pin=True)
+"""
+    ended = run(sys.executable, program(body), swarm[0])
+    assert (ended.status, ended.out, ended.err) == (0, b"1\n", "")

@@ -8,7 +8,7 @@ import itertools
 import linecache
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from types import FrameType
 
@@ -16,9 +16,14 @@ import pytest
 import trio
 
 from prime_dht import BlockingDHT, LocalProtocolError, PrimeDHT, QueryError, connect
-from prime_dht.blocking import node_thread
-from prime_dht.blocking.node_thread import CALLS_AT_ONCE
+from prime_dht.blocking import life, node_thread
+from prime_dht.blocking.node_thread import CALLS_AT_ONCE, NodeThread
+from prime_dht.config import DhtConfig, Mode, NodeConfig
+from prime_dht.entries.validators import Validator
 from prime_dht.ids import wire_key
+
+PROMPTLY_S = 60.0
+"""Ends a test that would hang."""
 
 
 class Endless:
@@ -36,20 +41,29 @@ class Endless:
             self.cancelled.set()
 
 
-class InterruptAfter:
-    """A trace function that raises ``KeyboardInterrupt`` after a number of steps: lines, calls and returns."""
+class After:
+    """A trace function that calls another function after a number of steps: lines, calls and returns."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, then: Callable[[], object]) -> None:
         self.steps = steps
+        self.then = then
 
-    def __call__(self, frame: FrameType, event: str, arg: object) -> InterruptAfter:
+    def __call__(self, frame: FrameType, event: str, arg: object) -> After:
         # A `with` is a step also when its block ends, before it lets go. There Python looks for no signals.
         if not linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith("with "):
             self.steps -= 1
         if self.steps < 0:
             sys.settrace(None)
-            raise KeyboardInterrupt
+            self.then()
         return self
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+async def seven(_: PrimeDHT) -> int:
+    return 7
 
 
 @pytest.fixture
@@ -117,6 +131,29 @@ def test_a_callback_can_start_a_call_but_not_wait_for_one(dht: BlockingDHT) -> N
     assert isinstance(seen.result(), Future)
 
 
+@pytest.mark.parametrize("error", [SystemExit(3), asyncio.CancelledError()])
+def test_a_callback_that_exits_does_not_end_the_node(
+    short_lived: BlockingDHT, caplog: pytest.LogCaptureFixture, error: BaseException
+) -> None:
+    def fail(_: Future[None]) -> None:
+        raise error
+
+    ending = trio.Event()
+
+    async def last(_: PrimeDHT) -> None:
+        await ending.wait()
+
+    async def end(_: PrimeDHT) -> None:
+        ending.set()
+
+    future: Future[None] = short_lived.call(last, wait=False)
+    future.add_done_callback(fail)
+    short_lived.call(end)
+    future.result()
+    assert len(short_lived.peers()) == 3
+    assert "a callback of a future failed; the node goes on" in caplog.text
+
+
 def test_calls_beyond_the_bound_wait_for_a_place(short_lived: BlockingDHT) -> None:
     under_way = [short_lived.call(Endless(), wait=False) for _ in range(CALLS_AT_ONCE)]
     with pytest.raises(QueryError, match=f"{CALLS_AT_ONCE} calls are under way"):
@@ -177,21 +214,82 @@ def test_ctrl_c_at_any_step_of_a_call_leaves_a_client_that_works(
 ) -> None:
     """``KeyboardInterrupt`` comes at the first step of a call, then at the second, until a call gets through."""
     monkeypatch.setattr(node_thread, "CALLS_AT_ONCE", 1)  # a place that is not given back is missed at once
-
-    async def work(_: PrimeDHT) -> int:
-        return 7
-
+    ways: list[Callable[[], object]] = [
+        lambda: short_lived.call(seven),
+        lambda: short_lived.call(seven, wait=False),
+        lambda: short_lived._begin_aside(seven, None),
+    ]
     interrupted = 0
-    for wait in (True, False):
+    for way in ways:
         for steps in itertools.count():
-            sys.settrace(InterruptAfter(steps))
+            sys.settrace(After(steps, interrupt))
             try:
-                short_lived.call(work, wait=wait)
+                way()
             except KeyboardInterrupt:
                 interrupted += 1
             else:
                 break
             finally:
                 sys.settrace(None)
-            assert short_lived.call(work, timeout=60) == 7
-    assert interrupted > 100
+            assert short_lived.call(seven, timeout=60) == 7
+    assert interrupted > 150
+
+
+@pytest.mark.parametrize("way", ["waits", "has a future", "is aside"])
+def test_the_handler_of_a_signal_may_make_a_call_at_any_step_of_another(
+    short_lived: BlockingDHT, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    if way == "is aside":  # what takes no place leaves the only one to the handler
+        monkeypatch.setattr(node_thread, "CALLS_AT_ONCE", 1)
+    handled: list[object] = []
+
+    def call_after(steps: int) -> None:
+        # A future has a lock of its own, which whoever waits for it may hold.
+        sys.settrace(After(steps, lambda: handled.append(short_lived.call(seven, wait=way != "has a future"))))
+        try:
+            if way == "waits":
+                assert short_lived.call(seven) == 7
+            elif way == "has a future":
+                assert short_lived.call(seven, wait=False).result() == 7
+            else:
+                short_lived._begin_aside(seven, None)
+        finally:
+            sys.settrace(None)
+
+    for steps in itertools.count():
+        thread = threading.Thread(target=call_after, args=(steps,), daemon=True)  # which a deadlock would leave behind
+        thread.start()
+        thread.join(PROMPTLY_S)
+        assert not thread.is_alive()
+        if len(handled) == steps:
+            break
+    assert [each.result() if isinstance(each, Future) else each for each in handled] == [7] * steps
+    assert steps > 50
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_the_handler_of_a_signal_may_open_or_close_a_client_that_is_being_opened(
+    swarm: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, closes: bool
+) -> None:
+    nodes: list[NodeThread] = []
+
+    def opened(config: NodeConfig, *, validators: Mapping[str, Validator] | None, joining_s: float) -> NodeThread:
+        nodes.append(node := NodeThread(config, validators=validators, joining_s=joining_s))
+        if nodes == [node] and closes:
+            dht.close()
+        elif nodes == [node]:
+            assert dht.call(seven) == 7
+        return node
+
+    monkeypatch.setattr(life, "NodeThread", opened)
+    config = NodeConfig(peers=swarm[:1], listen=(), dht=DhtConfig(mode=Mode.CLIENT))
+    with BlockingDHT(config, None, PROMPTLY_S) as dht:
+        if closes:
+            with pytest.raises(LocalProtocolError, match="closed"):
+                dht.call(seven)
+        else:
+            assert dht.call(seven) == 7
+    for node in nodes:
+        node._thread.join(PROMPTLY_S)
+        assert not node._thread.is_alive()
+    assert len(nodes) == (1 if closes else 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import resource
 import signal
@@ -475,3 +476,13 @@ def files_of_at_most(size: int) -> Iterator[None]:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
+
+
+async def test_a_store_in_memory_that_nobody_closes_leaves_nothing_open() -> None:
+    store = BlockStore.in_memory(max_bytes=1000)
+    await store.claim(CLAIM, size_bytes=1)
+    connection = store._index._connection
+    del store
+    gc.collect()
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        connection.execute("SELECT 1")
