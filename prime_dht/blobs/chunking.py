@@ -72,19 +72,13 @@ class _Cutter:
         return [bytes(self._kept)] if self._kept or not self._has_cut else []
 
 
-class FixedChunker:
+class FixedChunker(_Cutter):
     """Cuts every 1 MiB."""
 
     name = "size-1048576"
 
     def __init__(self) -> None:
-        self._cutter = _Cutter(repeat(CHUNK_BYTES))
-
-    def feed(self, data: bytes) -> list[bytes]:
-        return self._cutter.feed(data)
-
-    def finish(self) -> list[bytes]:
-        return self._cutter.finish()
+        super().__init__(repeat(CHUNK_BYTES))
 
 
 class TensorChunker:

@@ -113,7 +113,7 @@ class Cid:
         """The digest with the code of its hash: what providers are recorded under."""
         return _SHA2_256 + self.digest
 
-    def verify(self, data: bytes | bytearray | memoryview) -> bool:
+    def verify(self, data: BlockBytes) -> bool:
         """Whether these are the bytes of the block."""
         return hashlib.sha256(data).digest() == self.digest
 

@@ -99,9 +99,7 @@ class Walk:
         self._walked: dict[tuple[Cid, int], None] = {}  # nodes and their sizes, if each is told once
         self._leaves_told = 0
         self._given: dict[Cid, Node] = {}
-        self._levels: list[
-            list[Piece]
-        ] = []  # on each level from the root the siblings still to come, the next one last
+        self._levels: list[list[Piece]] = []  # from the root: the siblings still to come, the next one last
         if size is not None:
             self._begin(size)
 

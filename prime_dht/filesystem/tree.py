@@ -222,7 +222,7 @@ class Tree:
             content_type = mimetypes.guess_type(name_of(path))[0] or ""
         self._settle({path: self._putting(path, content, content_type, ttl_s, progress=progress)})
 
-    def make_directory(self, path: str, *, ttl_s: float | None = None) -> None:
+    def make_directory(self, path: str) -> None:
         """Make a directory, and those above it, unless there are own ones that last long enough.
 
         Raises:
@@ -232,7 +232,7 @@ class Tree:
         """
         if not is_root(path):
             self._check_writer(path)
-            self._make_directories(self._all(self._own_directories([path, *directories_above(path)])), ttl_s)
+            self._make_directories(self._all(self._own_directories([path, *directories_above(path)])), None)
 
     def renew(self, paths: Iterable[str], *, ttl_s: float | None = None) -> int:
         """Let what this peer has written at some paths live its ttl from now on; and the directories above, if need be.

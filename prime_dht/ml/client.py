@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from prime_dht.ml.tensors import Spec, TensorSpec, Weights
     from prime_dht.node.arguments import PeerLike
     from prime_dht.node.blobs.progress import BlobProgress
+    from prime_dht.node.dht import PrimeDHT
     from prime_dht.node.results import PutReceipt
 
 OnProgress = Callable[["BlobProgress"], None]
@@ -267,20 +268,15 @@ class LearningDHT(BlockingDHT):
             StorageError: the file cannot be written.
         """
         with extra_needed():
+            from prime_dht.ml.models.listing import find_version
             from prime_dht.ml.models.pulling import pull
-        return self.call(
-            lambda dht: pull(
-                dht,
-                model_id,
-                version,
-                publisher=publisher,
-                to=None if to is None else Path(to),
-                folder=self.models_dir,
-                progress=progress,
-            ),
-            timeout=timeout,
-            wait=wait,
-        )
+
+        async def find_and_pull(dht: PrimeDHT) -> Model:
+            found = await find_version(dht, model_id, version, publisher)
+            path = None if to is None else Path(to)
+            return await pull(dht, found, to=path, folder=self.models_dir, progress=progress)
+
+        return self.call(find_and_pull, timeout=timeout, wait=wait)
 
     def model_versions(
         self, model_id: str, *, publisher: PeerLike | None = None, timeout: float | None = None

@@ -17,7 +17,8 @@ like that of :func:`prime_dht.connect`, for all there is to do with models and g
   were started together do not ask together. A question that fails is a warning in :meth:`Service.health` until one
   succeeds.
 - **Stopping** lets the callbacks that wait run for :data:`DRAINING_S`, then closes the client. What a put or a push has
-  acknowledged is safe; calls under way end with an error, so whoever made them knows.
+  acknowledged is safe; calls under way end with an error, so whoever made them knows. A service that nobody stops is
+  stopped when Python exits.
 - **SIGTERM**, which is how a scheduler says stop, raises ``SystemExit`` with status 143 in the main thread, wherever
   that is, so that ``with`` and ``finally`` end what they began; a second one ends the process at once. That is so while
   a service runs that was started in the main thread, unless the program has a handler of its own.
@@ -25,6 +26,7 @@ like that of :func:`prime_dht.connect`, for all there is to do with models and g
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
@@ -42,7 +44,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Literal, NoReturn, Self
 
 import prime_dht
-from prime_dht.errors import ConfigError, LocalProtocolError, PrimeDHTError, ValidationError
+from prime_dht.errors import ConfigError, LocalProtocolError, PrimeDHTError
 from prime_dht.events import PeerJoined
 from prime_dht.ml.extra import extra_needed
 from prime_dht.quantities import number_of
@@ -277,6 +279,7 @@ class Service:
                 if self.state == "stopped":
                     raise LocalProtocolError("the service was stopped before it had joined")
                 self._state, self._running_since_s = "running", time.monotonic()
+            atexit.register(self._stop_at_exit, os.getpid())
             self._dht.call(self._follow, wait=False).add_done_callback(self._node_ended)
         except BaseException:  # SIGTERM and Ctrl-C among them
             self._state = "stopped"
@@ -295,7 +298,12 @@ class Service:
             self._stopped.wait(2 * DRAINING_S)  # another thread may be at it
         self._sigterm.forget()
 
+    def _stop_at_exit(self, process: int) -> None:
+        if os.getpid() == process:  # a forked child leaves the service to its parent
+            self.stop()
+
     def _end(self) -> None:
+        atexit.unregister(self._stop_at_exit)
         self._watching.finish()
         self._callbacks.finish(DRAINING_S)
         if self._dht is not None:
@@ -357,12 +365,10 @@ class Service:
             ConfigError: the extra ``ml`` is missing.
         """
         with extra_needed():
-            from prime_dht.ml.gradients.announcement import checked_round, group_of
+            from prime_dht.ml.gradients.announcement import checked_group, checked_round
             from prime_dht.ml.rounds.verification import as_members
             from prime_dht.ml.watching import Commits
-        root = group_of(group)
-        if root is None:
-            raise ValidationError("rounds are a group's")
+        root = checked_group(group)
         following = checked_round(first)
         commits = Commits(group=root, members=as_members(members), following=following, tell=self._round_committed)
         self._watching.add(f"rounds of group {root.hex()[:8]}", lambda: commits.look(self.dht))

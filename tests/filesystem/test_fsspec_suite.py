@@ -14,6 +14,9 @@ from fsspec.tests.abstract.common import GLOB_EDGE_CASES_TESTS
 from prime_dht import BlockingDHT
 from prime_dht.filesystem import PrimeFileSystem
 
+pytestmark = pytest.mark.filterwarnings("ignore:Class-scoped fixture defined as instance method")
+"""As fsspec's own are in versions from before pytest warned of it."""
+
 Test = Callable[..., None]
 
 

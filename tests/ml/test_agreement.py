@@ -221,7 +221,7 @@ def test_whoever_is_locked_votes_for_the_same_again() -> None:
     assert b.votes()[-1] == (1, PREVOTE, X.digest)
 
 
-def test_a_later_polka_opens_the_lock_and_an_earlier_one_does_not() -> None:
+def test_a_later_polka_opens_the_lock() -> None:
     b = locked_on_x().time_out(1, Phase.PROPOSE)
     b.hear(vote(C, 3, PREVOTE, NIL), vote(D, 3, PREVOTE, NIL))
     assert b.hear(proposal(3, Y, certificate(2, PREVOTE, Y))).votes()[-1] == (3, PREVOTE, Y.digest)

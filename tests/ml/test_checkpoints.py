@@ -26,7 +26,7 @@ from prime_dht import (
 )
 from prime_dht.ml.models import checkpoints as checkpoints_module
 from prime_dht.ml.models.model import Model
-from prime_dht.ml.models.pulling import pull_version
+from prime_dht.ml.models.pulling import pull
 from prime_dht.ml.models.pushing import push
 from prime_dht.ml.models.version import ModelVersion, description_key, subkey_of, weights_key
 from prime_dht.ml.tensors import Array
@@ -260,9 +260,9 @@ def test_one_that_does_not_come_in_time_is_passed_over(
     async def pull_unless_slow(dht: PrimeDHT, version: ModelVersion, *, folder: Path) -> Model:
         if version.version in slow:
             raise QueryError(f"version {version.version} was not done within 1 s")
-        return await pull_version(dht, version, folder=folder)
+        return await pull(dht, version, folder=folder)
 
-    monkeypatch.setattr(checkpoints_module, "pull_version", pull_unless_slow)
+    monkeypatch.setattr(checkpoints_module, "pull", pull_unless_slow)
     restorer = Checkpoints(reader, "run-slow", every=1)
     last = restorer.restore()
     assert last is not None

@@ -274,14 +274,14 @@ MISTAKES: list[tuple[Callable[[LearningDHT], object], str]] = [
     (lambda dht: dht.publish(1, TENSORS, ["loss"]), "metrics are names and numbers"),  # type: ignore[call-overload]
     (lambda dht: dht.publish(1, TENSORS, ttl="4"), "ttl is a number, not str"),  # type: ignore[call-overload]
     (lambda dht: dht.collect(1, members=[]), "name at least one member"),
-    (lambda dht: dht.collect(1, members=peer_text(dht.peer_id)), "members are given as a list"),
+    (lambda dht: dht.collect(1, members=peer_text(dht.peer_id)), "members are to be in a list or the like, not str"),
     (lambda dht: dht.collect(1, timeout=None), "timeout is a number, not NoneType"),  # type: ignore[arg-type]
     (lambda dht: dht.collect(1, max_bytes="1"), "max_bytes is a number, not str"),  # type: ignore[arg-type]
     (lambda dht: dht.collect(1, minimum="1"), "minimum is a number, not str"),  # type: ignore[arg-type]
     (lambda dht: dht.collect(1, members=["me"]), "'me' is not a peer id"),
-    (lambda dht: dht.collect(1, members=[PeerId(b"me")]), "a member is a peer id"),
-    (lambda dht: dht.collect(1, members=[5]), "a member is a peer id, as bytes or as text"),  # type: ignore[list-item]
-    (lambda dht: dht.collect(1, members=5), "members are given as a list of peer"),  # type: ignore[arg-type]
+    (lambda dht: dht.collect(1, members=[PeerId(b"me")]), "not the bytes of a peer id"),
+    (lambda dht: dht.collect(1, members=[5]), "a peer id is bytes or text, not int"),  # type: ignore[list-item]
+    (lambda dht: dht.collect(1, members=5), "members are to be in a list or the like, not int"),  # type: ignore[arg-type]
     (lambda dht: dht.collect(1, members=[dht.peer_id], minimum=2), "minimum is at least 1, and at most"),
     (lambda dht: dht.collect(1, minimum=0), "minimum is at least 1"),
     (lambda dht: dht.collect(1, timeout=0), "timeout must be a positive number of seconds"),

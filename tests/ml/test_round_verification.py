@@ -87,11 +87,16 @@ def test_members_may_be_given_in_any_order_and_twice_and_with_weights() -> None:
 def test_what_is_no_member_is_refused() -> None:
     with pytest.raises(ValidationError, match="two weights"):
         as_members({PEERS[0]: 1, peer_text(PEERS[0]): 2})
-    with pytest.raises(ValidationError, match="a member is a peer id"):
-        as_members([PeerId(b"somebody")])
-    for alone in (PEERS[0], peer_text(PEERS[0])):
-        with pytest.raises(ValidationError, match="as a list"):
+    for none in (PeerId(b"somebody"), 5):
+        with pytest.raises(ValidationError, match="peer id"):
+            as_members([none])  # type: ignore[list-item]
+        with pytest.raises(ValidationError, match="peer id"):
+            as_members({none: 1})  # type: ignore[dict-item]
+    for alone in (PEERS[0], peer_text(PEERS[0]), 5):
+        with pytest.raises(ValidationError, match="in a list"):
             as_members(alone)  # type: ignore[arg-type]
+    with pytest.raises(ValidationError, match="a group is"):
+        members_of([], group=None, network_id=NETWORK)  # type: ignore[arg-type]
 
 
 def test_two_of_four_prove_nothing() -> None:

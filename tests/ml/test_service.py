@@ -293,7 +293,7 @@ def test_wrong_arguments_are_refused() -> None:
         Service().watch_model("model", publisher="garbage")
     with pytest.raises(ValidationError, match="a group is"):
         Service().watch_rounds("friends", [])
-    with pytest.raises(ValidationError, match="members are given as a list"):
+    with pytest.raises(ValidationError, match="members are to be in a list"):
         Service().watch_rounds(GROUP, "12D3Koo")
     for first in ("3", -1, 2.0):
         with pytest.raises(ValidationError, match="a round is a whole number from 0 up"):
@@ -344,6 +344,39 @@ def test_a_second_sigterm_ends_the_process_at_once(swarm: tuple[str, ...]) -> No
         program.process.send_signal(signal.SIGTERM)
         assert program.line() == "lingers"
         assert program.stop(signal.SIGTERM).status == -signal.SIGTERM
+
+
+def test_one_that_nobody_stops_is_stopped_when_python_exits(swarm: tuple[str, ...]) -> None:
+    body = """
+import atexit, sys
+from prime_dht.ml.service import Service
+
+service = Service(sys.argv[1])
+atexit.register(lambda: print(service.state, service.health().warnings))
+service.start()
+print(service.state)
+"""
+    with running(sys.executable, "-c", body, swarm[0]) as program:
+        ended = program.end()
+    assert (ended.out.decode().splitlines(), ended.status, ended.err) == (["running", "stopped ()"], 0, "")
+
+
+def test_a_forked_child_that_exits_leaves_it_to_its_parent(swarm: tuple[str, ...]) -> None:
+    body = """
+import atexit, os, sys, warnings
+from prime_dht.ml.service import Service
+
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # Python 3.12 has it
+service = Service(sys.argv[1])
+atexit.register(lambda: print("parent" if child else "child", service.state, flush=True))
+service.start()
+child = os.fork()
+if child:
+    os.waitpid(child, 0)
+"""
+    with running(sys.executable, "-c", body, swarm[0]) as program:
+        ended = program.end()
+    assert (ended.out.decode().splitlines(), ended.status, ended.err) == (["child running", "parent stopped"], 0, "")
 
 
 # What it watches

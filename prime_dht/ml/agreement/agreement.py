@@ -223,7 +223,7 @@ class Agreement:
         Raises:
             ValidationError: it did not, or it is not what a member of this round can say; nothing has changed.
         """
-        if self.decided is not None or self._heard.knows(signed.statement) or self._heard.is_full(signed.statement):
+        if self.decided is not None or not self._heard.wants(signed.statement):
             return []
         self._check_statement(signed)
         equivocation = self._heard.add(signed, self.view)

@@ -12,7 +12,7 @@ from prime_dht.ids import OpId, PeerId
 from prime_dht.ml.agreement.agreement import Backed
 from prime_dht.ml.agreement.certificate import Certificate, Commit
 from prime_dht.ml.agreement.members import MAX_MEMBERS
-from prime_dht.ml.agreement.statements import MAX_OPS, Outcome, Phase, Proposal
+from prime_dht.ml.agreement.statements import Outcome, Phase, Proposal
 from prime_dht.pb import rounds_pb2 as pb
 
 MAX_COMMIT_BYTES = 1 << 22
@@ -96,8 +96,6 @@ def _outcome_message(outcome: Outcome) -> pb.Outcome:
 
 def _outcome(message: pb.Outcome) -> Outcome:
     ids = message.op_ids
-    if len(ids) % _OP_ID_BYTES or len(ids) > MAX_OPS * _OP_ID_BYTES:
-        raise ValidationError(f"an outcome names at most {MAX_OPS} ops by their ids of {_OP_ID_BYTES} bytes")
     op_ids = tuple(OpId(ids[start : start + _OP_ID_BYTES]) for start in range(0, len(ids), _OP_ID_BYTES))
     return Outcome(round_number=message.round, op_ids=op_ids, aggregate=message.aggregate)
 

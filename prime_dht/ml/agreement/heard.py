@@ -37,7 +37,6 @@ class Heard:
     """The statements that are held.
 
     Attributes:
-        furthest: the latest view from which each member was heard.
         equivocations: the first proof against each member that equivocated.
     """
 
@@ -46,7 +45,7 @@ class Heard:
         self._proposals: dict[int, list[Signed[Proposal]]] = {}
         self._votes: dict[tuple[int, Phase], dict[PeerId, dict[bytes, Signed[Vote]]]] = {}
         self._quorums: set[tuple[int, Phase, bytes]] = set()
-        self.furthest: dict[PeerId, int] = {}
+        self._furthest: dict[PeerId, int] = {}
         self.equivocations: dict[PeerId, Equivocation] = {}
 
     def __len__(self) -> int:
@@ -54,25 +53,22 @@ class Heard:
         votes = sum(len(by_digest) for voters in self._votes.values() for by_digest in voters.values())
         return votes + sum(map(len, self._proposals.values()))
 
-    def knows(self, statement: Statement) -> bool:
-        """Whether it is held, in one wording or another."""
+    def wants(self, statement: Statement) -> bool:
+        """Whether it is worth checking: it is not held yet, in one wording or another, and may be."""
         match statement:
             case Proposal():
-                return statement.digest in self._proposed(statement.view)
+                proposed = self._proposed(statement.view)
+                return len(proposed) < _FREELY and statement.digest not in proposed
             case Vote():
                 votes = self._votes.get((statement.view, statement.phase), {})
-                return statement.digest in votes.get(statement.member, {})
+                return statement.digest not in votes.get(statement.member, {})
             case _:
                 assert_never(statement)
-
-    def is_full(self, statement: Statement) -> bool:
-        """Whether it is a proposal of which no more are held: then it is not even worth checking."""
-        return isinstance(statement, Proposal) and len(self._proposed(statement.view)) == _FREELY
 
     def add(self, signed: Signed[Statement], current: int) -> Equivocation | None:
         """Hear a statement that is not known yet; returns the proof if it is the first that its member equivocates."""
         statement = signed.statement
-        self.furthest[statement.member] = max(statement.view, self.furthest.get(statement.member, 0))
+        self._furthest[statement.member] = max(statement.view, self._furthest.get(statement.member, 0))
         if abs(statement.view - current) > WINDOW:
             return None
         before: list[Signed[Statement]]
@@ -138,11 +134,11 @@ class Heard:
     def reached(self) -> int:
         """The latest view that members with a third of all weight, so one who is good, have reached; 0 if none."""
         there: list[PeerId] = []
-        for member, view in sorted(self.furthest.items(), key=lambda item: -item[1]):
+        for member, view in sorted(self._furthest.items(), key=lambda item: -item[1]):
             there.append(member)
             if self._members.is_third(there):
                 return view
         return 0
 
     def _proposed(self, view: int) -> list[bytes]:
-        return [signed.statement.digest for signed in self._proposals.get(view, ())]
+        return [proposal.digest for proposal in self.proposals(view)]

@@ -48,7 +48,7 @@ from typing import NoReturn, SupportsFloat, SupportsIndex
 from prime_dht.entries.access import GroupKey, key_rule
 from prime_dht.entries.capability import decode_capability
 from prime_dht.errors import ValidationError
-from prime_dht.ids import Key, wire_key
+from prime_dht.ids import US_PER_S, Key, wire_key
 from prime_dht.ml.aggregation.contribution import MAX_WEIGHT
 from prime_dht.ml.codecs.codec import Codec
 from prime_dht.ml.codecs.encoding import codec_named
@@ -61,6 +61,9 @@ MAX_METRIC = float(1 << 1000)
 
 MAX_METRICS_BYTES = 2 << 10
 """Of all metrics as JSON: beside the rest they fit into the 4 KiB that an entry's metadata may have by default."""
+
+_ROUNDING_S = 0.001
+"""Times in seconds are exact to less than that."""
 
 _RUN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _MAX_NUMBER_CHARACTERS = 32
@@ -171,14 +174,23 @@ def group_of(group: str | bytes | None, capability: bytes = b"") -> bytes | None
     Args:
         group: the 32 bytes, or what its keys begin with, as ``prime-dht group create`` prints it.
 
-    >>> group_of("/prime/group/" + 64 * "0" + "/") == bytes(32)
-    True
-
     Raises:
         ValidationError: it is neither, or the capability is malformed.
     """
     if group is None:
         return decode_capability(capability).root if capability else None
+    return checked_group(group)
+
+
+def checked_group(group: str | bytes) -> bytes:
+    """The root of a group that is named, as for :func:`group_of`.
+
+    >>> checked_group("/prime/group/" + 64 * "0" + "/") == bytes(32)
+    True
+
+    Raises:
+        ValidationError: none is.
+    """
     if isinstance(group, bytes) and len(group) == hashlib.sha256().digest_size:
         return group
     if isinstance(group, str) and group.startswith("/prime/group/"):
@@ -186,6 +198,18 @@ def group_of(group: str | bytes | None, capability: bytes = b"") -> bytes | None
         if isinstance(rule, GroupKey):
             return rule.root
     raise ValidationError("a group is what its keys begin with, /prime/group/<64 digits>/, or its root's 32 bytes")
+
+
+def capability_ends_at_s(capability: bytes, now_s: float) -> float:
+    """How long entries with a capability may live, in seconds since the Unix epoch; for ever if there is none.
+
+    Raises:
+        ValidationError: it has ended.
+    """
+    ends_at_s = decode_capability(capability).expires_at_us / US_PER_S - _ROUNDING_S if capability else math.inf
+    if ends_at_s <= now_s:
+        raise ValidationError("the capability has ended: ask whoever holds the group's root key for another")
+    return ends_at_s
 
 
 def checked_round(number: SupportsIndex) -> int:

@@ -33,6 +33,10 @@ class Gradient:
     op_id: OpId
     created_at_us: TimestampUs
 
+    def contribution(self) -> Contribution:
+        """It as :func:`prime_dht.ml.aggregation.aggregate` takes it."""
+        return Contribution(member=self.member, tensors=self.tensors, weight=self.weight)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collected:
@@ -52,7 +56,4 @@ class Collected:
 
     def contributions(self) -> list[Contribution]:
         """The gradients as :func:`prime_dht.ml.aggregation.aggregate` takes them, in the order of members."""
-        return [
-            Contribution(member=member, tensors=gradient.tensors, weight=gradient.weight)
-            for member, gradient in sorted(self.gradients.items())
-        ]
+        return [gradient.contribution() for _, gradient in sorted(self.gradients.items())]

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, SupportsFloat, SupportsIndex, TypeVar, overload
 
-from prime_dht.entries.capability import capability_in, decode_capability
+from prime_dht.blocking.call import checked_timeout
+from prime_dht.entries.capability import capability_in
 from prime_dht.errors import ValidationError
-from prime_dht.ids import US_PER_S, OpId, PeerId, is_peer_id, peer_from_text
+from prime_dht.ids import OpId, PeerId
 from prime_dht.ml.codecs import CONTENT_TYPE, Codec, ErrorFeedback, codec_named, encode
 from prime_dht.ml.gradients.announcement import (
     Announcement,
     as_metrics,
+    capability_ends_at_s,
     check_run,
     checked_round,
     gradient_key,
@@ -28,6 +30,7 @@ from prime_dht.ml.gradients.bringing import bring
 from prime_dht.ml.gradients.gathering import MAX_NAMES, Expected, Gathering, check_value_size, collected
 from prime_dht.ml.gradients.gradient import Collected, Gradient
 from prime_dht.ml.tensors import Spec, Weights, as_tensors, size_bytes_of, spec_of
+from prime_dht.node.arguments import peer_ids_of
 from prime_dht.quantities import number_of
 
 if TYPE_CHECKING:
@@ -39,9 +42,6 @@ if TYPE_CHECKING:
 DEFAULT_TTL_S = 4 * 3600.0
 """Or as long as the network allows, if that is less. A gradient is of use in its round only; this leaves time to look
 into a run that went wrong. Blobs go with it."""
-
-_ROUNDING_S = 0.001
-"""Times in seconds are exact to less than that."""
 
 Name = TypeVar("Name")
 
@@ -242,7 +242,7 @@ class Gradients:
     def _put(
         self, announcement: Announcement, value: bytes, ttl: float | None, timeout: float | None, wait: bool
     ) -> PutReceipt | Future[PutReceipt]:
-        ends_at_s = self._capability_ends_at_s() if ttl is None else math.inf
+        ends_at_s = capability_ends_at_s(self._capability, time.time()) if ttl is None else math.inf
 
         async def put(dht: PrimeDHT) -> PutReceipt:
             ttl_s = min(self._ttl_s, dht.config.limits.max_ttl_s) if ttl is None else ttl
@@ -252,26 +252,13 @@ class Gradients:
                 value,
                 subkey=subkey_of(announcement, value),
                 ttl=None if is_cut_short else ttl_s,
-                expires_at=ends_at_s - _ROUNDING_S if is_cut_short else None,
+                expires_at=ends_at_s if is_cut_short else None,
                 metadata=announcement.metadata(),
                 content_type=CONTENT_TYPE,
                 capability=self._capability,
             )
 
         return self._dht.call(put, timeout=timeout, wait=wait)
-
-    def _capability_ends_at_s(self) -> float:
-        """When the capability ends, if there is one.
-
-        Raises:
-            ValidationError: it has ended.
-        """
-        if not self._capability:
-            return math.inf
-        ends_at_s = decode_capability(self._capability).expires_at_us / US_PER_S
-        if ends_at_s <= time.time():
-            raise ValidationError("the capability has ended: ask whoever holds the group's root key for another")
-        return ends_at_s
 
     def _bring(
         self,
@@ -280,8 +267,7 @@ class Gradients:
         publishers: Callable[[], Collection[PeerId] | None],
         timeout: float,
     ) -> None:
-        if not (timeout := number_of("timeout", timeout)) > 0:
-            raise ValidationError(f"timeout must be a positive number of seconds, not {timeout}")
+        timeout = checked_timeout(timeout)
         key = gradient_key(expected.round, self._group, self._run)
         until_s = time.monotonic() + timeout
 
@@ -334,14 +320,5 @@ def _weight(given: SupportsFloat | str) -> float:
 
 
 def _peers(members: Collection[PeerId | str] | None) -> frozenset[PeerId] | None:
-    if isinstance(members, str | bytes) or not isinstance(members, Iterable | None):
-        raise ValidationError("members are given as a list of peer ids, even if there is one alone")
-    return None if members is None else frozenset(map(_peer, members))
-
-
-def _peer(member: PeerId | str) -> PeerId:
-    if isinstance(member, str):
-        return peer_from_text(member)
-    if not (isinstance(member, bytes) and is_peer_id(member)):
-        raise ValidationError("a member is a peer id, as bytes or as text")
-    return member
+    peers = peer_ids_of("members", members)
+    return None if peers is None else frozenset(peers)

@@ -48,7 +48,7 @@ from prime_dht.ml.models.version import (
 
 with extra_needed():
     from prime_dht.ml.models.outgoing import Outgoing
-    from prime_dht.ml.models.pulling import pull_version
+    from prime_dht.ml.models.pulling import pull
     from prime_dht.ml.models.pushing import push
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ class Checkpoints:
                 continue
             try:
                 model = self._dht.call(
-                    lambda dht, version=version: pull_version(dht, version, folder=self._dht.models_dir),
+                    lambda dht, version=version: pull(dht, version, folder=self._dht.models_dir),
                     timeout=timeout,
                 )
                 return Checkpoint(step=step, model=model)

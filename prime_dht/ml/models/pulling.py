@@ -66,29 +66,13 @@ _WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 async def pull(
     dht: PrimeDHT,
-    model_id: str,
-    number: int | None,
-    *,
-    publisher: PeerLike | None,
-    to: Path | None,
-    folder: Path,
-    progress: Callable[[BlobProgress], None] | None,
-) -> Model:
-    """Pull a version of a model. See :meth:`prime_dht.ml.client.LearningDHT.pull_model`."""
-    return await pull_version(
-        dht, await find_version(dht, model_id, number, publisher), to=to, folder=folder, progress=progress
-    )
-
-
-async def pull_version(
-    dht: PrimeDHT,
     version: ModelVersion,
     *,
     to: Path | None = None,
     folder: Path,
     progress: Callable[[BlobProgress], None] | None = None,
 ) -> Model:
-    """Pull a version that was listed; otherwise as :func:`pull`."""
+    """Pull a version that was listed. See :meth:`prime_dht.ml.client.LearningDHT.pull_model`."""
     kept_in = folder.joinpath(*version.model_id.split("/"))
     if to is not None:
         return await _fetched(dht, version, to, kept_in, progress)

@@ -17,10 +17,10 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from prime_dht.entries import decode_capability
-from prime_dht.errors import QueryError, ValidationError
-from prime_dht.ids import US_PER_S, Key, OpId, PeerId
+from prime_dht.errors import QueryError
+from prime_dht.ids import Key, OpId, PeerId
 from prime_dht.ml.agreement.codec import MAX_COMMIT_BYTES
+from prime_dht.ml.gradients.announcement import capability_ends_at_s
 from prime_dht.ml.rounds.fetching import Fetching
 from prime_dht.ml.rounds.posts import Post
 
@@ -34,8 +34,6 @@ MAX_PAGES = 512
 HELD_OF_EACH_BYTES = 2 * MAX_COMMIT_BYTES
 FETCHED_OF_EACH = 16
 """More than an outcome, and what a good member proposes in the views that count."""
-
-_ROUNDING_S = 0.001
 
 NeedsValue = Callable[[PeerId, bytes], bool]
 """Whether the value of a publisher's entry with a subkey is looked at, and so is to be there."""
@@ -96,12 +94,13 @@ class Board:
         Raises:
             ValidationError: the capability has ended.
         """
+        now_s = time.time()
         try:
             receipt = self._dht.put(
                 self._key,
                 value,
                 subkey=subkey,
-                expires_at=self._expires_at_s(),
+                expires_at=min(now_s + self._ttl_s, capability_ends_at_s(self._capability, now_s)),
                 capability=self._capability,
                 timeout=timeout_s,
             )
@@ -110,13 +109,6 @@ class Board:
             return False
         self.trouble = receipt.warning or ""
         return receipt.acknowledged
-
-    def _expires_at_s(self) -> float:
-        now_s = time.time()
-        ends_at_s = decode_capability(self._capability).expires_at_us / US_PER_S - _ROUNDING_S
-        if ends_at_s <= now_s:
-            raise ValidationError("the capability has ended: ask whoever holds the group's root key for another")
-        return min(now_s + self._ttl_s, ends_at_s)
 
     def _fetch(self, blobs: list[Found]) -> None:
         """Fetch values that are not here yet, and forget those that are not needed any more."""

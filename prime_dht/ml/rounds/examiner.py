@@ -18,7 +18,7 @@ from prime_dht.blobs.build import BlobBuilder
 from prime_dht.blobs.chunking import TensorChunker
 from prime_dht.errors import QueryError, ValidationError
 from prime_dht.ids import OpId, PeerId
-from prime_dht.ml.aggregation import Aggregate, Contribution, aggregate
+from prime_dht.ml.aggregation import Aggregate, aggregate
 from prime_dht.ml.agreement import Outcome
 from prime_dht.ml.rounds.terms import Terms
 from prime_dht.ml.tensors import Tensors
@@ -141,10 +141,7 @@ class Examiner:
             raise ValidationError("contributions are those of different members")
         if not terms.members.is_quorum(contributors):
             raise ValidationError(f"contributions of {len(gradients)} of {len(terms.members)} members are no quorum")
-        contributions = [
-            Contribution(member=gradient.member, tensors=gradient.tensors, weight=gradient.weight)
-            for gradient in gradients
-        ]
+        contributions = [gradient.contribution() for gradient in gradients]
         combined = aggregate(contributions, terms.spec, terms.rule, bad=terms.bad)
         return combined, cid_of(combined.tensors)
 

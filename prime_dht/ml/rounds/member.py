@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, SupportsFloat, SupportsIndex, assert_never
 
 from prime_dht.blobs.chunking import TensorChunker
+from prime_dht.blocking.call import checked_timeout
 from prime_dht.entries import capability_in, check_capability
 from prime_dht.errors import BlobError, LocalProtocolError, PrimeDHTError, QueryError, ValidationError
 from prime_dht.ids import US_PER_S, PeerId, peer_text
@@ -214,8 +215,7 @@ class RoundMember:
         round_number = checked_round(round_number)
         arrays = as_tensors(tensors)
         check_spec(arrays, self.terms.spec)
-        if not (timeout := number_of("timeout", timeout)) > 0:
-            raise ValidationError(f"timeout must be a positive number of seconds, not {timeout}")
+        timeout = checked_timeout(timeout)
         if not self._sitting.acquire(blocking=False):
             raise LocalProtocolError("this member is in a round already; one ends before the next begins")
         try:

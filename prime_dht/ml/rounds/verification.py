@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 
 from prime_dht.entries import capability_in, check_capability, decode_capability
 from prime_dht.errors import ValidationError
-from prime_dht.ids import PeerId, is_peer_id, peer_from_text
+from prime_dht.ids import PeerId
 from prime_dht.ml.agreement import Commit, Members, decode_commit, entry_proofs
-from prime_dht.ml.gradients.announcement import group_of
+from prime_dht.ml.gradients.announcement import checked_group
 from prime_dht.ml.rounds.posts import round_key
+from prime_dht.node.arguments import peer_id_of, several
 
 GivenMembers = Members | Mapping[PeerId | str, int] | Mapping[PeerId, int] | Mapping[str, int] | Iterable[PeerId | str]
 """Members by peer id, or the weights of their votes by peer id."""
@@ -33,8 +34,7 @@ def verify_commit(
     Raises:
         ValidationError: it proves nothing, or something else; the text says what is wrong.
     """
-    root = group_of(group)
-    assert root is not None
+    root = checked_group(group)
     decoded = decode_commit(commit)
     decoded.check(round_number, as_members(members), entry_proofs(network_id, round_key(root, round_number)))
     return decoded
@@ -46,8 +46,7 @@ def members_of(capabilities: Iterable[bytes | str], *, group: str | bytes, netwo
     Raises:
         ValidationError: one is not of the group, or was not signed by its root.
     """
-    root = group_of(group)
-    assert root is not None
+    root = checked_group(group)
     members = []
     for data in map(capability_in, capabilities):
         capability = decode_capability(data)
@@ -64,19 +63,9 @@ def as_members(members: GivenMembers) -> Members:
     """
     if isinstance(members, Members):
         return members
-    if isinstance(members, str | bytes):
-        raise ValidationError("members are given as a list of peer ids, even if there is one alone")
     if not isinstance(members, Mapping):
-        return Members.equal(map(_peer, members))
-    weights = {_peer(one): weight for one, weight in members.items()}
+        return Members.equal(map(peer_id_of, several("members", members)))
+    weights = {peer_id_of(one): weight for one, weight in members.items()}
     if len(weights) < len(members):
         raise ValidationError("a member is given two weights, for its peer id as bytes and as text")
     return Members(weights)
-
-
-def _peer(member: PeerId | str) -> PeerId:
-    if isinstance(member, str):
-        return peer_from_text(member)
-    if not is_peer_id(member):
-        raise ValidationError("a member is a peer id, as bytes or as text")
-    return member
