@@ -55,5 +55,5 @@ if __name__ == "__main__":
     try:
         with prime_dht.connect(given.peer) as dht:
             train(dht, given.name)
-    except PrimeDHTError as error:
-        sys.exit(str(error))
+    except (PrimeDHTError, KeyboardInterrupt) as error:
+        sys.exit(str(error) or 130)

@@ -19,66 +19,23 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import digits
 import numpy as np
 import trio
+from digits import Images, Weights
 from safetensors.numpy import load, save
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
-from sklearn.neural_network import MLPClassifier
 
 from prime_dht import DhtConfig, Mode, NodeConfig, PrimeDHT, PrimeDHTError, PutReceipt, open_node
 from prime_dht.ids import peer_text
 
 KEY = "model:digits"
 NODES = 5
+TRAINING_STEPS = 800
 STEP_TIMEOUT_S = 60.0
 
 
 class DemoFailed(Exception):
     """A step did not do what it says."""
-
-
-# The model
-
-
-@dataclass(frozen=True)
-class Digits:
-    """1,797 images of 8 × 8 pixels, 0 ..= 1, and which digit each shows; a quarter is kept for the test."""
-
-    train_images: np.ndarray
-    test_images: np.ndarray
-    train_labels: np.ndarray
-    test_labels: np.ndarray
-
-    @classmethod
-    def bundled(cls) -> Digits:
-        digits = load_digits()
-        return cls(*train_test_split(digits.data / 16.0, digits.target, random_state=0))
-
-
-def train(digits: Digits, epochs: int = 60) -> MLPClassifier:
-    """A network of one hidden layer."""
-    model = MLPClassifier(hidden_layer_sizes=(32,), learning_rate_init=0.01, random_state=0)
-    for _ in range(epochs):
-        model.partial_fit(digits.train_images, digits.train_labels, classes=range(10))
-    return model
-
-
-def to_bytes(model: MLPClassifier) -> bytes:
-    """Its weights, as a safetensors file."""
-    layers = zip(model.coefs_, model.intercepts_, strict=True)
-    return save({f"{name}.{i}": array for i, pair in enumerate(layers) for name, array in zip("wb", pair, strict=True)})
-
-
-def from_bytes(weights: bytes) -> MLPClassifier:
-    """The model that has these weights."""
-    tensors = load(weights)
-    layers = range(len(tensors) // 2)
-    model = MLPClassifier(hidden_layer_sizes=(32,))
-    model.partial_fit(np.zeros((1, 64)), [0], classes=range(10))  # makes the layers, whose weights are then replaced
-    model.coefs_ = [tensors[f"w.{i}"] for i in layers]
-    model.intercepts_ = [tensors[f"b.{i}"] for i in layers]
-    return model
 
 
 # The swarm
@@ -187,38 +144,39 @@ def numbers(nodes: list[Node]) -> str:
     return ", ".join(str(node.number) for node in nodes)
 
 
-async def read_back(node: Node, model: MLPClassifier, digits: Digits) -> str:
-    """Get the weights through a node and rebuild the model: it must answer each test image just as the original."""
+async def read_back(node: Node, weights: Weights, test: Images) -> str:
+    """Get the weights through a node: the model must answer each test image just as the original."""
     async with client(node) as dht:
         found = await dht.get(KEY)
     if found is None:
         raise DemoFailed("not found")
-    rebuilt = from_bytes(found.value)
-    if not np.array_equal(rebuilt.predict_proba(digits.test_images), model.predict_proba(digits.test_images)):
+    rebuilt = load(found.value)
+    if not np.array_equal(digits.answers(rebuilt, test), digits.answers(weights, test)):
         raise DemoFailed("the model that came back answers differently")
-    return f"{rebuilt.score(digits.test_images, digits.test_labels):.1%} right, each answer the same"
+    return f"{digits.accuracy(rebuilt, test):.1%} right, each answer the same"
 
 
 async def demo(*, stay: bool) -> None:
     """All steps. Raises DemoFailed if one of them fails."""
-    digits = Digits.bundled()
-    with step(f"train on {len(digits.train_labels):,} images of digits") as say:
-        model = train(digits)
-        weights = to_bytes(model)
-        say(f"{model.score(digits.test_images, digits.test_labels):.1%} right on {len(digits.test_labels)} others")
+    images, test = digits.load()
+    with step(f"train on {len(images.labels):,} images of digits") as say:
+        chance = np.random.default_rng(0)
+        weights = digits.train(digits.initial(), images, TRAINING_STEPS, digits.AdamW(), chance)
+        say(f"{digits.accuracy(weights, test):.1%} right on {len(test.labels)} others")
     async with AsyncExitStack() as stack:
         with step(f"start {NODES} nodes") as say:
             nodes = await stack.enter_async_context(swarm())
             say("pids " + " ".join(str(node.process.pid) for node in nodes))
         with step("store its weights through node 1") as say:
             async with client(nodes[0]) as dht:
-                receipt = await dht.put(KEY, weights)
+                file = save(weights)
+                receipt = await dht.put(KEY, file)
             holders = [node for node in nodes if node.holds(receipt)]
             if receipt.warning is not None:
                 raise DemoFailed(receipt.warning)
-            say(f"{len(weights):,} bytes, now at nodes {numbers(holders)}")
+            say(f"{len(file):,} bytes, now at nodes {numbers(holders)}")
         with step("read them through node 2") as say:
-            say(await read_back(nodes[1], model, digits))
+            say(await read_back(nodes[1], weights, test))
         killed = holders[:2]
         with step(f"kill -9 nodes {numbers(killed)}") as say:
             for node in killed:
@@ -229,7 +187,7 @@ async def demo(*, stay: bool) -> None:
         # Best one that has played no part yet and has to ask for the weights itself.
         third = min(left, key=lambda node: (node in nodes[:2], node in holders))
         with step(f"read them through node {third.number}") as say:
-            say(await read_back(third, model, digits))
+            say(await read_back(third, weights, test))
         if stay:
             print(f"\n  nodes {numbers(left)} stay until Ctrl-C; try, in another terminal:")
             print(f"  prime-dht get {KEY} --out weights.safetensors --peer {third.address}", flush=True)

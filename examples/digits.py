@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from prime_dht.ml.tensors import Tensors
+if TYPE_CHECKING:
+    from prime_dht.ml.tensors import Tensors
 
 Array = npt.NDArray[np.floating]
 Weights = dict[str, Array]
@@ -52,10 +54,10 @@ def load() -> tuple[Images, Images]:
     return Images(pixels[kept:], labels[kept:]), Images(pixels[:kept], labels[:kept])
 
 
-def initial() -> Weights:
+def initial(hidden: int = HIDDEN) -> Weights:
     """Where every worker begins: the same random weights."""
     chance = np.random.default_rng(0)
-    sizes = {"hidden": (64, HIDDEN), "output": (HIDDEN, 10)}
+    sizes = {"hidden": (64, hidden), "output": (hidden, 10)}
     weights = {name: chance.normal(0, np.sqrt(2 / rows), (rows, n)) for name, (rows, n) in sizes.items()}
     biases = {f"{name}.bias": np.zeros(n) for name, (_, n) in sizes.items()}
     return {name: array.astype(np.float32) for name, array in (weights | biases).items()}
@@ -82,10 +84,14 @@ def gradient(weights: Weights, images: Images) -> Weights:
     }
 
 
+def answers(weights: Weights, images: Images) -> Array:
+    """How likely the model takes each digit to be the one that an image shows, in the shape (n, 10)."""
+    return _forward(weights, images.pixels)[1]
+
+
 def accuracy(weights: Weights, images: Images) -> float:
     """The share of images that the model reads rightly."""
-    _, chances = _forward(weights, images.pixels)
-    return float(np.mean(chances.argmax(axis=1) == images.labels))
+    return float(np.mean(answers(weights, images).argmax(axis=1) == images.labels))
 
 
 def _forward(weights: Weights, pixels: Array) -> tuple[Array, Array]:

@@ -23,7 +23,7 @@ async def put_get(peer: str, key: str, value: str | None) -> None:
             receipt = await dht.put(key, value.encode(), ttl=3600)
             print(f"stored by {len(receipt.stored_by)} of {receipt.wanted} replicas")
         found = await dht.get(key)
-        print("nothing there" if found is None else found.value.decode())
+        print("nothing there" if found is None else found.value.decode(errors="backslashreplace"))
 
 
 if __name__ == "__main__":
@@ -34,5 +34,5 @@ if __name__ == "__main__":
     given = parser.parse_args()
     try:
         trio.run(put_get, given.peer, given.key, given.value)
-    except PrimeDHTError as error:
-        sys.exit(str(error))
+    except (PrimeDHTError, KeyboardInterrupt) as error:
+        sys.exit(str(error) or 130)

@@ -83,5 +83,5 @@ if __name__ == "__main__":
     try:
         with prime_dht.connect(given.peer) as dht:
             train(dht, given.run, given.steps)
-    except PrimeDHTError as error:
-        sys.exit(str(error))
+    except (PrimeDHTError, KeyboardInterrupt) as error:
+        sys.exit(str(error) or 130)

@@ -107,7 +107,6 @@ class FetchWorld:
         rng: Random,
         *,
         store: dict[Cid, bytes] | None = None,
-        now_us: int = 0,
         reader_block_us: int = 0,
     ) -> None:
         self.plan = plan
@@ -115,7 +114,7 @@ class FetchWorld:
         self.providers = dict(providers)
         self.store: dict[Cid, bytes] = {} if store is None else store
         self.log = Log()
-        self.now_us = now_us
+        self.now_us = 0
         self._rng = rng
         self._events: list[tuple[int, int, Callable[[], None]]] = []
         self._count = 0
@@ -123,7 +122,7 @@ class FetchWorld:
         self._storing: set[Cid] = set()
         self._free_at_us: dict[PeerId, int] = {}
         self._reader_block_us = reader_block_us
-        self._reader_free_at_us = now_us
+        self._reader_free_at_us = 0
 
     def after(self, delay_us: int, event: Callable[[], None]) -> None:
         """Have something happen later."""

@@ -28,7 +28,7 @@ class MemoryBlockStream:
 
     Args:
         travel: waits as long as a message takes to the peer.
-        travel_back: as long as one takes from it; by default the same.
+        travel_back: as long as one takes from it.
         is_open: whether the peer, and the connection to it, are still there.
         lie: what the peer makes of its blocks.
         sent: is told how many bytes the peer sent.
@@ -40,7 +40,7 @@ class MemoryBlockStream:
         source: BlockSource,
         *,
         travel: Callable[[], Awaitable[None]],
-        travel_back: Callable[[], Awaitable[None]] | None = None,
+        travel_back: Callable[[], Awaitable[None]],
         is_open: Callable[[], bool],
         lie: BlockLie | None,
         sent: Callable[[int], None],
@@ -48,7 +48,7 @@ class MemoryBlockStream:
     ) -> None:
         self._source = source
         self._travel = travel
-        self._travel_back = travel_back or travel
+        self._travel_back = travel_back
         self._is_open = is_open
         self._lie = lie
         self._sent = sent

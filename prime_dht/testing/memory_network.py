@@ -248,8 +248,7 @@ class MemoryNetwork:
     ) -> Reply:
         if on_turn is not None:
             on_turn()  # here nobody waits for a turn to dial
-        if self._offenders.wait_s(peer, now_s=trio.current_time()) > 0:
-            raise QueryError(f"peer {short(peer)} kept breaking the protocol; it is left alone for a while")
+        self._check_not_left_alone(peer)
         self.sent[type(request).__name__] += 1
         message = encode_request(request)
         try:
@@ -326,9 +325,12 @@ class MemoryNetwork:
 
     # The calling side
 
+    def _check_not_left_alone(self, peer: PeerId) -> None:
+        if self._offenders.wait_s(peer, now_s=trio.current_time()) > 0:
+            raise QueryError(f"peer {short(peer)} kept breaking the protocol; it is left alone for a while")
+
     async def _connect(self, peer: PeerId, timeout_s: float) -> MemoryNetwork:
-        linked = self._links.get(peer)
-        if linked is not None:
+        if (linked := self._links.get(peer)) is not None:
             return linked
         if peer == self.local:
             raise QueryError("a node does not dial itself")
@@ -390,8 +392,7 @@ class MemoryNetwork:
 
     @asynccontextmanager
     async def converse(self, peer: PeerId, *, timeout_s: float) -> AsyncIterator[Conversation]:
-        if self._offenders.wait_s(peer, now_s=trio.current_time()) > 0:
-            raise QueryError(f"peer {short(peer)} kept breaking the protocol; it is left alone for a while")
+        self._check_not_left_alone(peer)
         try:
             with trio.fail_after(timeout_s):
                 other = await self._connect(peer, timeout_s)
@@ -417,8 +418,7 @@ class MemoryNetwork:
 
     @asynccontextmanager
     async def ask_blocks(self, peer: PeerId, *, timeout_s: float, lend: Lend = bytearray) -> AsyncIterator[BlockAsking]:
-        if self._offenders.wait_s(peer, now_s=trio.current_time()) > 0:
-            raise QueryError(f"peer {short(peer)} kept breaking the protocol; it is left alone for a while")
+        self._check_not_left_alone(peer)
         try:
             with trio.fail_after(timeout_s):
                 other = await self._connect(peer, timeout_s)

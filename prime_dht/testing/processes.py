@@ -158,9 +158,9 @@ def running_warm(
 
 
 @contextmanager
-def running_node(*arguments: str, listen: str = LOOPBACK) -> Iterator[tuple[Running, str]]:
+def running_node(*arguments: str) -> Iterator[tuple[Running, str]]:
     """``prime-dht run``, warm, that is ready, and its address."""
-    with running_warm(*PRIME_DHT, "run", "--listen", listen, *arguments) as node:
+    with running_warm(*PRIME_DHT, "run", "--listen", LOOPBACK, *arguments) as node:
         address = node.line()
         assert address, node.end().err
         yield node, address

@@ -12,12 +12,11 @@ the fetching process's. What it fetched beyond the blob was asked of two provide
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from queue import Queue
@@ -44,8 +43,9 @@ from prime_dht.node.blobs.disk import DiskWriter
 from prime_dht.node.blobs.progress import BlobProgress
 from prime_dht.storage.blocks import BlockStore
 
-from .blobs import LOOPBACK, MIB, RAW, measure_blocks, peak_mb, receive_raw, send_raw
+from .blobs import LOOPBACK, MIB, RAW, measure_blocks, receive_raw, send_raw
 from .checkpoints import measure_checkpoints
+from .processes import peak_bytes, running
 from .tables import Row, Table
 
 PROVIDERS = 3
@@ -71,11 +71,11 @@ def _measure(mebibytes: int, rounds: int) -> Table:
         addresses: list[str] = []
         root = ""
         for index in range(1 + PROVIDERS):  # the first by itself, the others together
-            arguments = ("provide", str(mebibytes), f"{directory}/{index}", *addresses[1:2])
-            providers.append(stack.enter_context(_process(*arguments)))
+            provider = running("blob_fetch", "provide", mebibytes, f"{directory}/{index}", *addresses[1:2])
+            providers.append(stack.enter_context(provider))
             address, root = providers[-1][1].readline().split()
             addresses.append(address)
-        with _process("fetch", str(mebibytes), str(rounds), directory, root, *addresses[:2]) as (_, from_fetcher):
+        with running("blob_fetch", "fetch", mebibytes, rounds, directory, root, *addresses[:2]) as (_, from_fetcher):
             rates, cpu_ms, fetched_mb, fetcher_peak_mb = json.loads(from_fetcher.readline())
         for to_provider, _ in providers:
             to_provider.close()
@@ -98,19 +98,6 @@ def _measure(mebibytes: int, rounds: int) -> Table:
     return Table(name="blobs_fetch", title=f"A blob of {mebibytes} MiB to a file, {rounds} rounds; {peaks}", rows=rows)
 
 
-@contextmanager
-def _process(*arguments: str) -> Iterator[tuple[IO[str], IO[str]]]:
-    """This module as a process of its own, by its standard input and output; it is killed at the end of the block."""
-    command = [sys.executable, "-m", "tests.bench.blob_fetch", *arguments]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            yield process.stdin, process.stdout
-        finally:
-            process.kill()
-
-
 @asynccontextmanager
 async def _node(directory: Path, mode: Mode, max_bytes: int, *peers: str) -> AsyncIterator[tuple[IHost, PrimeDHT]]:
     listen = (LOOPBACK,) if mode is Mode.SERVER else ()
@@ -131,7 +118,7 @@ async def _provide(mebibytes: int, directory: Path, *peers: str) -> None:
         host.set_stream_handler(RAW, send_raw)
         print(dht.addresses()[0], Cid.from_bytes(receipt.blob.cid), flush=True)
         await trio.to_thread.run_sync(sys.stdin.read)
-    print(peak_mb())
+    print(peak_bytes() / 1e6)
 
 
 async def _fetch(mebibytes: int, rounds: int, directory: Path, root: str, one: str, three: str) -> None:
@@ -158,7 +145,7 @@ async def _fetch(mebibytes: int, rounds: int, directory: Path, root: str, one: s
                 cpu_ms[what].append(1e3 * (time.process_time() - cpu_began_s) / size_mb)
             if what != RAW_STREAM:
                 await out.unlink()  # or the next would pay for giving back its room on the disk
-    print(json.dumps([rates, cpu_ms, fetched_mb, peak_mb()]))
+    print(json.dumps([rates, cpu_ms, fetched_mb, peak_bytes() / 1e6]))
 
 
 async def _receive_raw_to_file(host: IHost, peer: ID, mebibytes: int, path: Path) -> None:

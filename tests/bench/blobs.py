@@ -7,7 +7,6 @@ a process of its own, and tells the most memory that it ever had resident. :func
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -34,6 +33,7 @@ from prime_dht.net.host import HostSettings, open_host
 from prime_dht.net.offenders import Offenders
 from prime_dht.storage.blocks import BlockStore, Claim
 
+from .processes import peak_bytes, running
 from .tables import Row, Table
 
 RAW, BLOCKS = TProtocol("/bench/raw/1"), TProtocol("/prime/blocks/1.0.0")
@@ -53,19 +53,12 @@ async def measure_blocks(*, quick: bool) -> Table:
 
 
 def _measure(mebibytes: int, rounds: int) -> Table:
-    command = (sys.executable, "-m", "tests.bench.blobs")
-    with subprocess.Popen(
-        [*command, "serve", str(mebibytes)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as server:
-        assert server.stdin is not None
-        assert server.stdout is not None
-        address = server.stdout.readline().strip()
-        asker = subprocess.run(
-            [*command, "ask", str(mebibytes), str(rounds), address], stdout=subprocess.PIPE, text=True, check=True
-        )
-        server.stdin.close()
-        server_peak = float(server.stdout.readline())
-    rates, peak = json.loads(asker.stdout)
+    with running("blobs", "serve", mebibytes) as (to_server, from_server):
+        address = from_server.readline().strip()
+        with running("blobs", "ask", mebibytes, rounds, address) as (_, from_asker):
+            rates, peak = json.loads(from_asker.readline())
+        to_server.close()
+        server_peak = float(from_server.readline())
     raw = median(rates["raw stream"])
     rows: list[Row] = [
         {"what": what, "MB_per_s": median(each), "of_raw": median(each) / raw, "least": min(each), "most": max(each)}
@@ -88,7 +81,7 @@ async def _serve(mebibytes: int) -> None:
             host.set_stream_handler(RAW, send_raw)
             print(host.get_addrs()[0], flush=True)
             await trio.to_thread.run_sync(sys.stdin.read)
-    print(peak_mb())
+    print(peak_bytes() / 1e6)
 
 
 async def _ask(mebibytes: int, rounds: int, address: str) -> None:
@@ -129,7 +122,7 @@ async def _ask(mebibytes: int, rounds: int, address: str) -> None:
                 await case()
                 rates.setdefault(what, []).append(mebibytes * MIB / 1e6 / (time.perf_counter() - began_s))
         await host.disconnect(server.peer_id)
-    print(json.dumps([rates, peak_mb()]))
+    print(json.dumps([rates, peak_bytes() / 1e6]))
 
 
 async def _fetch(host: IHost, peer: ID, cids: list[Cid], store: BlockStore | None) -> None:
@@ -191,12 +184,6 @@ async def receive_raw(host: IHost, peer: ID, mebibytes: int) -> None:
 def _blocks(mebibytes: int) -> Iterator[bytes]:
     rng = Random(7)
     return (rng.randbytes(MIB) for _ in range(mebibytes))
-
-
-def peak_mb() -> float:
-    """The most that was ever resident. (Not ``ru_maxrss``, which a child begins with its parent's.)"""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024 / 1e6
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +21,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from typing import IO
 
 import numpy as np
 
@@ -31,7 +31,7 @@ from prime_dht.ml.codecs import codec_named, encode
 from prime_dht.ml.tensors import Tensors
 from prime_dht.ml.weights import write_safetensors
 
-from .blobs import peak_mb
+from .processes import forget_peak, peak_bytes, running
 from .swarm import LOOPBACK
 from .tables import Row, Table
 
@@ -43,8 +43,6 @@ CODECS = ("none", "int8")
 TIMEOUT_S = 300.0
 CHUNK_BYTES = 1 << 20
 
-_FORGET_PEAK = "5"  # of resident memory; see proc(5)
-
 Told = Mapping[str, float]
 """What a process answers: ``took_s``, ``cpu_s`` and ``peak_mb``."""
 
@@ -52,10 +50,8 @@ Told = Mapping[str, float]
 class Worker:
     """A process of this module."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        self._to, self._from = process.stdin, process.stdout
+    def __init__(self, to_it: IO[str], from_it: IO[str]) -> None:
+        self._to, self._from = to_it, from_it
         self.greeting = self._from.readline().strip()
 
     def tell(self, *words: object) -> Told:
@@ -138,13 +134,8 @@ def measure_round(quick: bool) -> Table:
 
 @contextmanager
 def _worker(*arguments: object) -> Iterator[Worker]:
-    """This module as a process of its own, killed at the end of the block."""
-    command = [sys.executable, "-m", "tests.bench.ml_transfer", *map(str, arguments)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield Worker(process)
-        finally:
-            process.kill()
+    with running("ml_transfer", *arguments) as streams:
+        yield Worker(*streams)
 
 
 def _model(number: int, size_bytes: int) -> Tensors:
@@ -160,7 +151,7 @@ def _serve(work: Mapping[str, Callable[..., Mapping[str, float] | None]], greeti
         began_s, cpu_began_s = time.perf_counter(), time.process_time()
         found = work[name](*arguments) or {}
         took = {"took_s": time.perf_counter() - began_s, "cpu_s": time.process_time() - cpu_began_s}
-        print(json.dumps({**took, "peak_mb": peak_mb(), **found}), flush=True)
+        print(json.dumps({**took, "peak_mb": peak_bytes() / 1e6, **found}), flush=True)
 
 
 def _be_node(directory: Path) -> None:
@@ -176,7 +167,7 @@ def _be_pusher(directory: Path, address: str) -> None:
         with file.open("wb") as out:
             write_safetensors(out, _model(int(number), int(size_bytes)))
             os.fsync(out.fileno())  # or whoever writes next waits for it
-        Path("/proc/self/clear_refs").write_text(_FORGET_PEAK)  # which making it was
+        forget_peak()  # which making it was
 
     def copy(_: str) -> None:
         with file.open("rb") as source, copied.open("wb") as target:

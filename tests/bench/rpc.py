@@ -13,17 +13,11 @@ from functools import partial
 from random import Random
 
 import trio
-from libp2p import new_host
-from libp2p.abc import IHost, INetStream
-from libp2p.crypto.keys import KeyPair
-from libp2p.crypto.x25519 import create_new_key_pair
+from libp2p.abc import INetStream
 from libp2p.custom_types import TProtocol
 from libp2p.io.exceptions import IncompleteReadError
-from libp2p.network.config import ConnectionConfig
 from libp2p.network.stream.exceptions import StreamError
 from libp2p.peer.peerinfo import PeerInfo
-from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
-from libp2p.security.noise.transport import Transport
 from libp2p.utils.varint import encode_varint_prefixed, read_varint_prefixed_bytes
 from multiaddr import Multiaddr
 
@@ -31,6 +25,7 @@ from prime_dht import DhtConfig
 from prime_dht.ids import PeerId
 from prime_dht.net.host import HostSettings, open_host
 from prime_dht.net.overlay import Overlay
+from prime_dht.testing.stock_host import stock_host
 from prime_dht.wire.kad import FindNode, PeerRecord, Ping, Reply, Request, encode_reply, encode_request
 
 from .measuring import Case, Operation
@@ -119,27 +114,10 @@ class StockPair:
 @asynccontextmanager
 async def open_stock_pair() -> AsyncIterator[StockPair]:
     """Two of py-libp2p's hosts, connected, with their streams open."""
-    keys = key_pairs()
-    async with open_stock_host(next(keys)) as client, open_stock_host(next(keys)) as server:
+    async with stock_host() as client, stock_host() as server:
         server.set_stream_handler(STOCK_RPC, _serve_stock)
         await client.connect(PeerInfo(server.get_id(), server.get_addrs()))
         yield StockPair([await client.new_stream(server.get_id(), [STOCK_RPC]) for _ in range(STREAMS)])
-        await client.disconnect(server.get_id())
-
-
-@asynccontextmanager
-async def open_stock_host(key_pair: KeyPair) -> AsyncIterator[IHost]:
-    """A host as py-libp2p makes it, with its Noise and its Yamux; it dials nobody unless asked."""
-    listen = [Multiaddr(LOOPBACK)]
-    host = new_host(
-        key_pair=key_pair,
-        listen_addrs=listen,
-        sec_opt={NOISE: Transport(key_pair, noise_privkey=create_new_key_pair().private_key)},
-        connection_config=ConnectionConfig(low_watermark=0, min_connections=0),
-        disable_identify_address_discovery=True,
-    )
-    async with host.run(listen):
-        yield host
 
 
 async def _serve_stock(stream: INetStream) -> None:

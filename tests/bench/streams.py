@@ -14,8 +14,8 @@ from libp2p.network.stream.net_stream import NetStream
 from libp2p.peer.peerinfo import PeerInfo
 
 from prime_dht.net.host import HostSettings, open_host
+from prime_dht.testing.stock_host import stock_host
 
-from .rpc import open_stock_host
 from .swarm import LOOPBACK, key_pairs
 from .tables import Row, Table
 
@@ -89,8 +89,7 @@ async def _open_ours() -> AsyncIterator[tuple[IHost, IHost]]:
 
 @asynccontextmanager
 async def _open_stock() -> AsyncIterator[tuple[IHost, IHost]]:
-    keys = key_pairs()
-    async with open_stock_host(next(keys)) as sender, open_stock_host(next(keys)) as receiver:
+    async with stock_host() as sender, stock_host() as receiver:
         yield await _connect(sender, receiver)
 
 

@@ -11,8 +11,6 @@ had at most during the round over what it had before. If it does not grow with t
 from __future__ import annotations
 
 import json
-import resource
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -20,7 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
-from typing import IO
 
 import trio
 from libp2p.crypto.ed25519 import create_new_key_pair
@@ -33,6 +30,7 @@ from prime_dht.ids import Key, TimestampUs
 from prime_dht.node.open import STORE_FILE
 from prime_dht.storage.sqlite import SQLiteBackend
 
+from .processes import forget_peak, peak_bytes, running
 from .swarm import LOOPBACK, resident_bytes
 from .tables import Row, Table
 
@@ -44,9 +42,6 @@ TTL_US = 29 * DAY_US
 BATCH = 1000
 VERIFIED = 2000
 POLL_S = 0.5
-
-_PROC = Path("/proc/self")
-_FORGET_PEAK = "5"  # of resident memory; see proc(5)
 
 
 async def measure_transfer(*, quick: bool) -> Table:
@@ -60,10 +55,10 @@ def _move(n: int) -> Row:
     """A round between two processes."""
     with (
         TemporaryDirectory(prefix="prime-dht-bench-") as directory,
-        _process("send", f"{directory}/sender", str(n)) as (to_sender, from_sender),
+        running("transfer", "send", f"{directory}/sender", n) as (to_sender, from_sender),
     ):
         address = from_sender.readline().strip()
-        with _process("receive", f"{directory}/receiver", address) as (_, from_receiver):
+        with running("transfer", "receive", f"{directory}/receiver", address) as (_, from_receiver):
             received = json.loads(from_receiver.readline())
             to_sender.write("done\n")
             to_sender.flush()
@@ -80,19 +75,6 @@ def _move(n: int) -> Row:
         "receiver_grew_MB": received["grown_bytes"] / 1e6,
         "messages": received["messages"],
     }
-
-
-@contextmanager
-def _process(*arguments: str) -> Iterator[tuple[IO[str], IO[str]]]:
-    """This module as a process of its own, by its standard input and output; it is killed at the end of the block."""
-    command = [sys.executable, "-m", "tests.bench.transfer", *arguments]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            yield process.stdin, process.stdout
-        finally:
-            process.kill()
 
 
 async def _send(directory: Path, n: int) -> None:
@@ -127,19 +109,10 @@ def _used() -> Iterator[dict[str, float]]:
     """CPU seconds and memory that the process takes within, to be found in the dictionary afterwards."""
     used: dict[str, float] = {}
     before_bytes, cpu_began_s = resident_bytes(), time.process_time()
-    if _PROC.exists():
-        _PROC.joinpath("clear_refs").write_text(_FORGET_PEAK)
+    forget_peak()
     yield used
     used["cpu_s"] = time.process_time() - cpu_began_s
-    used["grown_bytes"] = max(0, _peak_bytes() - before_bytes)
-
-
-def _peak_bytes() -> int:
-    """The most memory that this process had in RAM; where the system lets it forget, since it was told to."""
-    if not _PROC.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    (peak,) = (line for line in _PROC.joinpath("status").read_text().splitlines() if line.startswith("VmHWM:"))
-    return int(peak.split()[1]) * 1024
+    used["grown_bytes"] = max(0, peak_bytes() - before_bytes)
 
 
 async def _fill(path: Path, n: int) -> None:

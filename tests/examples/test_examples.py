@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from prime_dht.testing.processes import LOOPBACK, run, run_warm, running_warm
+from prime_dht.testing.processes import LOOPBACK, PRIME_DHT, run, run_warm, running_warm
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -25,6 +25,9 @@ def test_put_get_puts_through_a_node_of_run_node_and_gets_it_back_later(tmp_path
         assert node.line().startswith("EntryStored(key=b'/prime/greeting'")
         assert run_warm(example("put_get.py"), address, "greeting").out == b"hello, swarm\n"
         assert run_warm(example("put_get.py"), address, "nobody").out == b"nothing there\n"
+        (tmp_path / "no-text").write_bytes(b"\xff")
+        run_warm(*PRIME_DHT, "put", "no-text", "--file", str(tmp_path / "no-text"), "--peer", address)
+        assert run_warm(example("put_get.py"), address, "no-text").out == b"\\xff\n"
         ended = node.stop(signal.SIGINT)
     assert (ended.status, ended.err) == (0, "")
 

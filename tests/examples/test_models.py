@@ -23,15 +23,15 @@ def test_share_model_pulls_what_another_process_trained_and_pushed(tmp_path: Pat
         assert [line.partition(":")[0] for line in rounds] == [f"round {number}" for number in range(1, 9)]
         assert (tmp_path / "accuracy_by_round.png").read_bytes().startswith(b"\x89PNG")
         said, _, accuracy = last.rpartition(" ")
-        assert said == "pushed version 1: 9,610 parameters, accuracy"
+        assert said == "pushed version 1: 19,210 parameters, accuracy"
         assert float(accuracy.rstrip("%")) > 95
         pulled = run_warm(example("share_model.py"), "pull", address, env=env)
         assert pulled.status == 0, pulled.err
         listed, used = pulled.out.decode().splitlines()
-        assert listed.startswith("version 1: 64-128-10, ReLU, {'accuracy': 0.9")
+        assert listed.startswith("version 1: 64-256-10, ReLU, {'accuracy': 0.9")
         assert used == f"pulled version 1: accuracy {accuracy}"
-        assert "spreading 77,176 of 77,176 bytes" in pushed.err
-        assert "fetching 77,176 of 77,176 bytes" in pulled.err
+        assert "spreading 77,136 of 77,136 bytes" in pushed.err
+        assert "fetching 77,136 of 77,136 bytes" in pulled.err
 
 
 def test_torch_checkpoint_without_torch_says_what_to_install(tmp_path: Path) -> None:

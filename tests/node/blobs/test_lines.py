@@ -65,7 +65,9 @@ class Provider:
         self.in_all += 1
         self.most = max(self.most, self._open)
         travel = partial(trio.sleep, 0.001)
-        stream = MemoryBlockStream(self, travel=travel, is_open=lambda: True, lie=None, sent=lambda _: None)
+        stream = MemoryBlockStream(
+            self, travel=travel, travel_back=travel, is_open=lambda: True, lie=None, sent=lambda _: None
+        )
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(stream.carry)
