@@ -8,6 +8,7 @@ import pkgutil
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import click
 from click.core import ParameterSource
@@ -35,12 +36,10 @@ class Subcommands(click.Group):
 
 @click.group(
     cls=Subcommands,
-    invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(package_name="prime-dht", prog_name="prime-dht", message="%(prog)s %(version)s")
-@click.pass_context
-def prime_dht(ctx: click.Context) -> None:
+def prime_dht() -> None:
     """Run a node of a prime_dht swarm, put values into the swarm, get them out.
 
     \b
@@ -59,9 +58,6 @@ def prime_dht(ctx: click.Context) -> None:
       1  not found; or, of ping, health, group show, store check and import, something is wrong
       2  a mistake in the arguments, or something failed: one line on standard error says what
     """
-    if ctx.invoked_subcommand is None:
-        click.echo(ctx.get_help(), err=True)
-        ctx.exit(Status.FAILED)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,6 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ended.status
     except (KeyboardInterrupt, click.Abort):
         return EndedBySignal(signal.SIGINT).status
+    except click.exceptions.NoArgsIsHelpError as error:  # a group of commands alone; its help names them
+        with suppress(OSError):
+            error.show()
+        return Status.FAILED
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else _command_path(arguments or sys.argv[1:])
         complain(f"{_told(error).rstrip('.')} (see {command} --help)", level=logging.ERROR)

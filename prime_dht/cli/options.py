@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
@@ -80,6 +81,9 @@ class Count(click.IntRange):
     def __init__(self) -> None:
         super().__init__(min=1)
 
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        return min(super().convert(value, param, ctx), sys.maxsize)  # of nothing are there more
+
 
 class Directory(click.Path):
     """A directory, or the path where one can be made."""
@@ -88,6 +92,7 @@ class Directory(click.Path):
         super().__init__(path_type=Path, file_okay=False)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        value = os.path.expanduser(value)  # no shell does it behind --data-dir=, and nobody wants a directory named ~
         # click takes devices and pipes for directories, and nothing, as of a variable that is not set, for this one.
         if not os.fspath(value) or (os.path.exists(value) and not os.path.isdir(value)):
             self.fail(f"{os.fsdecode(value)!r} is not a directory", param, ctx)

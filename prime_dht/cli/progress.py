@@ -3,7 +3,8 @@
     fetching  [####------]  45%  483.2 MB of 1.1 GB  87.2 MB/s  7 s left
 
 Whoever transfers says what has moved, as often as it likes; a task draws, so that a transfer that stands still is seen
-to. When it has ended a line stays that says what it took. Pipes, files, ``--quiet`` and ``--json`` get nothing.
+to. When it has ended a line stays that says what it took. Pipes, files, ``--quiet`` and ``--json`` get nothing, nor do
+terminals that cannot go back to the beginning of a line (``TERM=dumb``).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import click
 
@@ -81,10 +82,8 @@ class ProgressLine:
     def _share(self, *, with_bar: bool) -> list[str]:
         if self._total is None:
             return [amount(self._done)]
-        share = min(self._done / self._total, 1.0) if self._total else 1.0
-        filled = int(BAR_CHARS * share)
-        bar = [f"[{'#' * filled}{'-' * (BAR_CHARS - filled)}]"] if with_bar else []
-        return [*bar, f"{int(100 * share)}%", f"{amount(self._done)} of {amount(self._total)}"]
+        bar, percent = bar_of(self._done, self._total)
+        return [*([bar] if with_bar else []), percent, f"{amount(self._done)} of {amount(self._total)}"]
 
     def _rate(self, now_s: float) -> int:
         """Bytes per second lately."""
@@ -93,6 +92,17 @@ class ProgressLine:
             self._seen.popleft()
         began_s, began_with = self._seen[0]
         return int((self._done - began_with) / (now_s - began_s)) if now_s > began_s else 0
+
+
+def bar_of(done: int, total: int) -> tuple[str, str]:
+    """A share as a picture, and as a number.
+
+    >>> bar_of(3, 8), bar_of(0, 0)
+    (('[###-------]', '37%'), ('[##########]', '100%'))
+    """
+    share = min(done / total, 1.0) if total else 1.0
+    filled = int(BAR_CHARS * share)
+    return f"[{'#' * filled}{'-' * (BAR_CHARS - filled)}]", f"{int(100 * share)}%"
 
 
 class _Lines:
@@ -115,19 +125,19 @@ class _Lines:
         while True:
             await trio.sleep(DRAWN_EVERY_S)
             if self._line is not None:
-                _write(self._line.text(trio.current_time()))
+                draw(self._line.text(trio.current_time()))
 
     def end(self) -> None:
         import trio
 
         if self._line is not None:
-            _write(self._line.last_text(trio.current_time()), end="\n")
+            draw(self._line.last_text(trio.current_time()), end="\n")
 
 
 @asynccontextmanager
 async def progress_lines(*, is_silent: bool) -> AsyncIterator[Moved]:
     """What shows progress while the block runs: on standard error if that is a terminal, else nowhere."""
-    if is_silent or sys.stderr is None or not sys.stderr.isatty():
+    if is_silent or not can_draw():
         yield lambda _label, _done, _total: None
         return
     from prime_dht.background import background_nursery
@@ -141,8 +151,14 @@ async def progress_lines(*, is_silent: bool) -> AsyncIterator[Moved]:
         lines.end()
 
 
-def _write(text: str, end: str = "") -> None:
+def can_draw() -> bool:
+    """Whether standard error is a terminal where one line can take the place of another."""
+    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def draw(text: str, end: str = "") -> None:
     """Put the line where the last one is; what is too long for the terminal would not be written over."""
-    width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
-    sys.stderr.write(f"\r{cut(text, max(width - 1, 1))}\x1b[K{end}")
-    sys.stderr.flush()
+    with suppress(OSError):  # the terminal is gone, and the transfer goes on without
+        width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+        sys.stderr.write(f"\r{cut(text, max(width - 1, 1))}\x1b[K{end}")
+        sys.stderr.flush()

@@ -22,7 +22,7 @@ from prime_dht.cli.client import Session
 from prime_dht.cli.commands.store.files import PatientFile
 from prime_dht.cli.ending import STDOUT, EndedBySignal, complain, emit_for_people
 from prime_dht.cli.progress import progress_lines
-from prime_dht.errors import ConfigError, StorageError, ValidationError
+from prime_dht.errors import ConfigError, QueryError, StorageError, ValidationError
 from prime_dht.node.blobs.progress import BlobProgress, Stage
 from prime_dht.node.blobs.putting import chained, read_ahead
 
@@ -71,14 +71,15 @@ def going_on_later(session: Session, what_is_kept: str | None, *, is_here: bool 
 
     Args:
         what_is_kept: and where; ``None`` if nothing is.
-        is_here: on a disk of this machine; then it is also said if that is full, or fails.
+        is_here: on a disk of this machine; then it is also said if that is full, or fails, or nothing comes any more.
     """
     try:
         yield
-    except StorageError as error:
+    except (QueryError, StorageError) as error:
         if what_is_kept is None or not is_here or not session.patience.has_moved:
             raise
-        raise StorageError(f"{error}; {what_is_kept}: the same command goes on from there") from error
+        kind = QueryError if isinstance(error, QueryError) else StorageError  # their kinds may need more than a text
+        raise kind(f"{error}; {what_is_kept}: the same command goes on from there") from error
     except EndedBySignal as ended:
         if what_is_kept is not None and session.patience.has_moved and ended.signum != signal.SIGPIPE:
             complain(f"interrupted; {what_is_kept}: the same command goes on from there")

@@ -19,6 +19,8 @@ from prime_dht.testing.processes import PRIME_DHT, Ended, running
 
 Here = Callable[..., Ended]
 
+OpenTerminal = Callable[[], AbstractContextManager[Callable[[], list[str]]]]
+
 
 @pytest.fixture(autouse=True)
 def _logging_as_it_was() -> Iterator[None]:
@@ -60,11 +62,12 @@ def here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
-def open_terminal() -> Callable[[], AbstractContextManager[Callable[[], list[str]]]]:
+def open_terminal(monkeypatch: pytest.MonkeyPatch) -> OpenTerminal:
     """Makes standard error a terminal of 70 columns; what is drawn there since the last time, in order, can be asked.
 
     Each drawing takes the place of the one before.
     """
+    monkeypatch.setenv("TERM", "xterm")
 
     @contextmanager
     def open_it() -> Iterator[Callable[[], list[str]]]:

@@ -151,5 +151,6 @@ async def test_the_timeout_is_for_how_long_nothing_moves(tmp_path: Path) -> None
     async with open_provider() as provider:
         words = ("cat", provider.cid, "--out", str(tmp_path / "out"), "--timeout", "5", *provider.options)
         ended = await run(*words)
-    assert (ended.status, ended.err) == (2, "prime-dht: nothing has moved for 5 s (--timeout)\n")
+    kept = f"what has come is kept beside {tmp_path}/out: the same command goes on from there"
+    assert (ended.status, ended.err) == (2, f"prime-dht: nothing has moved for 5 s (--timeout); {kept}\n")
     assert leaves_in_file(tmp_path) == FIRST - 1

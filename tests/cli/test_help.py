@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
+from prime_dht.cli import main
 from prime_dht.cli.app import prime_dht
 from prime_dht.testing.processes import run
 
@@ -34,6 +35,16 @@ def test_each_command_has_a_summary_a_help_for_each_option_and_an_example(path: 
     for parameter in command.params:
         if isinstance(parameter, click.Option):
             assert parameter.help, parameter.name
+
+
+@pytest.mark.parametrize("path", ["prime-dht", "prime-dht group", "prime-dht store"])
+def test_who_names_no_command_is_told_of_all_and_that_one_was_missing(
+    path: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(path.split()[1:]) == 2
+    told = capfd.readouterr()
+    assert (told.out, told.err.startswith(f"Usage: {path} ")) == ("", True)
+    assert "\nCommands:\n" in told.err
 
 
 def test_every_command_that_a_person_needs_is_there() -> None:

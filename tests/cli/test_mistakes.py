@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import resource
 import signal
 import socket
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from prime_dht.cli.open_files import allow_open_files
 from prime_dht.testing.processes import PRIME_DHT, Ended, prime_dht, run, running, running_node
 
 NOBODY = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWLRPJAA5o6Ue7HZ1ZUKzNx1bmXZzHnQXEMNvvTHDsdc1B"
@@ -144,11 +146,27 @@ def test_a_port_in_use_is_named() -> None:
     [
         ("run", 20, "a node needs 64 open files, and may have 20: raise the limit, `ulimit -n`"),
         ("swarm 20", 256, "a swarm of 20 needs 564 open files, and may have 256: raise the limit, `ulimit -n`"),
+        ("provide cid", 20, "a node needs 64 open files, and may have 20: raise the limit, `ulimit -n`"),
     ],
 )
 def test_too_few_open_files_are_noticed_before_anything_begins(arguments: str, limit: int, says: str) -> None:
     shell = ("sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh")
     assert complaint(run(*shell, *PRIME_DHT, *arguments.split())) == f"prime-dht: {says}\n"
+
+
+def test_a_node_takes_the_open_files_that_its_shell_has_not_given_it() -> None:
+    shell = ("sh", "-c", 'ulimit -S -n 20; exec "$@"', "sh")
+    with running(*shell, *PRIME_DHT, "run", "--listen", "/ip4/127.0.0.1/tcp/0") as node:
+        assert node.line()
+        assert node.stop(signal.SIGTERM).status == 0
+
+
+def test_where_open_files_have_no_limit_no_more_are_asked_for_than_macos_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, resource.RLIM_INFINITY))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: asked.append(limits))
+    allow_open_files(564, what="a swarm")
+    assert asked == [(10_240, resource.RLIM_INFINITY)]
 
 
 def test_an_identity_that_is_no_key_is_named(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 from pathlib import Path
 
 import click
@@ -105,6 +106,28 @@ def test_who_asks_signs_as_an_identity_only_if_told_to(monkeypatch: pytest.Monke
     monkeypatch.setenv("PRIME_DHT_DATA_DIR", "node")
     assert session().config.data_dir is None
     assert session("--data-dir", "me").config.data_dir == Path("me")
+
+
+def test_a_directory_may_begin_with_a_tilde_where_no_shell_expands_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert session("--data-dir=~/node").config.data_dir == Path("/home/me/node")
+    assert session("--data-dir=./~").config.data_dir == Path("~")
+
+
+def test_more_may_be_asked_for_than_a_list_can_have() -> None:
+    got: list[int] = []
+
+    @click.command()
+    @click.option("--count", type=options.Count())
+    def command(count: int) -> None:
+        got.append(count)
+
+    for count in ("1", "18446744073709551616"):
+        command.main(["--count", count], standalone_mode=False)
+    assert got == [1, sys.maxsize]
+    for mistake in ("0", "many"):
+        with pytest.raises(click.BadParameter):
+            command.main(["--count", mistake], standalone_mode=False)
 
 
 def test_peers_on_the_command_line_take_the_place_of_those_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

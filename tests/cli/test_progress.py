@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager, redirect_stderr
+from contextlib import AbstractContextManager, redirect_stderr, suppress
 
 import pytest
 import trio
@@ -84,9 +85,35 @@ async def test_where_nothing_moved_nothing_is_shown(open_terminal: OpenTerminal,
         assert shown() == []
 
 
+async def test_a_transfer_goes_on_when_its_terminal_is_gone(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    ours, theirs = os.openpty()
+    stderr = os.fdopen(theirs, "w")
+    with redirect_stderr(stderr):
+        async with progress_lines(is_silent=False) as moved:
+            moved("fetching", 0, MB)
+            await trio.sleep(1)
+            os.close(ours)
+            await trio.sleep(1)
+            moved("fetching", MB, MB)
+    with suppress(OSError):  # it still has what it could not write
+        stderr.close()
+
+
 async def test_who_wants_it_silent_sees_nothing(open_terminal: OpenTerminal, autojump_clock: MockClock) -> None:
     with open_terminal() as shown:
         await transfer(is_silent=True)
+        assert shown() == []
+
+
+async def test_a_terminal_that_cannot_write_over_a_line_gets_nothing(
+    open_terminal: OpenTerminal, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    with open_terminal() as shown:
+        await transfer()
         assert shown() == []
 
 

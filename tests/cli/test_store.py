@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import fcntl
-import io
 import json
 import os
 import signal
 import sqlite3
-import sys
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -35,6 +33,8 @@ from prime_dht.storage.sqlite import SQLiteBackend
 from prime_dht.storage.sqlite_file import PAGE_BYTES, open_database
 from prime_dht.testing.processes import PRIME_DHT, Ended, prime_dht, running, running_node
 from prime_dht.testing.storage_samples import NOW_US, OTHER_KEY, known_peer, make_entry, provider, record
+
+OpenTerminal = Callable[[], AbstractContextManager[Callable[[], list[str]]]]
 
 ENTRIES = (
     make_entry(b"weights"),
@@ -380,23 +380,15 @@ def test_a_file_that_appears_during_an_export_is_not_replaced(tmp_path: Path) ->
     assert [path.read_text() for path in tmp_path.iterdir()] == ["precious"]
 
 
-class Terminal(io.StringIO):
-    """Takes the place of standard error."""
-
-    def isatty(self) -> bool:
-        return True
-
-
 @pytest.mark.parametrize("verb", ["check", "export", "import"])
 def test_what_takes_long_shows_its_progress_on_a_terminal(
-    verb: str, data_dir: Path, tmp_path: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch
+    verb: str, data_dir: Path, tmp_path: Path, shell: Shell, open_terminal: OpenTerminal
 ) -> None:
     export(shell, data_dir, tmp_path / "dump")
     options = {"check": (), "export": ("--out", tmp_path / "new"), "import": (tmp_path / "dump",)}
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    assert shell.store(verb, "--data-dir", data_dir, *options[verb]).status == 0
-    assert "100%" in terminal.getvalue()
+    with open_terminal() as shown:
+        assert shell.store(verb, "--data-dir", data_dir, *options[verb]).status == 0
+        assert shown()[-1] == f"{verb.removesuffix('e')}ing  [##########]  100%\x1b[K\n"
 
 
 # mistakes

@@ -17,9 +17,10 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from prime_dht.cli.client import Session
 from prime_dht.cli.transfer import going_on_later, opened_source, place_for, transfer, write_blob, write_to
 from prime_dht.config import NodeConfig
-from prime_dht.errors import BlobError, ConfigError, StorageError
+from prime_dht.errors import BlobError, ConfigError, PrimeDHTError, QueryError, StorageError
 from prime_dht.node.blobs.progress import BlobProgress, Stage
 from prime_dht.node.open import open_node
+from prime_dht.storage.blocks_status import NoRoomError
 from prime_dht.testing.processes import PRIME_DHT, TIMEOUT_S, prime_dht, running, running_node
 
 MB = 1_000_000
@@ -27,8 +28,8 @@ MB = 1_000_000
 OpenTerminal = Callable[[], AbstractContextManager[Callable[[], list[str]]]]
 
 
-def session(*, timeout_s: float = 10.0, as_json: bool = False) -> Session:
-    return Session(config=NodeConfig(), timeout_s=timeout_s, as_json=as_json, verbose=0)
+def session(*, timeout_s: float = 10.0) -> Session:
+    return Session(config=NodeConfig(), timeout_s=timeout_s, as_json=False, verbose=0)
 
 
 def fetching(done_bytes: int, fetched_bytes: int) -> BlobProgress:
@@ -176,12 +177,16 @@ def test_a_terminal_gets_a_little_text_and_nothing_else() -> None:
                 assert written == (b"a line\r\nthe end\r\n" if status == 0 else b"the end\r\n")
 
 
-def test_what_a_full_disk_keeps_of_a_transfer_is_said_once_something_has_moved() -> None:
-    for has_moved, said in ((False, "full"), (True, "full; it is kept: the same command goes on from there")):
+@pytest.mark.parametrize(
+    "error", [QueryError("why"), StorageError("why"), NoRoomError(9, 5, 7)], ids=lambda error: type(error).__name__
+)
+def test_what_a_transfer_that_fails_keeps_is_said_once_something_has_moved(error: PrimeDHTError) -> None:
+    for has_moved, says in ((False, ""), (True, "; it is kept: the same command goes on from there")):
         asking = session()
         asking.patience.has_moved = has_moved
-        with pytest.raises(StorageError) as raised, going_on_later(asking, "it is kept", is_here=True):
-            raise StorageError("full")
-        assert str(raised.value) == said
-    with pytest.raises(StorageError, match=r"^full$"), going_on_later(asking, "nodes keep it"):
-        raise StorageError("full")
+        with pytest.raises((QueryError, StorageError)) as raised, going_on_later(asking, "it is kept", is_here=True):
+            raise error
+        assert (str(raised.value), isinstance(error, raised.type)) == (f"{error}{says}", True)
+    with pytest.raises(type(error)) as raised, going_on_later(asking, "nodes keep it"):
+        raise error
+    assert raised.value is error

@@ -205,6 +205,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         ("PRIME_DHT_REDIS", "redis://x", ("redis_url",), "redis://x"),
         ("PRIME_DHT_REDIS_URL", "redis://x", ("redis_url",), "redis://x"),
         ("PRIME_DHT_MDNS", "True", ("mdns",), True),
+        ("PRIME_DHT_MDNS", "1", ("mdns",), True),
         ("PRIME_DHT_FAST_TRANSPORT", "0", ("fast_transport",), False),
         ("PRIME_DHT_DHT_MODE", "client", ("dht", "mode"), Mode.CLIENT),
         ("PRIME_DHT_DHT_READ_QUORUM", "2", ("dht", "read_quorum"), 2),

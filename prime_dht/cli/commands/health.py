@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -14,12 +13,10 @@ import click
 from prime_dht.cli import options
 from prime_dht.cli.ending import Status
 from prime_dht.cli.render import milliseconds
-from prime_dht.errors import QueryError, RemoteProtocolError
 from prime_dht.ids import PeerId, peer_text
 
 if TYPE_CHECKING:
     from prime_dht.cli.client import Session
-    from prime_dht.node.dht import PrimeDHT
     from prime_dht.node.results import Holding
 
 
@@ -88,12 +85,13 @@ def command(session: Session) -> int:
 
 
 async def _look(session: Session) -> View:
-    from prime_dht.cli.pinging import round_trips_s
+    from prime_dht.cli.pinging import ask_each
 
     async with session.joined() as dht:
         peers = dht.peers()
-        answered = await round_trips_s(dht, [known.peer for known in peers])
-        holdings = await _holdings(dht, [known.peer for known in peers if known.replicates and known.peer in answered])
+        answered = await ask_each([known.peer for known in peers], dht.ping)
+        replicas = [known.peer for known in peers if known.replicates and known.peer in answered]
+        holdings = await ask_each(replicas, dht.holding_of)
         health = await dht.health()
     return View(
         peers=len(peers),
@@ -104,26 +102,6 @@ async def _look(session: Session) -> View:
         bucket_sizes=health.bucket_sizes,
         node_warnings=health.warnings,
     )
-
-
-async def _holdings(dht: PrimeDHT, peers: Iterable[PeerId]) -> dict[PeerId, Holding]:
-    """How much each peer holds; those that do not say are left out."""
-    import trio
-
-    from prime_dht.cli.pinging import PATIENCE_S, PINGS_AT_ONCE
-
-    holdings: dict[PeerId, Holding] = {}
-    places = trio.CapacityLimiter(PINGS_AT_ONCE)
-
-    async def ask(peer: PeerId) -> None:
-        async with places:
-            with trio.move_on_after(PATIENCE_S), suppress(QueryError, RemoteProtocolError):
-                holdings[peer] = await dht.holding_of(peer)
-
-    async with trio.open_nursery() as nursery:
-        for peer in peers:
-            nursery.start_soon(ask, peer)
-    return holdings
 
 
 def _as_text(view: View) -> str:

@@ -51,11 +51,11 @@ def command(session: Session, stored: bool) -> None:
 
 
 async def _show_met(session: Session) -> None:
-    from prime_dht.cli.pinging import round_trips_s
+    from prime_dht.cli.pinging import ask_each
     from prime_dht.node.clock import SystemClock
 
     async with session.joined() as dht:
-        round_trip_s = await round_trips_s(dht, [known.peer for known in dht.peers()])
+        round_trip_s = await ask_each([known.peer for known in dht.peers()], dht.ping)
         peers = dht.peers()  # those that did not answer may be gone from it
     now_us = SystemClock().now_us()
     if not session.as_json:

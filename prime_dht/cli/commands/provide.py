@@ -12,6 +12,7 @@ import click
 
 from prime_dht.cli import options
 from prime_dht.cli.ending import EndedBySignal, Status, complain
+from prime_dht.cli.open_files import FOR_A_NODE, allow_open_files
 from prime_dht.errors import QueryError
 from prime_dht.ids import peer_text
 
@@ -40,6 +41,7 @@ def command(config: NodeConfig, cid: str, once: bool, as_json: bool) -> int:
     """
     from prime_dht.cli.life import run_until_done
 
+    allow_open_files(FOR_A_NODE, what="a node")
     try:
         run_until_done(partial(_provide, config, cid, once=once, as_json=as_json))
     except EndedBySignal as ended:

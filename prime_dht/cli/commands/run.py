@@ -14,7 +14,7 @@ import click
 from prime_dht.cli import options
 from prime_dht.cli.client import first_peer
 from prime_dht.cli.ending import EndedBySignal, Status, show
-from prime_dht.cli.open_files import FOR_A_NODE, check_open_files
+from prime_dht.cli.open_files import FOR_A_NODE, allow_open_files
 from prime_dht.ids import peer_text
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def command(config: NodeConfig, stop_with_stdin: bool, as_json: bool) -> int:
     """
     from prime_dht.cli.life import run_until_done
 
-    check_open_files(FOR_A_NODE, what="a node")
+    allow_open_files(FOR_A_NODE, what="a node")
     try:
         run_until_done(partial(_run, config, stop_with_stdin=stop_with_stdin, as_json=as_json))
     except EndedBySignal as ended:

@@ -14,7 +14,7 @@ import click
 
 from prime_dht.cli import options
 from prime_dht.cli.ending import EndedBySignal, show
-from prime_dht.cli.open_files import FOR_A_NODE, check_open_files
+from prime_dht.cli.open_files import FOR_A_NODE, allow_open_files
 from prime_dht.cli.render import table
 from prime_dht.errors import QueryError
 from prime_dht.ids import peer_text
@@ -67,8 +67,7 @@ def command(config: NodeConfig, size: int, as_json: bool) -> None:
         raise click.UsageError("a swarm of clients has nobody to rely on: leave out --client")
     if not logger.isEnabledFor(logging.DEBUG):
         logging.getLogger("prime_dht.node").setLevel(logging.WARNING)  # whom each of them meets is told with -v alone
-    _allow_many_connections()
-    check_open_files(open_files_of(size, keeps_data=config.data_dir is not None), what=f"a swarm of {size:,}")
+    allow_open_files(open_files_of(size, keeps_data=config.data_dir is not None), what=f"a swarm of {size:,}")
     try:
         run_until_done(partial(_run, config, size, as_json=as_json), closing_s=CLOSING_S)
     except EndedBySignal as ended:
@@ -162,14 +161,6 @@ def open_files_of(size: int, *, keeps_data: bool) -> int:
 
 def _port_of(first: int, number: int) -> str:
     return str(first + number - 1 if first else 0)
-
-
-def _allow_many_connections() -> None:
-    """As many open files as the system lets this process have: two for each connection among its own nodes."""
-    import resource
-
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _leave(status: int) -> NoReturn:

@@ -7,12 +7,10 @@ import click
 from prime_dht.cli.commands.group.create import create
 from prime_dht.cli.commands.group.invite import invite
 from prime_dht.cli.commands.group.show import show
-from prime_dht.cli.ending import Status
 
 
-@click.group("group", invoke_without_command=True)
-@click.pass_context
-def command(ctx: click.Context) -> None:
+@click.group("group")
+def command() -> None:
     """Make a group, invite members, see what they were given.
 
     Under the keys of a group, /prime/group/<hash>/..., only its members can put; anybody can read. A member is a peer
@@ -33,9 +31,6 @@ def command(ctx: click.Context) -> None:
       1  show: the capability is not valid now
       2  a mistake in the arguments, or a file that cannot be used
     """
-    if ctx.invoked_subcommand is None:
-        click.echo(ctx.get_help(), err=True)
-        ctx.exit(Status.FAILED)
 
 
 for subcommand in (create, invite, show):

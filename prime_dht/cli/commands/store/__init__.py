@@ -5,12 +5,10 @@ from __future__ import annotations
 import click
 
 from prime_dht.cli.commands.store import carry, look, picture
-from prime_dht.cli.ending import Status
 
 
-@click.group("store", invoke_without_command=True)
-@click.pass_context
-def command(ctx: click.Context) -> None:
+@click.group("store")
+def command() -> None:
     """Look at, check, draw, export or import what a node keeps in its data directory.
 
     The node must not run meanwhile: it has its store to itself.
@@ -29,9 +27,6 @@ def command(ctx: click.Context) -> None:
       1  check: something is wrong; import: something was not taken
       2  a mistake in the arguments, or a store or a file that cannot be used
     """
-    if ctx.invoked_subcommand is None:
-        click.echo(ctx.get_help(), err=True)
-        ctx.exit(Status.FAILED)
 
 
 for subcommand in (look.info, look.check, picture.picture, carry.export, carry.import_):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import click
 
 from prime_dht.cli.options import Directory
+from prime_dht.cli.progress import bar_of, can_draw, draw
+from prime_dht.cli.render import span
 
 if TYPE_CHECKING:
     from prime_dht.storage.dump import Progress
@@ -38,14 +40,31 @@ def store_file(data_dir: Path) -> Path:
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Progress | None]:
-    """What shows progress on standard error; ``None`` if that is no terminal."""
-    if sys.stderr is None or not sys.stderr.isatty():
+    """What shows progress on standard error; ``None`` if none can be drawn there."""
+    if not can_draw():
         yield None
         return
-    with click.progressbar(length=1, label=label, file=sys.stderr) as bar:
+    shown, began_s = "", monotonic()
 
-        def show(done: int, total: int) -> None:
-            bar.length = total
-            bar.update(done - bar.pos)
+    def show(done: int, total: int) -> None:
+        nonlocal shown
+        text = progress_text(label, done, total, took_s=monotonic() - began_s)
+        if text != shown:
+            shown = text
+            draw(text)
 
+    try:
         yield show
+    finally:
+        if shown:
+            draw(shown, end="\n")
+
+
+def progress_text(label: str, done: int, total: int, *, took_s: float) -> str:
+    """How far something is that goes on as it began.
+
+    >>> progress_text("importing", 3, 4, took_s=90), progress_text("importing", 4, 4, took_s=120)
+    ('importing  [#######---]  75%  30 s left', 'importing  [##########]  100%')
+    """
+    left = (f"{span(took_s * (total - done) / done)} left",) if 0 < done < total else ()
+    return "  ".join((label, *bar_of(done, total), *left))
