@@ -38,8 +38,9 @@ leaves it to the operating system: what was acknowledged survives the death of t
 the latest of it.
 """
 
-PAGE_BYTES = 8192
-"""A row with a value of 4 KiB still lies on one page, and small entries take no more disk than with 4,096."""
+PAGE_BYTES = 4096
+"""Of a new store; one that is there keeps what it has. A put changes a dozen pages, and each goes into the journal as a
+whole: with 8,192 bytes that is twice as much, and a value of 4 KiB would have a page for itself."""
 
 CACHE_KIB = 16 * 1024
 JOURNAL_LIMIT_BYTES = 64 << 20
@@ -91,12 +92,16 @@ def open_database(path: Path, *, synchronous: Synchronous) -> OpenDatabase:
             _create(path)
         if path.stat().st_size == 0:
             raise _moved_aside(path, "damaged, it is empty")
-        try:
-            writer, readers = _open_file(path, synchronous, resources)
-        except sqlite3.DatabaseError as error:
-            if not is_damage(error):
-                raise
-            raise _moved_aside(path, _meaning(error)) from error
+        for is_last in (False, True):
+            try:
+                writer, readers = _open_file(path, synchronous, resources)
+                break
+            except sqlite3.DatabaseError as error:
+                # SQLite says the same of what the disk could not read, and often a disk can when it is asked again.
+                if not is_damage(error):
+                    raise
+                if is_last:
+                    raise _moved_aside(path, _meaning(error)) from error
         return OpenDatabase(path=path, writer=writer, readers=readers, resources=resources.pop_all())
 
 
@@ -113,11 +118,12 @@ def open_for_inspection(path: Path, resources: contextlib.ExitStack) -> sqlite3.
         raise StorageError(f"{path}: there is no store")
     lock(path, resources)
     _remove_journal_of_damaged(path)
-    connection = _connect(path, resources)
-    connection.execute("PRAGMA query_only = ON")
     if path.stat().st_size == 0:
         # SQLite takes that for a new database, but no store was ever empty.
         raise StorageError(f"{path}: damaged, it is empty")
+    _check_before_journal(path)
+    connection = _connect(path, resources)
+    connection.execute("PRAGMA query_only = ON")
     version = _check_version(connection, path)
     if version < len(MIGRATIONS):
         raise StorageError(f"{path}: of schema {version}; a node that opens it brings it to {len(MIGRATIONS)}")
@@ -239,6 +245,7 @@ def _open_file(
     path: Path, synchronous: Synchronous, resources: contextlib.ExitStack
 ) -> tuple[sqlite3.Connection, tuple[sqlite3.Connection, ...]]:
     """The connection that writes and those that read."""
+    _check_before_journal(path)
     with contextlib.ExitStack() as connections:
         writer = _connect(path, connections)
         _check_version(writer, path)
@@ -279,6 +286,18 @@ def _remove_journal_of_damaged(path: Path) -> None:
         is_aside = its_journal.with_name(its_journal.name.removesuffix("-wal")).exists()
         if is_aside and journal.exists() and journal.samefile(its_journal):
             journal.unlink()
+
+
+def _check_before_journal(path: Path) -> None:
+    """As :func:`_check_version`, but whatever it raises, the file and its journal stay as they are.
+
+    A connection that can write plays the journal into the file when it is closed, even if the file is damaged. Whether
+    it is, SQLite has to say: a first page that was ruined while the journal was played in is whole in the journal.
+    """
+    if journal_of(path).exists():
+        uri = f"{path.absolute().as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S)) as connection:
+            _check_version(connection, path)
 
 
 def _connect(path: Path, resources: contextlib.ExitStack) -> sqlite3.Connection:

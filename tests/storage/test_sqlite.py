@@ -22,7 +22,7 @@ from prime_dht.storage.base import EntryQuery, OwnSlot, StorageBackend
 from prime_dht.storage.offline import check
 from prime_dht.storage.sqlite import SQLiteBackend
 from prime_dht.storage.sqlite_entries import MOST_PAGES_GIVEN_BACK
-from prime_dht.storage.sqlite_file import OpenDatabase, Synchronous, open_database
+from prime_dht.storage.sqlite_file import OpenDatabase, Synchronous, journal_of, open_database
 from prime_dht.storage.sqlite_schema import STEM_BYTES, stem_of
 from prime_dht.testing.forking import forked
 from prime_dht.testing.storage_conformance import StorageConformance
@@ -267,6 +267,21 @@ async def test_a_page_is_of_one_moment_though_its_entries_go_meanwhile(path: Pat
             gate.open()
         assert read == entries
         assert await store.keys() == []
+
+
+async def test_a_put_of_1_kib_takes_at_most_56_kib_of_journal(path: Path) -> None:
+    rng = Random(16)
+    entries = [
+        make_entry(rng.randbytes(1024), key=Key(b"/prime/model:%d" % rng.getrandbits(40)), created_at_us=number)
+        for number in range(800)
+    ]
+    async with await SQLiteBackend.open(path, synchronous="NORMAL") as store:
+        await store.put_entries(entries[:-50], now_us=NOW_US)
+    journal = journal_of(path)
+    async with await SQLiteBackend.open(path, synchronous="NORMAL") as store:
+        for entry in entries[-50:]:
+            await store.put_entries([entry], now_us=NOW_US)
+        assert journal.stat().st_size / 50 <= 56 << 10
 
 
 async def test_what_retired_is_refused_after_a_restart_too(path: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 
@@ -122,6 +123,55 @@ async def test_a_damaged_file_is_moved_aside_and_no_empty_one_takes_its_place(
         with pytest.raises(StorageError, match=rf"prime\.db: it is gone, but {aside} is there; move that away"):
             await SQLiteBackend.open(path)
     assert files(path) == {aside: damaged}
+
+
+async def test_a_store_that_the_disk_can_read_when_it_is_asked_again_stays_where_it_is(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(path)
+    connections = 0
+
+    class Unread(sqlite3.Connection):
+        def execute(self, *arguments: Any) -> sqlite3.Cursor:
+            if connections == 1 and "user_version" in arguments[0]:
+                error = sqlite3.DatabaseError("database disk image is malformed")  # as SQLite calls EIO of a read
+                error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+                raise error
+            return super().execute(*arguments)
+
+    def connect(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        nonlocal connections
+        connections += 1
+        return connected(*arguments, factory=Unread, **options)
+
+    connected = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", connect)
+    async with await SQLiteBackend.open(path) as store:
+        assert (await store.stats()).entries == 100
+
+
+async def test_a_look_at_a_damaged_file_changes_neither_it_nor_its_journal(path: Path) -> None:
+    async with await SQLiteBackend.open(path) as store:
+        await store.put_entries([make_entry()], now_us=NOW_US)
+        journal = files(path)["prime.db-wal"]
+    overwrite(path)
+    put_there(path.with_name("prime.db-wal"), journal)
+    before = files(path)
+    assert (await check(path)).problems == (f"{path}: damaged, or not a database",)
+    assert before.items() <= files(path).items()
+
+
+async def test_a_first_page_that_was_ruined_while_the_journal_was_played_in_comes_back_from_the_journal(
+    path: Path,
+) -> None:
+    async with await SQLiteBackend.open(path) as store:
+        await store.put_entries([make_entry(bytes(1024), subkey=b"%d" % i) for i in range(100)], now_us=NOW_US)
+        left = files(path)
+    put_there(path, bytes(sqlite_file.PAGE_BYTES) + left["prime.db"][sqlite_file.PAGE_BYTES :])
+    put_there(path.with_name("prime.db-wal"), left["prime.db-wal"])
+    async with await SQLiteBackend.open(path) as store:
+        assert (await store.stats()).entries == 100
+    assert (await check(path)).problems == ()
 
 
 async def test_a_backup_in_the_place_of_a_damaged_file_is_opened(path: Path) -> None:
