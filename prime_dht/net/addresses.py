@@ -3,6 +3,9 @@
 What a peer says of addresses is *credible* if they lie no nearer to this node than the peer itself: from the Internet
 nobody knows what is on this node's local network, and from that nobody knows what is on its own machine. Otherwise any
 stranger could make this node knock on doors inside, where others trust it (go-libp2p filters alike).
+
+Of one peer only so many addresses are kept. Other implementations listen with several transports at each interface, so
+those that this one's own transport can dial come first.
 """
 
 from __future__ import annotations
@@ -20,6 +23,9 @@ from prime_dht.wire.kad import PeerRecord, Reply
 
 _IP4, _IP6, _NAMES = 0x04, 0x29, frozenset({0x35, 0x36, 0x37, 0x38})
 """Multicodec codes of what an address may begin with: an IP address, or a DNS name."""
+
+_TCP, _P2P = b"\x06", b"\xa5\x03"
+"""Those of the parts that may follow, as varints."""
 
 
 class Reach(IntEnum):
@@ -59,31 +65,55 @@ def reach_of(address: bytes) -> Reach:
     return Reach.INTERNET if ip.is_global else Reach.LOCAL_NETWORK
 
 
+@lru_cache(maxsize=4096)
+def is_tcp(address: bytes) -> bool:
+    """Whether a binary multiaddr is of an IP address or a name, a TCP port, and at most the peer that listens there.
+
+    >>> peer = "/p2p/12D3KooWLRPJAA5o6Ue7HZ1ZUKzNx1bmXZzHnQXEMNvvTHDsdc1B"
+    >>> ends = ("tcp/1", "tcp/1" + peer, "tcp/1" + peer + "/p2p-circuit", "tcp/1/ws", "udp/1/quic-v1")
+    >>> [is_tcp(Multiaddr(f"/ip4/10.0.0.1/{end}").to_bytes()) for end in ends]
+    [True, True, False, False, False]
+    """
+    if not address or address[0] not in (_IP4, _IP6, *_NAMES):
+        return False
+    port_at = {_IP4: 5, _IP6: 17}.get(address[0]) or 2 + int.from_bytes(address[1:2], "big")
+    peer = address[port_at + 3 :]
+    is_peer = peer[:2] == _P2P and len(peer) == 3 + int.from_bytes(peer[2:3], "big")
+    return address[port_at : port_at + 1] == _TCP and (not peer or is_peer)
+
+
 def credible(addresses: tuple[bytes, ...], *, told_from: bytes | None) -> tuple[bytes, ...]:
-    """Of the addresses that a peer tells of, those it can know.
+    """Of the addresses that a peer tells of, those it can know; those of TCP first.
 
     Args:
         told_from: the peer's own address, at the other end of its connection; ``None`` if that is gone.
     """
     nearest = Reach.INTERNET if told_from is None else reach_of(told_from)
-    return tuple(address for address in addresses if reach_of(address) >= nearest)
+    believed = (address for address in addresses if reach_of(address) >= nearest)
+    return tuple(sorted(believed, key=is_tcp, reverse=True))
 
 
 def credible_reply(reply: Reply, *, told_from: Callable[[], bytes | None]) -> Reply:
-    """A reply without the addresses that are not credible; the peers stay.
+    """A reply with the addresses that are :func:`credible`; the peers stay.
 
     Args:
         told_from: as for :func:`credible`; called only where there is something to check.
     """
     records = (*reply.closer, *reply.providers)
-    if all(reach_of(address) is Reach.INTERNET for record in records for address in record.addresses):
+    if all(_is_beyond_doubt(address) for record in records for address in record.addresses):
         return reply
     source = told_from()
 
-    def checked(told: tuple[PeerRecord, ...]) -> tuple[PeerRecord, ...]:
-        return tuple(replace(record, addresses=credible(record.addresses, told_from=source)) for record in told)
+    def checked(record: PeerRecord) -> PeerRecord:
+        addresses = credible(record.addresses, told_from=source)
+        return record if addresses == record.addresses else replace(record, addresses=addresses)
 
-    return reply._replace(closer=checked(reply.closer), providers=checked(reply.providers))
+    return reply._replace(closer=tuple(map(checked, reply.closer)), providers=tuple(map(checked, reply.providers)))
+
+
+@lru_cache(maxsize=4096)
+def _is_beyond_doubt(address: bytes) -> bool:
+    return reach_of(address) is Reach.INTERNET and is_tcp(address)
 
 
 def address_text(address: bytes) -> str:

@@ -8,7 +8,6 @@ lets a slow peer take its time over a block, and is why a block has no deadline 
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -16,15 +15,14 @@ from dataclasses import dataclass
 
 import trio
 from libp2p.abc import INetStream
-from libp2p.io.exceptions import IOException
-from libp2p.network.stream.exceptions import StreamEOF, StreamError
+from libp2p.network.stream.exceptions import StreamEOF
 from libp2p.network.stream.net_stream import NetStream
-from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamError
+from libp2p.stream_muxer.exceptions import MuxedStreamEOF
 
 from prime_dht.blobs.memory import Lend
 from prime_dht.errors import RemoteProtocolError
 from prime_dht.ids import PeerId, peer_text
-from prime_dht.net.streams import CLOSE_TIMEOUT_S, StreamLostError
+from prime_dht.net.streams import STREAM_LOST, StreamLostError, end_quietly
 from prime_dht.net.yamux import FastYamuxStream
 from prime_dht.net.yamux.stream import MAX_PAYLOAD_BYTES
 from prime_dht.wire.blocks import Answer, Ask, Cancel, Message, MessageDecoder, encode_block_header, encode_message
@@ -34,8 +32,6 @@ PROGRESS_BYTES = MAX_PAYLOAD_BYTES
 
 TOLD_EVERY_S = 1.0
 """A block that takes longer is heard of so often while it comes."""
-
-_STREAM_LOST = (StreamError, MuxedStreamError, IOException, trio.BrokenResourceError, trio.ClosedResourceError, OSError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +105,7 @@ class BlockChannel:
         except trio.Cancelled:
             await self.reset()
             raise
-        except _STREAM_LOST as error:
+        except STREAM_LOST as error:
             raise StreamLostError("the stream broke while something was sent") from error
         if progress.cancelled_caught:
             await self.reset()
@@ -160,7 +156,7 @@ class BlockChannel:
                     return False
         except (StreamEOF, MuxedStreamEOF):
             return False
-        except _STREAM_LOST as error:
+        except STREAM_LOST as error:
             raise StreamLostError("the stream was reset or its connection lost") from error
         return True
 
@@ -187,17 +183,11 @@ class BlockChannel:
 
     async def close(self) -> None:
         """End our direction; what the peer still sends is read by nobody. Never raises and never waits long."""
-        with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:
-            scope.shield = True
-            with contextlib.suppress(*_STREAM_LOST):
-                await self._stream.close()
+        await end_quietly(self._stream.close)
 
     async def reset(self) -> None:
         """End both directions at once. Never raises and never waits long."""
-        with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:
-            scope.shield = True
-            with contextlib.suppress(*_STREAM_LOST):
-                await self._stream.reset()
+        await end_quietly(self._stream.reset)
 
 
 def _pieces(parts: Iterable[bytes]) -> Iterator[memoryview]:

@@ -67,7 +67,7 @@ class BlockServer:
         offenders: whose streams are not served.
 
     Attributes:
-        blocks_sent, bytes_sent: since the start, of blocks alone.
+        blocks_sent: since the start.
     """
 
     def __init__(self, store: BlockSource, offenders: Offenders) -> None:
@@ -78,7 +78,6 @@ class BlockServer:
         self._unanswered: Counter[PeerId] = Counter()
         self._places = Places(of_peer=SERVED_OF_PEER, in_all=SERVED_IN_ALL)
         self.blocks_sent = 0
-        self.bytes_sent = 0
 
     async def serve(self, stream: INetStream) -> None:
         """A stream handler for ``<prefix>/blocks/1.0.0``."""
@@ -176,7 +175,6 @@ class BlockServer:
             return
         await channel.send_block(number, data)
         self.blocks_sent += 1
-        self.bytes_sent += len(data)
 
 
 class _Asked:

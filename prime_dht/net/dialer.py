@@ -28,7 +28,7 @@ from functools import partial
 from weakref import WeakValueDictionary
 
 import trio
-from libp2p.abc import IHost, INetConn, INetStream, INetwork, INotifee
+from libp2p.abc import IHost, INetConn, INetwork
 from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
@@ -36,13 +36,11 @@ from prime_dht.errors import NoTurnError, QueryError, ValidationError
 from prime_dht.ids import PeerId, peer_from_text, peer_text, short
 from prime_dht.net.addresses import Reach, begins_with_name
 from prime_dht.net.hardening.outbound import FailedAddress, RaceSettings, race_addresses
-from prime_dht.net.hardening.parts import parts_of
+from prime_dht.net.hardening.parts import Notifee, parts_of
 from prime_dht.net.names import is_named, resolve
 from prime_dht.net.network import OnDialled
 from prime_dht.net.turns import Caller, Turns
-
-MAX_ADDRESS_BYTES = 256
-"""The longest binary multiaddr that is kept."""
+from prime_dht.wire.kad import MAX_ADDRESS_BYTES
 
 ITSELF = "identify"
 """The source of what a peer says of itself."""
@@ -427,7 +425,7 @@ class Dialer:
         return to_dial
 
 
-class _Connected(INotifee):
+class _Connected(Notifee):
     """Hears of connections for those who wait for a turn to dial, and for who wants to know who dials this node."""
 
     def __init__(self, turns: Mapping[PeerId, Turns], on_dialled: OnDialled | None) -> None:
@@ -441,9 +439,3 @@ class _Connected(INotifee):
             turns.connected()
         if self._on_dialled is not None and not conn.muxed_conn.is_initiator:
             self._on_dialled(peer)
-
-    async def disconnected(self, network: INetwork, conn: INetConn) -> None: ...
-    async def opened_stream(self, network: INetwork, stream: INetStream) -> None: ...
-    async def closed_stream(self, network: INetwork, stream: INetStream) -> None: ...
-    async def listen(self, network: INetwork, multiaddr: Multiaddr) -> None: ...
-    async def listen_close(self, network: INetwork, multiaddr: Multiaddr) -> None: ...

@@ -54,6 +54,7 @@ from prime_dht.net.hardening.outbound import guard_dials
 from prime_dht.net.hardening.parts import parts_of
 from prime_dht.net.hardening.peer_state import forget_gone_peers, roomy_peerstore
 from prime_dht.net.hardening.registration import guard_registration
+from prime_dht.net.hardening.remote_address import guard_addresses
 from prime_dht.net.hardening.stream_guard import guard_streams
 from prime_dht.net.hardening.stream_slots import guard_new_streams
 from prime_dht.net.identity import peer_id_of
@@ -226,6 +227,7 @@ def _guard(host: BasicHost, swarm: Swarm, limits: HostLimits, *, finish_streams:
     guard_inbound(swarm, limits)
     guard_registration(swarm)
     guard_paths(swarm)
+    guard_addresses(swarm)
     guard_negotiation(host, swarm)
     guard_identify(host)
     _guarded.add(host)

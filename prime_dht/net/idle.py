@@ -24,12 +24,12 @@ from typing import NoReturn
 from weakref import WeakKeyDictionary
 
 import trio
-from libp2p.abc import INetConn, INetStream, INetwork, INotifee
+from libp2p.abc import INetConn, INetStream, INetwork
 from libp2p.network.stream.net_stream import NetStream
 from libp2p.network.swarm import Swarm
-from multiaddr import Multiaddr
 
 from prime_dht.ids import PeerId, short
+from prime_dht.net.hardening.parts import Notifee
 
 LOOKS_PER_GRACE = 4
 """How often it is looked, in one grace period, which connections have outlived it."""
@@ -37,7 +37,7 @@ LOOKS_PER_GRACE = 4
 logger = logging.getLogger(__name__)
 
 
-class IdleConnections(INotifee):
+class IdleConnections(Notifee):
     """Closes a swarm's idle connections, while :meth:`run` does. It has to hear of the connections from the first on.
 
     Args:
@@ -91,8 +91,3 @@ class IdleConnections(INotifee):
     async def closed_stream(self, _network: INetwork, stream: INetStream) -> None:
         if isinstance(stream, NetStream) and stream.swarm_conn is not None:
             self._used_at_s[stream.swarm_conn] = trio.current_time()
-
-    async def disconnected(self, network: INetwork, conn: INetConn) -> None: ...
-    async def opened_stream(self, network: INetwork, stream: INetStream) -> None: ...
-    async def listen(self, network: INetwork, multiaddr: Multiaddr) -> None: ...
-    async def listen_close(self, network: INetwork, multiaddr: Multiaddr) -> None: ...

@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import trio
@@ -47,11 +47,20 @@ over so many looks is given up: that is half of what it takes to be whole within
 CLOSE_TIMEOUT_S = 1.0
 """For sending the end of a stream; a peer that does not read is not waited for."""
 
-_STREAM_LOST = (StreamError, MuxedStreamError, IOException, trio.BrokenResourceError, trio.ClosedResourceError, OSError)
+STREAM_LOST = (StreamError, MuxedStreamError, IOException, trio.BrokenResourceError, trio.ClosedResourceError, OSError)
+"""What streams raise, of our muxer or another, when they end or break."""
 
 
 class StreamLostError(QueryError):
     """The stream ended or broke under an exchange."""
+
+
+async def end_quietly(end: Callable[[], Awaitable[None]]) -> None:
+    """End a stream or a connection. Never raises and never waits long."""
+    with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:
+        scope.shield = True
+        with contextlib.suppress(*STREAM_LOST):
+            await end()
 
 
 class FrameBudget:
@@ -199,9 +208,6 @@ class FrameStream:
         budget: shared by the streams whose large frames are to be bounded together.
         frame_timeout_s: seconds within which a frame must be whole once its first byte is here.
         max_frame_bytes: a frame that announces more is a breach of protocol.
-
-    Attributes:
-        broken: nothing more can be sent or received.
     """
 
     def __init__(
@@ -227,7 +233,7 @@ class FrameStream:
         self._is_given_up = False  # that frame, because others wait for its room
         self._scope: trio.CancelScope | None = None  # of a read that has a deadline
         self._writing: trio.Lock | None = None  # held while a frame is sent that cannot be sent at once
-        self.broken = False
+        self._is_over = False  # closed or reset here
 
     async def read_frame(self, *, idle_timeout_s: float, take: Take = _take_none) -> bytes | None:
         """The next frame that ``take`` does not take, or ``None`` when the peer ended the stream between frames.
@@ -305,8 +311,7 @@ class FrameStream:
             return False
         try:
             return self._fast.write_now(encode_frame(body))
-        except _STREAM_LOST as error:
-            self.broken = True
+        except STREAM_LOST as error:
             raise StreamLostError("the stream broke before a frame was written") from error
 
     async def write_frame(self, body: bytes, *, on_offer: Callable[[], None] = lambda: None) -> None:
@@ -330,8 +335,7 @@ class FrameStream:
             except trio.Cancelled:
                 await self.reset()
                 raise
-            except _STREAM_LOST as error:
-                self.broken = True
+            except STREAM_LOST as error:
                 raise StreamLostError("the stream broke while a frame was written") from error
 
     async def end_writing(self) -> None:
@@ -343,37 +347,23 @@ class FrameStream:
         try:
             # For a stream that is not py-libp2p's, closing is ending our direction.
             await (self._stream.close_write() if isinstance(self._stream, NetStream) else self._stream.close())
-        except _STREAM_LOST as error:
-            self.broken = True
+        except STREAM_LOST as error:
             raise StreamLostError("the stream broke before its end was sent") from error
 
     async def close(self) -> None:
-        """End our direction; what the peer still sends is read by nobody."""
+        """End our direction; what the peer still sends is read by nobody. Never raises and never waits long."""
         self._release_all()
-        with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:
-            scope.shield = True
-            try:
-                await self._stream.close()
-            except _STREAM_LOST:
-                self.broken = True
+        await end_quietly(self._stream.close)
 
     async def reset(self) -> None:
         """End both directions at once. Never raises and never waits long, so it is fit for clean-up."""
-        self.broken = True
         self._release_all()
-        with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:
-            scope.shield = True
-            with contextlib.suppress(*_STREAM_LOST):
-                await self._stream.reset()
+        await end_quietly(self._stream.reset)
 
     async def disconnect(self) -> None:
         """Close the connection, with all streams on it. Never raises and never waits long."""
-        self.broken = True
         self._release_all()
-        with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:
-            scope.shield = True
-            with contextlib.suppress(*_STREAM_LOST):
-                await self._stream.muxed_conn.close()
+        await end_quietly(self._stream.muxed_conn.close)
 
     def _deadline_s(self, idle_timeout_s: float) -> float:
         if self._is_given_up:
@@ -394,7 +384,6 @@ class FrameStream:
         except MuxedStreamEOF:
             return False
         except MuxedStreamError as error:
-            self.broken = True
             raise StreamLostError("the stream was reset or its connection lost") from error
         return True
 
@@ -403,8 +392,7 @@ class FrameStream:
             return await self._stream.read(SMALL_FRAME_BYTES)
         except (StreamEOF, MuxedStreamEOF):
             return b""
-        except _STREAM_LOST as error:
-            self.broken = True
+        except STREAM_LOST as error:
             raise StreamLostError("the stream was reset or its connection lost") from error
 
     def _feed(self, take: Take, data: bytes | memoryview) -> bool:
@@ -434,15 +422,16 @@ class FrameStream:
         self._taken_bytes += announced
         if self._frame_timeout_s < math.inf:
             self._budget.begin(self)
-        if self.broken:  # another task reset the stream meanwhile, and gave back what it had then
+        if self._is_over:  # another task ended the stream meanwhile, and gave back what it had then
             self._release_all()
-            raise StreamLostError("the stream was reset while a frame waited for room")
+            raise StreamLostError("the stream was ended while a frame waited for room")
 
     def _release(self, size: int) -> None:
         self._taken_bytes -= size
         self._budget.give_back(size)
 
     def _release_all(self) -> None:
+        self._is_over = True
         self._release(self._taken_bytes)
         self._end_frame()
 

@@ -22,6 +22,9 @@ from prime_dht.pb.bitswap_pb2 import Message
 MAX_WANTLIST_BYTES = 1 << 18
 """Of a message that we take: 5,000 wants. go-bitswap sends 2,000 at a time."""
 
+MAX_WANTS_READ = 8192
+"""Of a message; more fit in only if they name nothing, and each takes a microsecond."""
+
 MAX_CID_BYTES = 128
 """Of a CID that we answer: a longer one is nobody's."""
 
@@ -57,7 +60,7 @@ def decode_wantlist(body: bytes) -> Wantlist:
         raise RemoteProtocolError("a Bitswap message that is no protobuf") from error
     wants = tuple(
         Want(entry.block, entry.cancel, entry.wantType == Message.Wantlist.Have, entry.sendDontHave)
-        for entry in message.wantlist.entries
+        for entry in message.wantlist.entries[:MAX_WANTS_READ]
         if len(entry.block) <= MAX_CID_BYTES
     )
     return Wantlist(wants, message.wantlist.full)

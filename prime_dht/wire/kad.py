@@ -38,6 +38,7 @@ MAX_ADDRESSES_PER_PEER = 16
 """Addresses of one peer that are read or sent."""
 
 MAX_ADDRESS_BYTES = 256
+"""Of a binary multiaddr that is read, or kept."""
 
 ADDRESS_BYTES_SENT = 500
 """Bytes that one peer's addresses may take in a list; 20 peers then always fit into :data:`PEER_LIST_BYTES`."""

@@ -15,8 +15,9 @@ from prime_dht.errors import ValidationError
 from prime_dht.ids import PeerId, peer_text
 from prime_dht.net import dialer as dialer_module
 from prime_dht.net.addresses import Reach
-from prime_dht.net.dialer import MAX_ADDRESS_BYTES, AddressBook, BookSettings, canonical_address, split_peer_address
+from prime_dht.net.dialer import AddressBook, BookSettings, canonical_address, split_peer_address
 from prime_dht.net.identity import peer_id_of
+from prime_dht.wire.kad import MAX_ADDRESS_BYTES
 
 PEER = peer_id_of(create_new_key_pair(b"\x01" * 32))
 OTHER = peer_id_of(create_new_key_pair(b"\x02" * 32))

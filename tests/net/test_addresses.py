@@ -6,7 +6,7 @@ import pytest
 from multiaddr import Multiaddr
 
 from prime_dht.ids import PeerId
-from prime_dht.net.addresses import Reach, credible, credible_reply, reach_of
+from prime_dht.net.addresses import Reach, credible, credible_reply, is_tcp, reach_of
 from prime_dht.wire.kad import PeerRecord, Reply
 
 
@@ -17,6 +17,7 @@ def raw(text: str) -> bytes:
 MACHINE, LOCAL_NETWORK = raw("/ip4/127.0.0.1/tcp/22"), raw("/ip4/192.168.1.7/tcp/4001")
 INTERNET = raw("/ip4/8.8.8.8/tcp/4001")
 ALL = (MACHINE, LOCAL_NETWORK, INTERNET)
+PEER = "12D3KooWLRPJAA5o6Ue7HZ1ZUKzNx1bmXZzHnQXEMNvvTHDsdc1B"
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,13 @@ def test_what_is_no_plain_address_is_believed_of_nobody_from_afar(hostile: bytes
     assert reach_of(hostile) is Reach.MACHINE
 
 
+def test_no_bytes_are_too_short_to_look_for_a_port() -> None:
+    for text in ("/ip4/10.0.0.1/tcp/1/p2p/" + PEER, "/ip6/::1/tcp/1/p2p/" + PEER, "/dns4/a.example/tcp/1/p2p/" + PEER):
+        whole = raw(text)
+        assert [is_tcp(whole[:end]) for end in range(len(whole) - 38, len(whole) + 1)] == [False] * 38 + [True]
+        assert not any(is_tcp(whole[:end]) for end in range(5))
+
+
 @pytest.mark.parametrize(
     ("told_from", "believed"),
     [
@@ -64,6 +72,13 @@ def test_a_peer_is_believed_what_lies_no_nearer_than_itself(
     reply = Reply(closer=(PeerRecord(peer, ALL),), providers=(PeerRecord(peer, ALL),), held=True)
     records = (PeerRecord(peer, believed),)
     assert credible_reply(reply, told_from=lambda: told_from) == Reply(closer=records, providers=records, held=True)
+
+
+def test_of_a_peer_that_listens_with_many_transports_the_addresses_that_can_be_dialled_come_first() -> None:
+    others = [raw(f"/ip4/8.8.8.{n}/{end}") for n in range(4) for end in ("udp/1/quic-v1", "tcp/1/ws")]
+    tcp = [raw(f"/{host}/tcp/1{end}") for host in ("dns4/a.example", "ip6/2600::1") for end in ("", f"/p2p/{PEER}")]
+    reply = credible_reply(Reply(closer=(PeerRecord(PeerId(b"peer"), (*others, *tcp)),)), told_from=lambda: INTERNET)
+    assert reply.closer[0].addresses == (*tcp, *others)
 
 
 def test_a_reply_that_names_the_internet_alone_needs_no_look_at_who_sent_it() -> None:

@@ -25,6 +25,7 @@ from prime_dht.net.host import HostSettings, open_host
 from prime_dht.net.identity import new_identity, peer_id_of
 from prime_dht.net.network import Handler
 from prime_dht.net.overlay import Overlay
+from prime_dht.net.turns import Caller, Turns
 from prime_dht.node.lookups import QUERY_TIMEOUT_S
 from prime_dht.node.neighbourhood import PROBE_TIMEOUT_S
 from prime_dht.wire.kad import Ping, Reply, Request
@@ -87,6 +88,89 @@ async def test_the_wait_for_a_turn_does_not_count_as_the_time_that_a_peer_takes(
         assert turns_s == [ADDRESS_TIMEOUT_S]
         await one.call(other.local, Ping(), timeout_s=1, on_turn=lambda: turns_s.append(0.0))
         assert turns_s == [ADDRESS_TIMEOUT_S, 0.0], "one that is connected needs no turn"
+
+
+async def test_who_dials_many_silent_peers_leaves_turns_to_others(
+    monkeypatch: pytest.MonkeyPatch, patient_clock: MockClock, silent: bytes
+) -> None:
+    monkeypatch.setattr(turns_module, "DIALS_AT_ONCE", 9)
+    async with server() as one, server() as other, host() as busy:
+        one.learn_addresses(other.local, other.own_addresses(), source="manual")
+        for _ in range(2):  # turns of those who are cut short come back
+            start_s = trio.current_time()
+            async with trio.open_nursery() as lookup, trio.open_nursery() as another_lookup:
+                for nursery in (lookup, another_lookup):
+                    for _ in range(8):
+                        nursery.start_soon(take_the_turn, busy, silent)
+                await wait_all_tasks_blocked()
+                await one.call(other.local, Ping(), timeout_s=1)
+                assert trio.current_time() == start_s
+                lookup.cancel_scope.cancel()
+                another_lookup.cancel_scope.cancel()
+            await one._host.disconnect(ID(other.local))
+
+
+async def test_a_turn_that_comes_free_is_for_who_has_fewest(
+    monkeypatch: pytest.MonkeyPatch, patient_clock: MockClock, silent: bytes
+) -> None:
+    monkeypatch.setattr(turns_module, "DIALS_AT_ONCE", 9)
+    async with server() as one, server() as other, host() as busy, trio.open_nursery() as nursery:
+        one.learn_addresses(other.local, other.own_addresses(), source="manual")
+
+        async def look_up() -> None:
+            async with trio.open_nursery() as lookup:
+                for _ in range(8):
+                    lookup.start_soon(take_the_turn, busy, silent)
+
+        start_s = trio.current_time()
+        for _ in range(3):  # six turns, two, and one
+            nursery.start_soon(look_up)
+            await wait_all_tasks_blocked()
+        await one.call(other.local, Ping(), timeout_s=1)
+        assert trio.current_time() == start_s + ADDRESS_TIMEOUT_S
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_peer_is_dialled_when_the_first_of_all_who_want_it_may(
+    monkeypatch: pytest.MonkeyPatch, patient_clock: MockClock, silent: bytes
+) -> None:
+    monkeypatch.setattr(turns_module, "DIALS_AT_ONCE", 3)
+    async with server() as one, server() as other, host() as busy, trio.open_nursery() as lookup:
+        one.learn_addresses(other.local, other.own_addresses(), source="manual")
+        start_s = trio.current_time()
+        for _ in range(2):
+            lookup.start_soon(take_the_turn, busy, silent)
+        await wait_all_tasks_blocked()
+        lookup.start_soon(partial(one.call, other.local, Ping(), timeout_s=1))
+        await wait_all_tasks_blocked()
+        assert not one.is_connected(other.local)
+        await one.call(other.local, Ping(), timeout_s=1)
+        assert trio.current_time() == start_s
+        lookup.cancel_scope.cancel()
+
+
+async def test_who_comes_when_many_wait_is_dealt_with_as_fast_as_when_few_do(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    monkeypatch.setattr(turns_module, "DIALS_AT_ONCE", 3)
+    asked: list[Caller] = []
+
+    class Counted(Caller):
+        def __getattribute__(self, name: str) -> object:
+            if name == "share":
+                asked.append(self)
+            return super().__getattribute__(name)
+
+    async def dial_one_that_is_silent() -> None:
+        turns = Turns()
+        with turns.waiting(Counted(1, None), at_most_s=1):
+            await turns.dial(trio.sleep_forever, is_connected=lambda: False)
+
+    async with trio.open_nursery() as lookup:
+        for _ in range(100):
+            lookup.start_soon(dial_one_that_is_silent)
+        await wait_all_tasks_blocked()
+        assert len(asked) == len(set(asked))
 
 
 async def test_a_dial_that_takes_longer_than_a_caller_in_a_hurry_allows_is_not_held_against_the_peer(

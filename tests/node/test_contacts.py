@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from prime_dht.ids import PeerId, kad_key
-from prime_dht.net.dialer import MAX_ADDRESS_BYTES as LONGEST_BYTES
 from prime_dht.node.contacts import MAX_ADDRESS_BYTES, MAX_CONTACTS, Contacts
+from prime_dht.wire.kad import MAX_ADDRESS_BYTES as LONGEST_BYTES
 
 SHORT = (bytes((4, 11, 1, 0, 1, 6, 0x0F, 0xA1)),)
 

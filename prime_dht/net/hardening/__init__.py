@@ -31,7 +31,7 @@ A8    what a peer says of itself may have 1 MiB and is kept                     
 A9    after 1,000 peers the peerstore evicts the host's own key                    :mod:`.peer_state`
 A10   two nodes share a port without noticing; a failed listen goes unreported     :mod:`.listening`
 A11   listeners stay open when a host with a live connection stops                 ``net/host.py``
-A12   inbound IPv6 connections pass the connection gate unseen                     :mod:`.inbound`
+A12   nobody knows who is at the other end of an IPv6 connection                   :mod:`.remote_address`
 A13   a connection whose path has died stays open for a quarter of an hour         :mod:`.dead_paths`
 A14   a connection that closes while it is registered is kept as an open one       :mod:`.registration`
 A15   without a name server in ``/etc/resolv.conf`` nothing of it can be imported  :mod:`.name_servers`

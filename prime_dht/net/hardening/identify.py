@@ -37,10 +37,10 @@ from libp2p.utils.varint import encode_varint_prefixed, read_varint_prefixed_byt
 from multiaddr import Multiaddr
 
 from prime_dht.net.hardening.containment import contained
+from prime_dht.wire.kad import MAX_ADDRESS_BYTES
 
 MAX_IDENTIFY_BYTES = 64 << 10
 MAX_ADDRESSES = 32
-MAX_ADDRESS_BYTES = 256
 MAX_PROTOCOLS = 128
 MAX_PROTOCOL_BYTES = 128
 MAX_RECORD_BYTES = 8 << 10

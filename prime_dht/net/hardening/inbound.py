@@ -1,4 +1,4 @@
-"""A1, A2, A12: strangers cannot use up the places for inbound connections by coming and going, nor by saying nothing.
+"""A1, A2: strangers cannot use up the places for inbound connections by coming and going, nor by saying nothing.
 
 Defects (py-libp2p 0.8.1):
 
@@ -7,7 +7,6 @@ Defects (py-libp2p 0.8.1):
   host, one after the other, it accepts no more.
 - A2: a connection takes such a slot before it has said anything and may be silent for 10 s: a few silent connections
   per second keep everybody else out. One address may open as many as it likes.
-- A12: a remote IPv6 address is not recognised, so IPv6 connections pass the connection gate unseen.
 
 Why this works: the swarm's inner step for an inbound connection is replaced by one that ends with the connection,
 counts the half-open apart from the established, and counts both by address. The outer step, which takes and returns the
@@ -37,7 +36,6 @@ from functools import lru_cache, partial
 import trio
 from libp2p.abc import IMuxedConn, INetConn
 from libp2p.io.abc import ReadWriteCloser
-from libp2p.io.trio import TrioTCPStream
 from libp2p.metrics.swarm import SwarmEvent
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.connection.swarm_connection import SwarmConn
@@ -47,6 +45,7 @@ from multiaddr import Multiaddr
 
 from prime_dht.net.hardening.containment import contained
 from prime_dht.net.hardening.limits import HostLimits
+from prime_dht.net.hardening.remote_address import remote_ip
 
 _HALF_OPEN, _ESTABLISHED = "half-open", "established"
 
@@ -377,20 +376,6 @@ class _InboundGuard:
         muxed = await self._swarm.upgrade_inbound_raw_conn(RawConnection(stream, False), maddr)
         open_connections = self._swarm.get_connections(muxed.peer_id)
         return next((connection for connection in open_connections if connection.muxed_conn is muxed), None)
-
-
-def remote_ip(stream: ReadWriteCloser) -> str | None:
-    """The IP address at the other end of an inbound connection, if its transport has one."""
-    if isinstance(stream, TrioTCPStream) and stream.get_remote_address() is None:
-        try:
-            ip, port = stream.stream.socket.getpeername()[:2]
-        except OSError:
-            return None
-        # An IPv6 peer name has four parts, which TrioTCPStream does not expect. This is where it looks first, and a
-        # multiaddr has no place for a scope.
-        stream._cached_remote_address = (ip.partition("%")[0], port)
-    remote = stream.get_remote_address()
-    return None if remote is None else remote[0]
 
 
 def source_of(ip: str | None) -> str | None:

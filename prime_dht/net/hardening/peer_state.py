@@ -13,12 +13,12 @@ It can go when the peerstore never evicts the host itself, and bounds what it ke
 
 from __future__ import annotations
 
-from libp2p.abc import INetConn, INetStream, INetwork, INotifee
+from libp2p.abc import INetConn, INetwork
 from libp2p.network.swarm import Swarm
 from libp2p.peer.peerstore import PeerStore
-from multiaddr import Multiaddr
 
 from prime_dht.net.hardening.limits import HostLimits
+from prime_dht.net.hardening.parts import Notifee
 
 _NOT_YET_CONNECTED = 1000
 """Peers that callers of ``host.connect`` may have put in the peerstore and not reached."""
@@ -29,17 +29,11 @@ def roomy_peerstore(limits: HostLimits) -> PeerStore:
     return PeerStore(max_peers=limits.max_connections + _NOT_YET_CONNECTED)
 
 
-class _Forget(INotifee):
+class _Forget(Notifee):
     async def disconnected(self, network: INetwork, conn: INetConn) -> None:
         peer_id = conn.muxed_conn.peer_id
         if not network.get_connections(peer_id) and network.peerstore.has_peer(peer_id):
             network.peerstore.clear_peerdata(peer_id)
-
-    async def connected(self, network: INetwork, conn: INetConn) -> None: ...
-    async def opened_stream(self, network: INetwork, stream: INetStream) -> None: ...
-    async def closed_stream(self, network: INetwork, stream: INetStream) -> None: ...
-    async def listen(self, network: INetwork, multiaddr: Multiaddr) -> None: ...
-    async def listen_close(self, network: INetwork, multiaddr: Multiaddr) -> None: ...
 
 
 def forget_gone_peers(swarm: Swarm) -> None:

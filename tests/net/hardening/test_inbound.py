@@ -14,7 +14,6 @@ from libp2p.io.abc import ReadWriteCloser
 from libp2p.network.config import ConnectionConfig
 from libp2p.network.exceptions import SwarmException
 from libp2p.peer.peerinfo import PeerInfo
-from multiaddr import Multiaddr
 
 from prime_dht.net.hardening import inbound
 from prime_dht.net.hardening.parts import parts_of
@@ -419,22 +418,3 @@ async def test_ours_outlives_garbage_on_a_fresh_connection(ours: OpenHost, garba
                 except trio.BrokenResourceError:
                     pass
             await come_and_go(client, server)
-
-
-DENY_LOOPBACK = ConnectionConfig(deny_list=["::1"])
-
-
-async def test_an_ipv6_connection_passes_the_gate_of_a_stock_host(stock: OpenHost, ours: OpenHost) -> None:
-    with trio.fail_after(30):
-        async with ours() as client, stock(listen=("/ip6/::1/tcp/0",), connection_config=DENY_LOOPBACK) as server:
-            await come_and_go(client, server)
-
-
-async def test_an_ipv6_connection_is_stopped_at_the_gate_of_ours(ours: OpenHost) -> None:
-    with trio.fail_after(30):
-        async with ours() as client, ours(listen=("/ip6/::1/tcp/0",)) as server:
-            gate = parts_of(server)[1].connection_gate
-            assert await gate.is_allowed(Multiaddr("/ip6/::1/tcp/1"))
-            gate.add_to_deny_list("::1")
-            with pytest.raises(SwarmException):
-                await come_and_go(client, server)

@@ -15,7 +15,7 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from multiaddr import Multiaddr
 
-from prime_dht.net.hardening.log_noise import PEER_CAUSED, quieten
+from prime_dht.net.hardening.log_noise import LISTENERS, PEER_CAUSED, TELL_AGAIN_S, quieten
 
 OpenHost = Callable[..., AbstractAsyncContextManager[BasicHost]]
 
@@ -25,8 +25,8 @@ REFUSED = Multiaddr("/ip4/127.0.0.1/tcp/1")
 @pytest.fixture
 def loggers_as_they_were() -> Iterator[None]:
     """Without the filters that hosts of other tests have added, which stay with the process."""
-    before = {name: logging.getLogger(name).filters[:] for name in PEER_CAUSED}
-    for name in PEER_CAUSED:
+    before = {name: logging.getLogger(name).filters[:] for name in (*PEER_CAUSED, LISTENERS)}
+    for name in before:
         logging.getLogger(name).filters.clear()
     yield
     for name, filters in before.items():
@@ -69,3 +69,16 @@ def test_who_debugs_sees_the_records_as_debug_ones(
     with caplog.at_level(logging.DEBUG, logger=PEER_CAUSED[0]):
         logger.error("shown")
     assert [(record.message, record.levelname) for record in caplog.records] == [("shown", "DEBUG")]
+
+
+def test_a_listener_that_has_no_files_left_says_so_now_and_then_and_in_one_line(
+    loggers_as_they_were: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    quieten()
+    trouble = OSError(24, "Too many open files")
+    # Long after all others of this process; then the clock is set back.
+    for created in (1e12, 1e12 + 0.1, 1e12 + TELL_AGAIN_S, 1e12 + TELL_AGAIN_S + 1, 1e12 - 3600):
+        told = {"created": created, "levelno": logging.ERROR, "msg": f"{created}", "exc_info": (OSError, trouble, None)}
+        logging.getLogger(LISTENERS).handle(logging.makeLogRecord(told))
+    told_at = [1e12, 1e12 + TELL_AGAIN_S, 1e12 - 3600]
+    assert [(record.message, record.exc_info) for record in caplog.records] == [(f"{at}", None) for at in told_at]
