@@ -322,6 +322,15 @@ def node_config(given: NodeConfig | None) -> NodeConfig:
     return given
 
 
+def dht_config(given: DhtConfig | None) -> DhtConfig:
+    """As :func:`node_config`, of how a node behaves in a swarm."""
+    if given is None:
+        return DhtConfig()
+    if not isinstance(given, DhtConfig):
+        raise ConfigError(f"config is a DhtConfig, not {type(given).__name__}; that of a NodeConfig is its dht")
+    return given
+
+
 def fault_in_listening_on(address: Multiaddr) -> str | None:
     """Why no node can listen on an address, as the rest of a sentence about it; ``None`` if one may.
 

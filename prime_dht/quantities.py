@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import fields
+from decimal import Decimal
 from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ _QUANTITY = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)", re.ASCII)
 
 
 def number_of(what: str, given: object) -> float:
-    """A number, whole or not, numpy's too, as Python's own; text is for :func:`parse_duration_s`.
+    """A number, whole or not, numpy's and decimal ones too, as Python's own; text is for :func:`parse_duration_s`.
 
     With one of numpy's narrow floats a time would become one, off by minutes, and of no type that trio can wait for.
 
@@ -41,9 +42,12 @@ def number_of(what: str, given: object) -> float:
     Traceback (most recent call last):
     prime_dht.errors.ValidationError: ttl is a number, not str
     """
-    if not isinstance(given, Real):
+    if not isinstance(given, Real | Decimal):
         raise ValidationError(f"{what} is a number, not {type(given).__name__}")
-    return int(given) if isinstance(given, Integral) else float(given)
+    try:
+        return int(given) if isinstance(given, Integral) else float(given)
+    except (OverflowError, ValueError) as error:  # of a fraction too large for a float, and of Decimal("sNaN")
+        raise ValidationError(f"{what} is a number that a float can hold: {error}") from error
 
 
 def settle_numbers(settings: DataclassInstance) -> None:

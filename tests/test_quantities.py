@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
@@ -25,11 +26,24 @@ def test_a_size_is_read_as_it_was_written(size_bytes: int) -> None:
 
 @pytest.mark.parametrize(
     ("given", "number"),
-    [(np.float16(1.5), 1.5), (np.float32(2.5), 2.5), (np.float64(3.5), 3.5), (np.uint8(4), 4), (Fraction(1, 2), 0.5)],
+    [
+        (np.float16(1.5), 1.5),
+        (np.float32(2.5), 2.5),
+        (np.float64(3.5), 3.5),
+        (np.uint8(4), 4),
+        (Fraction(1, 2), 0.5),
+        (Decimal("2.5"), 2.5),
+    ],
 )
 def test_a_number_is_one_of_pythons_own_whatever_it_was(given: object, number: float) -> None:
     assert (found := number_of("ttl", given)) == number
     assert type(found) is type(number)
+
+
+@pytest.mark.parametrize("given", [Decimal("sNaN"), Fraction(10**400)], ids=["signals", "large"])
+def test_a_number_that_no_float_can_hold_is_refused(given: object) -> None:
+    with pytest.raises(ValidationError, match="ttl is a number that a float can hold"):
+        number_of("ttl", given)
 
 
 @pytest.mark.parametrize(

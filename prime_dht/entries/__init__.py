@@ -14,7 +14,6 @@ from prime_dht.entries.access import (
     KeyRule,
     OpenKey,
     OwnKey,
-    PublisherPolicy,
     check_writer,
     group_key,
     key_rule,
@@ -51,7 +50,7 @@ from prime_dht.entries.entry import (
     Version,
 )
 from prime_dht.entries.envelope import VerifiedEnvelopes
-from prime_dht.entries.join import KeyState, Reading, Selection, join, reading, settle, standing, state_of
+from prime_dht.entries.join import KeyState, Selection, join, standing, state_of
 from prime_dht.entries.lifetime import UNIT_US, as_of, is_op, is_retired, retire_before_us, tick_of
 from prime_dht.entries.limits import DEFAULT_LIMITS, Limits, Occupancy
 from prime_dht.entries.signing import sign_entry, verify_signature
@@ -82,8 +81,6 @@ __all__ = [
     "OpenKey",
     "OwnKey",
     "PublicKeyValidator",
-    "PublisherPolicy",
-    "Reading",
     "Reason",
     "Refused",
     "Selection",
@@ -115,10 +112,8 @@ __all__ = [
     "key_rule",
     "next_entry_times",
     "own_key",
-    "reading",
     "retire_before_us",
     "root_of",
-    "settle",
     "sign_entry",
     "standing",
     "state_of",

@@ -7,8 +7,7 @@ Three kinds of key in the namespace ``/prime/``:
 - *group*: ``/prime/group/<root>/<rest>`` takes only entries with a capability of that group
   (:mod:`prime_dht.entries.capability`).
 
-Everybody decides this alike, from the entry alone. On top of it each node may have a policy of its own: a
-:class:`PublisherPolicy`.
+Everybody decides this alike, from the entry alone.
 
 >>> key_rule(Key(b"/prime/model:resnet"))
 OpenKey()
@@ -55,17 +54,6 @@ class GroupKey:
 
 
 KeyRule = OpenKey | OwnKey | GroupKey
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PublisherPolicy:
-    """Whose entries a node takes: anybody's, or those of an allow-list, and in either case of nobody denied."""
-
-    allowed: frozenset[PeerId] | None = None
-    denied: frozenset[PeerId] = frozenset()
-
-    def admits(self, publisher: PeerId) -> bool:
-        return publisher not in self.denied and (self.allowed is None or publisher in self.allowed)
 
 
 def own_key(owner: PeerId, rest: bytes) -> Key:

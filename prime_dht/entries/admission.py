@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from prime_dht.entries.access import PublisherPolicy, check_writer, key_rule
+from prime_dht.entries.access import check_writer, key_rule
 from prime_dht.entries.codec import Undecodable
 from prime_dht.entries.entry import Compression, Entry, Inline
 from prime_dht.entries.envelope import VerifiedEnvelopes
@@ -20,7 +20,7 @@ from prime_dht.entries.lifetime import UNIT_US, as_of, is_retired
 from prime_dht.entries.limits import Limits
 from prime_dht.entries.signing import verify_signature
 from prime_dht.errors import ValidationError
-from prime_dht.ids import TimestampUs
+from prime_dht.ids import PeerId, TimestampUs
 
 
 class Reason(Enum):
@@ -50,7 +50,7 @@ class Reason(Enum):
     """The publisher may not write this key."""
 
     PUBLISHER_REFUSED = "publisher refused"
-    """This node's policy does not take the publisher's entries."""
+    """This node does not take the publisher's entries."""
 
 
 _RELAYERS_FAULT = frozenset({Reason.MALFORMED, Reason.BAD_SIGNATURE})
@@ -88,11 +88,15 @@ Verdict = Admitted | Refused | Deferred
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdmissionRules:
-    """What a node judges entries by."""
+    """What a node judges entries by.
+
+    Attributes:
+        publishers: whose entries it takes; ``None`` is anybody's.
+    """
 
     network_id: str
     limits: Limits = field(default_factory=Limits)
-    policy: PublisherPolicy = field(default_factory=PublisherPolicy)
+    publishers: frozenset[PeerId] | None = None
     unit_us: int = UNIT_US
 
 
@@ -116,7 +120,7 @@ def admit(
     entry = as_of(candidate, now_us)
     if isinstance(header.content, Inline) and entry.value is None and now_us < header.expires_at_us:
         return Refused(Reason.VALUE_MISSING, "the entry has not expired, but comes without its value")
-    if not rules.policy.admits(entry.publisher):
+    if rules.publishers is not None and entry.publisher not in rules.publishers:
         return Refused(Reason.PUBLISHER_REFUSED, "this node does not take this publisher's entries")
     try:
         rules.limits.check(entry)

@@ -20,13 +20,7 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
 
-from prime_dht.entries.envelope import (
-    CAPABILITY,
-    VerifiedEnvelopes,
-    has_valid_signature,
-    open_envelope,
-    seal,
-)
+from prime_dht.entries.envelope import CAPABILITY, VerifiedEnvelopes, is_signed, open_envelope, seal
 from prime_dht.errors import ValidationError
 from prime_dht.ids import PeerId, TimestampUs, is_peer_id
 from prime_dht.pb import entry_pb2 as pb
@@ -124,11 +118,6 @@ def check_capability(
         raise ValidationError("the capability names another member")
     if capability.expires_at_us < expires_at_us:
         raise ValidationError("the capability ends before the entry expires: give the entry a shorter ttl")
-    envelope = open_envelope(data, CAPABILITY)
-    statement_id = envelope.statement_id(CAPABILITY.domain(network_id))
-    if verified is not None and verified.knows(statement_id, envelope.signature):
-        return
-    if not has_valid_signature(data, CAPABILITY, network_id):
+    statement_id = open_envelope(data, CAPABILITY).statement_id(CAPABILITY.domain(network_id))
+    if not is_signed(data, CAPABILITY, network_id, statement_id=statement_id, verified=verified):
         raise ValidationError("the capability was not signed by the group's root key")
-    if verified is not None:
-        verified.remember(statement_id, envelope.signature)

@@ -180,6 +180,20 @@ def signature_of(data: bytes) -> bytes:
     return data[-SIGNATURE_BYTES:]
 
 
+def is_signed(
+    data: bytes, purpose: Purpose, network_id: str, *, statement_id: bytes, verified: VerifiedEnvelopes | None
+) -> bool:
+    """As :func:`has_valid_signature`, but one that ``verified`` knows is not verified again; others it learns."""
+    signature = signature_of(data)
+    if verified is not None and verified.knows(statement_id, signature):
+        return True
+    if not has_valid_signature(data, purpose, network_id):
+        return False
+    if verified is not None:
+        verified.remember(statement_id, signature)
+    return True
+
+
 def has_valid_signature(data: bytes, purpose: Purpose, network_id: str) -> bool:
     """Whether the key in an envelope signed its payload for this purpose in this network; about 40 µs.
 

@@ -5,10 +5,10 @@ The state of a key maps each slot to the entry that stands in it. Joining two st
 replicas that saw the same entries, in any order and any number of times, hold the same state (a state-based CRDT,
 Shapiro et al. 2011, a map of last-writer-wins registers).
 
-Time acts on each replica alone: :func:`settle` drops the values that have expired and the entries that have retired.
-Given the authoring rule (:mod:`prime_dht.entries.slot`), a replica whose clock does not step back never shows an entry
-after one that superseded it, whatever the others' clocks say: when the newer has retired, the older has expired. The
-same holds for a reader of several replicas whose clock is behind none of theirs.
+Time acts on each replica alone, which drops the values that have expired and the entries that have retired. Given the
+authoring rule (:mod:`prime_dht.entries.slot`), a replica whose clock does not step back never shows an entry after one
+that superseded it, whatever the others' clocks say: when the newer has retired, the older has expired. The same holds
+for a reader of several replicas whose clock is behind none of theirs.
 
 A reader joins what replicas sent and then chooses with a :class:`Selection`.
 """
@@ -17,27 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import Enum
 
 from prime_dht.entries.entry import Entry, Slot
-from prime_dht.entries.lifetime import as_of, is_retired
 from prime_dht.ids import OpId, PeerId
 
 KeyState = Mapping[Slot, Entry]
 """Which entry stands in each slot."""
-
-
-class Reading(Enum):
-    """What a slot says at one time."""
-
-    LIVE = "live"
-    """There is a value."""
-
-    DELETED = "deleted"
-    """A tombstone stands."""
-
-    ABSENT = "absent"
-    """Nothing was written, or what was has expired."""
 
 
 def standing(a: Entry, b: Entry) -> Entry:
@@ -56,20 +41,6 @@ def state_of(entries: Iterable[Entry]) -> dict[Slot, Entry]:
 def join(a: KeyState, b: KeyState) -> dict[Slot, Entry]:
     """The least state that knows all that ``a`` and ``b`` know."""
     return _joined(dict(a), b.items())
-
-
-def settle(state: KeyState, now_us: int, unit_us: int) -> dict[Slot, Entry]:
-    """The state as it is at ``now_us``: without expired values and retired entries."""
-    return {slot: as_of(entry, now_us) for slot, entry in state.items() if not is_retired(entry, now_us, unit_us)}
-
-
-def reading(entry: Entry | None, now_us: int) -> Reading:
-    """What a slot in which ``entry`` stands says at ``now_us``."""
-    if entry is None:
-        return Reading.ABSENT
-    if entry.is_tombstone:
-        return Reading.DELETED
-    return Reading.LIVE if entry.is_live(now_us) else Reading.ABSENT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

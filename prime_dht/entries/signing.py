@@ -12,13 +12,7 @@ from typing import TYPE_CHECKING
 from prime_dht.entries.access import check_writer, key_rule
 from prime_dht.entries.codec import decode_entry, encode_header
 from prime_dht.entries.entry import Compression, Entry, EntryHeader
-from prime_dht.entries.envelope import (
-    ENTRY,
-    VerifiedEnvelopes,
-    has_valid_signature,
-    seal,
-    signature_of,
-)
+from prime_dht.entries.envelope import ENTRY, VerifiedEnvelopes, is_signed, seal
 from prime_dht.entries.limits import DEFAULT_LIMITS, Limits
 from prime_dht.errors import ValidationError
 
@@ -52,11 +46,4 @@ def verify_signature(entry: Entry, verified: VerifiedEnvelopes | None = None) ->
 
     One that ``verified`` knows is not verified again; others it learns.
     """
-    signature = signature_of(entry.envelope)
-    if verified is not None and verified.knows(entry.op_id, signature):
-        return True
-    if not has_valid_signature(entry.envelope, ENTRY, entry.header.network_id):
-        return False
-    if verified is not None:
-        verified.remember(entry.op_id, signature)
-    return True
+    return is_signed(entry.envelope, ENTRY, entry.header.network_id, statement_id=entry.op_id, verified=verified)

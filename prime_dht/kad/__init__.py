@@ -8,6 +8,7 @@ monotonic clock, and a seeded ``rng``, and return action values; a driver carrie
 ``contact``          what is known of a peer; the subnets it lies in
 ``routing_table``    which contacts to keep
 ``lookup``           whom to ask, until the closest to a target have answered
+``hearsay``          whose word about other peers counts for little
 ``replicas``         who stores a key, how many must acknowledge, the target arc
 ===================  ================================================================
 """

@@ -45,8 +45,8 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from itertools import islice
 from typing import assert_never
@@ -55,7 +55,7 @@ from prime_dht.errors import ConfigError
 from prime_dht.ids import KadKey, PeerId
 from prime_dht.kad.candidate import Candidate, Hop, State
 from prime_dht.kad.contact import MAX_ADDRESSES_TOLD, Contact
-from prime_dht.kad.hearsay import DOUBTED_AT_ONCE, Hearsay
+from prime_dht.kad.hearsay import DOUBTED_AT_ONCE, NOTHING, Hearsay
 from prime_dht.kad.keyspace import distance
 
 
@@ -118,6 +118,7 @@ class LookupResult:
         closest: at most ``k`` eligible peers that answered, the nearest first, each once. After ``CONVERGED`` no live
             eligible peer that was heard of is nearer.
         path: all queries, in the order they were started.
+        against: how many more of those whom a peer named were silent than answered; see :mod:`prime_dht.kad.hearsay`.
     """
 
     target: KadKey
@@ -126,6 +127,7 @@ class LookupResult:
     path: tuple[Hop, ...]
     started_at_s: float
     ended_at_s: float
+    against: Mapping[PeerId, int] = field(default_factory=lambda: NOTHING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +166,9 @@ def anyone(_contact: Contact) -> bool:
 class Lookup:
     """One lookup. Call :meth:`next` after each event, do what it says, report what happens. See the module.
 
+    Attributes:
+        target: what was given.
+
     Args:
         target: where to look.
         seeds: contacts to begin with: the table's ``k`` closest to the target.
@@ -174,6 +179,7 @@ class Lookup:
             Others are asked and believed as well, but are not in the result.
         reserve: more contacts to begin with, asked for at most once: when the seeds leave fewer to ask than could be,
             or when there are others to compare them with. Most puts and gets are done before.
+        against: what counts against whom from lookups before this one.
     """
 
     def __init__(
@@ -186,6 +192,7 @@ class Lookup:
         now_s: float,
         eligible: Callable[[Contact], bool] = anyone,
         reserve: Callable[[], Iterable[Contact]] | None = None,
+        against: Mapping[PeerId, int] = NOTHING,
     ) -> None:
         self.target = target
         self._local = local
@@ -200,6 +207,7 @@ class Lookup:
         self._hearsay: Hearsay | None = None  # most lookups hear of nobody else
         self._result: LookupResult | None = None
         self._reserve = reserve
+        self._against = against
         self._begin_with(seeds)
 
     def next(self, now_s: float) -> list[Action]:
@@ -287,6 +295,11 @@ class Lookup:
         """
         return self._result or self._end(Outcome.ENOUGH, now_s)
 
+    def has_heard_nearest(self, count: int) -> bool:
+        """Whether the nearest that were heard of have answered, so many of them; those that failed do not matter."""
+        nearest = islice((one for one in self._by_distance if one.state is not State.FAILED), count)
+        return all(candidate.state is State.ANSWERED for candidate in nearest)
+
     def hop(self, peer: PeerId) -> Hop:
         """How the query of a peer that was asked stands."""
         return self._known[peer].hop()
@@ -307,7 +320,7 @@ class Lookup:
         told = contact.addresses[:MAX_ADDRESSES_TOLD]
         known = self._known.get(contact.peer)
         if told_by is not None and (known is None or known.told_by is not None):
-            self._hearsay = self._hearsay or Hearsay(max_silent=self._config.max_silent)
+            self._hearsay = self._hearsay or Hearsay(max_silent=self._config.max_silent, before=self._against)
             self._hearsay.named(contact.peer, told_by)
         if known is None:
             named = contact if len(told) == len(contact.addresses) else replace(contact, addresses=told)
@@ -363,9 +376,10 @@ class Lookup:
                     places += not is_doubted
                     is_open = True
                 case State.SLOW:
-                    is_late = hearsay is not None and hearsay.is_late(candidate.contact.peer)
-                    has_late |= is_late
-                    is_open |= not is_late
+                    if hearsay is None or not hearsay.is_late(candidate.contact.peer):
+                        is_open = True
+                    else:
+                        has_late |= hearsay.is_waited_for(candidate.contact.peer)
                 case State.HEARD:
                     if len(self._asked) == config.max_queries:
                         is_cut_short = True
@@ -420,6 +434,9 @@ class Lookup:
         return earliest_s
 
     def _end(self, outcome: Outcome, now_s: float) -> LookupResult:
+        if self._hearsay is not None:
+            for peer in self._in_flight:
+                self._hearsay.spare(peer)
         answered = (
             candidate.contact
             for candidate in self._by_distance
@@ -432,5 +449,6 @@ class Lookup:
             path=tuple(candidate.hop() for candidate in self._asked),
             started_at_s=self._started_at_s,
             ended_at_s=now_s,
+            against=NOTHING if self._hearsay is None else dict(self._hearsay.against),
         )
         return self._result

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import assert_never
 
 from prime_dht.ids import KAD_KEY_BITS, KadKey
@@ -42,15 +42,14 @@ def choose_replicas(
     replication: int,
     *,
     own: Contact | None = None,
-    eligible: Callable[[Contact], bool] = syncs,
 ) -> list[Contact]:
-    """The ``replication`` eligible servers closest to ``target``, nearest first; fewer if fewer are known.
+    """The ``replication`` servers that sync closest to ``target``, nearest first; fewer if fewer are known.
 
     Args:
         own: this node as a contact, if it is in server mode.
     """
     servers = contacts if own is None else (own, *contacts)
-    return closest(filter(eligible, servers), target, replication)
+    return closest(filter(syncs, servers), target, replication)
 
 
 def digest(replicas: Iterable[Contact]) -> bytes:

@@ -47,7 +47,7 @@ class PrimeDHT(Node, Service, IPeerRouting, IContentRouting):  # type: ignore[mi
         rng: for jitter and refresh targets.
 
     Raises:
-        ConfigError: the host is not made of py-libp2p's ``BasicHost`` and ``Swarm``.
+        ConfigError: the host is not made of py-libp2p's ``BasicHost`` and ``Swarm``, or the configuration is none.
         ValidationError: a bootstrap peer's multiaddr is malformed.
     """
 
@@ -63,9 +63,8 @@ class PrimeDHT(Node, Service, IPeerRouting, IContentRouting):  # type: ignore[mi
         clock: Clock | None = None,
         rng: Random | None = None,
     ) -> None:
-        config = config or DhtConfig()
         super().__init__(
-            lambda handler: Overlay(host, config, handler),
+            lambda handler: Overlay(host, self.config, handler),
             host.get_private_key(),
             config,
             storage=storage,

@@ -13,14 +13,14 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from random import Random
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import Self
 
 import trio
 from libp2p.crypto.keys import PrivateKey
 from multiaddr import Multiaddr
 
 from prime_dht.background import background_nursery
-from prime_dht.config import DhtConfig, Mode
+from prime_dht.config import DhtConfig, Mode, dht_config
 from prime_dht.entries.validators import Validator, ValidatorRegistry
 from prime_dht.errors import LocalProtocolError, StorageError
 from prime_dht.net.dialer import split_peer_address
@@ -60,8 +60,6 @@ class NodeLife:
         ValidationError: a bootstrap peer's multiaddr is malformed.
     """
 
-    syncs: ClassVar[bool] = True  # whether it keeps replicas equal by itself, beyond what puts and reads do
-
     def __init__(
         self,
         join: NetworkFactory,
@@ -75,7 +73,7 @@ class NodeLife:
         clock: Clock | None = None,
         rng: Random | None = None,
     ) -> None:
-        config = self.config = config or DhtConfig()
+        config = self.config = dht_config(config)
         parts = assemble(
             join,
             private_key,

@@ -14,6 +14,7 @@ import trio
 from prime_dht.config import DhtConfig
 from prime_dht.ids import KadKey, Key, kad_key
 from prime_dht.kad.contact import Contact
+from prime_dht.kad.hearsay import Memory
 from prime_dht.kad.keyspace import common_prefix_length
 from prime_dht.kad.lookup import Lookup, LookupConfig, LookupResult, anyone
 from prime_dht.kad.replicas import answered_keys, choose_replicas, syncs
@@ -57,6 +58,7 @@ class Explorer:
         self._config = config
         self._clock = clock
         self._feed = feed
+        self._memory = Memory(max_silent=LookupConfig().max_silent)
 
     def lookup(
         self,
@@ -65,23 +67,21 @@ class Explorer:
         k: int | None = None,
         alpha: int | None = None,
         replicas_only: bool = False,
-        seeds: Iterable[Contact] = (),
+        seeds: Iterable[Contact] | None = None,
         nearest: Sequence[Contact] = (),
-        through: Contact | None = None,
         query_timeout_s: float = QUERY_TIMEOUT_S,
         slow_after_s: float = SLOW_AFTER_S,
         timeout_s: float | None = None,
     ) -> Lookup:
-        """A lookup that starts from the routing table.
+        """A lookup that starts from the ``k`` contacts of the routing table that are closest to its target.
 
         Args:
             k: how many of the closest must answer; the configuration's by default.
             alpha: how many are asked at a time; the configuration's by default.
             replicas_only: whether only peers that keep entry sets count towards ``k``.
-            seeds: contacts to start from as well.
+            seeds: the contacts to start from instead.
             nearest: the contacts to start from that may be all it takes: the routing table is not looked into before
                 they turn out not to be.
-            through: the one to start from alone, instead of the routing table and seeds.
             query_timeout_s: seconds that one peer has to answer, if the configuration allows as many.
             timeout_s: seconds after which it ends with what it has; ``operation_timeout_s`` by default.
         """
@@ -91,13 +91,12 @@ class Explorer:
         def known() -> list[Contact]:
             return self._neighbourhood.table.find_closest(target, self._config.k_bucket_size)
 
-        if through is not None:
-            seeds = (through,)
-        elif not nearest:
-            seeds = (*seeds, *known())
+        if seeds is None:
+            seeds = nearest or known()
+        now_s = self._clock.monotonic_s()
         return Lookup(
             target,
-            nearest or seeds,
+            seeds,
             local=self._neighbourhood.local,
             config=LookupConfig(
                 k=wanted,
@@ -106,9 +105,10 @@ class Explorer:
                 slow_after_s=min(slow_after_s, query_timeout_s),
                 timeout_s=timeout_s or self._config.operation_timeout_s,
             ),
-            now_s=self._clock.monotonic_s(),
+            now_s=now_s,
             eligible=syncs if replicas_only else anyone,
             reserve=known if nearest else None,
+            against=self._memory.now(now_s),
         )
 
     async def find_closest(
@@ -130,10 +130,8 @@ class Explorer:
         request = FindNode(raw_target)
         # With all that is known as seeds, running out of peers means that there are no more: the k closest that others
         # name may be dead to a large part.
-        seeds = self._neighbourhood.table
-        lookup = self.lookup(
-            kad_key(raw_target), k=k, replicas_only=replicas_only, seeds=seeds, through=through, timeout_s=timeout_s
-        )
+        seeds = self._neighbourhood.table if through is None else (through,)
+        lookup = self.lookup(kad_key(raw_target), k=k, replicas_only=replicas_only, seeds=seeds, timeout_s=timeout_s)
         return await self.run(lookup, request)
 
     async def replicas_of(self, key: Key, replication: int, *, timeout_s: float | None = None) -> list[Contact]:
@@ -203,7 +201,9 @@ class Explorer:
             take: is given each reply before the lookup is.
         """
         run = LookupRun(lookup, request, self._neighbourhood, self._clock, self._feed, take=take, until=until)
-        return await run.result()
+        result = await run.result()
+        self._memory.learn(result.against, result.ended_at_s)
+        return result
 
 
 def raw_target(local: KadKey, index: int, rng: Random) -> bytes:

@@ -9,7 +9,6 @@ from random import Random, SystemRandom
 from libp2p.crypto.keys import PrivateKey
 
 from prime_dht.config import DhtConfig, Mode
-from prime_dht.entries.access import PublisherPolicy
 from prime_dht.entries.admission import AdmissionRules
 from prime_dht.entries.validators import ValidatorRegistry
 from prime_dht.ids import PeerId, peer_from_text
@@ -85,7 +84,7 @@ def assemble(
         network_id=config.network_id,
         limits=config.limits,
         unit_us=parameters.unit_us,
-        policy=PublisherPolicy(allowed=None if allowed is None else frozenset(map(peer_from_text, allowed))),
+        publishers=None if allowed is None else frozenset(map(peer_from_text, allowed)),
     )
     network = join(lambda peer, request: server.handle(peer, request))
     feed = Feed()

@@ -7,10 +7,10 @@ nobody else keeps them alive (libp2p kad-dht specification, "Entry correction" a
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import TYPE_CHECKING
 
 import trio
@@ -27,9 +27,8 @@ from prime_dht.errors import (
     ValidationError,
 )
 from prime_dht.ids import PRIME_NAMESPACE, US_PER_S, Key, PeerId, TimestampUs, kad_key, namespace_of, short
-from prime_dht.kad.contact import Contact
+from prime_dht.kad.contact import MAX_ADDRESSES_TOLD, Contact, in_turns
 from prime_dht.kad.keyspace import closest
-from prime_dht.kad.replicas import choose_replicas
 from prime_dht.net.addresses import address_text, is_address_of
 from prime_dht.net.network import Network
 from prime_dht.node.arguments import whole_number_of
@@ -73,24 +72,37 @@ ANNOUNCE_AGAIN_S = 60.0
 ANNOUNCED_IN_VAIN = 16
 """After so many announcements that nobody took again, the others wait for the next time."""
 
-SAID_ADDRESSES = 64
-"""Of one provider, from all that named it; each may name ``MAX_ADDRESSES_PER_PEER``."""
-
 
 @dataclass(slots=True)
 class _Providers:
-    """Who provides something, and what was said of where they are: what one says does not hide what others do."""
+    """Who provides something, and where they are said to be: what one server says does not hide what others do.
 
-    addresses: dict[PeerId, dict[bytes, None]] = field(default_factory=dict)
+    Attributes:
+        named: the providers that each server named that named any.
+    """
+
+    named: list[Iterable[PeerId]] = field(default_factory=list)
+    _addresses: dict[PeerId, tuple[bytes, ...]] = field(default_factory=dict)
+    _tellers: Counter[PeerId] = field(default_factory=Counter)
 
     def __len__(self) -> int:
-        return len(self.addresses)
+        return len(self._addresses)
 
-    def add(self, provider: PeerId, addresses: Iterable[bytes]) -> None:
-        said = self.addresses.setdefault(provider, {})
-        for address in addresses:
-            if len(said) < SAID_ADDRESSES and is_address_of(provider, address):
-                said[address] = None
+    def add(self, said: Mapping[PeerId, Iterable[bytes]]) -> None:
+        """Take in what one server said of providers and their addresses."""
+        if said:
+            self.named.append(said)
+        for provider, addresses in said.items():
+            good = tuple(islice((each for each in addresses if is_address_of(provider, each)), MAX_ADDRESSES_TOLD))
+            known, tellers = self._addresses.get(provider, ()), self._tellers[provider]
+            self._addresses[provider] = in_turns(known, good, tellers=tellers)
+            self._tellers[provider] += 1
+
+    def choose(self, count: int, *, first: Iterable[PeerId]) -> Iterator[tuple[PeerId, tuple[bytes, ...]]]:
+        """So many: after ``first`` the first that each server named, then the second of each, and so on."""
+        in_turn = (provider for turn in zip_longest(*self.named) for provider in turn if provider is not None)
+        for provider in islice(dict.fromkeys((*first, *in_turn)), count):
+            yield provider, self._addresses[provider]
 
 
 @dataclass(slots=True)
@@ -281,7 +293,9 @@ class Records:
     async def find_providers(self, multihash: bytes, count: int) -> list[Provider]:
         """Up to ``count`` providers, each once, those that this node knows of first.
 
-        Of each, the addresses that this node knows itself come first, and then those that were named, by anybody.
+        Anybody can name peers that provide nothing: it is not enough that one server names as many, unless the ``r``
+        closest have answered, and of what several name each has its share. Of each provider the addresses that this
+        node knows itself come first, then those that were named, by anybody.
 
         Raises:
             QueryError: none is known, nobody that could be asked answered, and this node is not the first of its swarm.
@@ -290,24 +304,28 @@ class Records:
         if whole_number_of("count", count) < 1:
             raise ValidationError("count must be at least 1")
         found = _Providers()
-        for record in await self._server.get_providers(multihash):
-            found.add(record.provider, record.addresses)
+        known = {record.provider: record.addresses for record in await self._server.get_providers(multihash)}
+        found.add(known)
         lookup = self._explorer.lookup(kad_key(multihash))
 
         def note(_contact: Contact, reply: Reply) -> None:
-            for record in reply.providers:
-                found.add(record.peer, record.addresses)
-                self._network.learn_addresses(record.peer, record.addresses, source="kad")
+            found.add({record.peer: record.addresses for record in reply.providers})
+            if len(found) >= count:
+                lookup.narrow(1)  # those that are being asked may be all it takes
+
+        def is_enough() -> bool:
+            is_heard_of = len(found.named) >= self._config.write_quorum
+            return len(found) >= count and (is_heard_of or lookup.has_heard_nearest(self._config.replication_factor))
 
         if len(found) < count:
-            request = GetProviders(multihash)
-            result = await self._explorer.run(lookup, request, take=note, until=lambda: len(found) >= count)
+            result = await self._explorer.run(lookup, GetProviders(multihash), take=note, until=is_enough)
             if not found:
                 self._check_anybody_answered(result.closest)
-        providers = [
-            PeerRecord(peer, tuple(dict.fromkeys((*self._network.addresses_of(peer), *said))))
-            for peer, said in islice(found.addresses.items(), count)
-        ]
+        providers = []
+        for peer, said in found.choose(count, first=known):
+            self._network.learn_addresses(peer, said, source="kad")
+            addresses = dict.fromkeys((*self._network.addresses_of(peer), *said))
+            providers.append(PeerRecord(peer, tuple(addresses)))
         self._heard[multihash] = providers
         self._heard.move_to_end(multihash)
         if len(self._heard) > MAX_HEARD:
@@ -382,10 +400,9 @@ class Records:
         """
         half_s = self._config.operation_timeout_s / 2
         replication = self._config.replication_factor
-        target = kad_key(key)
         result = await self._explorer.find_closest(key, timeout_s=half_s)
         own = self._neighbourhood.own_contact() if here is not None else None
-        servers = choose_replicas(target, result.closest, replication, own=own, eligible=lambda _contact: True)
+        servers = closest(result.closest if own is None else (own, *result.closest), kad_key(key), replication)
         stored: list[PeerId] = []
         failed: list[tuple[PeerId, str]] = []
 

@@ -116,7 +116,7 @@ class Status:
         acquaintance = self._neighbourhood.acquaintances.get(contact.peer)
         return PeerStatus(
             peer=contact.peer,
-            addresses=self._addresses(contact.peer),
+            addresses=tuple(map(address_text, self._network.addresses_of(contact.peer))),
             connected=self._network.is_connected(contact.peer),
             replicates=contact.syncs,
             bucket=common_prefix_length(self._neighbourhood.local, contact.kad_key),
@@ -124,6 +124,3 @@ class Status:
             first_seen_us=acquaintance.first_seen_us if acquaintance is not None else None,
             last_seen_us=acquaintance.last_seen_us if acquaintance is not None else None,
         )
-
-    def _addresses(self, peer: PeerId) -> tuple[str, ...]:
-        return tuple(address_text(address) for address in self._network.addresses_of(peer))

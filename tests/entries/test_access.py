@@ -8,7 +8,7 @@ import pytest
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.peer.id import ID
 
-from prime_dht.entries.access import GroupKey, KeyRule, OpenKey, OwnKey, PublisherPolicy, group_key, key_rule, own_key
+from prime_dht.entries.access import GroupKey, KeyRule, OpenKey, OwnKey, group_key, key_rule, own_key
 from prime_dht.errors import ValidationError
 from prime_dht.ids import Key, PeerId
 
@@ -78,19 +78,3 @@ def test_a_key_says_who_may_write_it(key: bytes, rule: KeyRule) -> None:
 def test_what_only_looks_like_a_key_is_refused(key: bytes) -> None:
     with pytest.raises(ValidationError):
         key_rule(Key(key))
-
-
-@pytest.mark.parametrize(
-    ("policy", "alice", "bob"),
-    [
-        (PublisherPolicy(), True, True),
-        (PublisherPolicy(allowed=frozenset({ALICE_ID})), True, False),
-        (PublisherPolicy(allowed=frozenset()), False, False),
-        (PublisherPolicy(denied=frozenset({ALICE_ID})), False, True),
-        (PublisherPolicy(allowed=frozenset({ALICE_ID, BOB_ID}), denied=frozenset({ALICE_ID})), False, True),
-    ],
-    ids=["open", "allow-list", "nobody", "deny-list", "both"],
-)
-def test_a_policy_says_whose_entries_a_node_takes(policy: PublisherPolicy, alice: bool, bob: bool) -> None:
-    assert policy.admits(ALICE_ID) is alice
-    assert policy.admits(BOB_ID) is bob

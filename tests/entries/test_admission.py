@@ -9,7 +9,7 @@ from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.keys import KeyPair
 from libp2p.peer.id import ID
 
-from prime_dht.entries.access import PublisherPolicy, group_key, own_key
+from prime_dht.entries.access import group_key, own_key
 from prime_dht.entries.admission import AdmissionRules, Admitted, Deferred, Reason, Refused, Verdict, admit
 from prime_dht.entries.capability import grant
 from prime_dht.entries.codec import Undecodable, decode_entry, decode_entry_set, encode_entry_set, encode_header, inline
@@ -166,8 +166,8 @@ def test_a_ttl_as_long_as_the_networks_is_admitted() -> None:
     assert judge(entry) == Admitted(entry)
 
 
-def test_a_policy_decides_whose_entries_are_taken() -> None:
-    rules = replace(RULES, policy=PublisherPolicy(denied=frozenset({peer_of(ALICE)})))
+def test_a_node_may_take_the_entries_of_some_publishers_alone() -> None:
+    rules = replace(RULES, publishers=frozenset({peer_of(BOB)}))
     assert_refused(judge(signed(), rules=rules), Reason.PUBLISHER_REFUSED)
     assert judge(signed(author=BOB), rules=rules) == Admitted(signed(author=BOB))
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from prime_dht.entries.codec import inline
 from prime_dht.entries.entry import Content, Entry, EntryHeader, Slot, Tombstone
-from prime_dht.entries.join import Reading, Selection, join, reading, settle, standing, state_of
+from prime_dht.entries.join import Selection, join, standing, state_of
 from prime_dht.ids import Key, OpId, PeerId, TimestampUs
 
 ALICE, BOB, CAROL = PeerId(b"alice"), PeerId(b"bob"), PeerId(b"carol")
@@ -106,28 +106,6 @@ def test_of_one_entry_the_copy_with_its_value_stands() -> None:
 def test_publishers_and_subkeys_do_not_overwrite_each_other() -> None:
     written = [entry(ALICE, 1), entry(BOB, 2), entry(ALICE, 3, subkey=b"s")]
     assert list(state_of(written).values()) == written
-
-
-def test_settling_drops_expired_values_and_retired_entries() -> None:
-    fresh = entry(ALICE, 1, expires=30, retain=30)
-    expired = entry(BOB, 1, expires=5, retain=30)
-    retired = entry(CAROL, 1, expires=5, retain=9)
-    settled = settle(state_of([fresh, expired, retired]), 10, 10)
-    assert settled == {fresh.slot: fresh, expired.slot: bare(expired)}
-
-
-@pytest.mark.parametrize(
-    ("it", "now_us", "said"),
-    [
-        (None, 0, Reading.ABSENT),
-        (entry(ALICE, 1, expires=5), 4, Reading.LIVE),
-        (entry(ALICE, 1, expires=5), 5, Reading.ABSENT),
-        (entry(ALICE, 1, expires=5, content=Tombstone()), 4, Reading.DELETED),
-        (entry(ALICE, 1, expires=5, content=Tombstone()), 5, Reading.DELETED),
-    ],
-)
-def test_a_slot_says_live_deleted_or_absent(it: Entry | None, now_us: int, said: Reading) -> None:
-    assert reading(it, now_us) is said
 
 
 ALICES = entry(ALICE, 1)

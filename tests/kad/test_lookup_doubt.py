@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+import pytest
+
 from prime_dht.ids import KadKey, PeerId
-from prime_dht.kad.hearsay import DOUBTED_AT_ONCE, Hearsay
+from prime_dht.kad.hearsay import DOUBTED_AT_ONCE, REMEMBERED_AT_MOST, REMEMBERED_FOR_S, Hearsay, Memory
 from prime_dht.kad.lookup import Action, Finished, Lookup, LookupConfig, Outcome, Query, WaitUntil
 from prime_dht.testing.tiny import tiny_contact
 
@@ -21,8 +23,9 @@ INVENTED = range(1, 41)
 CONFIG = LookupConfig(k=3, alpha=3, slow_after_s=1.0, silent_after_s=2.0, query_timeout_s=10.0, timeout_s=1000.0)
 
 
-def lookup_among_liars(*seeds: int, config: LookupConfig = CONFIG) -> Lookup:
-    return Lookup(TARGET, map(tiny_contact, seeds), local=LOCAL, config=config, now_s=0.0)
+def lookup_among_liars(*seeds: int, config: LookupConfig = CONFIG, doubted: Iterable[int] = ()) -> Lookup:
+    known = {PeerId(bytes([key])): config.max_silent for key in doubted}
+    return Lookup(TARGET, map(tiny_contact, seeds), local=LOCAL, config=config, now_s=0.0, against=known)
 
 
 def asked(actions: Iterable[Action]) -> list[int]:
@@ -142,3 +145,77 @@ def test_a_query_that_could_not_be_sent_is_held_against_nobody() -> None:
         lookup.on_held_up(tiny_contact(expected).peer)
         lookup.on_failure(tiny_contact(expected).peer, "no turn to dial")
     assert asked(lookup.next(0.0)) == [8]
+
+
+def test_a_lookup_that_begins_with_a_doubted_teller_asks_last_of_whom_it_alone_tells() -> None:
+    answers: dict[int, list[int]] = {LIAR: [*INVENTED], 200: [], 210: [], 220: []}
+    _, first = run(lookup_among_liars(LIAR, 200, 210, 220), answers)
+    assert first.result.against[PeerId(bytes([LIAR]))] == len(INVENTED)
+    asked_at_s, second = run(lookup_among_liars(LIAR, 200, 210, 220, doubted=[LIAR]), answers)
+    assert [key for _, key in asked_at_s][:3] == [LIAR, 200, 210]
+    assert {key for _, key in asked_at_s} >= {*INVENTED}
+    assert second.result.ended_at_s <= 4.0, "two waves of twenty, until they are silent"
+    assert second.result.closest == first.result.closest
+    assert second.result.against[PeerId(bytes([LIAR]))] >= 0, "nothing speaks for it"
+
+
+def test_who_was_doubted_is_believed_again_when_one_that_it_names_answers() -> None:
+    answers: dict[int, list[int]] = {HONEST: [40], 200: [], 210: [], 40: []}
+    _, end = run(lookup_among_liars(HONEST, 200, 210, doubted=[HONEST, LIAR]), answers)
+    assert [contact.kad_key for contact in end.result.closest] == [40, HONEST, 200]
+    assert end.result.against == {PeerId(bytes([HONEST])): -1}
+
+
+@pytest.mark.parametrize("is_doubted", [False, True])
+def test_who_failed_is_asked_again_where_another_says_it_is_even_one_that_is_doubted(*, is_doubted: bool) -> None:
+    config = replace(CONFIG, k=5, max_silent=2)
+    lookup = lookup_among_liars(LIAR, FAR, config=config, doubted=[FAR] if is_doubted else [])
+    lookup.next(0.0)
+    lookup.on_reply(tiny_contact(LIAR), [tiny_contact(key, addresses=(b"false",)) for key in (1, 2)], 0.0)
+    assert asked(lookup.next(0.0)) == [1, 2]
+    for key in (1, 2):
+        lookup.on_failure(tiny_contact(key).peer, "nobody is there")
+    lookup.on_reply(tiny_contact(FAR), [tiny_contact(1, addresses=(b"elsewhere",))], 0.0)
+    assert asked(lookup.next(0.0)) == [1]
+
+
+def test_one_that_is_silent_when_a_lookup_has_enough_counts_against_nobody() -> None:
+    lookup = lookup_among_liars(HONEST, 200)
+    lookup.next(0.0)
+    lookup.on_reply(tiny_contact(HONEST), [tiny_contact(1)], 0.0)
+    lookup.next(0.0)
+    lookup.next(3.0)
+    assert lookup.finish(3.0).against == {PeerId(bytes([HONEST])): 0}
+
+
+def test_what_counts_against_a_teller_adds_up_over_lookups_until_one_that_it_names_answers() -> None:
+    memory, liar = Memory(max_silent=2), PeerId(b"liar")
+    for count in (1, 2, 2):
+        memory.learn({liar: 1}, 0.0)
+        assert memory.now(1.0) == {liar: count}
+    memory.learn({liar: -1}, 2.0)
+    assert memory.now(3.0) == {liar: 1}
+    memory.learn({liar: -8}, 4.0)
+    assert memory.now(5.0) == {}
+
+
+def test_what_a_lookup_began_with_stays_as_it_was_and_is_not_made_anew_while_nothing_changes() -> None:
+    memory, liar, honest = Memory(max_silent=2), PeerId(b"liar"), PeerId(b"honest")
+    memory.learn({liar: 2}, 0.0)
+    before = memory.now(1.0)
+    memory.learn({liar: 1, honest: -3}, 2.0)
+    assert memory.now(3.0) is before, "each put and get asks"
+    memory.learn({liar: -1}, 4.0)
+    assert (before, memory.now(5.0)) == ({liar: 2}, {liar: 1})
+
+
+def test_what_counts_against_tellers_is_remembered_for_a_while_and_of_so_many_at_most() -> None:
+    memory, liar = Memory(max_silent=2), PeerId(b"liar")
+    memory.learn({liar: 5}, 0.0)
+    memory.learn({liar: 1}, 100.0)
+    assert memory.now(REMEMBERED_FOR_S - 1.0) == {liar: 2}
+    assert memory.now(REMEMBERED_FOR_S) == {}
+    others = [PeerId(b"%d" % number) for number in range(REMEMBERED_AT_MOST)]
+    for peer in (liar, *others):
+        memory.learn({peer: 1}, 1000.0)
+    assert memory.now(1001.0) == dict.fromkeys(others, 1)

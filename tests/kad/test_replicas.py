@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from prime_dht.ids import KadKey
 from prime_dht.kad.contact import Contact
 from prime_dht.kad.keyspace import Prefix
-from prime_dht.kad.lookup import LookupResult, Outcome, anyone
+from prime_dht.kad.lookup import LookupResult, Outcome
 from prime_dht.kad.replicas import TargetArc, answered_keys, choose_replicas, known_region, quorum, target_arc
 from prime_dht.testing.tiny import TINY_BITS, tiny_contact
 
@@ -29,11 +29,6 @@ def test_this_node_is_a_replica_only_in_server_mode() -> None:
     contacts = [tiny_contact(4), tiny_contact(8)]
     assert choose_replicas(KadKey(0), contacts, 2, own=tiny_contact(1)) == [tiny_contact(1), tiny_contact(4)]
     assert choose_replicas(KadKey(0), contacts, 2) == contacts
-
-
-def test_keys_of_other_namespaces_may_be_stored_by_servers_that_do_not_sync() -> None:
-    contacts = [tiny_contact(1, syncs=False), tiny_contact(2)]
-    assert choose_replicas(KadKey(0), contacts, 1, eligible=anyone) == [tiny_contact(1, syncs=False)]
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,13 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from prime_dht.errors import QueryError
+from prime_dht.ids import PeerId
 from prime_dht.kad.contact import Contact
 from prime_dht.net.network import OnOutcome
 from prime_dht.node.core import Node
 from prime_dht.node.lookup_run import Task
 from prime_dht.testing.swarm import open_swarm
-from prime_dht.wire.kad import FindNode, Reply, Request
+from prime_dht.wire.kad import FindNode, PeerRecord, Reply, Request
 
 
 def hold_posts(node: Node, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Contact, OnOutcome]]:
@@ -139,3 +140,25 @@ async def test_the_rest_of_a_reply_holds_up_no_other_reply_and_counts_when_it_is
             )
         assert [contact.peer for contact in done] == [held[0][0].peer]
         assert len(result.closest) == 5
+
+
+async def test_whoever_named_peers_that_do_not_answer_holds_up_the_next_lookup_for_less_long(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_swarm(seed=1, size=6) as swarm:
+        node, liar = swarm.nodes[0], swarm.nodes[1].peer_id
+        invented = [PeerRecord(PeerId(b"\x12\x20" + bytes([number]) * 32)) for number in range(20)]
+
+        def post(contact: Contact, _request: Request, then: OnOutcome, *, now_s: float) -> bool:
+            if contact.peer not in {record.peer for record in invented}:
+                then(Reply(closer=tuple(invented) if contact.peer == liar else (), replicates=True))
+            return True
+
+        monkeypatch.setattr(node._neighbourhood, "post", post)
+        monkeypatch.setattr(node._neighbourhood, "failed", lambda *_, **__: None)  # else these are left alone
+        took_s = []
+        for _ in range(2):
+            result = await node._explorer.run(node._explorer.lookup(node._neighbourhood.local), FindNode(b"x"))
+            assert len(result.closest) == 5
+            took_s.append(result.ended_at_s - result.started_at_s)
+        assert took_s == pytest.approx([7.0, 2.0])

@@ -32,7 +32,16 @@ from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from prime_dht import ConfigError, DhtConfig, LocalProtocolError, Mode, PrimeDHT, QueryError, ValidationError
+from prime_dht import (
+    ConfigError,
+    DhtConfig,
+    LocalProtocolError,
+    Mode,
+    NodeConfig,
+    PrimeDHT,
+    QueryError,
+    ValidationError,
+)
 from prime_dht.ids import PeerId
 from prime_dht.net.host import HostSettings, open_host
 from prime_dht.net.identity import new_identity
@@ -296,6 +305,10 @@ async def test_a_bad_configuration_raises_one_config_error() -> None:
     async with open_host(HostSettings(key_pair=new_identity())) as host:
         with pytest.raises(ValidationError):
             PrimeDHT(host, bootstrap_peers=["/ip4/127.0.0.1/tcp/1"])
+        wrong: object
+        for wrong in (NodeConfig(), {}):
+            with pytest.raises(ConfigError, match="config is a DhtConfig, not (NodeConfig|dict); that of a NodeConfig"):
+                PrimeDHT(host, wrong)  # type: ignore[arg-type]
         async with PrimeDHT(host, DhtConfig(mode=Mode.SERVER)) as dht:
             with pytest.raises(ConfigError):
                 await dht.put("k", b"", replication=0)

@@ -7,7 +7,6 @@ from itertools import pairwise
 import trio
 from libp2p.crypto.ed25519 import create_new_key_pair
 
-from prime_dht.entries.access import PublisherPolicy
 from prime_dht.entries.admission import AdmissionRules
 from prime_dht.entries.codec import encode_entry_set
 from prime_dht.entries.entry import EntryHeader, Tombstone
@@ -48,7 +47,7 @@ def tombstones() -> EntryPage:
 async def test_a_page_may_have_as_many_entries_as_fit_in_a_reply_and_others_have_turns_while_it_is_judged() -> None:
     sent = tombstones()
     assert len(sent.entries) > MAX_ENTRIES_PER_RECORD
-    rules = AdmissionRules(network_id="n", limits=Limits(), unit_us=UNIT_US, policy=PublisherPolicy())
+    rules = AdmissionRules(network_id="n", limits=Limits(), unit_us=UNIT_US)
     verified = VerifiedEnvelopes()
     pages = Pages(rules, verified, SetClock(NOW_US))
     query = SlotQuery(newest=False)

@@ -9,22 +9,13 @@ key are the ``r`` servers closest to it, as somebody knows them who sees all. Wh
    (:mod:`prime_dht.testing.simulation.ledger`).
 4. **Tables are healed**: each node knows the ``k`` servers closest to it, as far as its buckets have room for them, and
    its table names nobody who is not there.
-5. **Readers see what they can know.** A reader joins the answers of ``q`` replicas, so it sees at least what any
-   ``q`` of them know: the *floor*, the newest entry such that all but ``q - 1`` of the replicas hold it or a newer one.
-   A deleted or superseded value that is older than the floor never shows. And where some server that a reader asks has
-   a live entry and none has any other, the reader does not find nothing.
-6. **The swarm serves.** A put is stored by the replicas, all of them, and read by everybody.
-
-Those hold for nodes that do not sync. If they do (:attr:`prime_dht.node.core.Node.syncs`), churn leaves no replica
-behind, and more must be true:
-
-7. **Replicas are equal**: in each slot the same entry stands at all replicas, and it is the newest that any server has.
-8. **Readers see just that.**
-
-9. **Nodes know what they have.** Their partition is what it would be if it were made anew, their stores' counters say
+5. **Replicas are equal**: in each slot the same entry stands at all replicas, and it is the newest that any server has.
+6. **Readers see just that.**
+7. **The swarm serves.** A put is stored by the replicas, all of them, and read by everybody.
+8. **Nodes know what they have.** Their partition is what it would be if it were made anew, their stores' counters say
    what is there, no call is under way for ever, and every sector of their arcs is held.
-10. **What is kept alive lives**, and what is provided is found, for as long as the node runs that said so.
-11. **Blobs are where their entries are.** If a server has all of a blob to which the newest entry of a slot refers, all
+9. **What is kept alive lives**, and what is provided is found, for as long as the node runs that said so.
+10. **Blobs are where their entries are.** If a server has all of a blob to which the newest entry of a slot refers, all
    replicas have, and readers get it.
 
 Two clocks differ by up to twice the plan's largest skew. What expires or retires within so long of now is left out,
@@ -40,12 +31,10 @@ from random import Random
 
 import trio
 
-from prime_dht.entries.entry import BlobRef, Entry, Slot, Version
+from prime_dht.entries.entry import BlobRef, Entry, Slot
 from prime_dht.errors import BlobError, PrimeDHTError
 from prime_dht.ids import US_PER_S, Key, kad_key, wire_key
 from prime_dht.kad.keyspace import common_prefix_length
-from prime_dht.kad.replicas import quorum
-from prime_dht.node.core import Node
 from prime_dht.node.results import Found
 from prime_dht.partition.arcs import ArcSet
 from prime_dht.partition.combined import Combined
@@ -89,8 +78,7 @@ class Checks:
             await self._check_inside(member)
         complete = await self._complete_blobs()
         for slot in self._execution.ledger.slots:
-            if Node.syncs:
-                self._check_equal(slot)
+            self._check_equal(slot)
             self._check_blob(slot, complete)
             await self._check_slot(slot, complete)
         await self._check_promises()
@@ -166,15 +154,15 @@ class Checks:
 
     def _check_blob(self, slot: Slot, complete: Mapping[bytes, Set[Member]]) -> None:
         """Whether all replicas have the blob that stands in a slot, if anybody has."""
-        floor = self._floor(slot)
-        if floor is None or floor.header.expires_at_us <= _now_us() + MARGIN_US:
+        newest = self._newest(slot)
+        if newest is None or newest.header.expires_at_us <= _now_us() + MARGIN_US:
             return
-        content = floor.header.content
+        content = newest.header.content
         if isinstance(content, BlobRef) and (having := complete.get(content.cid, set())):
             for replica in self._replicas(slot.key):
                 if replica not in having:
                     names = " ".join(sorted(map(str, having)))
-                    self._complain(f"{replica} lacks the blob of {_op(floor)}, and is a replica; {names} have it")
+                    self._complain(f"{replica} lacks the blob of {_op(newest)}, and is a replica; {names} have it")
 
     async def _check_promises(self) -> None:
         for member, node, slot, value in self._execution.kept:
@@ -198,13 +186,13 @@ class Checks:
 
     async def _check_slot(self, slot: Slot, complete: Mapping[bytes, Set[Member]]) -> None:
         for reader in self._rng.sample(self._members, READERS_PER_SLOT):
-            floor, must_find = self._floor(slot), self._must_find(slot, reader)
+            newest = self._newest(slot)
             assert reader.node is not None
             where = f"key {slot.key.decode()} of {self._execution.named((slot.publisher,))}"
             try:
                 found = await reader.node.get(slot.key, subkey=slot.subkey, publisher=slot.publisher, latest=True)
             except BlobError as error:
-                content = None if floor is None else floor.header.content
+                content = None if newest is None else newest.header.content
                 if isinstance(content, BlobRef) and complete.get(content.cid):
                     self._complain(f"{reader} cannot fetch {where}, and it is there: {error}")
                 continue
@@ -212,56 +200,32 @@ class Checks:
                 self._complain(f"{reader} cannot read {where}: {error}")
                 continue
             if found is None:
-                if must_find:
+                if newest is not None and newest.is_live(_now_us() + MARGIN_US):
                     self._complain(f"{reader} finds nothing under {where}, and there is something")
                 continue
             self._execution.ledger.found(reader, found)
-            if floor is not None and Version(found.created_at_us, found.op_id) < floor.version:
-                self._complain(f"{reader} finds {_op(found)} under {where}, but enough replicas know {_op(floor)}")
-            if Node.syncs and floor is not None and found.op_id != floor.op_id:
-                self._complain(f"{reader} finds {_op(found)} under {where}, and not the newest, {_op(floor)}")
+            if newest is not None and found.op_id != newest.op_id:
+                self._complain(f"{reader} finds {_op(found)} under {where}, and not the newest, {_op(newest)}")
 
-    def _floor(self, slot: Slot) -> Entry | None:
-        """The oldest that a reader may see in a slot; ``None`` if that cannot be told."""
-        config = self._execution.plan.config
-        servers = self._servers if Node.syncs else self._replicas(slot.key)
-        found = (server.disc.standing(slot) for server in servers)
+    def _newest(self, slot: Slot) -> Entry | None:
+        """The newest that any server has in a slot; ``None`` if there is nothing, or if it retires too soon to tell."""
+        found = (server.disc.standing(slot) for server in self._servers)
         standing = [entry for entry in found if entry is not None and not _is_dated_ahead(entry)]
-        standing.sort(key=lambda entry: entry.version, reverse=True)
-        knowing = 1 if Node.syncs else config.replication_factor - quorum(config.replication_factor, len(servers)) + 1
-        if len(standing) < knowing:
-            return None
-        floor = standing[knowing - 1]
-        return floor if floor.header.retain_until_us > _now_us() + MARGIN_US else None
-
-    def _must_find(self, slot: Slot, reader: Member) -> bool:
-        """Whether a reader must find something.
-
-        That is so if some server that it asks has it, and none has anything that hides it; with sync, if the newest
-        lives.
-        """
-        if Node.syncs:
-            newest = self._floor(slot)
-            return newest is not None and newest.is_live(_now_us() + MARGIN_US)
-        config = self._execution.plan.config
-        asked = [server for server in self._closest(slot.key, config.k_bucket_size) if server is not reader]
-        everywhere = [entry for server in self._servers if (entry := server.disc.standing(slot)) is not None]
-        return any(server.disc.standing(slot) is not None for server in asked) and all(
-            entry.is_live(_now_us() + MARGIN_US) for entry in everywhere
-        )
+        newest = max(standing, key=lambda entry: entry.version, default=None)
+        return newest if newest is not None and newest.header.retain_until_us > _now_us() + MARGIN_US else None
 
     def _check_equal(self, slot: Slot) -> None:
         """Whether all replicas have in a slot what the newest is anywhere."""
-        floor = self._floor(slot)
-        if floor is None:
+        newest = self._newest(slot)
+        if newest is None:
             return
         for replica in self._replicas(slot.key):
             standing = replica.disc.standing(slot)
             if standing is not None and _is_dated_ahead(standing):
                 continue
-            if standing is None or standing.op_id != floor.op_id:
+            if standing is None or standing.op_id != newest.op_id:
                 has = "nothing" if standing is None else _op(standing)
-                self._complain(f"{replica} has {has} where {_op(floor)} stands, and is a replica")
+                self._complain(f"{replica} has {has} where {_op(newest)} stands, and is a replica")
 
     async def _check_service(self, writer: Member, key: str) -> None:
         assert writer.node is not None
@@ -280,11 +244,9 @@ class Checks:
             self._complain(f"the swarm does not serve {key!r}: {error}")
 
     def _replicas(self, key: Key) -> list[Member]:
-        return self._closest(key, self._execution.plan.config.replication_factor)
-
-    def _closest(self, key: Key, count: int) -> list[Member]:
         target = kad_key(key)
-        return sorted(self._servers, key=lambda server: kad_key(server.peer) ^ target)[:count]
+        nearest_first = sorted(self._servers, key=lambda server: kad_key(server.peer) ^ target)
+        return nearest_first[: self._execution.plan.config.replication_factor]
 
 
 def tasks_at_rest(execution: Execution) -> dict[bool, int]:
