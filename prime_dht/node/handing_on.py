@@ -1,7 +1,8 @@
 """Strays given to their replicas and dropped: what :mod:`prime_dht.node.strays` decides, done.
 
-Only a server that knows others does it, and only once its partition is loaded, which says where there are strays
-without a look at the store. What is acknowledged is dropped only if it lies outside the arc still: arcs grow at once.
+Only a server does it, and only once its partition is loaded, which says where there are strays without a look at the
+store. (Who knows no others is to store everything, and has none.) What is acknowledged is dropped only if it lies
+outside the arc still: arcs grow at once.
 
 With an entry this node drops the blob that the entry refers to. So such an entry is acknowledged only by replicas that
 hold the blob.
@@ -80,8 +81,7 @@ class HandingOn:
         """
         partition = self._replica.partition
         is_due = self._turns.is_due(self._clock.monotonic_s())
-        is_alone = self._neighbourhood.own_arc.is_alone()
-        if partition is None or not is_due or not self._neighbourhood.is_server or is_alone:
+        if partition is None or not is_due or not self._neighbourhood.is_server:
             return
         regions = list(stray_regions(partition.cells.counts().ops.sum(axis=0).tolist(), self._held.arc))
         if not regions:

@@ -11,7 +11,8 @@ With no other server known a node holds its arc provisionally: nobody else could
 one, and does not begin before it has joined, or joined again when it has lost the last that it knew: until then it
 merely has not met those that there are. A sector is no longer held when it leaves the arc, when a round ended that
 could not settle it, when an op of it was declined for which there is no room among those that are remembered, when one
-was put off, because its key or publisher is full, or when the store failed and has something else there since.
+was put off, because its key or publisher is full, when the store failed and has something else there since, or when
+the calendar jumped, as by a wrong one ops retire too early, or are refused, and asleep none come.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ class HeldSectors:
             self._lacking = self._sectors(())
 
     def unsure(self, sectors: Sequence[int]) -> None:
-        """The store has lost what was in some sectors, or may have: it is equal with nobody there, any more."""
+        """The store may lack what was, or should be, in some sectors: it is equal with nobody there, any more."""
         lost = self._sectors(sectors)
         self._held -= lost
         for peer, noted in self._partners.items():

@@ -27,7 +27,7 @@ import trio
 
 from prime_dht.errors import PrimeDHTError, ValidationError
 from prime_dht.ids import US_PER_S, Key
-from prime_dht.node.clock import Clock
+from prime_dht.node.clock import Clock, Jumps
 from prime_dht.node.results import PutReceipt
 from prime_dht.node.writer import Statement, Writer
 
@@ -83,7 +83,7 @@ class Keeper:
         self._kept: dict[_Slot, _Kept] = {}
         self._places: dict[_Slot, Place] = {}
         self._turns: list[_Turn] = []
-        self._ahead_us = 0
+        self._jumps = Jumps(clock)
         self._changed = trio.Event()
 
     def check_room(self, statement: Statement) -> None:
@@ -131,7 +131,6 @@ class Keeper:
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Renew until cancelled."""
-        self._ahead_us = self._ahead_now_us()
         at_once = trio.Semaphore(RENEWALS_AT_ONCE)
         async with trio.open_nursery() as nursery:
             task_status.started()
@@ -182,12 +181,7 @@ class Keeper:
 
     def _look_at_clock(self) -> None:
         """Make everything due if the calendar was set back."""
-        ahead_us, self._ahead_us = self._ahead_us, self._ahead_now_us()
-        if self._ahead_us < ahead_us - SET_BACK_US:
+        if self._jumps.since_last_us() < -SET_BACK_US:
             now_us = self._clock.now_us()
             self._turns = [replace(turn, due_us=min(turn.due_us, now_us)) for turn in self._turns]
             heapq.heapify(self._turns)
-
-    def _ahead_now_us(self) -> int:
-        """How far the calendar is ahead of the clock that nobody sets."""
-        return self._clock.now_us() - int(self._clock.monotonic_s() * US_PER_S)

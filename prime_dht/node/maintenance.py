@@ -22,7 +22,7 @@ from prime_dht.kad.keyspace import Prefix
 from prime_dht.kad.replicas import known_region
 from prime_dht.net.addresses import address_text, host_in
 from prime_dht.net.network import Network
-from prime_dht.node.clock import Clock
+from prime_dht.node.clock import Clock, Jumps
 from prime_dht.node.feed import Feed
 from prime_dht.node.handing_on import HandingOn
 from prime_dht.node.held import HeldSectors
@@ -125,7 +125,7 @@ class Maintenance:
         self._found = trio.Event()
         self._tried_at_s = math.inf  # when the last try to join failed, if the one since did not succeed
         self._own_addresses: set[bytes] | None = None
-        self._calendar_ahead_s: float | None = None
+        self._jumps = Jumps(clock)
         self._host_of: dict[PeerId, str] = {}  # from where those in the table were connected last
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -334,15 +334,13 @@ class Maintenance:
 
     def _interruption(self) -> str:
         """What happened since the last check after which peers may have lost this node, or it them; mostly nothing."""
-        own = set(self._network.own_addresses())
-        ahead_s = self._clock.now_us() / US_PER_S - self._clock.monotonic_s()
-        own_before, ahead_before_s = self._own_addresses, self._calendar_ahead_s
-        self._own_addresses, self._calendar_ahead_s = own, ahead_s
+        jump_s = self._jumps.since_last_us() / US_PER_S
+        own, own_before = set(self._network.own_addresses()), self._own_addresses
+        self._own_addresses = own
         if own_before not in (None, own):
             return f"the addresses of this node are {', '.join(map(address_text, sorted(own))) or 'none'} now"
-        # The monotonic clock stands still while the machine sleeps; the calendar does not.
-        if ahead_before_s is not None and abs(ahead_s - ahead_before_s) > SLEPT_S:
-            return f"the machine slept, or its clock was set by {ahead_s - ahead_before_s:+.0f} s"
+        if abs(jump_s) > SLEPT_S:
+            return f"the machine slept, or its clock was set by {jump_s:+.0f} s"
         return ""
 
     def _probe_who_moved(self) -> None:

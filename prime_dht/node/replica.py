@@ -30,6 +30,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -42,7 +43,7 @@ from prime_dht.errors import NotWrittenError, QueryError, StorageError
 from prime_dht.events import EntriesExpired
 from prime_dht.ids import US_PER_S, OpId
 from prime_dht.node.blobs.claims import BlobClaims, refers_to_blob
-from prime_dht.node.clock import Clock
+from prime_dht.node.clock import Clock, Jumps
 from prime_dht.node.feed import Feed
 from prime_dht.partition.parameters import PartitionParameters
 from prime_dht.partition.partition import Partition
@@ -70,6 +71,9 @@ ENTRIES_IN_PAGE = 100
 
 LOOK_EVERY_S = 60.0
 """How long a sleep until the next tick may last: a calendar can be set forward."""
+
+JUMP_US = 30 * US_PER_S
+"""By how much the calendar jumps only if it is set, or if the machine slept."""
 
 LOAD_AGAIN_S = 10.0
 """After the store failed."""
@@ -110,6 +114,8 @@ class Replica:
         self._blobs = blobs
         self._clock = clock
         self._feed = feed
+        self._jumps = Jumps(clock)
+        self._jumped: Callable[[], None] = lambda: None
         self._partition: Partition | None = None
         self._views: list[View] = []
         self._declined = Declined()
@@ -119,9 +125,7 @@ class Replica:
         self._unsettled: dict[OpId, _Change] = {}
         self._waiting: dict[OpId, _Change] = {}  # for the partition to take them in
         self._touched: set[OpId] = set()  # since it was last known that nothing had been read
-        self._under_way = 0
         self._calls: set[trio.Event] = set()  # that are under way; each is set once all has been heard of it
-        self._quiet = trio.Event()
         self._held_up: trio.Event | None = None
         self._doubted = trio.Event()
         self._ready = trio.Event()
@@ -157,6 +161,9 @@ class Replica:
                         await self._doubted.wait()
                     self._advance()
                     await self._expire_at_tick()
+                    if abs(self._jumps.since_last_us()) > JUMP_US:
+                        self._is_unsure_of(range(self.parameters.sector_count))
+                        self._jumped()
             except StorageError as error:
                 logger.warning("the store failed: %s; reading its ops again in %g s", error, LOAD_AGAIN_S)
                 self._not_ready_because = f"its store failed: {error}"
@@ -211,27 +218,22 @@ class Replica:
 
     async def expire(self) -> Expired:
         """Drop what has expired, and retire ops whose time has passed; until nothing is left to do."""
-        values_dropped = records = providers = own_slots = 0
-        retired: list[Gone] = []
-        while True:
+        steps: list[Expired] = []
+        while not steps or steps[-1] != Expired():
             now_us = self._clock.now_us()
-            gone = await self._delete_expired(now_us, retire_before_us(now_us, self.parameters.unit_us))
-            if not (gone.retired or gone.values_dropped or gone.records or gone.providers or gone.own_slots):
-                break
-            retired += gone.retired
-            values_dropped += gone.values_dropped
-            records += gone.records
-            providers += gone.providers
-            own_slots += gone.own_slots
-        if retired or values_dropped:
-            self._feed.publish(EntriesExpired(values_dropped=values_dropped, retired=len(retired)))
-        return Expired(
-            retired=tuple(retired),
-            values_dropped=values_dropped,
-            records=records,
-            providers=providers,
-            own_slots=own_slots,
+            before_us = retire_before_us(now_us, self.parameters.unit_us)
+            work = partial(self._storage.delete_expired, now_us=now_us, retire_before_us=before_us)
+            steps.append(await self._change((), work, lambda expired: _left(expired.retired)))
+        expired = Expired(
+            retired=tuple(gone for step in steps for gone in step.retired),
+            values_dropped=sum(step.values_dropped for step in steps),
+            records=sum(step.records for step in steps),
+            providers=sum(step.providers for step in steps),
+            own_slots=sum(step.own_slots for step in steps),
         )
+        if expired.retired or expired.values_dropped:
+            self._feed.publish(EntriesExpired(values_dropped=expired.values_dropped, retired=len(expired.retired)))
+        return expired
 
     async def _expire_at_tick(self) -> None:
         try:
@@ -239,21 +241,19 @@ class Replica:
         except NotWrittenError as error:
             logger.warning("what has expired cannot be dropped: %s", error)
 
-    async def _delete_expired(self, now_us: int, before_us: int) -> Expired:
-        return await self._change(
-            (),
-            lambda: self._storage.delete_expired(now_us=now_us, retire_before_us=before_us),
-            lambda expired: _left(expired.retired),
-        )
-
     # Views
 
     def keep_up(self, declined: Declined, unsure: Callable[[Sequence[int]], None] = lambda _: None) -> None:
         """Take what comes to be stored out of what was declined, from now on: a view counts what is in either.
 
-        ``unsure`` is told of the sectors in which the store, after it failed, has something else than before.
+        ``unsure`` is told of the sectors in which the store, after it failed, has something else than before; and of
+        all after a jump of the calendar. If that is wrong, ops retire early here or are refused; asleep, none come.
         """
         self._declined, self._unsure = declined, unsure
+
+    def tell_of_jumps(self, jumped: Callable[[], None]) -> None:
+        """Have somebody told when the calendar was set, or the machine slept, once the layout is that of the time."""
+        self._jumped = jumped
 
     @contextmanager
     def view(self, declined: Iterable[DeclinedOp] = ()) -> Iterator[View | None]:
@@ -273,10 +273,14 @@ class Replica:
 
         A reader may see what a call has changed before that call returns.
         """
-        for ended in tuple(self._calls):
-            await ended.wait()
+        await self._calls_ended()
         while self._unsettled:  # heard of, but named by a call that began later
             await next(iter(self._calls)).wait()
+
+    async def _calls_ended(self) -> None:
+        """Wait until all has been heard of the calls under way."""
+        for ended in tuple(self._calls):
+            await ended.wait()
 
     # Within
 
@@ -296,7 +300,6 @@ class Replica:
         heard: list[_Change] = []
         ended = trio.Event()
         self._calls.add(ended)
-        self._under_way += 1
         self._named.update(op_ids)
         try:
             with trio.CancelScope(shield=True):
@@ -313,9 +316,6 @@ class Replica:
             self._settle(op_ids, heard)
             self._calls.remove(ended)
             ended.set()
-            self._under_way -= 1
-            if not self._under_way:
-                self._quiet.set()
 
     def _settle(self, named: Iterable[OpId], heard: Iterable[_Change]) -> None:
         """Add up what was heard, and count what no call under way may add to."""
@@ -382,10 +382,9 @@ class Replica:
         now_us = self._clock.now_us()
         if _is_behind(now_us, np.concatenate([page.created_at_us for page in pages]), self.parameters.unit_us):
             clock = datetime.fromtimestamp(now_us // US_PER_S, UTC).isoformat()
-            logger.warning(
-                "the clock says %s, and most of the entries stored are dated later: waiting for it to be set", clock
-            )
-            self._not_ready_because = f"its clock says {clock}, and most of the entries stored are dated later"
+            ahead = f"clock says {clock}, and most of the entries stored are dated later"
+            logger.warning("the %s: waiting for it to be set", ahead)
+            self._not_ready_because = f"its {ahead}"
             return False
         partition = Partition(self.parameters, now_us=now_us)
         for page in pages:
@@ -398,9 +397,7 @@ class Replica:
         """Correct a partition by what was touched while pages were read, while nothing changes, and go on with it."""
         held_up = self._held_up = trio.Event()
         try:
-            if self._under_way:
-                self._quiet = trio.Event()
-                await self._quiet.wait()
+            await self._calls_ended()
             touched = sorted(self._touched)
             for page in pages:
                 rows = _rows_of(page.op_ids, touched)
@@ -416,13 +413,16 @@ class Replica:
                 self._partition = partition
                 if self._before is not None:
                     sectors = np.flatnonzero(self._before != partition.sketches.checksums()).tolist()
-                    for tell in (self._unsure, *(view.unsure for view in self._views)):
-                        tell(sectors)
+                    self._is_unsure_of(sectors)
                 self._ready.set()
                 self._not_ready_because = READING
         finally:
             self._held_up = None
             held_up.set()
+
+    def _is_unsure_of(self, sectors: Sequence[int]) -> None:
+        for tell in (self._unsure, *(view.unsure for view in self._views)):
+            tell(sectors)
 
     def _advance(self) -> None:
         if self._partition is None:

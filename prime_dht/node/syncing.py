@@ -122,6 +122,7 @@ class Syncing:
         self._schedule: Schedule | None = None
         self._begun: dict[PeerId, _Begun] = {}
         self._served: dict[PeerId, _Served] = {}
+        replica.tell_of_jumps(lambda: self._scheduled().forgive())  # with a clock that is wrong nobody has a round
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Begin rounds until cancelled, if this node is a server."""

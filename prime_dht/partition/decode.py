@@ -165,7 +165,7 @@ def _take(planes: Planes, code: Code, wave: Wave) -> Indices:
     seeds = code.seeds_of(low, high)
     checksums = checksums_of(seeds)
     touched = np.zeros(planes.n, np.bool_)
-    for which, index in indices_of_many(seeds, range(planes.n)):
+    for which, index in indices_of_many(seeds, planes.n):
         planes.add_many(low[which], high[which], checksums[which], index, sign[which])
         touched[index] = True
     return np.flatnonzero(touched)

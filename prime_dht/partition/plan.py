@@ -134,6 +134,6 @@ def symbols_for(differences: int) -> int:
     return ceil(1.4 * differences) + 4
 
 
-def rings_pay(estimate: int, *, disc_differs: bool) -> bool:
-    """Whether drilling down into the rings that differ is cheaper than symbols."""
-    return estimate >= _RINGS_FROM and not disc_differs
+def rings_pay(estimate: int) -> bool:
+    """Whether drilling down into the rings that differ is cheaper than symbols, if nothing else differs."""
+    return estimate >= _RINGS_FROM

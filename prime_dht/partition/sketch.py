@@ -28,7 +28,7 @@ enough: ``Sketch.of(ids, 1, Code(salt))``. So now and then a round compares a se
 
 **One set.** Sketches can be subtracted and decoded only if all symbols of one describe the same set. While a round
 lasts ops come and go, therefore a round works with a copy. Symbols beyond those kept are made from the ids of
-that same set (:meth:`Sketch.extended`).
+that same set (:meth:`Sketch.of`).
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ class Sketch:
     @classmethod
     def of(cls, ids: Ids, count: int, code: Code = PLAIN) -> Sketch:
         """The first ``count`` symbols of the ops with these ids."""
-        return cls(_made(ids, 0, count, code), code)
+        planes = Planes.zeros(count)
+        _add_all(planes, ids, np.zeros(len(ids), np.intp), count, code, 1)
+        return cls(planes.packed().tobytes(), code)
 
     @classmethod
     def decode(cls, data: bytes, code: Code = PLAIN) -> Sketch:
@@ -102,10 +104,6 @@ class Sketch:
             ValidationError: as for :meth:`decode`, of both together.
         """
         return Sketch(self.data + _whole(data, MAX_SYMBOLS - len(self)), self.code)
-
-    def extended(self, ids: Ids, count: int) -> Sketch:
-        """This sketch with the symbols up to ``count``; ``ids`` are all those of the set it is of."""
-        return Sketch(self.data + _made(ids, len(self), count, self.code), self.code)
 
     def __len__(self) -> int:
         """How many symbols."""
@@ -218,7 +216,7 @@ class SectorSketches(SectorSymbols):
             for op_id, sector in zip(ids, sectors.tolist(), strict=True):
                 self._toggle(op_id.tobytes(), sector, sign)
             return
-        _add_all(self._planes, ids, sectors.astype(np.intp) * self.m, range(self.m), PLAIN, sign)
+        _add_all(self._planes, ids, sectors.astype(np.intp) * self.m, self.m, PLAIN, sign)
 
 
 def _whole(data: bytes, most: int) -> bytes:
@@ -228,19 +226,12 @@ def _whole(data: bytes, most: int) -> bytes:
     return data
 
 
-def _made(ids: Ids, start: int, stop: int, code: Code) -> bytes:
-    """The symbols [start, stop) of the ops with these ids."""
-    planes = Planes.zeros(stop - start)
-    _add_all(planes, ids, np.full(len(ids), -start), range(start, stop), code, 1)
-    return planes.packed().tobytes()
-
-
-def _add_all(planes: Planes, ids: Ids, base: Indices, span: range, code: Code, sign: int) -> None:
-    """Add ids to those of their symbols that lie in ``span``; symbol ``i`` of an id has the place base + ``i``."""
+def _add_all(planes: Planes, ids: Ids, base: Indices, stop: int, code: Code, sign: int) -> None:
+    """Add ids to their symbols in [0, stop); symbol ``i`` of an id has the place base + ``i``."""
     for begin in range(0, len(ids), _BATCH):
         low, high = halves_of_many(ids[begin : begin + _BATCH])
         seeds = code.seeds_of(low, high)
         checksums = checksums_of(seeds)
         batch_base = base[begin : begin + _BATCH]
-        for which, index in indices_of_many(seeds, span):
+        for which, index in indices_of_many(seeds, stop):
             planes.add_many(low[which], high[which], checksums[which], batch_base[which] + index, np.int32(sign))

@@ -171,8 +171,8 @@ def indices(seed: int, stop: int) -> list[int]:
     return found
 
 
-def indices_of_many(seeds: Words, span: range) -> Iterator[tuple[Indices, Indices]]:
-    """The symbols in ``span`` that each of many ids is in, as pairs of arrays of one shape.
+def indices_of_many(seeds: Words, stop: int) -> Iterator[tuple[Indices, Indices]]:
+    """The symbols in [0, stop) that each of many ids is in, as pairs of arrays of one shape.
 
     The first array of a pair names ids by their place in ``seeds``, each at most once; the second has a symbol for
     each.
@@ -181,13 +181,12 @@ def indices_of_many(seeds: Words, span: range) -> Iterator[tuple[Indices, Indice
     index = np.zeros(len(seeds))
     state = seeds
     while len(which):
-        reached = np.flatnonzero(index >= span.start) if span.start else slice(None)
-        yield which[reached], index[reached].astype(np.intp)
+        yield which, index.astype(np.intp)
         state = state * np.uint64(_MULTIPLIER)
         # Read as signed they are the same numbers, but most processors convert those to floats much faster.
         f = (state >> np.uint64(14)).view(np.int64) + 0.5
         index = index + np.ceil((index + 1.5) * (_ROOT / np.sqrt(f) - 1.0))
-        going = np.flatnonzero(index < span.stop)
+        going = np.flatnonzero(index < stop)
         which, index, state = which[going], index[going], state[going]
 
 

@@ -348,11 +348,9 @@ class Exchange:
             raise Misbehaved(Misconduct.UNWANTED, "an entry that the round is not about")
         return entry
 
-    def _sector_of(self, entry: Entry) -> int:
-        return sector_of(_location_of(entry), sector_bits=self.common.sector_bits)
-
     def _arcs_of(self, entry: Entry) -> ArcSet:
-        return ArcSet.of_sectors([self._sector_of(entry)], sector_bits=self.common.sector_bits)
+        bits = self.common.sector_bits
+        return ArcSet.of_sectors([sector_of(_location_of(entry), sector_bits=bits)], sector_bits=bits)
 
 
 def cut_id(op_id: bytes) -> bytes:

@@ -193,18 +193,13 @@ class Finder:
 
     def _hear(self, task: Task, answer: Answer) -> Steps[None]:
         match task, answer:
-            case Extending(question, group), SymbolsTold(data):
-                if not data:
-                    self._drill(group.arcs)
-                elif len(data) != question.answer_bytes:
-                    raise Misbehaved(Misconduct.MALFORMED, "another number of symbols than was asked for")
-                else:
-                    yield from self._compare(replace(group, theirs=group.theirs.append(data)))
-            case Splitting(question), SymbolsTold(data):
+            case Extending(question) | Splitting(question), SymbolsTold(data):
                 if not data:
                     self._drill(question.arcs)
                 elif len(data) != question.answer_bytes:
                     raise Misbehaved(Misconduct.MALFORMED, "another number of symbols than was asked for")
+                elif isinstance(task, Extending):
+                    yield from self._compare(replace(task.group, theirs=task.group.theirs.append(data)))
                 else:
                     for part, theirs in zip(question.split(), parts_of(task, data), strict=True):
                         group = Compared(arcs=part, theirs=theirs, split=True, confined=task.confined)
@@ -342,7 +337,7 @@ class Finder:
         held = Counter(cell.start for cell in self._view.cells_at(self._layout, self._common, rings))
         cells = sum(min(len(self._common), held[ring] + estimate) for ring in rings)
         is_small = len(self._common) * len(rings) * CELL_BYTES <= MAX_ANSWER_BYTES
-        return is_small and rings_pay(estimate, disc_differs=False) and cells * _CELL_COST < estimate * _OP_COST
+        return is_small and rings_pay(estimate) and cells * _CELL_COST < estimate * _OP_COST
 
     def _drill(self, arcs: ArcSet) -> None:
         """Settle sectors without symbols, each by itself."""

@@ -37,7 +37,6 @@ from prime_dht.sync.limits import (
     MAX_WORK,
     OPS_PER_FETCH,
     SYMBOLS_AS_CELLS,
-    TURN_BYTES,
     WORK_UNTIL_REST,
 )
 from prime_dht.sync.messages import (
@@ -99,7 +98,7 @@ def follow(exchange: Exchange, turn: Turn, *, dry_run: bool) -> Steps[Verdict]:
         exchange.outgoing.extend(wants)
         answers = yield from follower.answer(turn.questions)
         used_bytes = sum(map(_cost_bytes, answers))
-        room_bytes = min(TURN_BYTES, exchange.turn_bytes) - used_bytes
+        room_bytes = exchange.turn_bytes - used_bytes
         entries = yield from exchange.gather(room_bytes, is_alone=not answers)
         vanished = exchange.lacking | exchange.withheld
         declined, exchange.held_back = len(turn.wants) - len(wants) + exchange.held_back, 0
@@ -128,7 +127,7 @@ class _Follower:
 
     def answer(self, questions: tuple[Question, ...]) -> Steps[list[Answer]]:
         """Answers to the first questions, as many as fit into a turn."""
-        self._left, room_bytes = MAX_MADE, min(TURN_BYTES, self._exchange.turn_bytes)
+        self._left, room_bytes = MAX_MADE, self._exchange.turn_bytes
         for question in questions:
             self._check(question)
         answers: list[Answer] = []
@@ -136,7 +135,7 @@ class _Follower:
         for question in questions:
             if self._left_in_round < 0 or self._work_left_in_round < 0:
                 raise Misbehaved(Misconduct.ENDLESS, "a leader that asks for the same again and again")
-            if answers and (used_bytes + _foreseen_bytes(question) > room_bytes or self._left <= 0 or work >= MAX_WORK):
+            if answers and (used_bytes + most_bytes(question) > room_bytes or self._left <= 0 or work >= MAX_WORK):
                 break
             if work - work_at_rest >= WORK_UNTIL_REST:
                 work_at_rest = work
@@ -248,8 +247,8 @@ class _Follower:
             raise Misbehaved(Misconduct.OVERSIZE, "a question whose answer is too large")
 
 
-def _foreseen_bytes(question: Question) -> int:
-    """About what the answer will take, or more."""
+def most_bytes(question: Question) -> int:
+    """About what the answer takes, at most: of ids mostly much less."""
     match question:
         case AskSymbols():
             return question.answer_bytes

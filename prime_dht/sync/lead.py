@@ -13,7 +13,7 @@ from prime_dht.sync.actions import Misconduct
 from prime_dht.sync.chance import Rng
 from prime_dht.sync.exchange import Exchange, Misbehaved, Steps, receive_turn
 from prime_dht.sync.finding import Finder
-from prime_dht.sync.limits import MAX_LEADING_TURNS, MAX_NAMESAKES, MAX_TURNS, MAX_WANTED, TURN_BYTES
+from prime_dht.sync.limits import MAX_LEADING_TURNS, MAX_NAMESAKES, MAX_TURNS, MAX_WANTED
 from prime_dht.sync.messages import WANT_BYTES, Acceptance, Digest, Probe, Turn, Verdict
 
 
@@ -73,7 +73,7 @@ class _Leader:
         count = min(len(finder.wanted), MAX_WANTED - len(self._outstanding))
         wants = tuple(finder.wanted.popleft()[:WANT_BYTES] for _ in range(count))
         self._outstanding.update(wants)
-        room_bytes = min(TURN_BYTES, exchange.turn_bytes) - WANT_BYTES * len(wants)
+        room_bytes = exchange.turn_bytes - WANT_BYTES * len(wants)
         entries = yield from exchange.gather(room_bytes, is_alone=not (questions or wants))
         return Turn(
             acceptance=acceptance,

@@ -44,7 +44,7 @@ from prime_dht.sync.actions import (
     Outcome,
 )
 from prime_dht.sync.chance import Rng
-from prime_dht.sync.exchange import Exchange, Gone, Misbehaved, Steps, Tally, Unfinished, receive, send
+from prime_dht.sync.exchange import Exchange, Gone, Misbehaved, Steps, Tally, Unfinished, receive, receive_turn, send
 from prime_dht.sync.follow import follow
 from prime_dht.sync.lead import lead
 from prime_dht.sync.limits import TURN_BYTES
@@ -145,9 +145,9 @@ class Round:
 
         Nothing of a turn is of use before all of it has come, so on a slow path many small ones are better.
         """
-        self._state.turn_bytes = turn_bytes
+        self._state.turn_bytes = min(turn_bytes, TURN_BYTES)
         if self._state.exchange is not None:
-            self._state.exchange.turn_bytes = turn_bytes
+            self._state.exchange.turn_bytes = self._state.turn_bytes
 
     def step(self, event: Event) -> Action:
         """What to do next, given the result of what was to be done before.
@@ -249,10 +249,7 @@ def _accept(node: Participant, opened: Open, rng: Rng, state: _State) -> Steps[O
     else:
         digest = node.view.digest(exchange.common)
         yield from send(Turn(acceptance=Acceptance(arc=node.arc, held=node.held, digest=digest)))
-        turn = yield from receive()
-        if not isinstance(turn, Turn) or turn.acceptance is not None:
-            raise Misbehaved(Misconduct.OUT_OF_TURN, f"{type(turn).__name__} in the middle of a round")
-        verdict = yield from follow(exchange, turn, dry_run=opened.dry_run)
+        verdict = yield from follow(exchange, (yield from receive_turn()), dry_run=opened.dry_run)
     return _concluded(state, verdict, dry_run=opened.dry_run)
 
 
@@ -296,14 +293,13 @@ def _ticks_apart(view: View, digest: Digest) -> int:
 def _concluded(state: _State, verdict: Verdict, *, dry_run: bool) -> Outcome:
     exchange = state.exchange
     assert exchange is not None
-    if not state.led:
+    if not state.led:  # else what is left is what the other side may lack
         exchange.tally.only_ours, exchange.tally.only_theirs = verdict.only_follower, verdict.only_leader
-    differs = bool(exchange.tally.only_ours or exchange.tally.only_theirs)
-    if not state.led:  # what the other side may lack concerns the other side
         exchange.unsettled |= verdict.left & exchange.common
     exchange.unsettled |= exchange.withheld | (exchange.view.doubted & exchange.common)
     if dry_run:
-        exchange.unsettled = exchange.common if differs else exchange.unsettled
+        if exchange.tally.only_ours or exchange.tally.only_theirs:
+            exchange.unsettled = exchange.common
         return _outcome(state, Ending.COMPARED)
     return _outcome(state, Ending.PARTIAL if exchange.unsettled else Ending.EQUAL)
 

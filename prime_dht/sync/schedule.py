@@ -237,6 +237,12 @@ class Schedule:
         for active in [active for active in self.active if active.began_us + self._pace.round_us <= now_us]:
             self.end(active.peer, is_ours=active.is_ours, result=Result.FAILED, now_us=now_us)
 
+    def forgive(self) -> None:
+        """Leave nobody alone any longer for rounds that failed, as that was for a reason which is no more."""
+        for memory in self._memories.values():
+            memory.failures = 0
+            memory.alone_until_us = memory.shut_out_until_us
+
     def _note(self, peer: PeerId, result: Result, now_us: int) -> None:
         memory, pace = self._memory(peer), self._pace
         if result is Result.DONE:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import assert_never
 
 from prime_dht.partition.arcs import ArcSet
 from prime_dht.partition.offer import Version
 from prime_dht.partition.plan import symbols_for
 from prime_dht.partition.sketch import SYMBOL_BYTES, Sketch
-from prime_dht.partition.symbols import ID_BYTES
-from prime_dht.sync.follow import CELL_BYTES, CHECKSUM_BYTES
-from prime_dht.sync.limits import IDS_PER_ANSWER
+from prime_dht.sync.follow import CHECKSUM_BYTES, most_bytes
 from prime_dht.sync.messages import AskCells, AskChecksums, AskIds, AskSymbols, Question
 
 _LEAST_STEP = 16
@@ -134,14 +131,5 @@ def runs(arcs: ArcSet) -> Iterator[tuple[int, int]]:
 
 def expected_bytes(question: Question) -> int:
     """About what the answer takes: what a turn is filled with."""
-    match question:
-        case AskSymbols():
-            return question.answer_bytes
-        case AskChecksums(arcs):
-            return CHECKSUM_BYTES * len(arcs)
-        case AskCells(_, arcs, slices):
-            return CELL_BYTES * len(arcs) * (len(slices) or 128)
-        case AskIds():
-            return ID_BYTES * IDS_PER_ANSWER // 8
-        case never:
-            assert_never(never)
+    most = most_bytes(question)
+    return most // 8 if isinstance(question, AskIds) else most

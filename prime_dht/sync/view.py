@@ -51,6 +51,8 @@ class View:
         declined_wants: the first 8 bytes of those.
         put_off: the sectors of those that were put off.
         doubted: sectors in which the store may have lost what is in the view.
+        is_exact: whether what the store has can still be brought back to the moment of the view.
+        knows_all_gone: whether all that went is remembered; else the other side may never hear of some of it.
     """
 
     def __init__(self, cells: Cells, symbols: SectorSymbols, declined: Iterable[DeclinedOp]) -> None:
@@ -70,8 +72,8 @@ class View:
             self._unstored.setdefault(self._sector_of(op.location), []).append((op.created_at_us, op.op_id))
         for versions in self._unstored.values():
             versions.sort()
-        self._is_exact = True
-        self._knows_all_gone = True
+        self.is_exact = True
+        self.knows_all_gone = True
         self._moved = cells
 
     @classmethod
@@ -94,16 +96,6 @@ class View:
     def layout(self) -> Layout:
         return self.cells.layout
 
-    @property
-    def is_exact(self) -> bool:
-        """Whether what the store has can still be brought back to the moment of the view."""
-        return self._is_exact
-
-    @property
-    def knows_all_gone(self) -> bool:
-        """Whether all that went is remembered; else the other side may never hear of some of it."""
-        return self._knows_all_gone
-
     def op_count(self, arcs: ArcSet) -> int:
         """How many ops there are in some sectors."""
         return _op_count(minimal_snapshot(self.cells, arcs))
@@ -117,7 +109,7 @@ class View:
         elif len(self._came) < MAX_CHANGES:
             self._came.add(cut_id)
         else:
-            self._is_exact = False
+            self.is_exact = False
 
     def removed(self, op_id: bytes, location: int, created_at_us: int) -> None:
         """The node has an op no more."""
@@ -130,10 +122,10 @@ class View:
             self._sectors_of_gone[op_id[:WANT_BYTES]] = sector
             insort(self._unstored.setdefault(sector, []), (created_at_us, op_id))
         else:
-            self._is_exact = self._knows_all_gone = False
+            self.is_exact = self.knows_all_gone = False
 
     def unsure(self, sectors: Sequence[int]) -> None:
-        """The store failed, and has something else in some sectors since: of that nobody told."""
+        """The store may lack what was, or should be, in some sectors: of that nobody told."""
         self.doubted |= ArcSet.of_sectors(sectors, sector_bits=self.layout.parameters.sector_bits)
 
     def sector_of_gone(self, cut_id: bytes) -> int | None:

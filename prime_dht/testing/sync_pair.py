@@ -52,6 +52,7 @@ from prime_dht.sync.actions import (
     Unreadable,
 )
 from prime_dht.sync.declined import Declined, DeclinedOp
+from prime_dht.sync.limits import TURN_BYTES
 from prime_dht.sync.messages import WANT_BYTES, Foreign, Message, Network, Open, Turn
 from prime_dht.sync.round import Participant, Round
 from prime_dht.sync.view import View
@@ -306,18 +307,21 @@ def run_round(
     dry_run: bool = False,
     partner_arc: ArcSet | None = None,
     is_wired: bool = False,
+    turn_bytes: int = TURN_BYTES,
     between: Callable[[int, Message], None] = lambda _, __: None,
 ) -> Ran:
     """A whole round.
 
     Args:
         is_wired: whether messages are decoded from their bytes; then all entries must be signed.
+        turn_bytes: what either side puts into one turn.
         between: called with each message and its number, from 0, before the other side gets it.
     """
     rng = Random(seed)  # noqa: S311 - a simulation, nothing secret
     start = Round.initiate(
         initiator.node(), nonce=rng.getrandbits(32), rng=rng, partner_arc=partner_arc, dry_run=dry_run
     )
+    start.limit_turns(turn_bytes)
     one, other = Side(initiator, start), Side(responder)
     sent: list[Sent] = []
     speaker, hearer = one, other
@@ -336,6 +340,7 @@ def run_round(
             opened = hearer.inbox.popleft()
             assert isinstance(opened, Open | Foreign)
             hearer.round = Round.accept(hearer.party.node(), opened, rng=rng)
+            hearer.round.limit_turns(turn_bytes)
         speaker, hearer = hearer, speaker
         if one.outcome is not None and other.outcome is not None:
             return Ran(one, other, sent)

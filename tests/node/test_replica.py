@@ -17,7 +17,7 @@ from prime_dht.background import background_nursery
 from prime_dht.entries.entry import Entry
 from prime_dht.entries.limits import Limits
 from prime_dht.errors import NotWrittenError, StorageError
-from prime_dht.ids import US_PER_S, Key, OpId, TimestampUs
+from prime_dht.ids import US_PER_S, Key, OpId
 from prime_dht.kad.keyspace import Prefix
 from prime_dht.node.feed import Feed
 from prime_dht.node.replica import LOAD_AGAIN_S, LOOK_EVERY_S, MAX_UNITS_AHEAD, OPS_IN_BATCH, Replica
@@ -25,7 +25,7 @@ from prime_dht.partition.arcs import ArcSet
 from prime_dht.partition.location import sector_of
 from prime_dht.partition.parameters import PartitionParameters
 from prime_dht.partition.partition import Partition
-from prime_dht.storage.base import MAX_STEP_BACK_US, Expired, Gone, OpArrays, OwnSlot, PutResult
+from prime_dht.storage.base import Expired, Gone, OpArrays, PutResult
 from prime_dht.storage.capacity import Capacity, location_of
 from prime_dht.storage.memory import MemoryBackend
 from prime_dht.sync.declined import Declined
@@ -393,19 +393,6 @@ async def test_right_after_a_tick_the_layout_moves_on_and_ops_have_retired(autoj
             assert replica.partition.op_count == (passed == 1)  # it is retained up to the first tick
 
 
-async def test_own_slots_of_which_nothing_is_left_for_a_day_are_forgotten_all_at_once(
-    autojump_clock: MockClock,
-) -> None:
-    clock, storage = VirtualClock(), LateBackend(Random(4))
-    replica = Replica(storage, PARAMETERS, clock, Feed())
-    slots = [make_entry(key=Key(b"/prime/step:%d" % number)).slot for number in range(5)]
-    ended_us, kept_us = (TimestampUs(EPOCH_US - MAX_STEP_BACK_US + late_us) for late_us in (-UNIT_US, UNIT_US))
-    await storage.put_own_slots([OwnSlot(slot, TimestampUs(1), ended_us) for slot in slots[1:]])
-    await storage.put_own_slots([kept := OwnSlot(slots[0], TimestampUs(1), kept_us)])
-    assert await replica.expire() == Expired(own_slots=4)
-    assert await storage.own_slots() == [kept]
-
-
 async def test_a_clock_that_is_set_back_by_more_than_a_unit_sets_the_layout_back(autojump_clock: MockClock) -> None:
     clock = VirtualClock()
     storage = LateBackend(Random(4))
@@ -420,6 +407,27 @@ async def test_a_clock_that_is_set_back_by_more_than_a_unit_sets_the_layout_back
         assert replica.partition is ahead
         await trio.sleep(120)
         assert_equal(replica.partition, await rebuilt(storage, clock.now_us()))
+
+
+@pytest.mark.parametrize("jump_s", [31, -31])
+async def test_of_what_it_has_it_is_unsure_since_the_calendar_jumped_also_in_a_round(
+    jump_s: int, autojump_clock: MockClock
+) -> None:
+    clock = VirtualClock()
+    replica = Replica(MemoryBackend(), PARAMETERS, clock, Feed())
+    told: list[Sequence[int]] = []
+    replica.keep_up(Declined(), told.append)
+    async with background_nursery() as nursery:
+        await nursery.start(replica.run)
+        await trio.sleep(2 * LOOK_EVERY_S)
+        with replica.view() as view:
+            assert view is not None
+            clock.set_by_us += 29 * US_PER_S
+            await trio.sleep(60 * LOOK_EVERY_S)
+            assert (told, list(view.doubted)) == ([], [])
+            clock.set_by_us += jump_s * US_PER_S
+            await trio.sleep(2 * LOOK_EVERY_S)
+            assert list(map(list, told)) == [list(range(512))] == [list(view.doubted)]
 
 
 def dated(hours: Iterable[int]) -> list[Entry]:

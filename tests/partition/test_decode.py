@@ -84,9 +84,8 @@ def test_too_few_symbols_give_no_ids_but_an_estimate() -> None:
 def test_more_symbols_decode_what_fewer_did_not() -> None:
     ids = random_ids(Random(2), 60)
     ours, theirs = ids[:30], ids[30:]
-    opening = Sketch.of(ours, 32)
-    assert isinstance(decode(opening.subtract(Sketch.of(theirs, 32))), Undecoded)
-    assert decode(opening.extended(ours, 128).subtract(Sketch.of(theirs, 128))) == Decoded(
+    assert isinstance(decode(Sketch.of(ours, 32).subtract(Sketch.of(theirs, 32))), Undecoded)
+    assert decode(Sketch.of(ours, 128).subtract(Sketch.of(theirs, 128))) == Decoded(
         ours=ids_in(ours), theirs=ids_in(theirs)
     )
 

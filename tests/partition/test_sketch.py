@@ -162,11 +162,10 @@ def test_a_batch_of_any_size_is_that_many_single_ops(n: int) -> None:
 
 
 @pytest.mark.parametrize("code", [PLAIN, SALTED])
-def test_symbols_made_on_demand_go_on_where_the_sketch_ends(code: Code) -> None:
+def test_more_symbols_of_a_set_begin_with_those_that_are_fewer(code: Code) -> None:
     ids = random_ids(Random(5), 300)
     whole = Sketch.of(ids, 500, code)
-    assert whole.prefix(128).extended(ids, 500) == whole
-    assert whole.prefix(1).extended(ids, 2).extended(ids, 500) == whole
+    assert [whole.prefix(count) for count in (1, 2, 128)] == [Sketch.of(ids, count, code) for count in (1, 2, 128)]
 
 
 def test_pitfall_2_later_symbols_must_describe_the_same_set() -> None:

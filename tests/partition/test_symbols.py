@@ -87,16 +87,16 @@ def test_the_walk_is_that_of_exact_arithmetic() -> None:
             assert indices(seed, 100_000) == walk
 
 
-@pytest.mark.parametrize("span", [range(1), range(128), range(37, 128), range(1000, 5000)])
-def test_many_ids_walk_as_each_does_alone(span: range) -> None:
+@pytest.mark.parametrize("stop", [1, 128, 5000])
+def test_many_ids_walk_as_each_does_alone(stop: int) -> None:
     low, high = halves_of_many(random_ids(Random(2), 500, 32))
     for code in (PLAIN, SALTED):
         seeds = code.seeds_of(low, high)
         assert seeds.tolist() == [code.seed_of(*halves) for halves in zip(low.tolist(), high.tolist(), strict=True)]
         assert checksums_of(seeds).tolist() == [checksum_of(seed) for seed in seeds.tolist()]
-        together = [(which, index) for pair in indices_of_many(seeds, span) for which, index in zip(*pair, strict=True)]
-        alone = [(n, index) for n, seed in enumerate(seeds.tolist()) for index in indices(seed, span.stop)]
-        assert sorted(together) == [(n, index) for n, index in alone if index in span]
+        together = [(which, index) for pair in indices_of_many(seeds, stop) for which, index in zip(*pair, strict=True)]
+        alone = [(n, index) for n, seed in enumerate(seeds.tolist()) for index in indices(seed, stop)]
+        assert sorted(together) == alone
 
 
 def test_an_id_is_in_a_symbol_once_whatever_its_seed() -> None:
@@ -106,14 +106,14 @@ def test_an_id_is_in_a_symbol_once_whatever_its_seed() -> None:
     assert indices(0, 2**26) == [0]
     assert indices(0, 2**27) == [0, 71179698]
     seeds: Words = np.array([smallest_gap, 0], np.uint64)
-    assert [pair[1].tolist() for pair in indices_of_many(seeds, range(2))] == [[0, 0], [1]]
+    assert [pair[1].tolist() for pair in indices_of_many(seeds, 2)] == [[0, 0], [1]]
 
 
 def test_symbols_are_as_dense_as_said_and_independent_of_each_other() -> None:
     n, width = 30_000, 16
     seeds = PLAIN.seeds_of(*halves_of_many(random_ids(Random(3), n)))
     member = np.zeros((n, width))
-    for which, index in indices_of_many(seeds, range(width)):
+    for which, index in indices_of_many(seeds, width):
         member[which, index] = 1
     density = densities(width)
     deviations = np.sqrt(density * (1 - density) / n)[1:]

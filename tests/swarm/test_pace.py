@@ -108,9 +108,11 @@ async def test_a_swarm_that_has_settled_has_a_round_per_node_every_two_minutes(a
         assert set(await rounds_begun(subscriptions)) <= {9, 10, 11}
 
 
+@pytest.mark.parametrize("crosses", [False, True])
 async def test_a_partner_that_trickles_does_not_keep_the_others_from_their_turn(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    crosses: bool, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Nor does one that begins a round itself meanwhile, which goes on instead."""
     initiate = Rounds.initiate
 
     async def trickle(rounds: Rounds, peer: PeerId, *, traffic: Traffic, **others: Any) -> SyncReport:
@@ -130,6 +132,10 @@ async def test_a_partner_that_trickles_does_not_keep_the_others_from_their_turn(
         monkeypatch.setattr(Rounds, "initiate", trickle)
         with node.subscribe() as events:
             await trickles.wait()
+            if crosses:
+                of_trickling = trickling._syncing._rounds
+                report = await initiate(of_trickling, node.peer_id, nonce=(1 << 32) - 1)
+                assert str(report.outcome) == "equal"
             await trio.sleep(590)
         told = [event async for event in events]
         begun = [event.peer for event in told if isinstance(event, SyncFinished) and event.begun_here]

@@ -16,6 +16,8 @@ from prime_dht.net.dialer import BookSettings
 from prime_dht.node import maintenance
 from prime_dht.node.core import Node
 from prime_dht.node.maintenance import REJOIN_WANTED_S, REMEMBER_EVERY_S, SETTLE_AFTER_S
+from prime_dht.node.replica import LOOK_EVERY_S
+from prime_dht.node.syncing import MAX_PAUSE_S
 from prime_dht.storage.base import KnownPeer
 from prime_dht.testing.swarm import Swarm, open_swarm
 
@@ -29,6 +31,13 @@ def known(node: Node) -> set[PeerId]:
 def all_know_all(swarm: Swarm) -> bool:
     everybody = {node.peer_id for node in swarm.nodes}
     return all(known(node) == everybody - {node.peer_id} for node in swarm.nodes)
+
+
+async def share_held(node: Node) -> float:
+    """How much of its arc a node holds."""
+    holding = (await node.health()).holding
+    assert holding is not None
+    return holding.held / holding.sectors
 
 
 async def test_a_machine_that_slept_for_hours_is_back_minutes_after_it_wakes(autojump_clock: MockClock) -> None:
@@ -197,6 +206,26 @@ async def test_a_clock_that_jumps_an_hour_and_is_set_right_again_costs_a_node_no
                 found = await reader.get(key, latest=True)
                 assert found is not None
                 assert found.value == value
+
+
+@pytest.mark.parametrize("jump_s", [6 * HOUR_S, -6 * HOUR_S])
+async def test_whose_clock_is_wrong_speaks_for_nothing_and_soon_for_everything_when_it_is_right_again(
+    jump_s: int, autojump_clock: MockClock
+) -> None:
+    """What others have retires there too early, or is not taken: its finding nothing is no absence."""
+    async with open_swarm(seed=1, size=6) as swarm:
+        node = swarm.nodes[2]
+        clock = swarm.machine_of(node).clock
+        await trio.sleep(REMEMBER_EVERY_S)
+        assert await share_held(node) == 1.0
+        clock.set_by_us += jump_s * US_PER_S
+        await trio.sleep(2 * LOOK_EVERY_S)
+        assert await share_held(node) == 0.0
+        await trio.sleep(4 * HOUR_S)
+        assert await share_held(node) == 0.0
+        clock.set_by_us -= jump_s * US_PER_S
+        await trio.sleep(2 * LOOK_EVERY_S + MAX_PAUSE_S)
+        assert await share_held(node) == 1.0
 
 
 @pytest.mark.parametrize("distance", [5, 0])

@@ -17,9 +17,11 @@ from prime_dht.events import EntriesHandedOn
 from prime_dht.ids import OpId, wire_key
 from prime_dht.node.core import Node
 from prime_dht.node.maintenance import HAND_ON_EVERY_S
+from prime_dht.partition.arcs import ArcSet
 from prime_dht.storage.base import EntryQuery, Gone
 from prime_dht.storage.capacity import location_of
 from prime_dht.testing.swarm import Machine, Swarm, open_swarm
+from prime_dht.wire.kad import PutValue, Request, decode_reply, encode_reply
 
 R = 3
 TTL_S = 12 * 3600.0
@@ -110,6 +112,36 @@ async def test_what_a_replica_has_no_room_for_stays_until_it_has(autojump_clock:
         capacity.limits = CONFIG.limits
         await trio.sleep(30 * 60)
         assert await case.has_arrived()
+
+
+@pytest.mark.parametrize("lacks_statuses", [True, False], ids=["no status", "no replica"])
+async def test_what_is_not_acknowledged_as_by_a_replica_stays(lacks_statuses: bool, autojump_clock: MockClock) -> None:
+    def acknowledge_badly(request: Request, answer: bytes) -> bytes:
+        if not isinstance(request, PutValue):
+            return answer
+        reply = decode_reply(request, answer)
+        return encode_reply(
+            request, reply._replace(statuses=()) if lacks_statuses else reply._replace(replicates=False)
+        )
+
+    async with misplaced() as case:
+        case.swarm.world.lie(case.replicas[1].peer_id, acknowledge_badly)
+        await trio.sleep(3 * PASS_S)
+        assert await holders(case.swarm, case.key) >= {case.holder, *case.replicas}
+
+
+async def test_what_the_arc_grows_by_while_it_is_given_away_stays(autojump_clock: MockClock) -> None:
+    async with misplaced() as case:
+        held = case.holder._syncing._held
+
+        def answer_late(request: Request, answer: bytes) -> bytes:
+            if isinstance(request, PutValue):
+                held.arc = ArcSet.full(sector_bits=CONFIG.sector_bits)
+            return answer
+
+        case.swarm.world.lie(case.replicas[0].peer_id, answer_late)
+        await trio.sleep(PASS_S)
+        assert await holders(case.swarm, case.key) >= {case.holder, *case.replicas}
 
 
 async def test_where_a_replica_does_not_answer_it_stays_until_the_next_closest_has_it(

@@ -96,6 +96,32 @@ async def test_a_silent_peer_does_not_keep_others_from_being_synced_with(autojum
         assert [key for key in due if not await stores(swarm, joiner, key)] == []
 
 
+async def test_a_round_shows_that_a_partner_is_there(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=4, size=2) as swarm:
+        one, other = swarm.nodes
+        await trio.sleep(30)
+        clock = swarm.machine_of(one).clock
+        before_us = clock.now_us()
+        await one.sync(other.peer_id)
+        for node in swarm.nodes:
+            (partner,) = node.peers()
+            assert partner.last_seen_us is not None
+            assert before_us < partner.last_seen_us <= clock.now_us()
+
+
+async def test_a_partner_that_is_gone_is_forgotten_when_a_round_with_it_fails(autojump_clock: MockClock) -> None:
+    """So that others take its place; who is only not heard from is asked after minutes."""
+    async with open_swarm(seed=4, size=2) as swarm:
+        one, other = swarm.nodes
+        await trio.sleep(30)
+        await swarm.stop(other)
+        with pytest.raises(QueryError):
+            await one.sync(other.peer_id)
+        assert len(one.peers()) == 1  # a round that somebody asked for by hand
+        await trio.sleep(180)
+        assert not one.peers()
+
+
 class Forgetful(MemoryBackend):
     """A store that goes back to when it was empty, and says so to whoever changes it next."""
 

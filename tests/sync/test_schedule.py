@@ -168,6 +168,20 @@ def _is_free(made: Schedule, now_us: int) -> bool:
     return True
 
 
+def test_who_failed_for_a_reason_that_is_no_more_is_begun_with_at_once_and_who_misbehaved_is_not() -> None:
+    made = schedule()
+    for number in range(6):
+        sync(made, A, LATER_US + number * PACE.max_backoff_us, Result.FAILED)
+    now_us = LATER_US + 6 * PACE.max_backoff_us
+    sync(made, B, now_us, Result.MISCONDUCT)
+    sync(made, A, now_us + LATER_US, Result.FAILED)
+    assert begin(made, all_of(A, B), now_us + 2 * LATER_US) is None
+    made.forgive()
+    assert begin(made, all_of(B), now_us + 3 * LATER_US) is None
+    sync(made, A, now_us + 4 * LATER_US, Result.FAILED)
+    assert begin(made, all_of(A), now_us + 5 * LATER_US) == A  # as if it had failed for the first time
+
+
 def test_a_peer_of_another_network_is_left_alone_for_longest_and_may_come_back_when_it_is_configured() -> None:
     made = schedule(Pace(interval_us=1, jitter_us=0))
     sync(made, A, 10, Result.FOREIGN)

@@ -110,8 +110,6 @@ def test_of_a_turn_with_something_wrong_nothing_is_stored_though_its_entries_com
 def test_a_round_too_long_leaves_the_rest_for_the_next_and_charges_nobody(
     monkeypatch: pytest.MonkeyPatch, joiner_begins: bool
 ) -> None:
-    for module in ("lead", "follow"):
-        monkeypatch.setattr(f"prime_dht.sync.{module}.TURN_BYTES", 2000)
     monkeypatch.setattr("prime_dht.sync.lead.MAX_LEADING_TURNS", 10)
     monkeypatch.setattr("prime_dht.sync.lead.MAX_WANTED", 20)
     joiner, replica = Party(), Party()
@@ -119,7 +117,7 @@ def test_a_round_too_long_leaves_the_rest_for_the_next_and_charges_nobody(
     endings: list[Ending] = []
     while not endings or endings[-1] is not Ending.EQUAL:
         before = len(joiner.op_ids)
-        ran = run_round(*((joiner, replica) if joiner_begins else (replica, joiner)))
+        ran = run_round(*((joiner, replica) if joiner_begins else (replica, joiner)), turn_bytes=2000)
         assert ran.initiator.charges == ran.responder.charges == []
         assert ran.outcomes[0].ending is ran.outcomes[1].ending
         endings.append(ran.outcomes[0].ending)
@@ -165,12 +163,10 @@ def test_a_round_whose_time_is_up_while_it_sends_is_over_and_charges_nobody() ->
 def test_a_side_that_can_take_nothing_is_not_sent_all_that_it_lacks(
     monkeypatch: pytest.MonkeyPatch, owner_begins: bool
 ) -> None:
-    for module in ("lead", "follow"):
-        monkeypatch.setattr(f"prime_dht.sync.{module}.TURN_BYTES", 2000)
     monkeypatch.setattr("prime_dht.sync.exchange.MAX_POSTPONED_BYTES", 4000)
     owner, full = Party(), Party(judge=lambda _: Judged(Fate.POSTPONED, "no room"))
     owner.put(entries(300))
-    ran = run_round(*((owner, full) if owner_begins else (full, owner)))
+    ran = run_round(*((owner, full) if owner_begins else (full, owner)), turn_bytes=2000)
     of_owner, of_full = ran.outcomes if owner_begins else reversed(ran.outcomes)
     assert (str(of_full), of_full.stored) == ("partial(512)", 0)
     assert 4000 / 165 < of_full.postponed["no room"] < 6000 / 165
@@ -213,52 +209,49 @@ def test_rings_that_are_equal_between_two_that_differ_are_not_sent(owner_begins:
 
 @pytest.mark.parametrize("owner_begins", [True, False])
 def test_entries_go_in_turns_as_small_as_the_path_wants_them(owner_begins: bool) -> None:
-    class Slow(Side):
-        def run(self) -> list[Message]:
-            if self.round is not None:
-                self.round.limit_turns(3000)
-            return super().run()
-
     owner, other = Party(), Party()
     owner.put(entries(100))
-    one, two = (owner, other) if owner_begins else (other, owner)
-    begins = Slow(one, Round.initiate(one.node(), nonce=1, rng=Random(1)))
-    responds = Slow(two)
-    (opened,) = begins.run()
-    assert isinstance(opened, Open)
-    responds.round = Round.accept(two.node(), opened, rng=Random(2))
-    counts: list[int] = []
-    speaker, hearer = responds, begins
-    while speaker.outcome is None or hearer.outcome is None:
-        for message in speaker.run():
-            assert isinstance(message, Turn)
-            counts.append(len(message.entries))
-            hearer.inbox.append(message)
-        speaker, hearer = hearer, speaker
+    ran = run_round(*((owner, other) if owner_begins else (other, owner)), turn_bytes=3000)
+    counts = [len(sent.message.entries) for sent in ran.sent if isinstance(sent.message, Turn)]
     assert other.op_ids == owner.op_ids
     assert 0 < max(counts) < 3000 / 160
 
 
+def test_turns_may_become_larger_in_the_middle_of_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit, rounds = Round.limit_turns, list[Round]()
+
+    def noted(one: Round, turn_bytes: int) -> None:
+        rounds.append(one)
+        limit(one, turn_bytes)
+
+    def enlarge(number: int, _: Message) -> None:
+        if number == 8:
+            for one in rounds:
+                limit(one, 6000)
+
+    monkeypatch.setattr(Round, "limit_turns", noted)
+    owner, other = Party(), Party()
+    owner.put(entries(200))
+    ran = run_round(owner, other, turn_bytes=3000, between=enlarge)
+    counts = [len(sent.message.entries) for sent in ran.sent if isinstance(sent.message, Turn)]
+    assert other.op_ids == owner.op_ids
+    assert 0 < max(counts[:8]) < 3000 / 160 < max(counts) < 6000 / 160
+
+
 # What is refused, and what goes while it is on its way.
-
-
-def small_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("lead", "follow"):
-        monkeypatch.setattr(f"prime_dht.sync.{module}.TURN_BYTES", 2000)
-    monkeypatch.setattr("prime_dht.sync.exchange.MAX_POSTPONED_BYTES", 4000)
 
 
 @pytest.mark.parametrize("owner_begins", [True, False])
 def test_what_one_key_has_no_room_for_leaves_its_sector_and_keeps_nothing_else_back(
     monkeypatch: pytest.MonkeyPatch, owner_begins: bool
 ) -> None:
-    small_turns(monkeypatch)
+    monkeypatch.setattr("prime_dht.sync.exchange.MAX_POSTPONED_BYTES", 4000)
     crowd = [unsigned_entry(b"full", NOW_US - DAY_US - n, writer=b"%d" % n) for n in range(100)]
     some = [entry for entry in entries(200) if location_of(entry) >> 23 != location_of(crowd[0]) >> 23]
     full = Party(judge=lambda e: Judged(Fate.POSTPONED, "no room", is_noted=True) if e in crowd else None)
     owner = Party()
     owner.put([*crowd, *some])
-    ran = run_round(*((owner, full) if owner_begins else (full, owner)))
+    ran = run_round(*((owner, full) if owner_begins else (full, owner)), turn_bytes=2000)
     assert full.op_ids == {entry.op_id for entry in some}
     of_full = ran.outcomes[owner_begins]
     assert of_full.postponed == {"no room": 100}
@@ -269,14 +262,14 @@ def test_what_one_key_has_no_room_for_leaves_its_sector_and_keeps_nothing_else_b
 def test_what_a_side_can_take_comes_in_the_end_though_each_round_is_cut_short_by_what_it_cannot(
     monkeypatch: pytest.MonkeyPatch, owner_begins: bool
 ) -> None:
-    small_turns(monkeypatch)
+    monkeypatch.setattr("prime_dht.sync.exchange.MAX_POSTPONED_BYTES", 4000)
     refused = entries(150)
     some = [unsigned_entry(b"%d" % n, NOW_US - n) for n in range(20)]
     full = Party(judge=lambda entry: Judged(Fate.POSTPONED, "no room") if entry in refused else None)
     owner = Party()
     owner.put([*refused, *some])
     for seed in range(60):
-        ran = run_round(*((owner, full) if owner_begins else (full, owner)), seed=seed)
+        ran = run_round(*((owner, full) if owner_begins else (full, owner)), seed=seed, turn_bytes=2000)
         assert ran.outcomes[owner_begins].postponed["no room"] < 50
     assert full.op_ids == {entry.op_id for entry in some}
 
@@ -284,10 +277,10 @@ def test_what_a_side_can_take_comes_in_the_end_though_each_round_is_cut_short_by
 def test_a_side_that_can_remember_no_more_of_what_it_declines_is_not_sent_all_of_that_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    small_turns(monkeypatch)
+    monkeypatch.setattr("prime_dht.sync.exchange.MAX_POSTPONED_BYTES", 4000)
     owner, picky = Party(), Party(judge=lambda _: Judged(Fate.DECLINED, "over limit"), declined=Declined(limit=250))
     owner.put(entries(300))
-    first, second = (run_round(picky, owner, seed=seed).outcomes[0] for seed in (1, 2))
+    first, second = (run_round(picky, owner, seed=seed, turn_bytes=2000).outcomes[0] for seed in (1, 2))
     assert (len(picky.declined), str(second)) == (250, "partial(512)")
     assert 4000 / 165 < second.declined["over limit"] < 6000 / 165
     assert first.declined["over limit"] > 250
@@ -345,14 +338,14 @@ def test_of_a_sector_in_which_what_it_wanted_was_overwritten_a_leader_is_not_sur
 def test_that_another_entry_of_the_sector_gave_way_to_what_came_does_not_explain_one_that_vanished(
     monkeypatch: pytest.MonkeyPatch, owner_begins: bool
 ) -> None:
-    small_turns(monkeypatch)
+    monkeypatch.setattr("prime_dht.sync.exchange.MAX_POSTPONED_BYTES", 4000)
     other, owner = Party(), Overwritten()
     owner.old = unsigned_entry(b"k", NOW_US - DAY_US, value=b"old")
     owner.new = unsigned_entry(b"k", NOW_US - 1000, value=b"new")
     beside = [unsigned_entry(b"k", NOW_US - days * DAY_US, writer=b"writer of others") for days in (9, 3)]
     owner.put([owner.old, beside[0], *entries(100)])
     other.put([beside[1]])
-    ran = run_round(*((owner, other) if owner_begins else (other, owner)), seed=2)
+    ran = run_round(*((owner, other) if owner_begins else (other, owner)), seed=2, turn_bytes=2000)
     assert beside[1].op_id in owner.op_ids
     assert owner.new.op_id not in other.op_ids
     assert ran.outcomes[owner_begins].left == ArcSet.of_sectors([location_of(owner.old) >> 23], sector_bits=9)
@@ -434,13 +427,13 @@ def test_of_a_follower_that_does_not_say_what_vanished_a_leader_takes_nothing_fo
 
 
 def test_what_gave_way_to_an_entry_of_the_other_side_is_not_missed_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    small_turns(monkeypatch)
+    monkeypatch.setattr("prime_dht.sync.exchange.MAX_POSTPONED_BYTES", 4000)
     ours = [unsigned_entry(b"%d" % n, NOW_US - DAY_US, value=b"old") for n in range(100)]
     theirs = [unsigned_entry(b"%d" % n, NOW_US - 1000, value=b"new") for n in range(100)]
     one, other = Party(), Party()
     one.put(theirs)
     other.put(ours)
-    ran = run_round(one, other)
+    ran = run_round(one, other, turn_bytes=2000)
     assert [str(outcome) for outcome in ran.outcomes] == ["equal", "equal"]
     assert ran.outcomes[1].entries_sent < 100, "some had given way before they were sent"
     assert one.op_ids == other.op_ids == {entry.op_id for entry in theirs}

@@ -229,8 +229,7 @@ def test_a_sector_of_which_something_is_put_off_is_not_taken_for_equal_though_it
 
 def test_ids_are_told_page_by_page_however_many_a_sector_has(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cell larger than a message neither stays for ever nor keeps others from being compared."""
-    for module in ("follow", "tasks"):
-        monkeypatch.setattr(f"prime_dht.sync.{module}.IDS_PER_ANSWER", 40)
+    monkeypatch.setattr("prime_dht.sync.follow.IDS_PER_ANSWER", 40)
     for module in ("follow", "finding", "exchange"):
         monkeypatch.setattr(f"prime_dht.sync.{module}.OPS_PER_FETCH", 16)
     one, other = Party(), Party()
