@@ -307,7 +307,7 @@ async def test_a_bad_configuration_raises_one_config_error() -> None:
             PrimeDHT(host, bootstrap_peers=["/ip4/127.0.0.1/tcp/1"])
         wrong: object
         for wrong in (NodeConfig(), {}):
-            with pytest.raises(ConfigError, match="config is a DhtConfig, not (NodeConfig|dict); that of a NodeConfig"):
+            with pytest.raises(ConfigError, match=r"is a DhtConfig, not (NodeConfig|dict); that of a NodeConfig"):
                 PrimeDHT(host, wrong)  # type: ignore[arg-type]
         async with PrimeDHT(host, DhtConfig(mode=Mode.SERVER)) as dht:
             with pytest.raises(ConfigError):
