@@ -93,15 +93,15 @@ class Overlay:
         """
         handlers: dict[str, StreamHandlerFn] = {}
         if self._block_server is not None:
-            handlers[self._config.blocks_protocol] = self._for_allowed(self._block_server.serve)
+            handlers[self._config.blocks_protocol] = self._serve_blocks
         if as_server:
             handlers[self._config.kad_protocol] = self.server.serve_classical
             if self._sync.handler is not None:
-                handlers[self._config.sync_protocol] = self._for_allowed(self._sync.serve)
+                handlers[self._config.sync_protocol] = self._serve_sync
             if self._config.pipelining:
                 handlers[self._config.rpc_protocol] = self.server.serve_pipelined
             if self._bitswap is not None and not self._offers(BITSWAP):
-                handlers[BITSWAP] = self._for_allowed(self._bitswap.serve)
+                handlers[BITSWAP] = self._serve_bitswap
         if taken := [protocol for protocol in handlers if self._offers(protocol)]:
             raise ConfigError(
                 f"the host serves {', '.join(taken)} already: a second node on it needs a network_id or protocol_prefix"
@@ -248,16 +248,23 @@ class Overlay:
         if wait_s > 0:
             raise QueryError(f"peer {short(peer)} kept breaking the protocol; it is left alone for {wait_s:.0f} s")
 
-    def _for_allowed(self, serve: StreamHandlerFn) -> StreamHandlerFn:
-        async def serve_allowed(stream: INetStream) -> None:
-            peer = PeerId(stream.muxed_conn.peer_id.to_bytes())
-            await (serve(stream) if self._is_allowed(peer) else stream.reset())
-
-        return serve_allowed
+    async def _serve_sync(self, stream: INetStream) -> None:
+        peer = PeerId(stream.muxed_conn.peer_id.to_bytes())
+        await (self._sync.serve(stream) if self._is_allowed(peer) else stream.reset())
 
     async def _open_sync_stream(self, peer: PeerId) -> INetStream:
         self._check_dealt_with(peer)
         return await self._open_stream(peer, [self._config.sync_protocol])
+
+    async def _serve_blocks(self, stream: INetStream) -> None:
+        assert self._block_server is not None
+        peer = PeerId(stream.muxed_conn.peer_id.to_bytes())
+        await (self._block_server.serve(stream) if self._is_allowed(peer) else stream.reset())
+
+    async def _serve_bitswap(self, stream: INetStream) -> None:
+        assert self._bitswap is not None
+        peer = PeerId(stream.muxed_conn.peer_id.to_bytes())
+        await (self._bitswap.serve(stream) if self._is_allowed(peer) else stream.reset())
 
     async def _open_bitswap_stream(self, peer: PeerId) -> INetStream:
         return await self._open_stream(peer, [BITSWAP])
