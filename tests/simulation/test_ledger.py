@@ -19,6 +19,7 @@ from prime_dht.testing.storage_samples import NOW_US, make_entry
 from prime_dht.testing.swarm import EPOCH_US, Machine, MockClock
 
 ENTRY = make_entry(b"value")
+NEWER = make_entry(b"newer", created_at_us=NOW_US + 1)
 
 
 @pytest.fixture
@@ -58,6 +59,17 @@ async def test_whoever_is_said_to_have_stored_an_entry_has_it(ledger: Ledger, co
     ledger.acknowledged(ENTRY.slot, receipt_for(ENTRY, one, other), [one, other])
     (complaint,) = complaints
     assert complaint.startswith("m2 is said to have stored")
+
+
+async def test_who_has_handed_on_what_superseded_an_entry_need_not_have_either(
+    ledger: Ledger, complaints: list[str]
+) -> None:
+    one = member(1)
+    await one.disc.put_entries([ENTRY], now_us=NOW_US)
+    await one.disc.put_entries([NEWER], now_us=NOW_US + 1)
+    await one.disc.remove_ops([NEWER.op_id])
+    ledger.acknowledged(ENTRY.slot, receipt_for(ENTRY, one), [one])
+    assert complaints == []
 
 
 async def test_who_has_handed_an_entry_on_need_not_have_it_but_somebody_must(

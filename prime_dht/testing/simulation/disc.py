@@ -63,7 +63,7 @@ class Disc(MemoryBackend):
         is_off: its machine is down.
         trouble: what is wrong with it, if anything.
         furthest_us: the latest time that it was ever told it is.
-        dropped: what the node dropped on purpose.
+        dropped: what the node dropped on purpose, and with it what that had superseded.
         complain: as given.
     """
 
@@ -180,9 +180,10 @@ class Disc(MemoryBackend):
     async def remove_ops(self, op_ids: Sequence[OpId]) -> list[Gone]:
         self._check_room()
         gone = await super().remove_ops(op_ids)
-        self.dropped.update(op_ids)
-        for one in gone:
-            self._newest.pop(self._slots[one.op_id], None)
+        slots = {self._slots[one.op_id] for one in gone}
+        self.dropped.update(op_ids, (op_id for op_id, slot in self._slots.items() if slot in slots))
+        for slot in slots:
+            self._newest.pop(slot, None)
         await self._done()
         return gone
 
