@@ -106,7 +106,7 @@ def assemble(
     keeping = Keeping(blocks, claims, fetcher, records, explorer, known, feed, rng_or_own, replication=replication)
     held_blocks = HeldBlocks(blocks)
     network.serve_blocks(held_blocks, blocks)
-    blob_writer = BlobWriter(network, blocks, held_blocks, claims, config.limits)
+    blob_writer = BlobWriter(network, reader, writer, blocks, held_blocks, claims, config.limits)
     blobs = Blobs(blocks, storage, fetcher, keeping, blob_writer, writer, config, clock)
     handing_on = HandingOn(network, held, replica, storage, known, explorer, clock, feed, replication=replication)
     maintenance = Maintenance(

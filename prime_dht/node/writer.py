@@ -46,7 +46,7 @@ from prime_dht.errors import (
     StorageError,
     ValidationError,
 )
-from prime_dht.ids import US_PER_S, KadKey, Key, PeerId, kad_key, short
+from prime_dht.ids import US_PER_S, KadKey, Key, PeerId, TimestampUs, kad_key, short
 from prime_dht.kad.contact import Contact
 from prime_dht.kad.replicas import choose_replicas, digest, quorum
 from prime_dht.net.network import Network
@@ -279,6 +279,15 @@ class Writer:
                 await self._neighbourhood.ask(self._neighbourhood.contact(peer), request)
         except (QueryError, RemoteProtocolError, StorageError) as error:
             logger.info("%s could not be brought up to date: %s", short(peer), error)
+
+    async def last_written_us(self, slot: Slot) -> TimestampUs:
+        """When this node's last entry in a slot was made, sent or not; 0 if it made none, as far as it remembers.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        last = self._begun_anew.get(slot) or (await self._storage.own_slots_of([slot]))[0]
+        return TimestampUs(0) if last is None else last.created_at_us
 
     # Signing
 

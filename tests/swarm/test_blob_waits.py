@@ -12,12 +12,16 @@ from trio.testing import MockClock
 
 from prime_dht.blobs.cid import Cid
 from prime_dht.errors import QueryError, StorageError, ValidationError
+from prime_dht.ids import PeerId
 from prime_dht.node.blobs.claims import FRESH_S
 from prime_dht.node.blobs.keeping import SWEEP_EVERY_S
 from prime_dht.node.blobs.progress import BlobProgress, Stage
+from prime_dht.node.blobs.putting import LOOK_AT_MOST_S
 from prime_dht.node.core import Node
+from prime_dht.node.results import PutReceipt
 from prime_dht.node.writer import Statement
 from prime_dht.testing.swarm import Swarm, open_swarm
+from prime_dht.wire.kad import EntryStatus, Reply, Request, StatusCode
 
 VALUE = Random(9).randbytes(300_000)
 SLOWLY_S = 200.0
@@ -184,6 +188,72 @@ async def test_of_two_puts_of_a_slot_the_one_whose_content_came_last_stands(
             await trio.sleep(60 * minutes)
             found = await swarm.nodes[1].get("k", latest=True)
             assert (None if found is None else found.value) == (value if is_kept or minutes < 30 else None)
+
+
+@pytest.mark.parametrize("newer", [b"small", VALUE[::-1], None], ids=["by_a_value", "by_another_blob", "by_a_delete"])
+async def test_a_put_that_its_writer_supersedes_ends_without_its_replicas_and_keeps_nothing(
+    newer: bytes | None, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receipts: list[PutReceipt] = []
+
+    async with open_swarm(seed=1, size=4) as swarm, trio.open_nursery() as nursery:
+        client = await join_slow_client(swarm, monkeypatch)
+
+        async def put() -> None:
+            receipts.append(await client.put("k", VALUE))
+
+        nursery.start_soon(put)
+        await trio.sleep(1)
+        if newer is None:
+            await client.delete("k")
+        else:
+            await client.put("k", newer, wait_s=0)
+        await trio.sleep(LOOK_AT_MOST_S)
+        (receipt,) = receipts
+        assert receipt.superseded
+        assert not receipt.acknowledged
+        assert len(receipt.stored_by) == 3
+        await swept(swarm)
+        assert receipt.blob is not None
+        assert receipt.blob.cid not in [bytes(blob.cid) for blob in await client.blobs.kept()]
+
+
+async def test_a_put_goes_on_waiting_where_a_replica_makes_up_that_it_is_superseded(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_swarm(seed=1, size=4) as swarm:
+        client = await join_slow_client(swarm, monkeypatch)
+        liar = swarm.network_of(swarm.closest_to("k", 1)[0])
+        handle = liar._handler
+
+        async def lie(peer: PeerId, request: Request) -> Reply:
+            answer = handle(peer, request)
+            reply = answer if isinstance(answer, Reply) else await answer
+            statuses = tuple(EntryStatus(status.op_id, StatusCode.SUPERSEDED) for status in reply.statuses)
+            return reply._replace(statuses=statuses)
+
+        monkeypatch.setattr(liar, "_handler", lie)
+        receipt = await client.put("k", VALUE)
+        assert receipt.superseded
+        assert receipt.acknowledged
+
+
+async def test_a_put_of_what_its_writer_puts_again_waits_until_replicas_hold_it(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receipts: list[PutReceipt] = []
+
+    async with open_swarm(seed=1, size=4) as swarm:
+        client = await join_slow_client(swarm, monkeypatch)
+
+        async def put() -> None:
+            receipts.append(await client.put("k", VALUE))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(put)
+            await trio.sleep(1)
+            nursery.start_soon(put)
+        assert [receipt.acknowledged for receipt in receipts] == [True, True]
 
 
 @pytest.mark.parametrize(("wait_s", "cancelled_after_s"), [(0, 60), (3, 60), (60, 3)])

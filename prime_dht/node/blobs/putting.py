@@ -5,11 +5,13 @@ for that; replicas fetch them from this node, which serves blocks also where it 
 put the entry on, and from each other.
 
 **Acknowledged** is a put of a blob when ``needed`` replicas have stored the entry and hold the blob: every block, in a
-way that survives a loss of power. They are asked for that, time and again (:mod:`prime_dht.node.blobs.keeping`).
+way that survives a loss of power. They are asked for that, time and again (:mod:`prime_dht.node.blobs.keeping`). Once
+something else stands in the slot they have no reason to fetch it, so the put ends as superseded.
 """
 
 from __future__ import annotations
 
+import logging
 import mimetypes
 import stat
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator
@@ -24,9 +26,9 @@ from prime_dht.background import background_nursery
 from prime_dht.blobs.build import BlobBuilder, Block
 from prime_dht.blobs.chunking import CHUNKERS, FixedChunker, TensorChunker
 from prime_dht.blobs.cid import Cid
-from prime_dht.entries.entry import BlobRef
+from prime_dht.entries.entry import BlobRef, Slot
 from prime_dht.entries.limits import Limits
-from prime_dht.errors import PrimeDHTError, StorageError, ValidationError
+from prime_dht.errors import PrimeDHTError, QueryError, StorageError, ValidationError
 from prime_dht.ids import Key, PeerId
 from prime_dht.net.network import Network
 from prime_dht.node.blobs.claims import BlobClaims
@@ -35,7 +37,9 @@ from prime_dht.node.blobs.holding import Holders
 from prime_dht.node.blobs.keeping import HeldBlocks
 from prime_dht.node.blobs.named import blob_key
 from prime_dht.node.blobs.progress import BlobProgress, Stage
+from prime_dht.node.reader import Reader
 from prime_dht.node.results import PutReceipt
+from prime_dht.node.writer import Writer
 from prime_dht.storage.blocks import BlockStore, Claim, Draft
 
 Source = bytes | Path | AsyncIterable[bytes]
@@ -53,6 +57,13 @@ SLICE_BYTES = 128 << 10
 
 TELL_EVERY_S = 0.5
 """While it waits for replicas, a put tells this often how far they are, by what it has sent them."""
+
+LOOK_FIRST_S = 1.0
+LOOK_AT_MOST_S = 10.0
+"""Between two times that a put which waits for replicas looks whether its entry still stands, ever longer."""
+
+
+logger = logging.getLogger(__name__)
 
 
 def chunker_for(name: str | None, source: Source) -> str:
@@ -177,9 +188,18 @@ class BlobWriter:
     """Stores blobs here, and waits for replicas to hold them."""
 
     def __init__(
-        self, network: Network, blocks: BlockStore, held: HeldBlocks, claims: BlobClaims, limits: Limits
+        self,
+        network: Network,
+        reader: Reader,
+        writer: Writer,
+        blocks: BlockStore,
+        held: HeldBlocks,
+        claims: BlobClaims,
+        limits: Limits,
     ) -> None:
         self._network = network
+        self._reader = reader
+        self._writer = writer
         self._blocks = blocks
         self._held = held
         self._holders = Holders(network)
@@ -234,6 +254,8 @@ class BlobWriter:
     ) -> PutReceipt:
         """Wait until enough of those that stored an entry hold its blob; returns the receipt with those that do.
 
+        It ends earlier, as superseded, once another blob, or none, stands in the entry's slot.
+
         Args:
             wait_s: how long at most; 0 does not wait at all.
         """
@@ -241,6 +263,7 @@ class BlobWriter:
         held_by: list[PeerId] = [peer for peer in receipt.stored_by if peer == self._network.local]
         began_at_s, began_with_bytes = trio.current_time(), self._held.served_bytes
         changed = trio.Event()
+        waiting, is_superseded = trio.move_on_after(wait_s), False
 
         def tell() -> None:
             if progress is not None:
@@ -264,8 +287,15 @@ class BlobWriter:
             held_by.append(peer)
             changed.set()
 
-        with trio.move_on_after(wait_s):
+        async def end_when_superseded() -> None:
+            nonlocal is_superseded
+            await self._until_superseded(receipt, stored.ref)
+            is_superseded = True
+            waiting.cancel()
+
+        with waiting:
             async with background_nursery() as nursery:  # so that what ``progress`` raises is in no group
+                nursery.start_soon(end_when_superseded)
                 for peer in receipt.stored_by:
                     if peer != self._network.local:
                         nursery.start_soon(ask, peer)
@@ -275,10 +305,36 @@ class BlobWriter:
                         await changed.wait()
                     changed = trio.Event()
                     tell()
-        receipt = replace(receipt, blob=stored.ref, held_by=tuple(held_by))
-        if receipt.acknowledged and stored.claim is not None:
-            await self._claims.put_held(stored.claim)
+        superseded = receipt.superseded or is_superseded
+        receipt = replace(receipt, blob=stored.ref, held_by=tuple(held_by), superseded=superseded)
+        if stored.claim is not None:
+            with suppress(StorageError):  # a sweep does it when the entry would end
+                if receipt.acknowledged:
+                    await self._claims.put_held(stored.claim)
+                elif is_superseded:
+                    await self._claims.put_done(stored.claim)
         return receipt
+
+    async def _until_superseded(self, receipt: PutReceipt, ref: BlobRef) -> None:
+        """Wait until something else than a blob stands in the slot of an entry that refers to it.
+
+        What replicas say of that alone is not believed: a newer entry has to be found.
+        """
+        slot, pause_s = Slot(receipt.key, self._network.local, receipt.subkey), LOOK_FIRST_S
+        while True:
+            await trio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LOOK_AT_MOST_S)
+            try:
+                if not receipt.superseded and await self._writer.last_written_us(slot) <= receipt.created_at_us:
+                    continue
+                found = await self._reader.get(
+                    slot.key, slot.subkey, frozenset({slot.publisher}), wanted_quorum=None, latest=True
+                )
+            except (QueryError, StorageError) as error:
+                logger.debug("whether a put still stands cannot be told: %s", error)
+                continue
+            if found is None or (found.created_at_us > receipt.created_at_us and found.blob != ref):
+                return
 
     @contextmanager
     def left_at_the_end(self, stored: Stored) -> Iterator[None]:
