@@ -95,6 +95,7 @@ class NodeLife:
         self._reader = parts.reader
         self._records = parts.records
         self._keeping = parts.keeping
+        self._left_puts = parts.left_puts
         self.blobs = parts.blobs
         self._keeper = Keeper(parts.writer, parts.clock)
         self._maintenance = parts.maintenance
@@ -134,6 +135,7 @@ class NodeLife:
                 await nursery.start(self._maintenance.run)
                 await nursery.start(self._syncing.run)
                 await nursery.start(self._keeping.run)
+                await nursery.start(self._left_puts.run)
                 self._nursery = nursery
                 yield
             finally:

@@ -18,6 +18,7 @@ from prime_dht.node.blobs.blobs import Blobs
 from prime_dht.node.blobs.claims import BlobClaims
 from prime_dht.node.blobs.fetch import Fetcher
 from prime_dht.node.blobs.keeping import HeldBlocks, Keeping
+from prime_dht.node.blobs.left import LeftPuts
 from prime_dht.node.blobs.putting import BlobWriter
 from prime_dht.node.cache import ReadCache
 from prime_dht.node.clock import Clock
@@ -56,6 +57,7 @@ class Parts:
     records: Records
     blobs: Blobs
     keeping: Keeping
+    left_puts: LeftPuts
     maintenance: Maintenance
     syncing: Syncing
     status: Status
@@ -106,7 +108,8 @@ def assemble(
     keeping = Keeping(blocks, claims, fetcher, records, explorer, known, feed, rng_or_own, replication=replication)
     held_blocks = HeldBlocks(blocks)
     network.serve_blocks(held_blocks, blocks)
-    blob_writer = BlobWriter(network, reader, writer, blocks, held_blocks, claims, config.limits)
+    left_puts = LeftPuts(network, reader, writer, claims)
+    blob_writer = BlobWriter(network, blocks, held_blocks, claims, left_puts, config.limits)
     blobs = Blobs(blocks, storage, fetcher, keeping, blob_writer, writer, config, clock)
     handing_on = HandingOn(network, held, replica, storage, known, explorer, clock, feed, replication=replication)
     maintenance = Maintenance(
@@ -144,6 +147,7 @@ def assemble(
         records=records,
         blobs=blobs,
         keeping=keeping,
+        left_puts=left_puts,
         maintenance=maintenance,
         syncing=syncing,
         status=status,

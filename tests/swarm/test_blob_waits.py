@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from random import Random
 
 import pytest
@@ -11,15 +11,21 @@ import trio
 from trio.testing import MockClock
 
 from prime_dht.blobs.cid import Cid
+from prime_dht.entries.entry import Slot
 from prime_dht.errors import QueryError, StorageError, ValidationError
 from prime_dht.ids import PeerId
+from prime_dht.net.network import Network
+from prime_dht.node.blobs import left
 from prime_dht.node.blobs.claims import FRESH_S
+from prime_dht.node.blobs.holding import held_by
 from prime_dht.node.blobs.keeping import SWEEP_EVERY_S
+from prime_dht.node.blobs.left import LOOK_EVERY_S, WAIT_FIRST_S
 from prime_dht.node.blobs.progress import BlobProgress, Stage
 from prime_dht.node.blobs.putting import LOOK_AT_MOST_S
 from prime_dht.node.core import Node
 from prime_dht.node.results import PutReceipt
 from prime_dht.node.writer import Statement
+from prime_dht.storage.base import OwnSlot
 from prime_dht.testing.swarm import Swarm, open_swarm
 from prime_dht.wire.kad import EntryStatus, Reply, Request, StatusCode
 
@@ -218,6 +224,27 @@ async def test_a_put_that_its_writer_supersedes_ends_without_its_replicas_and_ke
         assert receipt.blob.cid not in [bytes(blob.cid) for blob in await client.blobs.kept()]
 
 
+async def test_a_put_that_follows_what_its_writer_forgot_ends_without_its_replicas(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_swarm(seed=1, size=4) as swarm:
+        client = await join_slow_client(swarm, monkeypatch)
+        await client.put("k", b"newer", replication=1)
+        own_slots_of = client._writer._storage.own_slots_of
+
+        async def forget(slots: Sequence[Slot]) -> list[OwnSlot | None]:
+            return [None for _ in await own_slots_of(slots)]
+
+        monkeypatch.setattr(client._writer._storage, "own_slots_of", forget)
+        swarm.machine_of(client).clock.set_by_us = -60 * 1_000_000
+        began_s = trio.current_time()
+        receipt = await client.put("k", VALUE)
+        assert receipt.stored_by
+        assert receipt.superseded
+        assert not receipt.acknowledged
+        assert trio.current_time() < began_s + LOOK_AT_MOST_S
+
+
 async def test_a_put_goes_on_waiting_where_a_replica_makes_up_that_it_is_superseded(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,6 +293,74 @@ async def test_the_blocks_of_a_put_that_was_left_go_once_replicas_hold_what_was_
             await client.blobs.add(VALUE, wait_s=wait_s)
         assert (await client.blobs.add(VALUE, wait_s=1000)).acknowledged
         await swept(swarm)
+        assert await client.blobs.kept() == []
+
+
+@pytest.mark.parametrize("wait_s", [0, 3])
+async def test_the_blocks_of_a_put_that_did_not_wait_go_once_replicas_hold_them(
+    wait_s: float, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_swarm(seed=1, size=4) as swarm:
+        client = await join_slow_client(swarm, monkeypatch)
+        assert not (await client.put("k", VALUE, wait_s=wait_s)).acknowledged
+        assert len(await client.blobs.kept()) == 1
+        await trio.sleep(SLOWLY_S + 3 * WAIT_FIRST_S)
+        await swept(swarm)
+        assert await client.blobs.kept() == []
+        assert await is_read_in_the_end(swarm)
+
+
+@pytest.mark.parametrize("newer", [b"small", VALUE[::-1], None], ids=["by_a_value", "by_another_blob", "by_a_delete"])
+async def test_the_blocks_of_a_put_that_did_not_wait_go_once_it_is_superseded(
+    newer: bytes | None, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_swarm(seed=1, size=4) as swarm:
+        client = await join_slow_client(swarm, monkeypatch)
+        receipt = await client.put("k", VALUE, wait_s=0)
+        if newer is None:
+            await client.delete("k")
+        else:
+            await client.put("k", newer, wait_s=0)
+        await trio.sleep(WAIT_FIRST_S + LOOK_EVERY_S)
+        await swept(swarm)
+        assert receipt.blob is not None
+        assert receipt.blob.cid not in [bytes(blob.cid) for blob in await client.blobs.kept()]
+
+
+async def test_the_blocks_of_a_put_that_did_not_wait_stay_while_too_few_hold_them(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_swarm(seed=1, size=4) as swarm:
+        client = await join_slow_client(swarm, monkeypatch)
+        await client.put("k", VALUE, wait_s=0, ttl=7200)
+        for node in swarm.closest_to("k", 2):
+            await swarm.stop(node)
+        asked: list[PeerId] = []
+
+        async def note(network: Network, peer: PeerId, roots: Collection[Cid]) -> set[Cid]:
+            asked.append(peer)
+            return await held_by(network, peer, roots)
+
+        monkeypatch.setattr(left, "held_by", note)
+        await trio.sleep(3600)
+        assert len(await client.blobs.kept()) == 1
+        assert 5 * 3 <= len(asked) <= 6 * 3  # after 1, 2, 4, 8, .. minutes
+        await trio.sleep(3600)
+        await swept(swarm)
+        assert await client.blobs.kept() == []
+
+
+async def test_of_many_puts_that_did_not_wait_the_blocks_of_the_earliest_stay_until_their_entries_end(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(left, "MOST_FOLLOWED", 2)
+    async with open_swarm(seed=1, size=4) as swarm:
+        client = await swarm.join_client()
+        receipts = [await client.put(f"k{i}", VALUE[i:], wait_s=0, ttl=7200) for i in range(3)]
+        await trio.sleep(3 * WAIT_FIRST_S)
+        await swept(swarm)
+        assert [bytes(blob.cid) for blob in await client.blobs.kept()] == [r.blob.cid for r in receipts[:1] if r.blob]
+        await trio.sleep(7200)
         assert await client.blobs.kept() == []
 
 

@@ -245,6 +245,10 @@ class BlobClaims:
             self._left.discard(claim)
             self._released.append(claim.root)
 
+    def has_put(self, claim: Claim) -> bool:
+        """Whether something is kept for a put."""
+        return claim in self._puts
+
     def put_left(self, claim: Claim) -> None:
         """Nobody waits any more for replicas to hold what was put. Unless they do, it is kept until its entry ends."""
         if claim in self._puts:

@@ -1,8 +1,8 @@
 """Putting blobs: cut content into blocks, store them here, put the entry, wait until replicas hold what it refers to.
 
-A put's blocks are claimed here until enough replicas hold them, or until the entry ends, whatever becomes of the wait
-for that; replicas fetch them from this node, which serves blocks also where it is a client, over the connection that it
-put the entry on, and from each other.
+A put's blocks are claimed here until enough replicas hold them, or until the entry ends or is superseded, whatever
+becomes of the wait for that (:mod:`prime_dht.node.blobs.left`). Replicas fetch them from this node, which serves blocks
+also where it is a client, over the connection that it put the entry on, and from each other.
 
 **Acknowledged** is a put of a blob when ``needed`` replicas have stored the entry and hold the blob: every block, in a
 way that survives a loss of power. They are asked for that, time and again (:mod:`prime_dht.node.blobs.keeping`). Once
@@ -11,7 +11,6 @@ something else stands in the slot they have no reason to fetch it, so the put en
 
 from __future__ import annotations
 
-import logging
 import mimetypes
 import stat
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator
@@ -26,20 +25,19 @@ from prime_dht.background import background_nursery
 from prime_dht.blobs.build import BlobBuilder, Block
 from prime_dht.blobs.chunking import CHUNKERS, FixedChunker, TensorChunker
 from prime_dht.blobs.cid import Cid
-from prime_dht.entries.entry import BlobRef, Slot
+from prime_dht.entries.entry import BlobRef
 from prime_dht.entries.limits import Limits
-from prime_dht.errors import PrimeDHTError, QueryError, StorageError, ValidationError
+from prime_dht.errors import PrimeDHTError, StorageError, ValidationError
 from prime_dht.ids import Key, PeerId
 from prime_dht.net.network import Network
 from prime_dht.node.blobs.claims import BlobClaims
 from prime_dht.node.blobs.fetch import OnProgress
 from prime_dht.node.blobs.holding import Holders
 from prime_dht.node.blobs.keeping import HeldBlocks
+from prime_dht.node.blobs.left import LeftPuts
 from prime_dht.node.blobs.named import blob_key
 from prime_dht.node.blobs.progress import BlobProgress, Stage
-from prime_dht.node.reader import Reader
 from prime_dht.node.results import PutReceipt
-from prime_dht.node.writer import Writer
 from prime_dht.storage.blocks import BlockStore, Claim, Draft
 
 Source = bytes | Path | AsyncIterable[bytes]
@@ -61,9 +59,6 @@ TELL_EVERY_S = 0.5
 LOOK_FIRST_S = 1.0
 LOOK_AT_MOST_S = 10.0
 """Between two times that a put which waits for replicas looks whether its entry still stands, ever longer."""
-
-
-logger = logging.getLogger(__name__)
 
 
 def chunker_for(name: str | None, source: Source) -> str:
@@ -190,20 +185,18 @@ class BlobWriter:
     def __init__(
         self,
         network: Network,
-        reader: Reader,
-        writer: Writer,
         blocks: BlockStore,
         held: HeldBlocks,
         claims: BlobClaims,
+        left: LeftPuts,
         limits: Limits,
     ) -> None:
         self._network = network
-        self._reader = reader
-        self._writer = writer
         self._blocks = blocks
         self._held = held
         self._holders = Holders(network)
         self._claims = claims
+        self._left = left
         self._limits = limits
 
     async def store(
@@ -264,6 +257,8 @@ class BlobWriter:
         began_at_s, began_with_bytes = trio.current_time(), self._held.served_bytes
         changed = trio.Event()
         waiting, is_superseded = trio.move_on_after(wait_s), False
+        if stored.claim is not None:
+            self._left.follow(stored.claim, receipt, stored.ref)
 
         def tell() -> None:
             if progress is not None:
@@ -316,25 +311,11 @@ class BlobWriter:
         return receipt
 
     async def _until_superseded(self, receipt: PutReceipt, ref: BlobRef) -> None:
-        """Wait until something else than a blob stands in the slot of an entry that refers to it.
-
-        What replicas say of that alone is not believed: a newer entry has to be found.
-        """
-        slot, pause_s = Slot(receipt.key, self._network.local, receipt.subkey), LOOK_FIRST_S
-        while True:
-            await trio.sleep(pause_s)
+        pause_s = LOOK_FIRST_S
+        await trio.sleep(pause_s)
+        while not await self._left.is_superseded(receipt, ref):
             pause_s = min(2 * pause_s, LOOK_AT_MOST_S)
-            try:
-                if not receipt.superseded and await self._writer.last_written_us(slot) <= receipt.created_at_us:
-                    continue
-                found = await self._reader.get(
-                    slot.key, slot.subkey, frozenset({slot.publisher}), wanted_quorum=None, latest=True
-                )
-            except (QueryError, StorageError) as error:
-                logger.debug("whether a put still stands cannot be told: %s", error)
-                continue
-            if found is None or (found.created_at_us > receipt.created_at_us and found.blob != ref):
-                return
+            await trio.sleep(pause_s)
 
     @contextmanager
     def left_at_the_end(self, stored: Stored) -> Iterator[None]:
