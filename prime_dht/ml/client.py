@@ -170,11 +170,16 @@ class LearningDHT(BlockingDHT):
         Of what the replicas have of earlier versions nothing is sent again. The weights are not held in memory a second
         time, but a node without a data directory has room for 256 MiB of blocks: for more, connect with one.
 
+        A model has room for 4,096 versions, everybody's together (``max_slots_per_key``), and one takes its place until
+        it ends, though it be deleted. Push more often than every eleven minutes with a ``ttl``, or use
+        :class:`~prime_dht.Checkpoints`.
+
         Args:
             model_id: ASCII letters, digits and any of ``. _ : - /``.
             weights: names and arrays; or a torch state dict; or the path of a safetensors file. Tensors that share
                 memory are each a tensor of the file, but what is the same is sent once; those that are not contiguous
-                are written as they read. A pickle, such as ``torch.save`` writes, is refused.
+                are written as they read. A pickle, such as ``torch.save`` writes, is refused; so are dtypes that
+                :data:`prime_dht.ml.tensors.DTYPES` lacks, such as float8.
             metadata: whatever JSON can hold, to be read without the weights; at most some 60 KB.
             architecture: free text, likewise.
             ttl: seconds that the version lives; by default as long as the network allows, which is 30 days.

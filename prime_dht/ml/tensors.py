@@ -18,6 +18,7 @@ steps int64 ()
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -75,7 +76,7 @@ class TorchTensor(Protocol):
     def shape(self) -> tuple[int, ...]: ...
     def detach(self) -> TorchTensor: ...
     def cpu(self) -> TorchTensor: ...
-    def float(self) -> TorchTensor: ...
+    def view(self, dtype: object, /) -> TorchTensor: ...
     def numpy(self) -> Array: ...
 
 
@@ -285,8 +286,8 @@ def _array(name: str, one: object) -> Array:
             array: Array = np.asarray(one)
             return array
         tensor = one.detach().cpu()
-        if str(tensor.dtype) == "torch.bfloat16":  # which torch does not give to numpy; float32 has all its values
-            return tensor.float().numpy().astype(BFLOAT16)
+        if str(tensor.dtype) == "torch.bfloat16":  # which torch does not give to numpy, but its bits
+            return tensor.view(sys.modules["torch"].int16).numpy().view(BFLOAT16)
         return tensor.numpy()
     except (TypeError, ValueError, RuntimeError) as error:  # torch's, of sparse and other unusual tensors
         raise ValidationError(f"the tensor {name!r} is no array: {error}") from error

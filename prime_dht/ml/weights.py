@@ -21,6 +21,9 @@ from typing import BinaryIO
 
 import numpy as np
 
+from prime_dht.blobs.build import BlobBuilder
+from prime_dht.blobs.chunking import TensorChunker
+from prime_dht.blobs.cid import Cid
 from prime_dht.errors import StorageError, ValidationError
 from prime_dht.ml.extra import extra_needed
 from prime_dht.ml.tensors import (
@@ -42,6 +45,7 @@ with extra_needed():
 _LENGTH_BYTES = 8
 _ALIGNMENT_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000  # the library's own limit
+_PIECE_BYTES = 1 << 20
 _METADATA = "__metadata__"
 _PICKLES = (b"\x80", b"PK\x03\x04")  # bare, and in the zip archive that torch.save writes
 _ORDER = ("BOOL", "U8", "I8", "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "F64", "I64", "U64")
@@ -116,7 +120,7 @@ def map_safetensors(path: Path) -> dict[str, Array]:
     except safetensors.SafetensorError as error:
         raise ValidationError(f"{path} is not a safetensors file: {error}") from error
     except OSError as error:
-        raise StorageError(f"cannot read {path}: {error}") from error
+        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
     # The tensors cover the rest of the file without a gap, which the library has checked.
     offset = _LENGTH_BYTES + int.from_bytes(start, "little")
     tensors: dict[str, Array] = {}
@@ -124,6 +128,16 @@ def map_safetensors(path: Path) -> dict[str, Array]:
         tensors[name] = _tensor(name, memoryview(mapped)[offset : offset + one.nbytes], one)
         offset += one.nbytes
     return tensors
+
+
+def blob_cid_of(file: BinaryIO) -> Cid:
+    """The CID that a safetensors file, from where it is read, has as a blob; it takes a second a GB."""
+    builder = BlobBuilder(TensorChunker())
+    while piece := file.read(_PIECE_BYTES):
+        builder.feed(piece)
+    builder.finish()
+    assert builder.root is not None
+    return builder.root
 
 
 def spec_in_header(start: bytes) -> dict[str, TensorSpec]:

@@ -79,14 +79,8 @@ class BlockStream:
         peer: who is asked.
     """
 
-    def __init__(
-        self,
-        stream: INetStream,
-        *,
-        progress_timeout_s: float = PROGRESS_TIMEOUT_S,
-        lend: Lend = bytearray,
-    ) -> None:
-        self._channel = BlockChannel(stream, asks=True, progress_timeout_s=progress_timeout_s, lend=lend)
+    def __init__(self, stream: INetStream, *, lend: Lend = bytearray) -> None:
+        self._channel = BlockChannel(stream, asks=True, progress_timeout_s=PROGRESS_TIMEOUT_S, lend=lend)
         self.peer = self._channel.peer
         self._next_number = 0
         self._unanswered: dict[int, _Asked] = {}

@@ -356,6 +356,19 @@ def test_a_provider_that_announces_itself_again_may_have_what_it_lacked() -> Non
     assert plan.next(0)[:-1] == [Ask(ANNE, (leaf,))]
 
 
+def test_one_that_was_dropped_may_have_what_it_lacked_when_it_is_found_again() -> None:
+    root = Cid.of_raw(b"root")
+    plan = FetchPlan(Walk(root, size=4), now_us=0)
+    plan.on_provider(ANNE)
+    plan.next(0)
+    plan.on_absent(root)
+    plan.next(0)
+    plan.on_not_have(ANNE, [root], 0)
+    assert plan.next(0)[0] == DropProvider(ANNE, "lacks what it announced", is_hostile=False)
+    plan.on_provider(ANNE)
+    assert plan.next(0)[:-1] == [Ask(ANNE, (root,))]
+
+
 def test_who_is_busy_with_what_was_cancelled_is_asked_for_more_at_once() -> None:
     leaf = Cid.of_raw(b"leaf")
     plan = FetchPlan(Walk(leaf, size=4), now_us=0)

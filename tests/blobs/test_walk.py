@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from prime_dht.blobs.build import BlobBuilder
 from prime_dht.blobs.chunking import FixedChunker
 from prime_dht.blobs.cid import Cid, Codec
-from prime_dht.blobs.unixfs import MAX_LINKS, Link, encode_node
+from prime_dht.blobs.unixfs import MAX_BLOCK_BYTES, MAX_LINKS, Link, encode_node
 from prime_dht.blobs.walk import FREE_LEAVES, MAX_DEPTH, Piece, Walk
 from prime_dht.errors import BlobError, ValidationError
 from prime_dht.testing.blob_fetch import blocks_of
@@ -211,6 +211,19 @@ def test_a_million_tiny_leaves_are_refused_after_a_few_thousand() -> None:
             while walk.next_leaf():
                 leaves += 1
     assert leaves == FREE_LEAVES + MAX_LINKS**2 // 256
+
+
+def test_a_leaf_has_two_mebibytes_at_most() -> None:
+    leaf = Cid.of_raw(b"leaf")
+    top, block = node((leaf, MAX_BLOCK_BYTES))
+    walk = Walk(top)
+    walk.give(top, block)
+    assert walk.next_leaf() == Piece(leaf, 0, MAX_BLOCK_BYTES)
+    top, block = node((leaf, MAX_BLOCK_BYTES + 1))
+    walk = Walk(top)
+    walk.give(top, block)
+    with pytest.raises(BlobError, match="has a leaf of 2097153 bytes"):
+        walk.next_leaf()
 
 
 def test_a_parent_that_lies_of_a_node_is_refused() -> None:

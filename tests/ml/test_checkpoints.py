@@ -24,7 +24,7 @@ from prime_dht import (
     ValidationError,
     connect,
 )
-from prime_dht.ml.models import checkpoints as checkpoints_module
+from prime_dht.ml.models import pulling, pushing
 from prime_dht.ml.models.model import Model
 from prime_dht.ml.models.pulling import pull
 from prime_dht.ml.models.pushing import push
@@ -53,7 +53,7 @@ class Gate:
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
     gate = Gate()
-    monkeypatch.setattr(checkpoints_module, "push", gate.push)
+    monkeypatch.setattr(pushing, "push", gate.push)
     return gate
 
 
@@ -197,7 +197,7 @@ import os, sys, threading, warnings
 import numpy as np
 import trio
 from prime_dht import Checkpoints, connect
-from prime_dht.ml.models import checkpoints as module
+from prime_dht.ml.models import pushing as module
 
 warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # Python 3.12 has it
 push, reached, opened, parent = module.push, threading.Event(), threading.Event(), os.getpid()
@@ -262,7 +262,7 @@ def test_one_that_does_not_come_in_time_is_passed_over(
             raise QueryError(f"version {version.version} was not done within 1 s")
         return await pull(dht, version, folder=folder)
 
-    monkeypatch.setattr(checkpoints_module, "pull", pull_unless_slow)
+    monkeypatch.setattr(pulling, "pull", pull_unless_slow)
     restorer = Checkpoints(reader, "run-slow", every=1)
     last = restorer.restore()
     assert last is not None

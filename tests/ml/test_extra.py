@@ -21,3 +21,23 @@ except ConfigError as error:
     ended = run(sys.executable, "-c", body)
     assert (ended.status, ended.err) == (0, "")
     assert b"pip install 'prime-dht[ml]' (import of %s halted" % missing.encode() in ended.out
+
+
+def test_whoever_looks_through_all_public_names_needs_no_extra() -> None:
+    """As ``help(prime_dht)``, a star import and an editor do."""
+    body = """
+import sys
+for missing in ("ml_dtypes", "safetensors", "zstandard", "fsspec", "coredis"):
+    sys.modules[missing] = None  # as if it were not installed
+import pydoc
+import prime_dht
+print("CLASSES" in pydoc.plaintext.document(prime_dht))
+from prime_dht import *
+try:
+    Checkpoints(None, "run", every=1)
+except ConfigError as error:
+    print(error)
+"""
+    ended = run(sys.executable, "-c", body)
+    assert (ended.status, ended.err) == (0, "")
+    assert ended.out.startswith(b"True\nthis needs the extra for machine learning")

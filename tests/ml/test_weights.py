@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import sys
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pytest
@@ -25,6 +27,8 @@ from prime_dht.ml.weights import (
 )
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from _typeshed import ReadableBuffer as Buffer
 
 SHAPES = ((), (3,), (2, 3), (0,), (2, 0, 3))
@@ -139,6 +143,12 @@ def test_a_file_that_cannot_be_read_is_an_error_of_storage(tmp_path: Path) -> No
         map_safetensors(tmp_path / "absent")
 
 
+@pytest.fixture
+def torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As much of torch as is used."""
+    monkeypatch.setitem(sys.modules, "torch", cast("ModuleType", SimpleNamespace(int16="<i2")))
+
+
 class FakeDtype:
     def __init__(self, name: str) -> None:
         self.name = name
@@ -165,8 +175,8 @@ class FakeTensor:
         FakeTensor.brought += self.on != "cpu"
         return FakeTensor(self.array, requires_grad=self.requires_grad)
 
-    def float(self) -> FakeTensor:
-        return FakeTensor(self.array.astype(np.float32), on=self.on, requires_grad=self.requires_grad)
+    def view(self, dtype: object, /) -> FakeTensor:
+        return FakeTensor(self.array.view(str(dtype)), on=self.on, requires_grad=self.requires_grad)
 
     def numpy(self) -> Array:
         if self.requires_grad:
@@ -176,6 +186,7 @@ class FakeTensor:
         return self.array
 
 
+@pytest.mark.usefixtures("torch")
 def test_a_torch_state_dict_is_written_as_the_arrays_that_it_stands_for() -> None:
     state = {
         name: FakeTensor(np.asarray(tensor), on="cuda:0", requires_grad=True) for name, tensor in every_tensor().items()
@@ -183,6 +194,7 @@ def test_a_torch_state_dict_is_written_as_the_arrays_that_it_stands_for() -> Non
     assert to_safetensors(state) == to_safetensors(every_tensor())
 
 
+@pytest.mark.usefixtures("torch")
 def test_a_torch_state_dict_becomes_the_arrays_that_it_stands_for() -> None:
     state = {name: FakeTensor(np.asarray(tensor), requires_grad=True) for name, tensor in every_tensor().items()}
     arrays = as_tensors(state)
@@ -190,6 +202,15 @@ def test_a_torch_state_dict_becomes_the_arrays_that_it_stands_for() -> None:
     assert to_safetensors(arrays) == to_safetensors(every_tensor())
 
 
+@pytest.mark.usefixtures("torch")
+def test_bfloat16_of_torch_is_taken_bit_for_bit_without_a_copy() -> None:
+    array = np.array([0x7F81, 0x7FC1, 0xFFFF, 1], np.uint16).view(BFLOAT16)  # the first three are no numbers
+    taken = as_tensors({"w": FakeTensor(array)})["w"]
+    assert np.shares_memory(taken, array)
+    assert (taken.dtype, taken.tobytes()) == (BFLOAT16, array.tobytes())
+
+
+@pytest.mark.usefixtures("torch")
 def test_of_torch_tensors_the_spec_is_known_and_they_are_encoded_as_the_arrays_that_they_stand_for() -> None:
     arrays = {"w": np.array([1.0, -2.0], np.float32), "half": np.array([0.5], BFLOAT16)}
     state = {name: FakeTensor(array, requires_grad=True) for name, array in arrays.items()}

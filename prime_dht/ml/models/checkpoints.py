@@ -46,13 +46,9 @@ from prime_dht.ml.models.version import (
     weights_key,
 )
 
-with extra_needed():
-    from prime_dht.ml.models.outgoing import Outgoing
-    from prime_dht.ml.models.pulling import pull
-    from prime_dht.ml.models.pushing import push
-
 if TYPE_CHECKING:
     from prime_dht.ml.client import LearningDHT
+    from prime_dht.ml.models.outgoing import Outgoing
     from prime_dht.ml.tensors import Array, Weights
     from prime_dht.node import PrimeDHT
     from prime_dht.node.arguments import PeerLike
@@ -101,7 +97,7 @@ class Checkpoints:
             can write to the swarm, and have a data directory, which keeps it.
 
     Raises:
-        ConfigError: ``every`` or ``keep`` is below 1, or no whole number.
+        ConfigError: ``every`` or ``keep`` is below 1, or no whole number; or the extra ``ml`` is not installed.
         ValidationError: the id is none.
 
     Attributes:
@@ -118,6 +114,9 @@ class Checkpoints:
         ttl: float | None = None,
         publisher: PeerLike | None = None,
     ) -> None:
+        # Here, as the class is a name of prime_dht, all of whose names can be looked through without the extra.
+        with extra_needed():
+            from prime_dht.ml.models import outgoing, pulling, pushing  # noqa: F401
         try:
             every, keep = operator.index(every), operator.index(keep)
         except TypeError as error:
@@ -163,6 +162,8 @@ class Checkpoints:
             raise ValidationError(f"the number of a step is a whole number, not {number!r}") from error
         if number < 1 or number % self._every:
             return False
+        from prime_dht.ml.models.outgoing import Outgoing
+
         said = {**copied_metadata(metadata), STEP: number}
         outgoing = Outgoing.of(tensors, self._dht.models_dir)
         self._save_soon(_Snapshot(step=number, outgoing=outgoing, metadata=said))
@@ -196,6 +197,8 @@ class Checkpoints:
                 last now, or they are no safetensors file, or they did not come in time.
             QueryError: nobody could be asked.
         """
+        from prime_dht.ml.models.pulling import pull
+
         failure: PrimeDHTError | None = None
         for version in reversed(self._dht.model_versions(self.model_id, publisher=self._publisher, timeout=timeout)):
             step = version.metadata.get(STEP)
@@ -260,6 +263,8 @@ class Checkpoints:
             return snapshot
 
     async def _save(self, dht: PrimeDHT, snapshot: _Snapshot) -> None:
+        from prime_dht.ml.models.pushing import push
+
         older = await versions_of(dht, self.model_id, dht.peer_id)
         in_use = {one.subkey for one in older[-self._keep :]}
         subkey = next(one for one in map(subkey_of, range(self._keep + 1)) if one not in in_use)

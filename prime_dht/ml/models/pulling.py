@@ -4,7 +4,7 @@ Without a path of the caller's, the file is in the folder for models, under the 
 so a version that was pulled before is there. The last :data:`KEPT_FILES` of each model are kept, and what interrupted
 pulls have left until the next one ends; a file that goes while its tensors are in use stays until they are not.
 Processes of one machine that pull a model at the same time, as the ranks of a training job do, take turns, and the
-second finds what the first has fetched.
+second finds what the first has fetched. So do those that pull one version to one path.
 
 A file gets its name, in place of what had it before, once it is known to be a safetensors file: lies of a publisher
 cost nothing that was here. One in the folder that has changed since, because it was cut off or somebody wrote to it, is
@@ -35,18 +35,15 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 import trio
 
-from prime_dht.blobs.build import BlobBuilder
-from prime_dht.blobs.chunking import TensorChunker
 from prime_dht.blobs.cid import Cid, Codec
 from prime_dht.blobs.unixfs import MAX_BLOCK_BYTES
 from prime_dht.errors import BlobError, PrimeDHTError, StorageError, ValidationError
 from prime_dht.ml.models.listing import find_version
 from prime_dht.ml.models.model import Model
-from prime_dht.ml.models.outgoing import READ_BYTES
 from prime_dht.ml.models.version import ModelVersion, weights_key
 from prime_dht.ml.tensors import TensorSpec, size_bytes_of
-from prime_dht.ml.weights import map_safetensors, spec_in_header
-from prime_dht.node.blobs.file import partial_path
+from prime_dht.ml.weights import blob_cid_of, map_safetensors, spec_in_header
+from prime_dht.node.blobs.file import partial_path, place_of
 
 if TYPE_CHECKING:
     from prime_dht.node import PrimeDHT
@@ -75,8 +72,10 @@ async def pull(
     """Pull a version that was listed. See :meth:`prime_dht.ml.client.LearningDHT.pull_model`."""
     kept_in = folder.joinpath(*version.model_id.split("/"))
     if to is not None:
-        return await _fetched(dht, version, to, kept_in, progress)
-    async with _alone_in(kept_in):
+        await trio.to_thread.run_sync(_check_place, to)
+        async with _alone(_beside(to, version.cid, "lock")):
+            return await _fetched(dht, version, to, kept_in, progress)
+    async with _alone(kept_in / ".lock"):
         path = kept_in / f"{version.cid}.safetensors"
         model = await trio.to_thread.run_sync(_model_here, version, path)
         if model is None:
@@ -137,10 +136,9 @@ async def _fetched(
     progress: Callable[[BlobProgress], None] | None,
 ) -> Model:
     """Bring a version's weights to a file, which gets its name when they are known to be some."""
-    await trio.to_thread.run_sync(_check_place, path)
     found = await _weights(dht, version)
     base = await trio.to_thread.run_sync(_base, path, kept_in)
-    unchecked = path.with_name(f".{path.name}.{str(version.cid)[-8:]}.unchecked")
+    unchecked = _beside(path, version.cid, "unchecked")
     if found.blob is not None and base is not None:
         header = await _header(dht, version, found)
         await trio.to_thread.run_sync(_lay_out, partial_path(unchecked, version.cid), header, base, found.blob.size)
@@ -166,11 +164,18 @@ def _check_place(path: Path) -> None:
 
     Raises:
         StorageError: it cannot.
+        ValidationError: no file can have this name.
     """
     with _errors_of_storage(path):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        place_of(path)
         os.stat(f"{path.parent}/.")  # which has to be a folder
+
+
+def _beside(path: Path, cid: Cid, kind: str) -> Path:
+    """Of a file for the weights that a CID names, one that is there only while they are pulled."""
+    return path.with_name(f".{path.name}.{str(cid)[-8:]}.{kind}")
 
 
 def _remove(path: Path) -> None:
@@ -213,11 +218,7 @@ def _is_content_of(path: Path, cid: Cid) -> bool:
         if cid.codec is Codec.RAW and path.stat().st_size <= MAX_BLOCK_BYTES and Cid.of_raw(file.read()) == cid:
             return True
         file.seek(0)
-        builder = BlobBuilder(TensorChunker())
-        while piece := file.read(READ_BYTES):
-            builder.feed(piece)
-        builder.finish()
-        return builder.root == cid
+        return blob_cid_of(file) == cid
 
 
 def _accepted(version: ModelVersion, unchecked: Path, path: Path) -> Model:
@@ -291,35 +292,38 @@ def _files(folder: Path) -> list[Path]:
 
 
 @asynccontextmanager
-async def _alone_in(folder: Path) -> AsyncIterator[None]:
-    """Wait until nobody else, in whatever process, pulls to a folder; then nobody else does.
+async def _alone(path: Path) -> AsyncIterator[None]:
+    """Wait until nobody else, in whatever process, has a lock file; then nobody else does. At the end it is removed.
 
     Raises:
-        StorageError: the folder cannot be made or locked.
+        StorageError: it, or its folder, cannot be made or locked.
     """
-    with await trio.to_thread.run_sync(_opened_lock, folder) as lock:
-        while not _is_locked(lock):  # noqa: ASYNC110 - another process tells us nothing
-            await trio.sleep(TURN_EVERY_S)
-        try:
-            yield
-        finally:
-            fcntl.flock(lock, fcntl.LOCK_UN)  # closing is not enough: a child that was forked meanwhile has it open too
+    while (lock := await trio.to_thread.run_sync(_locked, path)) is None:  # noqa: ASYNC110 - no other process tells us
+        await trio.sleep(TURN_EVERY_S)
+    try:
+        yield
+    finally:
+        _unlock(path, lock)
 
 
-def _opened_lock(folder: Path) -> IO[bytes]:
-    with _errors_of_storage(folder):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return (folder / ".lock").open("wb")
-
-
-def _is_locked(lock: IO[bytes]) -> bool:
-    """Whether it is ours now."""
-    with _errors_of_storage(lock.name):
-        try:
+def _locked(path: Path) -> IO[bytes] | None:
+    """A lock file that is ours now; ``None`` if it is another's, or was until it was removed."""
+    with _errors_of_storage(path.parent), contextlib.ExitStack() as stack:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = stack.enter_context(path.open("wb"))
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+            if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                stack.pop_all()
+                return lock
+    return None
+
+
+def _unlock(path: Path, lock: IO[bytes]) -> None:
+    with lock:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        fcntl.flock(lock, fcntl.LOCK_UN)  # closing is not enough: a child that was forked meanwhile has it open too
 
 
 @contextmanager

@@ -11,26 +11,23 @@ says that they were rejected.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from prime_dht.blobs.build import BlobBuilder
-from prime_dht.blobs.chunking import TensorChunker
 from prime_dht.errors import QueryError, ValidationError
 from prime_dht.ids import OpId, PeerId
 from prime_dht.ml.aggregation import Aggregate, aggregate
 from prime_dht.ml.agreement import Outcome
 from prime_dht.ml.rounds.terms import Terms
 from prime_dht.ml.tensors import Tensors
-from prime_dht.ml.weights import to_safetensors
+from prime_dht.ml.weights import blob_cid_of, write_safetensors
 
 if TYPE_CHECKING:
     from prime_dht.ml.gradients import Collected, Gradient, Gradients
 
 AGGREGATES_KEPT = 2
 """The own one, and that of the outcome found valid last."""
-
-_PIECE_BYTES = 1 << 20
 
 
 class Examiner:
@@ -148,10 +145,7 @@ class Examiner:
 
 def cid_of(tensors: Tensors) -> bytes:
     """The binary CID of the safetensors file of tensors."""
-    data = memoryview(to_safetensors(tensors))
-    builder = BlobBuilder(TensorChunker())
-    for start in range(0, len(data), _PIECE_BYTES):
-        builder.feed(bytes(data[start : start + _PIECE_BYTES]))
-    builder.finish()
-    assert builder.root is not None
-    return bytes(builder.root)
+    file = io.BytesIO()
+    write_safetensors(file, tensors)
+    file.seek(0)
+    return bytes(blob_cid_of(file))

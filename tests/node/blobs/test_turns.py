@@ -404,6 +404,18 @@ def test_what_no_entry_refers_to_any_more_is_not_fetched() -> None:
     assert desk.blobs[-1] == blob_of(ANNE, 3)
 
 
+def test_who_had_a_turn_is_known_for_as_long_as_references_of_theirs_are_there() -> None:
+    eves = [blob_of(EVE, number, since_s=number) for number in range(4)]
+    desk = Desk(*eves, blob_of(ANNE, since_s=-1))
+    desk.at(0)
+    desk.turns.retain({blob.op_id for blob in [*eves, blob_of(ANNE)]})
+    assert [blob.publisher for blob in desk.blobs] == [EVE, ANNE]
+    desk.turns.add([blob_of(BOB, since_s=-2)])
+    desk.finish(desk.under_way[0])
+    desk.at(1)
+    assert [blob.publisher for blob in desk.blobs] == [ANNE, BOB]
+
+
 def test_of_a_turn_that_gave_way_nothing_counts_any_more() -> None:
     desk = Desk(blob_of(EVE, 1), blob_of(EVE, 2), blob_of(ANNE))
     desk.at(0)
