@@ -30,8 +30,10 @@ run: $(STAMP)  ## Run a node in the foreground, data in ./data; ARGS="--peer ...
 
 # Tests start some two hundred processes, each of which would compile the package anew where no bytecode is written.
 test: export PYTHONDONTWRITEBYTECODE :=
+# One more at a time than cores: every one of them now and then waits for a process, a disk or a clock.
 test: $(STAMP)  ## Run the tests, on all cores up to four
-	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+	@$(BIN)/python -m pytest --dist worksteal \
+	--numprocesses $$($(BIN)/python -c 'import os; print(min(os.cpu_count() or 1, 4) + 1)')
 
 simulate: $(STAMP)  ## Simulate swarms under faults: SEEDS=100 of them from FIRST=0 on, JOBS=2 at a time; LOGS=<folder>
 	@$(BIN)/python -m tests.simulation --first $(or $(FIRST),0) --seeds $(or $(SEEDS),100) --jobs $(or $(JOBS),2) \

@@ -1,11 +1,12 @@
-"""Processes that run a Python script and have imported libp2p when they begin.
+"""Processes that run a Python script and have imported what a node is made of when they begin.
 
-To import libp2p, and the forty packages that come with it, takes a core most of a second, and tests start hundreds of
-processes. So the process that runs the tests has one beside it, the *stem*, that has imported what others wrote and
-nothing of prime_dht, and then only forks. A *fork* is a process like any other: it has an id, standard streams,
-environment and folder of its own, and no other file open; it runs the script as ``__main__``, which imports all of
-prime_dht anew, and ends as the interpreter ends. What differs is what comes before: nobody executed the interpreter,
-so its options and the variables that it heeds itself (``PYTHONPATH``, for one) are those of the stem.
+To import libp2p, and the forty packages that come with it, takes a core most of a second, and :mod:`prime_dht.node`
+as long again as the rest of a node's start; and tests start hundreds of processes. So the process that runs the tests
+has one beside it, the *stem*, that has imported those, and then only forks. A *fork* is a process like any other: it
+has an id, standard streams, environment and folder of its own, and no other file open; it runs the script as
+``__main__``, and ends as the interpreter ends. What differs is what comes before: nobody executed the interpreter, so
+its options and the variables that it heeds itself (``PYTHONPATH``, for one) are those of the stem, and what the script
+would have to import first is there.
 
 The parent of a fork is its *watcher*, a fork of the stem too. It tells the process id, and later the status, over the
 socket on which the script was asked for; and until that is closed the dead fork keeps its process id, so that a signal
@@ -35,8 +36,8 @@ from functools import cache
 from pathlib import Path
 from typing import IO
 
-IMPORTED = ("libp2p.host.basic_host", "nacl.signing", "numpy.typing", "sqlite3", "trio", "zeroconf.asyncio")
-"""Whatever takes long of that which a node imports."""
+IMPORTED = ("prime_dht.node", "zeroconf.asyncio")
+"""Whatever takes long of that which a node imports, libp2p above all; but not the command, clients or learning."""
 
 _NUMBER = struct.Struct("=i")
 """A process id, or a status as :class:`subprocess.Popen` has it: that of the exit, or minus the signal."""

@@ -29,8 +29,6 @@ from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from prime_dht.ids import PeerId
 from prime_dht.ml.aggregation import (
@@ -132,6 +130,9 @@ class Examples:
 
 def share_out(rng: np.random.Generator) -> tuple[list[Examples], Examples]:
     """Each member's examples, and those of the test, a fifth of all, which are always the same."""
+    from sklearn.datasets import load_digits  # takes a second to import, and most who import this module train nothing
+    from sklearn.model_selection import train_test_split
+
     bundled = load_digits()
     images, digits = (bundled.data / 16).astype(np.float32), bundled.target.astype(np.int64)
     images, test_images, digits, test_digits = train_test_split(

@@ -86,7 +86,7 @@ def test_sigterm_ends_it_while_its_nodes_start(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fault", "row"),
     [
-        ("demo.load = lambda file: demo.digits.initial()", "answers differently"),
+        ("demo.NODES = 3; demo.load = lambda file: demo.digits.initial()", "answers differently"),
         ("demo.sys.executable = '/no/such/python'", "start 5 nodes"),
     ],
     ids=["another model comes back", "nodes do not start"],

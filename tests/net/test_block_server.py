@@ -82,8 +82,12 @@ class Served:
 
 
 @pytest.fixture
-def served(nursery: trio.Nursery, mock_clock: MockClock) -> Served:
-    """With time that stands still, so that no block takes long on a slow machine."""
+async def served(nursery: trio.Nursery, patient_clock: MockClock) -> Served:
+    """With time that stands still while anything happens, so that no block takes long on a slow machine.
+
+    pytest-trio runs a test by the clock that is among its own arguments.
+    """
+    assert trio.lowlevel.current_clock() is patient_clock
     return Served(nursery)
 
 
@@ -116,7 +120,9 @@ def test_there_are_places_for_all_connections_that_a_node_may_have_by_default() 
 
 
 @pytest.mark.usefixtures("few_places")
-async def test_when_all_places_are_taken_who_has_none_is_served_all_the_same(served: Served) -> None:
+async def test_when_all_places_are_taken_who_has_none_is_served_all_the_same(
+    served: Served, mock_clock: MockClock
+) -> None:
     crowd = await served.open_all([STRANGERS[0]] * 3 + [STRANGERS[1]] * SERVED_OF_PEER + [STRANGERS[2]] * 5)
     for raw in crowd:
         await BlockStream(raw).ask([CID])
@@ -126,7 +132,9 @@ async def test_when_all_places_are_taken_who_has_none_is_served_all_the_same(ser
 
 
 @pytest.mark.usefixtures("few_places")
-async def test_who_is_displaced_loses_the_stream_without_blame_and_may_come_back(served: Served) -> None:
+async def test_who_is_displaced_loses_the_stream_without_blame_and_may_come_back(
+    served: Served, mock_clock: MockClock
+) -> None:
     blamed = Offenders()
 
     async def open_stream(_peer: PeerId) -> MemoryStream:
@@ -155,7 +163,7 @@ async def test_who_is_displaced_loses_the_stream_without_blame_and_may_come_back
 # Turns
 
 
-async def test_a_hundred_peers_fetch_at_once(served: Served, nursery: trio.Nursery) -> None:
+async def test_a_hundred_peers_fetch_at_once(served: Served, mock_clock: MockClock, nursery: trio.Nursery) -> None:
     got: list[bool] = []
 
     async def fetch(stream: BlockStream) -> None:
@@ -169,7 +177,9 @@ async def test_a_hundred_peers_fetch_at_once(served: Served, nursery: trio.Nurse
     assert got == [True] * len(peers)
 
 
-async def test_no_more_blocks_are_loaded_than_may_be_in_hand_and_few_for_one_peer(served: Served) -> None:
+async def test_no_more_blocks_are_loaded_than_may_be_in_hand_and_few_for_one_peer(
+    served: Served, mock_clock: MockClock
+) -> None:
     for _ in range(SERVED_OF_PEER):
         await served.ask(HONEST, CID, CID, CID)
     assert served.store.reads == IN_HAND_OF_PEER
@@ -178,7 +188,9 @@ async def test_no_more_blocks_are_loaded_than_may_be_in_hand_and_few_for_one_pee
     assert served.store.reads == IN_HAND
 
 
-async def test_each_peer_gets_its_blocks_in_turn_however_many_streams_others_have(served: Served) -> None:
+async def test_each_peer_gets_its_blocks_in_turn_however_many_streams_others_have(
+    served: Served, mock_clock: MockClock
+) -> None:
     hogs = [[await served.ask(peer, *[CID] * 9) for _ in range(SERVED_OF_PEER)] for peer in HOGS]
     last = await served.ask(HONEST, CID, CID)
     assert served.store.reads == IN_HAND
@@ -231,7 +243,7 @@ async def test_while_nobody_waits_a_block_may_be_taken_as_slowly_as_one_likes(
     assert not slow.is_reset
 
 
-async def test_what_was_cancelled_while_it_waited_takes_no_turn(served: Served) -> None:
+async def test_what_was_cancelled_while_it_waited_takes_no_turn(served: Served, mock_clock: MockClock) -> None:
     hogs = [await served.ask(peer, CID, CID) for peer in STRANGERS[: IN_HAND // 2]]
     given_up, waiting = await served.ask(STRANGERS[-1], CID), await served.ask(HONEST, CID)
     await given_up.cancel([CID])
@@ -244,7 +256,7 @@ async def test_what_was_cancelled_while_it_waited_takes_no_turn(served: Served) 
     assert await given_up.receive() == LacksBlock(ABSENT)
 
 
-async def test_a_stream_that_ends_lets_go_of_what_it_has_in_hand(served: Served) -> None:
+async def test_a_stream_that_ends_lets_go_of_what_it_has_in_hand(served: Served, mock_clock: MockClock) -> None:
     served.store.is_open = trio.Event()  # some of it is being loaded
     hogs = [await served.ask(peer, CID, CID) for peer in STRANGERS[: IN_HAND // 4]]
     served.store.is_open.set()
@@ -264,7 +276,7 @@ async def test_a_stream_that_ends_lets_go_of_what_it_has_in_hand(served: Served)
 
 
 async def test_when_very_much_is_unanswered_each_peer_may_still_ask_for_a_little(
-    served: Served, monkeypatch: pytest.MonkeyPatch
+    served: Served, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(block_server, "UNANSWERED_IN_ALL", 100)
     served.store.is_open = trio.Event()

@@ -26,11 +26,11 @@ def script(tmp_path: Path) -> Script:
     return written
 
 
-def test_it_begins_with_libp2p_and_without_any_of_prime_dht_that_does_something(script: Script) -> None:
-    program = "import sys; print('libp2p' in sys.modules, [name for name in sys.modules if 'prime_dht' in name])"
-    guard = ["prime_dht.net", "prime_dht.net.hardening", "prime_dht.net.hardening.name_servers"]  # prime_dht's own
-    expected = f"True {[*guard, 'prime_dht', 'prime_dht.testing']}\n"
-    assert run_warm(script(program)) == Ended(0, expected.encode(), "")
+def test_it_begins_with_a_node_and_without_what_drives_one(script: Script) -> None:
+    program = "import sys; print(*(name for name in sys.modules if name.partition('.')[0] in ('libp2p', 'prime_dht')))"
+    begun = run_warm(script(program)).out.decode().split()
+    assert {"libp2p", "prime_dht.node"} <= set(begun)
+    assert not [name for name in begun if name.startswith(("prime_dht.cli", "prime_dht.blocking", "prime_dht.ml"))]
 
 
 def test_it_has_the_arguments_environment_folder_and_input_that_it_is_given(script: Script, tmp_path: Path) -> None:
