@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -17,3 +18,17 @@ def sync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory for its owner alone, and those above it, where there are none; a loss of power takes no name.
+
+    Raises:
+        FileExistsError: it is there, and is no directory.
+        OSError: it cannot be made, or the disk fails.
+    """
+    made = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for each in made:
+        with contextlib.suppress(PermissionError):  # of who may write to the one above, but not read it
+            sync_path(each.parent)

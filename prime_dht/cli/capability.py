@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import binascii
 from pathlib import Path
-from typing import Any
 
 import click
 
+from prime_dht.cli.options import Parsed
 from prime_dht.errors import ConfigError, ValidationError
 
 MAX_TOKEN_CHARS = 4096
@@ -21,15 +21,24 @@ def token_text(capability: bytes) -> str:
 
 
 def write_token(path: Path, capability: bytes) -> None:
-    """Write a capability to a file. What is there already it replaces only if it is a capability, too, or empty.
+    """Write a capability to a file, whole or not at all, or to a pipe or a device.
+
+    What is there already it replaces only if it is a capability, too, or empty.
 
     Raises:
-        ConfigError: there is another file, or it cannot be written.
+        ConfigError: there is another file; or the pipe or device cannot be written.
+        StorageError: the file cannot be written.
     """
+    from prime_dht.node.blobs.file import write_small
+
+    line = f"{token_text(capability)}\n"
     try:
         if path.is_file() and path.stat().st_size:
             read_token(path)
-        path.write_text(f"{token_text(capability)}\n")
+        if path.exists() and not path.is_file():
+            path.write_text(line)
+        else:
+            write_small(path, line.encode())
     except ValidationError as error:
         raise ConfigError(f"{path}: it exists, is no capability, and is not replaced") from error
     except OSError as error:
@@ -57,23 +66,9 @@ def read_token(path: Path) -> bytes:
     return capability
 
 
-class CapabilityFile(click.ParamType[bytes]):
-    """A file that ``prime-dht group invite`` made; its value is the capability."""
-
-    name = "file"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
-        if isinstance(value, bytes):
-            return value
-        try:
-            return read_token(Path(value))
-        except ValidationError as error:
-            self.fail(str(error), param, ctx)
-
-
 option = click.option(
     "--capability",
-    type=CapabilityFile(),
+    type=Parsed("file", bytes, lambda name: read_token(Path(name))),
     default=b"",
     metavar="FILE",
     help="For a group's key: the capability that `prime-dht group invite` made for the identity in --data-dir.",

@@ -19,7 +19,7 @@ from libp2p.crypto.keys import KeyPair, KeyType
 from libp2p.identity_utils import load_identity
 from libp2p.peer.id import ID
 
-from prime_dht.durability import sync_path
+from prime_dht.durability import make_directory, sync_path
 from prime_dht.errors import ConfigError
 from prime_dht.ids import PeerId
 
@@ -48,7 +48,7 @@ def load_or_create_identity(path: Path, *, name: str = "identity file") -> KeyPa
     """
     try:
         if not os.path.lexists(path):
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_directory(path.parent)
             _create(path, new_identity().private_key.serialize())
         return _load(path, name)
     except OSError as error:

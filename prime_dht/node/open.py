@@ -9,6 +9,7 @@ from functools import partial
 from libp2p.abc import IHost
 
 from prime_dht.config import Mode, NodeConfig, node_config
+from prime_dht.durability import make_directory
 from prime_dht.entries.validators import Validator
 from prime_dht.errors import ConfigError, ValidationError
 from prime_dht.ids import PeerId, peer_from_text, peer_text
@@ -54,7 +55,7 @@ async def open_node(
             key_pair = new_identity()
         else:
             try:
-                data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+                make_directory(data_dir)
             except FileExistsError as error:
                 raise ConfigError(f"the data directory {data_dir} is not a directory") from error
             except OSError as error:

@@ -45,6 +45,7 @@ import trio
 from trio.abc import AsyncResource
 
 from prime_dht.blobs.cid import Cid
+from prime_dht.durability import make_directory
 from prime_dht.errors import StorageError
 from prime_dht.storage.blocks_files import BlockFiles, Data, DiskFiles, MemoryFiles, holds_blocks
 from prime_dht.storage.blocks_index import IN_MEMORY, BlockIndex, LostBlocksError, RootRow
@@ -127,7 +128,7 @@ class BlockStore(AsyncResource):
 
         def open_it() -> BlockStore:
             with translation(directory), contextlib.ExitStack() as resources:
-                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                make_directory(directory)
                 lock(directory / INDEX_FILE, resources)
                 index = BlockIndex(str(directory / INDEX_FILE), has_blocks=holds_blocks(directory))
                 resources.callback(index.close)
@@ -290,21 +291,21 @@ class BlockStore(AsyncResource):
         wanted = {cid.digest: data for cid, data in blocks}
 
         def add() -> None:
-            new: dict[bytes, Data] = {}
+            new: dict[bytes, int] = {}  # their sizes
             try:
                 with self._using(root) as root_id:
                     present = self._index.present(list(wanted))
-                    new |= {digest: data for digest, data in wanted.items() if digest not in present}
-                    self._check_room(_size_of(new.values()))
-                    self._index.add({digest: len(data) for digest, data in new.items()})
+                    new |= {digest: len(data) for digest, data in wanted.items() if digest not in present}
+                    self._check_room(sum(new.values()))
+                    self._index.add(new)
                     self._index.use(root_id, wanted)
-                    for digest, data in new.items():
-                        self._files.write(digest, data)
+                    for digest in new:
+                        self._files.write(digest, wanted[digest])
             except BaseException:  # whatever it is, what this call wrote goes
                 self._remove(new)
                 raise
-            self._count(len(new), _size_of(new.values()))
-            self._unsynced.add({digest: len(data) for digest, data in new.items()})
+            self._count(len(new), sum(new.values()))
+            self._unsynced.add(new)
 
         await self._making_room(lambda: self._in_thread(add))
         enough_bytes = UNSYNCED_BYTES if self._finishes.is_under_way else SYNC_FROM_BYTES
@@ -354,13 +355,14 @@ class BlockStore(AsyncResource):
         """Remove garbage: up to ``limit`` blocks, so that other calls need not wait for long. Call again for more."""
 
         def collect() -> Collected:
-            with self._index.transaction():
+            # Else a loss of power might bring back what is removed, as safe, while the same blocks have begun to come.
+            with self._index.transaction(is_synced=True):
                 ended = self._index.drop_uses(limit)
                 doomed = self._index.doom(limit)
-            size = sum(size for _, size in doomed)
+            size = sum(doomed.values())
             self._count(-len(doomed), -size)
-            self._unsynced.remove(digest for digest, _ in doomed)
-            self._remove(digest for digest, _ in doomed)
+            self._unsynced.remove(doomed)
+            self._remove(doomed)
             return Collected(blocks=len(doomed), bytes=size, is_all=ended < limit and len(doomed) < limit)
 
         return Collected(blocks=0, bytes=0, is_all=True) if await self._is_blank() else await self._in_thread(collect)
@@ -494,7 +496,3 @@ class BlockStore(AsyncResource):
             await trio.lowlevel.checkpoint()
             return translated()
         return await trio.to_thread.run_sync(translated, limiter=limiter or self._changes)
-
-
-def _size_of(blocks: Iterable[Data]) -> int:
-    return sum(map(len, blocks))

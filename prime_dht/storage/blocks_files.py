@@ -58,9 +58,9 @@ class DiskFiles:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._incoming = directory / "incoming"
-        self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for first in range(SHARDS):
-            self._shard(first).mkdir(mode=0o700, exist_ok=True)
+        for each in (self._incoming, *(_shard(directory, first) for first in range(SHARDS))):
+            each.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sync_path(directory)  # who made them may have been killed before it did
 
     def write(self, digest: bytes, data: Data) -> None:
         incoming = self._incoming / digest.hex()
@@ -107,13 +107,10 @@ class DiskFiles:
 
     def digests(self, first: int) -> set[bytes]:
         """Those of all blocks in the shard of a first byte."""
-        return set(_digests(self._shard(first)))
-
-    def _shard(self, first: int) -> Path:
-        return _shard(self._directory, first)
+        return set(_digests(_shard(self._directory, first)))
 
     def _path(self, digest: bytes) -> Path:
-        return self._shard(digest[0]) / digest.hex()
+        return _shard(self._directory, digest[0]) / digest.hex()
 
 
 class MemoryFiles:

@@ -26,14 +26,12 @@ from pathlib import Path
 
 from prime_dht.blobs.cid import DIGEST_BYTES
 from prime_dht.errors import StorageError
-from prime_dht.storage.sqlite_file import is_damage, storage_error
+from prime_dht.storage.sqlite_file import BUSY_TIMEOUT_S, CACHE_KIB, is_damage, storage_error
 
 APPLICATION_ID = int.from_bytes(b"PDHB", "big")
 VERSION = 1
 UNMADE = (0, 0)
 IN_MEMORY = ":memory:"
-BUSY_TIMEOUT_S = 5.0
-CACHE_KIB = 16 * 1024
 AT_ONCE = 500
 """Digests in one query; SQLite takes 999 parameters at least."""
 
@@ -390,13 +388,15 @@ class BlockIndex:
         )
         return ended
 
-    def doom(self, limit: int) -> list[tuple[bytes, int]]:
+    def doom(self, limit: int) -> dict[bytes, int]:
         """Up to ``limit`` blocks that no root uses are not there from now on; returns them and their sizes."""
-        return self._connection.execute(
-            "DELETE FROM blocks WHERE digest IN (SELECT digest FROM blocks WHERE uses = 0 LIMIT ?) "
-            "RETURNING digest, size_bytes",
-            (limit,),
-        ).fetchall()
+        return dict(
+            self._connection.execute(
+                "DELETE FROM blocks WHERE digest IN (SELECT digest FROM blocks WHERE uses = 0 LIMIT ?) "
+                "RETURNING digest, size_bytes",
+                (limit,),
+            )
+        )
 
     def _number(self, query: str, *parameters: bytes | int) -> int:
         (number,) = self._connection.execute(query, parameters).fetchone()

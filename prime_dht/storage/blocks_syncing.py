@@ -15,9 +15,9 @@ its own among them. Who comes meanwhile waits, and one of them is next.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import trio
 
@@ -104,10 +104,8 @@ class _Finish(Generic[T_co]):
     is_over: bool = False
 
 
-class InThread(Protocol):
-    """Does work where it may block. Raises what that raises, but :class:`StorageError` when the disk fails."""
-
-    async def __call__(self, work: Callable[[], None], /) -> None: ...
+InThread = Callable[[Callable[[], None]], Awaitable[None]]
+"""Does work where it may block. Raises what that raises, but :class:`StorageError` when the disk fails."""
 
 
 class Finishes:

@@ -67,7 +67,8 @@ class GroupCommit:
         """Do ``work`` in a transaction; returns what it returned once that is durable.
 
         Raises:
-            NotWrittenError: the transaction failed, and nothing of this write is stored.
+            NotWrittenError: the transaction failed, and nothing of this write is stored. If it was the disk that failed
+                to take it, this may be there all the same when the store is opened next.
         """
         write = _Write(work)
         self._waiting[write] = None

@@ -54,6 +54,7 @@ DAMAGED = ".corrupt-"
 
 _MEANINGS = {
     sqlite3.SQLITE_FULL: "the disk is full",
+    sqlite3.SQLITE_IOERR_SHMSIZE: "the disk is full",  # what opening a store asks a full one for first
     sqlite3.SQLITE_NOTADB: "damaged, or not a database",
     sqlite3.SQLITE_CORRUPT: "damaged",
     sqlite3.SQLITE_READONLY: "it cannot be written",
@@ -169,7 +170,7 @@ def is_damage(error: sqlite3.Error) -> bool:
 def _meaning(error: BaseException) -> str:
     match error:
         case sqlite3.Error():
-            return _MEANINGS.get(_primary_code(error), str(error))
+            return _MEANINGS.get(_code(error)) or _MEANINGS.get(_primary_code(error), str(error))
         case OSError(strerror=str(strerror)):
             return strerror
         case MemoryError():
@@ -178,9 +179,12 @@ def _meaning(error: BaseException) -> str:
             return str(error)
 
 
+def _code(error: sqlite3.Error) -> int:
+    return int(getattr(error, "sqlite_errorcode", 0))  # errors of the sqlite3 module itself have none
+
+
 def _primary_code(error: sqlite3.Error) -> int:
-    # The low byte; errors of the sqlite3 module itself have no code.
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return _code(error) & 0xFF
 
 
 def lock(path: Path, resources: contextlib.ExitStack) -> None:

@@ -94,7 +94,7 @@ class Disk:
         self.on_sync()
 
     def _note_names(self) -> None:
-        self._names = {file.name: file.stat().st_ino for file in self._directory.iterdir()}
+        self._names = {file.name: file.stat().st_ino for file in self._directory.iterdir() if file.is_file()}
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
+import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -153,6 +155,36 @@ def test_an_invitation_replaces_an_older_one_and_nothing_else(
     for network in ("one", "two"):
         assert here("group", "invite", str(root_key), MEMBER, "--network", network, "--out", str(token)).status == 0
         assert json.loads(here("group", "show", str(token), "--json").out)["network"] == network
+
+
+def test_an_invitation_for_which_there_is_no_room_leaves_the_older_one(
+    here: Callable[..., Ended], tmp_path: Path, root_key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    token = tmp_path / "token"
+    assert here("group", "invite", str(root_key), MEMBER, "--out", str(token)).status == 0
+    before = token.read_bytes()
+    monkeypatch.setattr(os, "fsync", is_full)
+    refused = complaint(here("group", "invite", str(root_key), MEMBER, "--expires", "1d", "--out", str(token)))
+    assert f"{token}: No space left on device" in refused
+    assert token.read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"token", root_key.name}
+
+
+def test_an_invitation_goes_into_a_pipe_or_to_where_a_link_leads_and_leaves_both_as_they_are(
+    here: Callable[..., Ended], tmp_path: Path, root_key: Path
+) -> None:
+    pipe, link, token = (tmp_path / name for name in ("pipe", "link", "token"))
+    os.mkfifo(pipe)
+    link.symlink_to(token)
+    with os.fdopen(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)) as reader:
+        assert here("group", "invite", str(root_key), MEMBER, "--out", str(pipe)).status == 0
+        assert here("group", "invite", str(root_key), MEMBER, "--out", str(link)).status == 0
+        assert len(reader.read()) == len(token.read_text())
+    assert pipe.is_fifo()
+    assert link.is_symlink()
 
 
 def test_an_invitation_is_for_the_network_of_the_configuration_and_for_none_that_cannot_be(

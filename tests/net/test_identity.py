@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from libp2p.crypto.rsa import create_new_key_pair as new_rsa_key_pair
 from libp2p.identity_utils import load_identity, save_identity
 
+from prime_dht import durability
 from prime_dht.errors import ConfigError
 from prime_dht.ids import peer_from_text, peer_text
 from prime_dht.net import identity
@@ -103,3 +105,15 @@ def test_a_peer_id_has_the_usual_text() -> None:
     peer = peer_id_of(new_identity())
     assert peer_text(peer).startswith("12D3KooW")
     assert peer_from_text(peer_text(peer)) == peer
+
+
+def test_a_directory_is_made_in_one_that_may_be_written_and_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr(durability, "sync_path", refuse)
+    path = tmp_path / "data" / "identity.key"
+    assert peer_id_of(load_or_create_identity(path)) == peer_id_of(load_or_create_identity(path))
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700

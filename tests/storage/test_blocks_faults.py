@@ -179,8 +179,8 @@ async def test_blocks_that_had_not_reached_the_disk_are_checked_and_damaged_ones
 
 async def test_a_complete_root_has_reached_the_disk_first(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
-    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
     store = await open_store(path)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
     await store.claim(CLAIM, size_bytes=6000)
     await store.add(ROOT, PAIRS)
     assert synced == []

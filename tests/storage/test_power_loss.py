@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import trio
 from prime_dht.blobs.cid import Cid
 from prime_dht.ids import Key, OpId
 from prime_dht.storage.blocks import INDEX_FILE, BlockStore, Claim
-from prime_dht.storage.blocks_files import DiskFiles
+from prime_dht.storage.blocks_files import SHARDS, DiskFiles
 from prime_dht.storage.offline import check
 from prime_dht.storage.sqlite import SQLiteBackend
 from prime_dht.storage.sqlite_file import Synchronous, open_database
@@ -128,6 +129,50 @@ async def test_a_root_that_was_said_to_be_complete_is_so_after_a_loss_of_power(
             assert await store.read(roots[:count], verify=True) == data[:count]
 
 
+async def test_a_root_that_was_collected_and_is_put_again_is_not_taken_for_the_one_that_had_reached_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DiskFiles, "sync", lambda *_: None)  # of the files of blocks, which are not on this disk
+    directory = make_directory(tmp_path / "blocks")
+    disk = Disk(directory)
+    root = Cid.of_raw(b"put")
+    claim = Claim(root=root)
+    with installed(disk, monkeypatch):
+        async with await BlockStore.open(directory, max_bytes=1000) as store:
+            async with store.draft() as draft:
+                await store.add(draft, [(root, b"put")])
+                await store.settle(draft, claim, size_bytes=3)
+            await store.release(claim)
+            assert (await store.collect()).blocks == 1
+            async with store.draft() as draft:
+                await store.add(draft, [(root, b"put")])
+                left = left_of(directory, disk.after_a_loss_of_power(), tmp_path / "left")
+    for path in left.glob("??/*"):
+        path.write_bytes(b"")  # its name has reached the disk
+    async with await BlockStore.open(left, max_bytes=1000) as store:
+        assert await store.status(root) is None
+        assert await store.read([root]) == [None]
+
+
+async def test_a_loss_of_power_takes_the_name_of_no_directory_that_a_block_store_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: dict[Path, set[str]] = {}
+    fsync = os.fsync
+
+    def note_names(descriptor: int) -> None:
+        fsync(descriptor)
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if path.is_dir():
+            names[path] = set(os.listdir(path))
+
+    monkeypatch.setattr(os, "fsync", note_names)
+    async with await BlockStore.open(tmp_path / "data" / "blocks", max_bytes=1000):
+        made = directories_below(tmp_path)
+    assert len(made) == 2 + 1 + SHARDS
+    assert [path for path in made if path.name not in names.get(path.parent, ())] == []
+
+
 async def test_blobs_added_side_by_side_reach_the_disk_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +283,10 @@ async def test_a_loss_of_power_at_any_sync_or_reply_leaves_no_root_complete_whos
             assert None not in await store.read(list(said), verify=True)
             for root in are_pinned:
                 assert Claim(root=root, label=b"pin") in await store.claims(root)
+
+
+def directories_below(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob("*") if path.is_dir()]
 
 
 def left_of(directory: Path, image: Mapping[str, bytes], left: Path) -> Path:

@@ -379,6 +379,16 @@ def files_of_at_most(size_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+async def test_a_store_that_is_opened_on_a_full_disk_says_so_and_loses_nothing(path: Path) -> None:
+    await fill(path)
+    before = contents(path)
+    with files_of_at_most(1000), pytest.raises(StorageError, match=r"prime\.db: the disk is full"):
+        await SQLiteBackend.open(path)
+    assert contents(path) == before
+    async with await SQLiteBackend.open(path) as store:
+        assert (await store.stats()).entries == 100
+
+
 async def test_a_journal_that_cannot_grow_fails_puts_until_it_can_and_what_was_acknowledged_stays(path: Path) -> None:
     acknowledged: list[Entry] = []
     refused = 0

@@ -11,7 +11,7 @@ from prime_dht.cli.capability import token_text, write_token
 from prime_dht.cli.commands.group.root_key import group_prefix, load_root_key
 from prime_dht.cli.ending import show
 from prime_dht.cli.render import moment
-from prime_dht.cli.targets import PeerName
+from prime_dht.cli.targets import PEER_NAME
 from prime_dht.ids import US_PER_S, PeerId, peer_text
 
 MAX_EXPIRES_AT_US = (1 << 64) - 1
@@ -20,11 +20,11 @@ MAX_EXPIRES_AT_US = (1 << 64) - 1
 
 @click.command("invite")
 @click.argument("root_key", type=click.Path(path_type=Path), metavar="KEYFILE")
-@click.argument("member", type=PeerName(), metavar="MEMBER-PEER-ID")
+@click.argument("member", type=PEER_NAME, metavar="MEMBER-PEER-ID")
 @click.option(
     "--expires",
     "expires_s",
-    type=options.Duration(),
+    type=options.DURATION,
     default=30 * 86_400.0,
     metavar="DURATION",
     help="How long the member can put; nothing that it puts lives longer. [default: 30d]",

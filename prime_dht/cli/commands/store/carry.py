@@ -9,15 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from prime_dht.cli.commands.store.options import (
-    data_dir,
-    entries_only,
-    progress_bar,
-    store_file,
-)
+from prime_dht.cli.commands.store.options import data_dir, entries_only, progress_bar, store_file
 from prime_dht.cli.ending import Status, complain, show
 from prime_dht.cli.logs import log_to_stderr
 from prime_dht.cli.options import STREAM, FileOrStream, admitting, as_json, verbose
+from prime_dht.durability import make_directory
 from prime_dht.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -103,7 +99,7 @@ def import_(file: Path, data_dir: Path, entries_only: bool, dht: DhtConfig, as_j
 
 def _make(data_dir: Path) -> None:
     try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(data_dir)
     except OSError as error:
         raise ConfigError(f"{data_dir}: {error.strerror}") from error
 
