@@ -110,7 +110,11 @@ class NodeThread:
         self._is_ending = False
         self._is_inherited = False
         self._thread = threading.Thread(target=self._run, name="prime_dht", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:  # Ctrl-C, while that waits for the thread to begin: nobody would have this to close it
+            self.end()
+            raise
 
     # In other threads
 

@@ -25,6 +25,8 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``prime-dht``; ``arguments`` are those of the process by default. Returns the exit status."""
     _reserve_standard_streams()
+    if os.getpid() == 1:  # as in a container; there Linux drops whatever signal has no handler, also while this imports
+        signal.signal(signal.SIGTERM, lambda signum, _frame: os._exit(128 + signum))
     try:
         from prime_dht.cli import app  # here, so that Ctrl-C while it is imported is no traceback
     except KeyboardInterrupt:

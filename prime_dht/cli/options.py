@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -21,41 +21,37 @@ if TYPE_CHECKING:
     from prime_dht.settings import Settings
     from prime_dht.settings.toml_lines import KeyPath
 
+T = TypeVar("T")
 
-class Duration(click.ParamType[float]):
-    """Seconds, or a number with a unit.
 
-    >>> Duration().convert("90", None, None), Duration().convert("1.5h", None, None)
-    (90.0, 5400.0)
+class Parsed(click.ParamType[T]):
+    """What a function makes of an argument, which says with a :class:`ValidationError` what is wrong with it.
+
+    Args:
+        name: what it is.
+        kind: of what it is made into; a default that is one stays.
+        parse: the function.
     """
 
-    name = "duration"
+    def __init__(self, name: str, kind: type[T], parse: Callable[[str], T]) -> None:
+        self.name = name
+        self._kind = kind
+        self._parse = parse
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> T:
+        if isinstance(value, self._kind):
             return value
         try:
-            return parse_duration_s(value)
+            return self._parse(value)
         except ValidationError as error:
             self.fail(str(error), param, ctx)
 
 
-class Size(click.ParamType[int]):
-    """Bytes, or a number with a unit.
+DURATION = Parsed("duration", float, parse_duration_s)
+"""Seconds, or a number with a unit."""
 
-    >>> Size().convert("512", None, None), Size().convert("1.5MiB", None, None)
-    (512, 1572864)
-    """
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        try:
-            return parse_size_bytes(value)
-        except ValidationError as error:
-            self.fail(str(error), param, ctx)
+SIZE = Parsed("size", int, parse_size_bytes)
+"""Bytes, or a number with a unit."""
 
 
 class PeerAddress(click.ParamType[str]):
@@ -182,7 +178,7 @@ _config_file = click.option(
 _timeout = click.option(
     "--timeout",
     "timeout_s",
-    type=Duration(),
+    type=DURATION,
     default=30.0,
     metavar="DURATION",
     envvar="PRIME_DHT_TIMEOUT",
@@ -221,7 +217,7 @@ _client = click.option(
 ttl = click.option(
     "--ttl",
     "ttl_s",
-    type=Duration(),
+    type=DURATION,
     metavar="DURATION",
     help="How long the value lives: seconds, or 30m, 12h, 7d. [default: 1d]",
 )
@@ -236,7 +232,7 @@ subkey = click.option(
 max_size = click.option(
     "--max-size",
     "max_bytes",
-    type=Size(),
+    type=SIZE,
     metavar="SIZE",
     help="Take no blob of more: bytes, or 64MiB, 2GiB. It is refused before it is fetched. [default: of any size]",
 )

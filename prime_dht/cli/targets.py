@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
-
-import click
 
 from prime_dht.blobs.cid import Cid
+from prime_dht.cli.options import Parsed
 from prime_dht.errors import ValidationError
 from prime_dht.ids import PeerId, peer_from_text, wire_key
 
@@ -21,65 +19,29 @@ class Target:
     address: str | None = None
 
 
-class PeerName(click.ParamType[PeerId]):
-    """A peer id in base58."""
+def _peer_or_address(text: str) -> Target:
+    if not text.startswith("/"):
+        return Target(peer_from_text(text))
+    from prime_dht.net.dialer import split_peer_address
 
-    name = "peer id"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> PeerId:
-        if isinstance(value, bytes):
-            return PeerId(value)
-        try:
-            return peer_from_text(value)
-        except ValidationError as error:
-            self.fail(str(error), param, ctx)
+    return Target(split_peer_address(text)[0], text)
 
 
-class PeerOrAddress(click.ParamType[Target]):
-    """A peer id, or a full multiaddr, which ends in ``/p2p/<peer id>``."""
-
-    name = "peer"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Target:
-        if isinstance(value, Target):
-            return value
-        try:
-            if not value.startswith("/"):
-                return Target(peer_from_text(value))
-            from prime_dht.net.dialer import split_peer_address
-
-            return Target(split_peer_address(value)[0], value)
-        except ValidationError as error:
-            self.fail(str(error), param, ctx)
+def _key_or_peer(text: str) -> bytes:
+    try:
+        return peer_from_text(text)
+    except ValidationError:  # then it is a key
+        return wire_key(os.fsencode(text))
 
 
-class CidText(click.ParamType[Cid]):
-    """The CID of a blob."""
+PEER_NAME = Parsed("peer id", bytes, peer_from_text)
+"""A peer id in base58."""
 
-    name = "cid"
+PEER_OR_ADDRESS = Parsed("peer", Target, _peer_or_address)
+"""A peer id, or a full multiaddr, which ends in ``/p2p/<peer id>``."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Cid:
-        if isinstance(value, Cid):
-            return value
-        try:
-            return Cid.from_text(value)
-        except ValidationError as error:
-            self.fail(str(error), param, ctx)
+CID = Parsed("cid", Cid, Cid.from_text)
+"""The CID of a blob."""
 
-
-class KeyOrPeer(click.ParamType[bytes]):
-    """A peer id as its bytes, or else a key in its wire form: both are hashed to a point of the keyspace."""
-
-    name = "key"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
-        if isinstance(value, bytes):
-            return value
-        try:
-            return peer_from_text(value)
-        except ValidationError:
-            pass  # then it is a key
-        try:
-            return wire_key(os.fsencode(value))
-        except ValidationError as error:
-            self.fail(str(error), param, ctx)
+KEY_OR_PEER = Parsed("key", bytes, _key_or_peer)
+"""A peer id as its bytes, or else a key in its wire form: both are hashed to a point of the keyspace."""

@@ -183,6 +183,25 @@ def test_a_data_directory_can_be_used_again_as_soon_as_nobody_has_its_client(
     assert len({one() for _ in range(5)}) == 1
 
 
+def test_ctrl_c_as_the_node_s_thread_begins_leaves_none(
+    swarm: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, start = nodes_running(), threading.Thread.start
+
+    def start_and_be_interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name == "prime_dht":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start_and_be_interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            connect(swarm[0], data_dir=tmp_path)
+    for thread in nodes_running() - before:
+        thread.join(TIMEOUT_S)
+    assert nodes_running() <= before  # of which one may have closed by now
+
+
 def test_how_long_another_client_takes_to_close_counts_as_joining(swarm: tuple[str, ...], tmp_path: Path) -> None:
     closing, may_close = threading.Event(), threading.Event()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
 
 import pytest
 import trio
@@ -16,6 +17,7 @@ from prime_dht.cli.life import run_until_done
 from prime_dht.errors import PrimeDHTError, QueryError, RemoteProtocolError, StorageError
 from prime_dht.ids import Key, OpId, PeerId, TimestampUs, peer_text
 from prime_dht.node.results import PutReceipt
+from prime_dht.testing.processes import run
 
 ALICE = PeerId(b"\x00\x24" + b"a" * 36)
 BOB = PeerId(b"\x00\x24" + b"b" * 36)
@@ -105,6 +107,23 @@ def receipt(*, stored_by: tuple[PeerId, ...], refused: tuple[tuple[PeerId, str],
         wanted=2,
         needed=2,
     )
+
+
+def test_the_first_process_of_a_container_can_be_stopped_before_it_listens_for_signals() -> None:
+    """Linux sends it nothing that it has no handler for, so one is there while all else is still imported."""
+    body = """
+import os, signal, sys
+itself, os.getpid = os.getpid(), lambda: 1
+from prime_dht.cli import main
+class Stopping:  # asked for the first module that is imported from there on
+    def find_spec(self, *_):
+        print("handled" if callable(signal.getsignal(signal.SIGTERM)) else "dropped", flush=True)
+        os.kill(itself, signal.SIGTERM)
+sys.meta_path.insert(0, Stopping())
+main(["--version"])
+"""
+    ended = run(sys.executable, "-c", body)
+    assert (ended.status, ended.out, ended.err) == (128 + signal.SIGTERM, b"handled\n", "")
 
 
 def test_a_put_that_fell_short_says_who_refused_and_why() -> None:

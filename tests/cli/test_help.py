@@ -47,6 +47,13 @@ def test_who_names_no_command_is_told_of_all_and_that_one_was_missing(
     assert "\nCommands:\n" in told.err
 
 
+@pytest.mark.parametrize("package", ["prime_dht", "prime_dht.cli"])
+def test_the_package_run_as_a_program_is_the_command(package: str) -> None:
+    ended = run(sys.executable, "-m", package, "nothing")
+    assert (ended.status, ended.out) == (2, b"")
+    assert ended.err == "prime-dht: No such command 'nothing' (see prime-dht --help)\n"
+
+
 def test_every_command_that_a_person_needs_is_there() -> None:
     needed = (
         "run put get get-all delete add cat pin unpin blobs gc lookup ping peers id provide providers health swarm "

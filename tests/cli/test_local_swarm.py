@@ -85,12 +85,14 @@ def test_a_swarm_has_a_node_and_none_is_a_client(here: Callable[..., Ended]) -> 
 def test_each_node_has_a_port_a_directory_and_a_way_in_of_its_own() -> None:
     shared = NodeConfig(
         listen=("/ip6/::1/tcp/4001", "/ip4/127.0.0.1/tcp/0"),
+        announce=("/ip4/192.0.2.1/tcp/5001",),
         data_dir=Path("swarm"),
         blocks_dir=Path("blocks"),
         peers=("/a",),
     )
     third = config_of(shared, 3, ("/b", "/c"))
     assert third.listen == ("/ip6/::1/tcp/4003", "/ip4/127.0.0.1/tcp/0")
+    assert third.announce == ("/ip4/192.0.2.1/tcp/5003",)
     assert (third.data_dir, third.blocks_dir) == (Path("swarm/node-3"), Path("blocks/node-3"))
     assert third.peers == ("/a", "/b", "/c")
 

@@ -74,6 +74,11 @@ def test_an_empty_key_is_a_mistake(here: Callable[..., Ended]) -> None:
     )
 
 
+def test_a_key_that_nobody_looks_up_has_no_heading(here: Callable[..., Ended], three_nodes: tuple[str, ...]) -> None:
+    ended = here("lookup", "/prime/", "--peer", three_nodes[0])
+    assert (ended.status, ended.out) == (2, b"")
+
+
 async def test_who_failed_and_answered_when_it_was_asked_once_more_has_a_line_for_each() -> None:
     feed = Feed()
     key = b"/prime/key"

@@ -12,7 +12,7 @@ from prime_dht.blobs.cid import Cid
 from prime_dht.cli import options
 from prime_dht.cli.ending import STDOUT, Status, complain
 from prime_dht.cli.progress import quiet
-from prime_dht.cli.targets import CidText
+from prime_dht.cli.targets import CID
 from prime_dht.errors import BlobError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command("cat")
-@click.argument("cid", type=CidText())
+@click.argument("cid", type=CID)
 @click.option("--out", type=options.FileOrStream(), metavar="FILE", help="Write it to this file.")
 @options.max_size
 @quiet

@@ -16,7 +16,7 @@ from prime_dht.cli.commands.put import blob_as_json
 from prime_dht.cli.ending import STDOUT, Status, complain, json_line
 from prime_dht.cli.progress import quiet
 from prime_dht.cli.render import preview, span, table, visible
-from prime_dht.cli.targets import PeerName
+from prime_dht.cli.targets import PEER_NAME
 from prime_dht.errors import BlobError, ConfigError, ValidationError
 from prime_dht.ids import US_PER_S, PeerId, peer_text
 
@@ -39,7 +39,7 @@ MAX_NAME_CHARS = 200
 @click.option(
     "--publisher",
     "publishers",
-    type=PeerName(),
+    type=PEER_NAME,
     multiple=True,
     metavar="PEER-ID",
     help="Only values that this peer has signed; repeat for several.",

@@ -9,7 +9,7 @@ import click
 
 from prime_dht.cli import options
 from prime_dht.cli.render import brief, milliseconds, table, visible
-from prime_dht.cli.targets import KeyOrPeer
+from prime_dht.cli.targets import KEY_OR_PEER
 from prime_dht.errors import QueryError
 from prime_dht.events import LookupProgress
 from prime_dht.ids import KAD_KEY_BITS, PeerId, is_peer_id, kad_key, peer_text
@@ -26,7 +26,7 @@ _HEADING = f"{'hop':>3}  {'peer':9}  {'named by':9}  {'bits':>4}  {'distance':{D
 
 
 @click.command("lookup")
-@click.argument("target", type=KeyOrPeer(), metavar="KEY|PEER-ID")
+@click.argument("target", type=KEY_OR_PEER, metavar="KEY|PEER-ID")
 @options.asking
 def command(session: Session, target: bytes) -> None:
     """Show the way to a key or a peer, hop by hop.
@@ -60,6 +60,8 @@ async def _lookup(session: Session, target: bytes) -> LookupResult:
 
     def show(hop: LookupProgress) -> None:
         if (hop.peer, hop.failure) not in shown:
+            if not shown and not session.as_json:
+                session.show({}, _HEADING)
             shown.add((hop.peer, hop.failure))
             session.show(_hop_as_json(hop), _hop_as_text(hop))
 
@@ -69,8 +71,6 @@ async def _lookup(session: Session, target: bytes) -> LookupResult:
                 show(event)
 
     async with session.joined() as dht:
-        if not session.as_json:
-            session.show({}, _HEADING)
         with dht.subscribe() as events:
             async with background_nursery() as nursery:
                 nursery.start_soon(show_each, events)

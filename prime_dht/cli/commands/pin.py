@@ -11,7 +11,7 @@ from prime_dht.blobs.cid import Cid
 from prime_dht.cli import options
 from prime_dht.cli.ending import Status, complain
 from prime_dht.cli.progress import quiet
-from prime_dht.cli.targets import CidText
+from prime_dht.cli.targets import CID
 from prime_dht.errors import BlobError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command("pin")
-@click.argument("cid", type=CidText())
+@click.argument("cid", type=CID)
 @options.max_size
 @quiet
 @options.asking

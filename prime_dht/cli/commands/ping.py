@@ -11,7 +11,7 @@ import click
 from prime_dht.cli import options
 from prime_dht.cli.ending import Status, complain
 from prime_dht.cli.render import milliseconds, visible
-from prime_dht.cli.targets import PeerOrAddress, Target
+from prime_dht.cli.targets import PEER_OR_ADDRESS, Target
 from prime_dht.errors import QueryError, RemoteProtocolError
 from prime_dht.ids import peer_text
 
@@ -24,12 +24,12 @@ PATIENCE_S = 5.0
 
 
 @click.command("ping")
-@click.argument("target", type=PeerOrAddress(), metavar="MULTIADDR|PEER-ID")
+@click.argument("target", type=PEER_OR_ADDRESS, metavar="MULTIADDR|PEER-ID")
 @click.option("--count", type=options.Count(), default=4, metavar="N", help="How many times. [default: 4]")
 @click.option(
     "--interval",
     "interval_s",
-    type=options.Duration(),
+    type=options.DURATION,
     default=1.0,
     metavar="DURATION",
     help="From one ping to the next. [default: 1]",

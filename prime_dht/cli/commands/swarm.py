@@ -40,7 +40,7 @@ JOINS_AT_ONCE = 8
 REPORTS = 10
 """Lines about the progress of a large swarm; one of fewer than so many nodes is there before anybody wonders."""
 
-_PORT = re.compile(r"(?<=/tcp/|/udp/)\d+")
+_PORT = re.compile(r"(?<=/tcp/)\d+")
 
 
 @click.command("swarm")
@@ -52,8 +52,9 @@ def command(config: NodeConfig, size: int, as_json: bool) -> None:
 
     They share one process. They join each other through the first, and, if --peer is given, the swarm that it is in.
     When all have joined, their addresses are printed, one a line. They listen on loopback unless --listen says where; a
-    port other than 0 is the first node's, and the next ones have those that follow. With --data-dir each keeps its data
-    in a directory of its own in there, so that the same nodes come back when the command is run again.
+    port other than 0, there or in `announce`, is the first node's, and the next ones have those that follow. With
+    --data-dir each keeps its data in a directory of its own in there, so that the same nodes come back when the command
+    is run again.
 
     \b
     Examples:
@@ -136,10 +137,13 @@ def config_of(config: NodeConfig, number: int, through: tuple[str, ...]) -> Node
     """
     from prime_dht.config import NodeConfig
 
-    listen = LOOPBACK if config.listen == NodeConfig().listen else config.listen
+    def own(addresses: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_PORT.sub(lambda port: _port_of(int(port[0]), number), address) for address in addresses)
+
     return replace(
         config,
-        listen=tuple(_PORT.sub(lambda port: _port_of(int(port[0]), number), address) for address in listen),
+        listen=own(LOOPBACK if config.listen == NodeConfig().listen else config.listen),
+        announce=own(config.announce),
         peers=(*config.peers, *through),
         data_dir=None if config.data_dir is None else config.data_dir / f"node-{number}",
         blocks_dir=None if config.blocks_dir is None else config.blocks_dir / f"node-{number}",

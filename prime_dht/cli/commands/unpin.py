@@ -10,14 +10,14 @@ import click
 from prime_dht.blobs.cid import Cid
 from prime_dht.cli import options
 from prime_dht.cli.ending import Status, complain, show
-from prime_dht.cli.targets import CidText
+from prime_dht.cli.targets import CID
 
 if TYPE_CHECKING:
     from prime_dht.config import NodeConfig
 
 
 @click.command("unpin")
-@click.argument("cid", type=CidText())
+@click.argument("cid", type=CID)
 @options.keeping
 def command(config: NodeConfig, cid: Cid, as_json: bool) -> int:
     """Keep the blob of this CID in the data directory no longer.
