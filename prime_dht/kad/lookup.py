@@ -297,6 +297,7 @@ class Lookup:
 
     def has_heard_nearest(self, count: int) -> bool:
         """Whether the nearest that were heard of have answered, so many of them; those that failed do not matter."""
+        self._draw_reserve()
         nearest = islice((one for one in self._by_distance if one.state is not State.FAILED), count)
         return all(candidate.state is State.ANSWERED for candidate in nearest)
 

@@ -3,6 +3,10 @@
 A replica has *answered* when it has named an entry of those slots (a tombstone counts), or said that it holds the
 sector, so that its finding nothing means something. How many must is said in :mod:`prime_dht.node.reader`.
 
+One that is *behind*, as it named some and said that it does not hold the sector, has not: it was away, or just came,
+or takes the place of one that is gone, and others may have more, or what is newer. What it named is joined all the
+same.
+
 One that named nothing but entries that this node declines (:mod:`prime_dht.node.pages`) is as good as silent: whether
 there is a value cannot be told from it. So a replica that makes such entries up has no more say than one that says
 nothing at all.
@@ -17,7 +21,7 @@ from prime_dht.entries.entry import Entry, Slot
 from prime_dht.entries.join import Selection, join, state_of
 from prime_dht.ids import OpId, PeerId
 from prime_dht.kad.contact import Contact
-from prime_dht.node.pages import Judged
+from prime_dht.node.pages import Page
 from prime_dht.storage.paging import Place
 
 
@@ -32,6 +36,7 @@ class Answers:
         by_peer: what each named.
         joined: the join of that.
         counted: those that have answered.
+        behind: those that named something, and do not hold the sector.
         declined: by those that named nothing else, live entries that this node does not take, and why.
     """
 
@@ -41,19 +46,23 @@ class Answers:
     by_peer: dict[PeerId, dict[Slot, Entry]] = field(default_factory=dict)
     joined: dict[Slot, Entry] = field(default_factory=dict)
     counted: set[PeerId] = field(default_factory=set)
+    behind: set[PeerId] = field(default_factory=set)
     declined: dict[PeerId, dict[OpId, str]] = field(default_factory=dict)
     horizon: Place | None = None
     """The place up to which every answer is complete; ``None`` if all answers are."""
 
-    def add(self, peer: PeerId, judged: Judged, *, held: bool, end: Place | None = None) -> None:
-        """Count what a peer answered; ``end`` is the place up to which it is complete, if it is not all."""
+    def add(self, peer: PeerId, page: Page) -> None:
+        """Count what a peer answered."""
+        judged, end = page.judged, page.end
         named = {slot: entry for slot, entry in state_of(judged.admitted).items() if self.selection.includes(slot)}
         declined = {one.entry.op_id: one.reason for one in judged.declined if self.selection.includes(one.entry.slot)}
         if declined and not named:
             self.declined[peer] = declined
         self.by_peer[peer] = named
         self.joined = join(self.joined, named)
-        if named or (held and not declined):
+        if named and page.not_held:
+            self.behind.add(peer)
+        elif named or (page.held and not declined):
             self.counted.add(peer)
         if end is not None:
             self.horizon = end if self.horizon is None else min(self.horizon, end)
@@ -63,6 +72,16 @@ class Answers:
         """How many more replicas must answer."""
         needed = self.absence if self.found_nothing else self.quorum
         return max(0, needed - len(self.counted))
+
+    @property
+    def enough_nearest(self) -> int:
+        """So many of the nearest are enough where some are behind, whether or not they count."""
+        return self.quorum + self.absence
+
+    @property
+    def joined_of(self) -> int:
+        """How many peers' answers were joined: those that named something, or hold the sector."""
+        return len(self.counted) + len(self.behind)
 
     @property
     def found_nothing(self) -> bool:
@@ -93,7 +112,7 @@ class Answers:
         """Those that have not answered."""
         return [replica for replica in replicas if replica.peer not in self.by_peer]
 
-    def behind(self, now_us: int) -> dict[PeerId, list[Entry]]:
+    def lacking(self, now_us: int) -> dict[PeerId, list[Entry]]:
         """Which peers lack which of the entries that stand.
 
         Of those that were asked for the newest only: nothing older than that, which they had no reason to send.

@@ -2,7 +2,8 @@
 
 Bounded in bytes, dropping what was used longest ago; an answer is used for ``ttl_s`` and never beyond the entry's own
 expiry. What this node writes itself, or stores as a replica, drops what is remembered of that key; and an answer that
-was on its way meanwhile, which may be older than the write, is not remembered either.
+was on its way meanwhile, which may be older than the write, is not remembered either. What asking again has shown to be
+over is forgotten, and an older answer that comes late takes no newer one's place: nobody goes back to what was before.
 """
 
 from __future__ import annotations
@@ -72,17 +73,29 @@ class ReadCache:
         return answer.found
 
     @contextmanager
-    def reading(self, question: Question) -> Iterator[Callable[[Found, float], None]]:
-        """While replicas are asked a question: call what this gives with the answer, and ``now_s``, to remember it."""
+    def reading(self, question: Question) -> Iterator[Callable[[Found | None, float, bool], None]]:
+        """While replicas are asked a question: call what this gives with the answer, and ``now_s``, to take note of it.
+
+        Its last argument is whether others may be given the answer.
+        """
         key = question.key
         self._reading[key] = self._reading.get(key, 0) + 1
+        at_start = self._answers.get(question)
 
-        def remember(found: Found, now_s: float) -> None:
-            if key not in self._written:
+        def note(found: Found | None, now_s: float, is_for_others: bool) -> None:
+            if key in self._written:
+                return
+            if found is not None and (before := self._answers.get(question)) is not None:
+                known, told = _version(before.found), _version(found)
+                # If it is older than what was known all along, that is over: deleted, and this is another publisher's.
+                if (told == known and not is_for_others) or (told < known and before is not at_start):
+                    return
+            self._forget(question)
+            if found is not None and is_for_others:
                 self._put(question, found, now_s)
 
         try:
-            yield remember
+            yield note
         finally:
             self._reading[key] -= 1
             if not self._reading[key]:
@@ -108,7 +121,6 @@ class ReadCache:
         )
         if self._ttl_s <= 0 or size > self._max_bytes:
             return
-        self._forget(question)
         self._answers[question] = _Answer(replace(found, answered=0), now_s + self._ttl_s, size)
         self._of_key.setdefault(question.key, set()).add(question)
         self._bytes += size
@@ -124,3 +136,7 @@ class ReadCache:
         questions.discard(question)
         if not questions:
             del self._of_key[question.key]
+
+
+def _version(found: Found) -> tuple[int, bytes]:
+    return found.created_at_us, found.op_id

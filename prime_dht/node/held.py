@@ -27,7 +27,7 @@ import numpy as np
 
 from prime_dht.ids import KAD_KEY_BITS, Key, PeerId, kad_key
 from prime_dht.kad.keyspace import Prefix
-from prime_dht.kad.replicas import choose_replicas
+from prime_dht.kad.replicas import syncs
 from prime_dht.node.neighbourhood import Neighbourhood
 from prime_dht.partition.arcs import ArcSet
 from prime_dht.partition.location import sector_of
@@ -88,20 +88,27 @@ class HeldSectors:
         """Those of the arc that it holds, provisionally or not."""
         return self.arc if self._is_first() else self._held
 
-    def holds(self, key: Key) -> bool:
-        """Whether this node's finding nothing under a key means that there is nothing.
+    def holds(self, key: Key, *, names_some: bool = False) -> bool:
+        """Whether what this node has under a key is all, and finding nothing means that there is nothing.
 
-        It does if it holds the sector and is, as far as it knows, one of the ``r`` closest: what was just put is at
+        So it is if it holds the sector and is, as far as it knows, one of the ``r`` closest: what was just put is at
         these, while others within whose arc it lies hear of it by sync. Whoever takes the place of one that is gone is
         such another, for as long as that one is believed to be silent.
+
+        Args:
+            names_some: whether it has anything there. If so, and nobody is silent, it need not be one of the closest: a
+                reader asks those first.
         """
-        if self._is_first():
-            return True
         if sector_of(location_of(key), sector_bits=self._sector_bits) not in self._held:
-            return False
+            return self._is_first()
         known = self._neighbourhood
-        servers = [*known.nearest_replicas(kad_key(key), self._replication), *known.silent_replicas()]
-        return known.own_contact() in choose_replicas(kad_key(key), servers, self._replication)
+        silent = known.silent_replicas()
+        if names_some and not silent:
+            return True
+        target = kad_key(key)
+        own = known.local ^ target
+        servers = (*known.table.near(target, self._replication, where=syncs), *silent)
+        return sum(server.kad_key ^ target < own for server in servers) < self._replication or self._is_first()
 
     def _is_first(self) -> bool:
         """Whether there is nobody else, as far as a node can know that has looked, nor was a moment ago."""

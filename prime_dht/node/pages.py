@@ -31,7 +31,7 @@ from prime_dht.node.clock import Clock
 from prime_dht.node.server import ENTRIES_PER_TURN, MAX_REPLY_VALUE_BYTES
 from prime_dht.quantities import duration_text
 from prime_dht.storage.paging import Place, decode_cursor, encode_cursor
-from prime_dht.wire.kad import Record, SlotQuery
+from prime_dht.wire.kad import BatchReply, Reply, SlotQuery
 
 FULL_PAGE_BYTES = MAX_REPLY_VALUE_BYTES - MAX_ENTRY_BYTES
 """An honest replica's page has more than these, unless it is the last: the next entry would not have fitted."""
@@ -65,6 +65,7 @@ class Sent(NamedTuple):
 
     entries: Sequence[Entry]
     held: bool
+    not_held: bool = False
     end: Place | None = None
     next_cursor: bytes = b""
 
@@ -76,10 +77,16 @@ class Sent(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A replica's answer: what it named, whether it holds the sector, and where it ended if that is not all."""
+    """A replica's answer: what it named, whether it holds the sector, and where it ended if that is not all.
+
+    Attributes:
+        held: it said that it does; it need not, where it names something.
+        not_held: it said that it does not.
+    """
 
     judged: Judged
     held: bool
+    not_held: bool
     end: Place | None
     next_cursor: bytes
 
@@ -131,26 +138,26 @@ class Pages:
         self._verified = verified
         self._clock = clock
 
-    async def read(self, key: Key, query: SlotQuery, record: Record | None, held: bool, next_cursor: bytes) -> Page:
+    async def read(self, key: Key, query: SlotQuery, reply: Reply | BatchReply) -> Page:
         """Check and judge what a replica sent.
 
         Raises:
             RemoteProtocolError: it sent something that no honest replica holds.
         """
-        return await self.judge_page(self.check(key, query, record, held, next_cursor))
+        return await self.judge_page(self.check(key, query, reply))
 
-    def check(self, key: Key, query: SlotQuery, record: Record | None, held: bool, next_cursor: bytes) -> Sent:
+    def check(self, key: Key, query: SlotQuery, reply: Reply | BatchReply) -> Sent:
         """Check all of what a replica sent but the entries by themselves.
 
         Raises:
             RemoteProtocolError: no honest replica would send it.
         """
-        if record is None or not record.value:
-            return Sent((), held)
+        if reply.record is None or not reply.record.value:
+            return Sent((), reply.held)
         try:
-            decoded = decode_entry_set(record.value, max_entries=MAX_ENTRIES_PER_PAGE)
+            decoded = decode_entry_set(reply.record.value, max_entries=MAX_ENTRIES_PER_PAGE)
             behind = decode_cursor(query.cursor)
-            end = decode_cursor(next_cursor)
+            end = decode_cursor(reply.next_cursor)
         except ValidationError as error:
             raise RemoteProtocolError(str(error)) from error
         entries = [candidate for candidate in decoded if isinstance(candidate, Entry)]
@@ -168,7 +175,7 @@ class Pages:
         # Of the newest a reader fetches MAX_PAGES at most; of all slots, as many as a replica makes up.
         if end is not None and not query.newest and sum(entry.size_bytes for entry in entries) <= FULL_PAGE_BYTES:
             raise RemoteProtocolError("a page that has room for more and is not the last")
-        return Sent(entries, held, end, next_cursor)
+        return Sent(entries, reply.held, reply.not_held, end, reply.next_cursor)
 
     async def judge_page(self, sent: Sent) -> Page:
         """What a replica sent, judged, in turns if it is long.
@@ -176,11 +183,11 @@ class Pages:
         Raises:
             RemoteProtocolError: it sent something that no honest replica holds.
         """
-        return Page(await self.judge(sent.entries, of_peer=True), sent.held, sent.end, sent.next_cursor)
+        return Page(await self.judge(sent.entries, of_peer=True), *sent[1:])
 
     def judge_short(self, sent: Sent) -> Page:
         """As :meth:`judge_page`, for what is short."""
-        return Page(self._judge(sent.entries, of_peer=True), sent.held, sent.end, sent.next_cursor)
+        return Page(self._judge(sent.entries, of_peer=True), *sent[1:])
 
     async def judge(self, entries: Sequence[Entry], *, of_peer: bool = False) -> Judged:
         """Of what a replica holds, what this node would store itself; others have a turn now and then.

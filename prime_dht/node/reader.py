@@ -16,6 +16,9 @@ the end, because the entry may be on any. A reader of all slots hands them on pa
 place up to which every replica's answer is complete. A replica that makes slots up could go on for ever, so the cursor
 counts them.
 
+Replicas that are behind do not count. But where all are, as they may be for long where a key is full, a get ends when
+``r`` more than have to answer, the nearest that live, have done so.
+
 When ``operation_timeout_s`` is up a get answers with what it has found, if that is anything, or that leaves no doubt.
 """
 
@@ -143,14 +146,12 @@ class Reader:
             if remembered is not None:
                 return remembered
         selection = Selection(publishers=publishers, subkeys=frozenset((subkey,)))
-        with self._cache.reading(question) as remember:
+        with self._cache.reading(question) as note:
             answers = await self._ask_replicas(key, selection, quorum)
             chosen = selection.choose(answers.joined, self._clock.now_us())
-            if not chosen:
-                return None
-            found = Found.of(chosen[0], answered=len(answers.counted))
-            if len(answers.counted) >= self._quorum(None):  # others may ask for no less
-                remember(found, self._clock.monotonic_s())
+            found = Found.of(chosen[0], answered=answers.joined_of) if chosen else None
+            is_for_others = len(answers.counted) >= self._quorum(None)  # they may ask for no less
+            note(found, self._clock.monotonic_s(), is_for_others)
         return found
 
     async def get_all(
@@ -180,7 +181,7 @@ class Reader:
         if limit is not None and len(within) > limit:
             within = within[:limit]
             end = (within[-1].publisher, within[-1].header.subkey) if within else None
-        found = tuple(Found.of(entry, answered=len(answers.counted)) for entry in within)
+        found = tuple(Found.of(entry, answered=answers.joined_of) for entry in within)
         if end is None:
             return FoundPage(found)
         bookmark = bookmark.moved_to(end, key, answers.joined)
@@ -210,7 +211,8 @@ class Reader:
             for width in sorted({needed, self._config.replication_factor, self._config.k_bucket_size}):
                 by_peer: dict[PeerId, list[Key]] = defaultdict(list)
                 for key, said in answers.items():
-                    for server in servers[key][asked:width] if said.missing else ():
+                    until = min(width, said.enough_nearest) if said.behind else width
+                    for server in servers[key][asked:until] if said.missing else ():
                         by_peer[server.peer].append(key)
                 await self._get_batches(by_peer, answers)
                 asked = width
@@ -224,7 +226,7 @@ class Reader:
             is_open = said.missing or said.are_declined(nearest)
             in_doubt = is_open if limit.cancelled_caught else said.leaves_in_doubt(nearest)
             if chosen or (self._neighbourhood.has_met_anybody() and not in_doubt):
-                found[key] = Found.of(chosen[0], answered=len(said.counted)) if chosen else None
+                found[key] = Found.of(chosen[0], answered=said.joined_of) if chosen else None
                 self._repair_soon(key, said)
         if keys and not found:
             why = next(filter(None, (said.why_declined() for said in answers.values())), "")
@@ -282,9 +284,10 @@ class Reader:
         )
 
         def adjust(contact: Contact) -> None:
-            if contact.peer not in answers.counted:
+            is_first_behind = answers.behind == {contact.peer}  # another is asked in its place: most often that is all
+            if contact.peer not in answers.counted and not is_first_behind:
                 lookup.widen(self._config.alpha)  # not what one hopes for: from here on search broadly
-            elif len(answers.counted) == len(answers.by_peer):  # so far so good
+            elif answers.joined_of == len(answers.by_peer):  # so far so good
                 lookup.narrow(answers.missing)
 
         async def take_rest(contact: Contact, sent: Sent) -> None:
@@ -292,15 +295,17 @@ class Reader:
             adjust(contact)
 
         def take(contact: Contact, reply: Reply) -> Task | None:
-            sent = self._pages.check(key, query, reply.record, reply.held, reply.next_cursor)
+            sent = self._pages.check(key, query, reply)
             if not sent.is_short or (sent.next_cursor and query.newest):
                 return partial(take_rest, contact, sent)
-            page = self._pages.judge_short(sent)
-            answers.add(contact.peer, page.judged, held=page.held, end=page.end)
+            answers.add(contact.peer, self._pages.judge_short(sent))
             adjust(contact)
             return None
 
-        result = await self._explorer.run(lookup, GetValue(key, query), take=take, until=lambda: not answers.missing)
+        def is_enough() -> bool:
+            return not answers.missing or (bool(answers.behind) and lookup.has_heard_nearest(answers.enough_nearest))
+
+        result = await self._explorer.run(lookup, GetValue(key, query), take=take, until=is_enough)
         if answers.found_nothing and self._neighbourhood.is_server and self._network.local not in answers.by_peer:
             await self._ask_here(key, query, answers)  # it may hold what the nearest held before they died
         if not answers.found_nothing:
@@ -345,16 +350,17 @@ class Reader:
     async def _ask_again(self, contact: Contact, key: Key, query: SlotQuery, answers: Answers) -> None:
         with suppress(QueryError, RemoteProtocolError):
             reply = await self._neighbourhood.ask(contact, GetValue(key, query))
-            page = await self._pages.read(key, query, reply.record, reply.held, reply.next_cursor)
+            page = await self._pages.read(key, query, reply)
             await self._take_rest(contact, key, query, page, answers)
 
     async def _ask_here(self, key: Key, query: SlotQuery, answers: Answers) -> None:
-        page, held = await self._server.read(key, query)
+        page = await self._server.read(key, query)
         judged = await self._pages.judge(page.entries)
         while page.next_cursor and query.newest:
-            page, held = await self._server.read(key, replace(query, cursor=page.next_cursor))
+            page = await self._server.read(key, replace(query, cursor=page.next_cursor))
             judged += await self._pages.judge(page.entries)
-        answers.add(self._network.local, judged, held=held, end=decode_cursor(page.next_cursor))
+        holds, end = self._server.holds(key, names_some=bool(judged.admitted)), decode_cursor(page.next_cursor)
+        answers.add(self._network.local, Page(judged, holds, not holds, end, page.next_cursor))
 
     async def _take_rest(self, contact: Contact, key: Key, query: SlotQuery, page: Page, answers: Answers) -> None:
         """Fetch the pages of a replica's answer behind the first, if it is to be complete, and count it.
@@ -368,10 +374,10 @@ class Reader:
         while page.next_cursor and query.newest and pages < MAX_PAGES:
             query = replace(query, cursor=page.next_cursor)
             reply = await self._neighbourhood.ask(contact, GetValue(key, query))
-            page = await self._pages.read(key, query, reply.record, reply.held, reply.next_cursor)
+            page = await self._pages.read(key, query, reply)
             judged += page.judged
             pages += 1
-        answers.add(contact.peer, judged, held=page.held, end=page.end)
+        answers.add(contact.peer, replace(page, judged=judged))
 
     async def _get_batches(self, by_peer: Mapping[PeerId, Sequence[Key]], answers: Mapping[Key, Answers]) -> None:
         for key in by_peer.get(self._network.local, ()):
@@ -396,11 +402,11 @@ class Reader:
             while keys:
                 reply = await self._neighbourhood.ask(contact, GetValue(Key(b""), query, tuple(keys)))
                 for key, item in zip(keys, reply.batch, strict=False):  # it may answer for the first keys only
-                    page = await self._pages.read(key, query, item.record, item.held, item.next_cursor)
+                    page = await self._pages.read(key, query, item)
                     if page.next_cursor:
                         begun.append((key, page))
                     else:
-                        answers[key].add(peer, page.judged, held=page.held)
+                        answers[key].add(peer, page)
                 if not reply.batch:
                     break
                 keys = keys[len(reply.batch) :]
@@ -419,13 +425,13 @@ class Reader:
             return  # of a page, what is missing cannot be told from what lies beyond
         if len(answers.by_peer) == 1:
             return  # what there is it has
-        behind = answers.behind(self._clock.now_us())
-        if not behind:
+        lacking = answers.lacking(self._clock.now_us())
+        if not lacking:
             return
         answered = [self._neighbourhood.contact(peer) for peer in answers.by_peer if peer != self._network.local]
         own = self._neighbourhood.own_contact()
         for replica in choose_replicas(kad_key(key), answered, self._config.replication_factor, own=own):
-            peer, entries = replica.peer, behind.get(replica.peer)
+            peer, entries = replica.peer, lacking.get(replica.peer)
             if entries is None:
                 continue
             try:  # what is more than a reply's worth is left to the next reader as well

@@ -156,7 +156,7 @@ class Server:
         self._neighbourhood.heard_from(peer)
         match request:
             case FindNode(target):
-                return self._reply(closer=self._find_node(target, peer))
+                return Reply(closer=self._find_node(target, peer), replicates=self._neighbourhood.is_server)
             case GetValue(key, query, batch):
                 return self._get_batch(batch, query) if batch else self._get(key, query, peer)
             case PutValue(records):
@@ -166,7 +166,7 @@ class Server:
             case GetProviders(multihash):
                 return self._get_providers(multihash, peer)
             case Ping():
-                return self._reply()
+                return Reply(replicates=self._neighbourhood.is_server)
             case _:
                 assert_never(request)
 
@@ -229,13 +229,13 @@ class Server:
             if result.evicted:
                 self._feed.publish(EntriesEvicted(op_ids=tuple(gone.op_id for gone in result.evicted)))
 
-    async def read(self, key: Key, query: SlotQuery) -> tuple[EntryPage, bool]:
-        """Entries that this node stores under a key, headers included; and whether it holds the key's sector."""
-        page = await self._storage.get_entries(_entry_query(key, query), now_us=self._clock.now_us())
-        return page, self._holds(key)
+    async def read(self, key: Key, query: SlotQuery) -> EntryPage:
+        """Entries that this node stores under a key, headers included."""
+        return await self._storage.get_entries(_entry_query(key, query), now_us=self._clock.now_us())
 
-    def _holds(self, key: Key) -> bool:
-        return self._neighbourhood.is_server and self._held.holds(key)
+    def holds(self, key: Key, *, names_some: bool = False) -> bool:
+        """Whether what this node names under a key is all that there is, and nothing means that there is nothing."""
+        return self._neighbourhood.is_server and self._held.holds(key, names_some=names_some)
 
     async def get_providers(self, multihash: bytes) -> list[ProviderRecord]:
         """Providers that this node knows of, itself first if it is one."""
@@ -272,28 +272,6 @@ class Server:
             return None  # records may expire by their own rules (IPNS does), and rules may have changed
         return held
 
-    def _reply(
-        self,
-        *,
-        record: Record | None = None,
-        closer: tuple[PeerRecord, ...] = (),
-        providers: tuple[PeerRecord, ...] = (),
-        held: bool = False,
-        next_cursor: bytes = b"",
-        statuses: tuple[EntryStatus, ...] = (),
-        batch: tuple[BatchReply, ...] = (),
-    ) -> Reply:
-        return Reply(
-            record=record,
-            closer=closer,
-            providers=providers,
-            held=held,
-            next_cursor=next_cursor,
-            statuses=statuses,
-            replicates=self._neighbourhood.is_server,
-            batch=batch,
-        )
-
     def _find_node(self, target: bytes, asker: PeerId) -> tuple[PeerRecord, ...]:
         closer = self._closer(target, asker)
         if not is_peer_id(target) or any(record.peer == target for record in closer):
@@ -326,19 +304,30 @@ class Server:
         return self._got(key, query, asker, page)
 
     async def _get_entries(self, key: Key, query: SlotQuery | None, asker: PeerId) -> Reply:
-        page = await self._storage.get_entries(_entry_query(key, query or SlotQuery()), now_us=self._clock.now_us())
-        return self._got(key, query, asker, page)
+        return self._got(key, query, asker, await self.read(key, query or SlotQuery()))
 
     def _got(self, key: Key, query: SlotQuery | None, asker: PeerId, page: EntryPage) -> Reply:
         record = self._record_of(key, page)
         # A reader that says what it wants, and finds it, needs nobody closer.
         closer = () if query is not None and record is not None else self._closer(key, asker)
-        is_absent = record is None and self._holds(key)
-        return self._reply(record=record, closer=closer, held=is_absent, next_cursor=page.next_cursor)
+        names_some = record is not None
+        holds = self.holds(key, names_some=names_some)
+        return Reply(
+            record=record,
+            closer=closer,
+            held=holds and not names_some,
+            next_cursor=page.next_cursor,
+            replicates=self._neighbourhood.is_server,
+            not_held=names_some and not holds,
+        )
 
     async def _get_plain(self, key: Key, asker: PeerId) -> Reply:
         held = await self.get_plain(key)
-        return self._reply(record=None if held is None else _wire_record(held), closer=self._closer(key, asker))
+        return Reply(
+            record=None if held is None else _wire_record(held),
+            closer=self._closer(key, asker),
+            replicates=self._neighbourhood.is_server,
+        )
 
     async def _get_batch(self, keys: tuple[Key, ...], query: SlotQuery | None) -> Reply:
         room = MAX_REPLY_VALUE_BYTES
@@ -346,12 +335,16 @@ class Server:
         for key in keys:
             if self._namespace(key) != PRIME_NAMESPACE:
                 raise RemoteProtocolError("a batched GET_VALUE is for keys in /prime/")
-            page, held = await self.read(key, query or SlotQuery())
+            page = await self.read(key, query or SlotQuery())
             record = self._record_of(key, page)
             if record is not None and (room := room - len(record.value)) < 0 and items:
                 break  # the answers for the first keys; the asker asks again for the rest
-            items.append(BatchReply(record, held=held, next_cursor=page.next_cursor))
-        return self._reply(batch=tuple(items))
+            names_some = record is not None
+            holds = self.holds(key, names_some=names_some)
+            items.append(
+                BatchReply(record, held=holds, next_cursor=page.next_cursor, not_held=names_some and not holds)
+            )
+        return Reply(batch=tuple(items), replicates=self._neighbourhood.is_server)
 
     def _record_of(self, key: Key, page: EntryPage) -> Record | None:
         if not page.entries:
@@ -395,7 +388,7 @@ class Server:
             closer = self._closer(records[0].key, asker, self._config.replication_factor)
         is_echoed = len(records) == 1 and not request.no_echo and len(records[0].value) <= MAX_ECHO_BYTES
         echo = _echo(records[0], self._clock.now_us()) if is_echoed else None
-        return self._reply(record=echo, closer=closer, statuses=tuple(statuses))
+        return Reply(record=echo, closer=closer, statuses=tuple(statuses), replicates=self._neighbourhood.is_server)
 
     async def _put_plain(self, record: Record, asker: PeerId, *, want_closer: bool) -> Reply:
         now_us = self._clock.now_us()
@@ -414,7 +407,7 @@ class Server:
         if not kept:
             raise ValidationError("a better record is held")
         closer = self._closer(record.key, asker) if want_closer else ()
-        return self._reply(record=_echo(record, now_us), closer=closer)
+        return Reply(record=_echo(record, now_us), closer=closer, replicates=self._neighbourhood.is_server)
 
     # Providers
 
@@ -428,7 +421,7 @@ class Server:
         self._network.learn_addresses(sender, credible(addresses, told_from=told_from), source="kad")
         now_us = self._clock.now_us()
         await self._storage.add_provider(self._provider(multihash, sender, addresses, now_us), now_us=now_us)
-        return self._reply()
+        return Reply(replicates=self._neighbourhood.is_server)
 
     def _provider(self, multihash: bytes, peer: PeerId, addresses: tuple[bytes, ...], now_us: int) -> ProviderRecord:
         return ProviderRecord(
@@ -443,7 +436,9 @@ class Server:
             PeerRecord(record.provider, record.addresses, Connection.CAN_CONNECT)
             for record in await self.get_providers(multihash)
         )
-        return self._reply(providers=providers, closer=self._closer(multihash, asker))
+        return Reply(
+            providers=providers, closer=self._closer(multihash, asker), replicates=self._neighbourhood.is_server
+        )
 
     def _namespace(self, key: Key) -> str:
         if key == EMPTY_KEY:  # which an application can come to ask for

@@ -165,11 +165,14 @@ class BatchItem(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
     NEXT_CURSOR_FIELD_NUMBER: _builtins.int
+    NOT_HELD_FIELD_NUMBER: _builtins.int
     key: _builtins.bytes
     held: _builtins.bool
     """as in the reply to a single GET_VALUE"""
     next_cursor: _builtins.bytes
     """likewise: with it, ask for the rest of this key alone"""
+    not_held: _builtins.bool
+    """likewise"""
     @_builtins.property
     def record(self) -> Global___Record: ...
     def __init__(
@@ -179,10 +182,11 @@ class BatchItem(_message.Message):
         key: _builtins.bytes = ...,
         held: _builtins.bool = ...,
         next_cursor: _builtins.bytes = ...,
+        not_held: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "key", b"key", "next_cursor", b"next_cursor", "record", b"record"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "key", b"key", "next_cursor", b"next_cursor", "not_held", b"not_held", "record", b"record"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -271,6 +275,7 @@ class Message(_message.Message):
     NEXT_CURSOR_FIELD_NUMBER: _builtins.int
     STATUSES_FIELD_NUMBER: _builtins.int
     REPLICATES_FIELD_NUMBER: _builtins.int
+    NOT_HELD_FIELD_NUMBER: _builtins.int
     BATCH_FIELD_NUMBER: _builtins.int
     type: Global___Message.MessageType.ValueType
     key: _builtins.bytes
@@ -292,6 +297,8 @@ class Message(_message.Message):
     """more entries follow; ask again with it"""
     replicates: _builtins.bool
     """this node keeps entry sets by join: it can be a replica of /prime/ keys"""
+    not_held: _builtins.bool
+    """this node names entries, and does not hold the sector: there may be more, or newer ones"""
     @_builtins.property
     def record(self) -> Global___Record: ...
     @_builtins.property
@@ -331,11 +338,12 @@ class Message(_message.Message):
         next_cursor: _builtins.bytes = ...,
         statuses: _abc.Iterable[Global___EntryStatus] | None = ...,
         replicates: _builtins.bool = ...,
+        not_held: _builtins.bool = ...,
         batch: _abc.Iterable[Global___BatchItem] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["query", b"query", "record", b"record"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "closerPeers", b"closerPeers", "clusterLevelRaw", b"clusterLevelRaw", "held", b"held", "key", b"key", "next_cursor", b"next_cursor", "no_echo", b"no_echo", "providerPeers", b"providerPeers", "query", b"query", "record", b"record", "replicas", b"replicas", "replicates", b"replicates", "statuses", b"statuses", "type", b"type", "want_closer", b"want_closer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "closerPeers", b"closerPeers", "clusterLevelRaw", b"clusterLevelRaw", "held", b"held", "key", b"key", "next_cursor", b"next_cursor", "no_echo", b"no_echo", "not_held", b"not_held", "providerPeers", b"providerPeers", "query", b"query", "record", b"record", "replicas", b"replicas", "replicates", b"replicates", "statuses", b"statuses", "type", b"type", "want_closer", b"want_closer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -186,6 +186,7 @@ class BatchReply:
     record: Record | None = None
     held: bool = False
     next_cursor: bytes = b""
+    not_held: bool = False
 
 
 class Reply(NamedTuple):
@@ -199,6 +200,7 @@ class Reply(NamedTuple):
     statuses: tuple[EntryStatus, ...] = ()
     replicates: bool = False
     batch: tuple[BatchReply, ...] = ()
+    not_held: bool = False
 
 
 def encode_request(request: Request) -> bytes:
@@ -275,6 +277,7 @@ def encode_reply(request: Request, reply: Reply) -> bytes:
     message.held = reply.held
     message.next_cursor = reply.next_cursor
     message.replicates = reply.replicates
+    message.not_held = reply.not_held
     _write_statuses(message.statuses, reply.statuses)
     for item_reply in reply.batch:
         item = message.batch.add()
@@ -282,6 +285,7 @@ def encode_reply(request: Request, reply: Reply) -> bytes:
             _write_record(item.record, item_reply.record)
         item.held = item_reply.held
         item.next_cursor = item_reply.next_cursor
+        item.not_held = item_reply.not_held
     return message.SerializeToString()
 
 
@@ -308,9 +312,11 @@ def decode_reply(request: Request, body: bytes) -> Reply:
                 _read_record(item.record) if item.HasField("record") else None,
                 item.held,
                 _cursor(item.next_cursor),
+                item.not_held,
             )
             for item in message.batch[:MAX_BATCH]
         ),
+        not_held=message.not_held,
     )
 
 

@@ -291,6 +291,7 @@ async def test_it_speaks_for_a_key_only_while_it_is_among_the_closest_it_knows()
         closer = sum(kad_key(peer) ^ kad_key(key) < local ^ kad_key(key) for peer in peers)
         is_held = sector_of(location_of(key), sector_bits=BITS) in held.held
         assert held.holds(key) == (is_held and closer < 3)
+        assert held.holds(key, names_some=True) == is_held, "a reader asks the closest first"
         spoken_for += held.holds(key)
     assert 0 < spoken_for < 200
 
@@ -330,6 +331,7 @@ async def test_whoever_takes_the_place_of_one_that_is_gone_does_not_speak_for_wh
     serving.neighbourhood.failed(gone, "killed")
     assert serving.neighbourhood.own_contact() in serving.neighbourhood.nearest_replicas(kad_key(key), 3)
     assert not held.holds(key)
+    assert not held.holds(key, names_some=True), "what it has may be what was put since alone"
     serving.clock.time_us += int(BELIEVE_AGAIN_S * US_PER_S)
     assert held.holds(key)
 

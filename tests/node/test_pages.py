@@ -20,7 +20,7 @@ from prime_dht.node.server import ENTRIES_PER_TURN, MAX_ENTRIES_PER_RECORD, MAX_
 from prime_dht.storage.base import EntryPage
 from prime_dht.storage.paging import take_page
 from prime_dht.testing.serving import NOW_US, SetClock
-from prime_dht.wire.kad import Record, SlotQuery
+from prime_dht.wire.kad import Record, Reply, SlotQuery
 
 KEY = Key(b"/prime/k")
 
@@ -51,6 +51,7 @@ async def test_a_page_may_have_as_many_entries_as_fit_in_a_reply_and_others_have
     verified = VerifiedEnvelopes()
     pages = Pages(rules, verified, SetClock(NOW_US))
     query = SlotQuery(newest=False)
+    reply = Reply(Record(KEY, encode_entry_set(sent.entries)), next_cursor=sent.next_cursor)
     verified_at_turns = [0]
 
     async def look_at_each_turn() -> None:
@@ -61,7 +62,7 @@ async def test_a_page_may_have_as_many_entries_as_fit_in_a_reply_and_others_have
     async with trio.open_nursery() as nursery:
         nursery.start_soon(look_at_each_turn)
         await trio.lowlevel.checkpoint()
-        page = await pages.read(KEY, query, Record(KEY, encode_entry_set(sent.entries)), False, sent.next_cursor)
+        page = await pages.read(KEY, query, reply)
         nursery.cancel_scope.cancel()
     assert len(page.judged.admitted) == len(sent.entries)
     assert page.next_cursor == sent.next_cursor

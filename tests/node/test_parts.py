@@ -20,7 +20,7 @@ from prime_dht.node.results import Found
 EVENT = EntriesExpired(values_dropped=1, retired=0)
 
 
-def found(value: bytes, expires_at_us: int = 1000) -> Found:
+def found(value: bytes, *, created_at_us: int = 0, expires_at_us: int = 1000) -> Found:
     return Found(
         key=Key(b"/prime/k"),
         subkey=b"",
@@ -28,7 +28,7 @@ def found(value: bytes, expires_at_us: int = 1000) -> Found:
         blob=None,
         publisher=PeerId(b"p"),
         op_id=OpId(b"o"),
-        created_at_us=TimestampUs(0),
+        created_at_us=TimestampUs(created_at_us),
         expires_at_us=TimestampUs(expires_at_us),
         content_type="",
         metadata={},
@@ -43,7 +43,7 @@ def question(name: bytes, *, publishers: frozenset[PeerId] | None = None) -> Que
 
 def remember(cache: ReadCache, asked: Question, answer: Found, now_s: float = 0.0) -> None:
     with cache.reading(asked) as note:
-        note(answer, now_s)
+        note(answer, now_s, True)
 
 
 def test_the_cache_forgets_what_was_used_longest_ago_and_never_holds_more_than_its_bound() -> None:
@@ -84,9 +84,44 @@ def test_an_answer_that_was_on_its_way_when_the_key_was_written_is_not_remembere
     cache = ReadCache(ttl_s=10, max_bytes=10_000)
     with cache.reading(question(b"a")) as note:
         cache.drop(Key(b"a"))
-        note(found(b"older"), 0.0)
+        note(found(b"older"), 0.0, True)
     assert cache.get(question(b"a"), now_us=0, now_s=0.0) is None
     remember(cache, question(b"a"), found(b"newer"))
+    assert cache.get(question(b"a"), now_us=0, now_s=0.0) is not None
+
+
+def test_of_two_reads_at_once_the_older_answer_does_not_take_the_newer_one_s_place() -> None:
+    cache = ReadCache(ttl_s=10, max_bytes=10_000)
+    with cache.reading(question(b"a")) as note_late, cache.reading(question(b"a")) as note:
+        note(found(b"newer", created_at_us=2), 0.0, True)
+        note_late(found(b"older", created_at_us=1), 0.0, True)
+    remembered = cache.get(question(b"a"), now_us=0, now_s=0.0)
+    assert remembered is not None
+    assert remembered.value == b"newer"
+
+
+def test_an_older_answer_that_was_asked_for_later_takes_the_place_of_what_was_deleted_meanwhile() -> None:
+    cache = ReadCache(ttl_s=10, max_bytes=10_000)
+    remember(cache, question(b"a"), found(b"deleted", created_at_us=2))
+    remember(cache, question(b"a"), found(b"of another", created_at_us=1))
+    remembered = cache.get(question(b"a"), now_us=0, now_s=0.0)
+    assert remembered is not None
+    assert remembered.value == b"of another"
+
+
+def test_a_newer_answer_that_is_not_for_others_ends_the_older_one() -> None:
+    cache = ReadCache(ttl_s=10, max_bytes=10_000)
+    remember(cache, question(b"a"), found(b"older", created_at_us=1))
+    with cache.reading(question(b"a")) as note:
+        note(found(b"newer", created_at_us=2), 0.0, False)
+    assert cache.get(question(b"a"), now_us=0, now_s=0.0) is None
+
+
+def test_the_same_answer_that_is_not_for_others_leaves_what_is_remembered() -> None:
+    cache = ReadCache(ttl_s=10, max_bytes=10_000)
+    remember(cache, question(b"a"), found(b"value"))
+    with cache.reading(question(b"a")) as note:
+        note(found(b"value"), 0.0, False)
     assert cache.get(question(b"a"), now_us=0, now_s=0.0) is not None
 
 

@@ -481,7 +481,7 @@ async def test_a_node_that_has_not_joined_yet_takes_nothing_for_absent_nor_speak
             await node.get("k")
         with pytest.raises(QueryError):
             await node.get_many(["k"])
-        assert not node._reader._server._holds(node._key("k"))
+        assert not node._reader._server.holds(node._key("k"))
         await node.put("own", b"value")
         assert await node.get("own") is not None
         swarm.world.heal()

@@ -14,7 +14,7 @@ from prime_dht.entries.entry import Entry
 from prime_dht.entries.limits import Limits
 from prime_dht.errors import QueryError, ValidationError
 from prime_dht.events import EntriesEvicted, EntriesExpired, EntryStored, Event, LookupProgress
-from prime_dht.ids import Key, kad_key, wire_key
+from prime_dht.ids import US_PER_S, Key, kad_key, wire_key
 from prime_dht.node import keeper
 from prime_dht.node.core import Node
 from prime_dht.node.feed import QUEUED_EVENTS
@@ -69,6 +69,20 @@ async def test_sync_brings_what_overwrote_an_entry_shortly_before_its_end_to_who
         await missing.add_peer(swarm.address_of(other))
         await missing.sync(other.peer_id)
         assert [entry.op_id for entry in await held(swarm, missing)] == [written.op_id]
+
+
+async def test_who_starts_with_a_clock_that_is_ahead_for_a_moment_loses_nothing(autojump_clock: MockClock) -> None:
+    """As some machines do, until they are told the time over the network."""
+    async with open_swarm(seed=1, size=1) as swarm:
+        await swarm.nodes[0].put("k", b"value", ttl=3600)
+        machine = await swarm.stop(swarm.nodes[0])
+        machine.clock.set_by_us = 9 * 3600 * US_PER_S
+        node = await swarm.start(machine)
+        await trio.sleep(20)
+        machine.clock.set_by_us = 0
+        await trio.sleep(150)
+        assert await node.get("k") is not None
+        assert (await node.put("k", b"newer", ttl=3600)).acknowledged
 
 
 async def test_cleanup_expired_drops_now_and_says_what(autojump_clock: MockClock) -> None:
@@ -296,13 +310,25 @@ async def test_a_recent_answer_may_come_from_the_cache_and_latest_never_does(aut
         assert (found := await reader.get("k", quorum=1)) is not None
         assert found.value == b"2", "who asks for a quorum asks the replicas"
         assert (found := await reader.get("k")) is not None
-        assert (found := await reader.get("k", latest=True)) is not None
-        assert found.value == b"2"
+        assert found.value == b"2", "what was remembered is known to be over"
         await writer.put("k", b"3")
+        assert (found := await reader.get("k", latest=True)) is not None
+        assert found.value == b"3"
+        await writer.put("k", b"4")
         await trio.sleep(5)
         assert (found := await reader.get("k")) is not None
-        assert found.value == b"3", "after cache_ttl_s it is asked for again"
-        assert (await reader.stats()).cache_hits == 2
+        assert found.value == b"4", "after cache_ttl_s it is asked for again"
+        assert (await reader.stats()).cache_hits == 1
+
+
+async def test_who_has_seen_that_a_value_is_deleted_does_not_see_it_again(autojump_clock: MockClock) -> None:
+    async with open_swarm(seed=1, size=5) as swarm:
+        reader, writer = await swarm.join_client(), await swarm.join_client()
+        await writer.put("k", b"value")
+        assert await reader.get("k") is not None
+        await writer.delete("k")
+        assert await reader.get("k", latest=True) is None
+        assert await reader.get("k") is None
 
 
 async def test_an_answer_of_fewer_replicas_than_the_quorum_is_for_who_asked_for_it_alone(

@@ -216,7 +216,7 @@ async def test_when_the_time_is_up_those_that_had_not_answered_may_have_what_oth
         receipt = await client.put("k", b"value")
         for node in swarm.nodes[:2]:
             await node._replica.remove_ops([receipt.op_id])
-            monkeypatch.setattr(node._reader._server, "_holds", lambda _key: False)
+            monkeypatch.setattr(node._reader._server, "holds", lambda _key, **_: False)
         swarm.world.silence(swarm.nodes[2].peer_id)
         with pytest.raises(QueryError, match="too few"):
             await client.get("k", quorum=quorum)

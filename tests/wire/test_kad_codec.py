@@ -97,9 +97,10 @@ replies = st.builds(
     next_cursor=st.binary(max_size=20),
     statuses=st.lists(statuses, max_size=3).map(tuple),
     replicates=st.booleans(),
-    batch=st.lists(st.builds(BatchReply, st.none() | records, st.booleans(), st.binary(max_size=20)), max_size=3).map(
-        tuple
-    ),
+    batch=st.lists(
+        st.builds(BatchReply, st.none() | records, st.booleans(), st.binary(max_size=20), st.booleans()), max_size=3
+    ).map(tuple),
+    not_held=st.booleans(),
 )
 
 

@@ -3,7 +3,8 @@
 A field is its tag, ``number << 3 | kind`` (kind 0 a varint, 2 a length and so many bytes), and its value. The tags in
 these messages: type 08, key 12, record 1a, closerPeers 42, providerPeers 4a; in a Record key 0a, value 12, timeReceived
 2a; in a Peer id 0a, addrs 12, connection 18. prime_dht's own numbers, from 100 on, take two bytes: query a206,
-want_closer a806, no_echo b006, replicas ba06, held f006, next_cursor fa06, statuses 8207, replicates 8807, batch c207.
+want_closer a806, no_echo b006, replicas ba06, held f006, next_cursor fa06, statuses 8207, replicates 8807, not_held
+9007, batch c207.
 """
 
 from __future__ import annotations
@@ -117,6 +118,7 @@ EXTENDED_REPLIES: list[tuple[Request, Reply, str]] = [
         Reply(held=True, next_cursor=b"c", replicates=True),
         "0801" + "12042f782f6b" + "f00601" + "fa060163" + "880701",
     ),
+    (GetValue(KEY), Reply(not_held=True), "0801" + "12042f782f6b" + "900701"),
     (
         # statuses of 34 + 2 + 6 = 42 bytes: op_id 0a of 32 bytes, code 10, reason 1a
         PutValue((Record(KEY, b"v"),), no_echo=True),
@@ -124,18 +126,18 @@ EXTENDED_REPLIES: list[tuple[Request, Reply, str]] = [
         "12042f782f6b" + "82072a" + "0a20" + "11" * 32 + "1003" + "1a0466756c6c",
     ),
     (
-        # batch items: record 0a of 9 bytes; held 20; nothing; record and next_cursor 2a
+        # batch items: record 0a of 9 bytes; held 20; nothing; record, next_cursor 2a and not_held 30
         GetValue(Key(b""), None, (KEY, KEY, KEY, KEY)),
         Reply(
             batch=(
                 BatchReply(Record(KEY, b"v")),
                 BatchReply(held=True),
                 BatchReply(),
-                BatchReply(Record(KEY, b"v"), next_cursor=b"c"),
+                BatchReply(Record(KEY, b"v"), next_cursor=b"c", not_held=True),
             )
         ),
         "0801" + "c2070b" + "0a09" + "0a042f782f6b" + "120176" + "c20702" + "2001" + "c20700"
-        "c2070e" + "0a09" + "0a042f782f6b" + "120176" + "2a0163",
+        "c20710" + "0a09" + "0a042f782f6b" + "120176" + "2a0163" + "3001",
     ),
     # rust-libp2p's additions to a record, publisher 666 (d229) and ttl 777 (c830), are passed on: 6 + 3 + 4 + 4 bytes
     (
