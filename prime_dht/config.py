@@ -266,7 +266,8 @@ class NodeConfig:
 
     announce: tuple[str, ...] = ()
     """Multiaddrs to tell others instead of those the node listens on, each of an IP address or a DNS name and a TCP
-    port."""
+    port. A server behind a NAT, or in a container with a network of its own, needs them: others store nothing on one
+    that they cannot dial."""
 
     mdns: bool = False
     """Find other nodes of the network on the local network by multicast, and be found."""

@@ -127,9 +127,6 @@ class BitswapServer:
     Args:
         open_stream: negotiates a stream of :data:`PROTOCOL` with a peer; raises :class:`QueryError`.
         offenders: who is not answered.
-
-    Attributes:
-        blocks_sent: since the start.
     """
 
     def __init__(
@@ -139,7 +136,6 @@ class BitswapServer:
         self._open_stream = open_stream
         self._offenders = offenders
         self._peers: dict[PeerId, _Peer] = {}
-        self.blocks_sent = 0
 
     async def serve(self, stream: INetStream) -> None:
         """A stream handler for :data:`PROTOCOL`."""
@@ -267,7 +263,6 @@ class BitswapServer:
         if cid is not None:
             (data,) = await self._store.read([cid])
             if data is not None:
-                self.blocks_sent += 1
                 return encode_block(cid, data)
         return encode_presences({want.cid: False}) if want.tell_absence else None
 

@@ -9,9 +9,9 @@ The :class:`Dialer` makes connections out of it. Invariants:
 
 - At most one dial to a peer at a time: who asks meanwhile waits for its outcome.
 - A dead address does not hold up a live one: addresses race (:mod:`prime_dht.net.hardening.outbound`).
-- A peer that could not be reached is left alone for a time that doubles with each failure, until it expires or a new
-  address for it comes in. A dial that its caller cuts short has failed too, if it had :data:`FAIR_DIAL_S`; but then who
-  gives it more time may dial at once, for its path may only be slow.
+- A peer that could not be reached is left alone for a time that doubles with each failure, until it expires, a new
+  address for it comes in, or it connects by itself. A dial that its caller cuts short has failed too, if it had
+  :data:`FAIR_DIAL_S`; but then who gives it more time may dial at once, for its path may only be slow.
 - Every wait has a deadline. This node never dials itself.
 """
 
@@ -21,7 +21,7 @@ import ipaddress
 import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -34,8 +34,8 @@ from multiaddr import Multiaddr
 
 from prime_dht.errors import NoTurnError, QueryError, ValidationError
 from prime_dht.ids import PeerId, peer_from_text, peer_text, short
-from prime_dht.net.addresses import Reach, begins_with_name
-from prime_dht.net.hardening.outbound import FailedAddress, RaceSettings, race_addresses
+from prime_dht.net.addresses import Reach, begins_with_name, host_in, reach_of
+from prime_dht.net.hardening.outbound import C, Dial, FailedAddress, RaceSettings, knock, race_addresses
 from prime_dht.net.hardening.parts import Notifee, parts_of
 from prime_dht.net.names import is_named, resolve
 from prime_dht.net.network import OnDialled
@@ -51,6 +51,13 @@ local network can announce any peer there, but need not know what is on this mac
 
 FAIR_DIAL_S = 2.5
 """Who is in a hurry and gives a dial less than this learns nothing of the peer. It is less than a lookup gives it."""
+
+DIAL_BACK_S = 3.5
+"""For dialling a peer that connected by itself: a first packet that is lost is sent again after 1 s and after 3 s."""
+
+DIAL_BACK_AT = 4
+"""Addresses at which that is tried: who says that it listens at another's must work as hard as this node knocks there.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +207,11 @@ class AddressBook:
         if known is not None:
             known.failures, known.retry_at_s = 0, None
 
+    def is_proven(self, peer: PeerId) -> bool:
+        """Whether a dial has reached the peer where it is still said to be."""
+        known = self._peers.get(peer)
+        return known is not None and any(address.proven_s is not None for address in known.addresses.values())
+
     def wait_s(self, peer: PeerId, *, gives_s: float, now_s: float) -> float:
         """How much longer a peer is to be left alone by who gives a dial so much time; 0 if it may be dialled."""
         known = self._peers.get(peer)
@@ -287,6 +299,7 @@ class Dialer:
 
     Attributes:
         on_dialled: is told of the connections that peers make to this node.
+        on_dialling: is told of the addresses of those that this node makes.
 
     Raises:
         ConfigError: the host is not made of py-libp2p's ``BasicHost`` and ``Swarm``.
@@ -299,10 +312,19 @@ class Dialer:
         self._turns: WeakValueDictionary[PeerId, Turns] = WeakValueDictionary()
         self.book = book
         self.on_dialled: OnDialled | None = None
+        self.on_dialling: Callable[[bytes], None] | None = None
 
     def is_connected(self, peer: PeerId) -> bool:
         connections = self._swarm.connections.get(ID(peer), ())  # get_connections copies; this is asked for every reply
         return any(not connection.is_closed for connection in connections)
+
+    def is_dialable(self, peer: PeerId) -> bool:
+        """Whether the peer is known to listen where others can dial it: it was dialled, or is on this machine."""
+        connections = self._swarm.connections.get(ID(peer), ())
+        if any(each.muxed_conn.is_initiator and not each.is_closed for each in connections):
+            return True
+        remote = self.remote_address_of(peer)
+        return self.book.is_proven(peer) or (remote is not None and reach_of(remote) is Reach.MACHINE)
 
     def connected_peers(self) -> tuple[PeerId, ...]:
         """The peers with an open connection, either way."""
@@ -319,7 +341,7 @@ class Dialer:
     @contextmanager
     def hearing(self) -> Iterator[None]:
         """While the block runs, it is known who connects by itself: who waits for a turn to dial it waits no longer."""
-        notifee = _Connected(self._turns, self.on_dialled)
+        notifee = _Connected(self._turns, self.book, self.on_dialled)
         self._swarm.register_notifee(notifee)
         try:
             yield
@@ -355,19 +377,49 @@ class Dialer:
         self.book.add(peer, addresses, source=source, now_s=trio.current_time())
         caller = Caller(timeout_s, on_turn)
         if not self.is_connected(peer):
-            turns = self._turns.setdefault(peer, Turns())
-            with turns.waiting(caller, at_most_s=self._race.total_timeout_s):
-                await turns.dial(partial(self._dial, peer, timeout_s), is_connected=partial(self.is_connected, peer))
-            if caller.scope.cancelled_caught and not self.is_connected(peer):
-                if caller.began_s is None:
-                    raise NoTurnError(f"peer {short(peer)}: no turn to dial it within {self._race.total_timeout_s:g} s")
-                if timeout_s >= FAIR_DIAL_S and not turns.is_taken:
-                    self.book.failed(peer, gave_s=timeout_s, now_s=trio.current_time())
-                raise QueryError(f"peer {short(peer)} did not answer within {timeout_s:g} s")
+            dial = partial(self._dial, peer, timeout_s, self._swarm.dial_addr, self.book.addresses)
+            await self._reach(peer, caller, timeout_s, dial, partial(self.is_connected, peer))
         caller.begin()
         return caller.elapsed_s
 
-    async def _dial(self, peer: PeerId, timeout_s: float) -> None:
+    async def dial_back(self, peer: PeerId) -> None:
+        """Make sure that a peer is dialable, which it need not be because it could connect by itself.
+
+        Raises:
+            NoTurnError, QueryError: as for :meth:`connect`.
+        """
+        if not self.is_dialable(peer):
+            is_reached = partial(self.is_dialable, peer)
+            dial = partial(self._dial, peer, DIAL_BACK_S, partial(knock, self._swarm), self._dialled_back_at)
+            await self._reach(peer, Caller(DIAL_BACK_S, None), DIAL_BACK_S, dial, is_reached)
+
+    def _dialled_back_at(self, peer: PeerId) -> Sequence[bytes]:
+        """Some of a peer's addresses, first those of the machine that it connected from."""
+        remote = self.remote_address_of(peer)
+        host = None if remote is None else host_in(remote)
+        return sorted(self.book.addresses(peer), key=lambda address: host_in(address) != host)[:DIAL_BACK_AT]
+
+    async def _reach(
+        self,
+        peer: PeerId,
+        caller: Caller,
+        timeout_s: float,
+        dial: Callable[[], Awaitable[object]],
+        is_reached: Callable[[], bool],
+    ) -> None:
+        turns = self._turns.setdefault(peer, Turns())
+        with turns.waiting(caller, at_most_s=self._race.total_timeout_s):
+            await turns.dial(dial, is_reached)
+        if caller.scope.cancelled_caught and not is_reached():
+            if caller.began_s is None:
+                raise NoTurnError(f"peer {short(peer)}: no turn to dial it within {self._race.total_timeout_s:g} s")
+            if timeout_s >= FAIR_DIAL_S and not turns.is_taken:
+                self.book.failed(peer, gave_s=timeout_s, now_s=trio.current_time())
+            raise QueryError(f"peer {short(peer)} did not answer within {timeout_s:g} s")
+
+    async def _dial(
+        self, peer: PeerId, timeout_s: float, dial: Dial[C], addresses: Callable[[PeerId], Sequence[bytes]]
+    ) -> C:
         wait_s = self.book.wait_s(peer, gives_s=timeout_s, now_s=trio.current_time())
         if wait_s > 0:
             raise QueryError(f"peer {short(peer)} could not be reached; it is left alone for {wait_s:.0f} s")
@@ -375,18 +427,20 @@ class Dialer:
         tried: set[bytes] = set()
         failures: list[FailedAddress] = []
         # Addresses may come in while others fail.
-        while fresh := [address for address in self.book.addresses(peer) if address not in tried]:
+        while fresh := [address for address in addresses(peer) if address not in tried]:
             # What has a name comes after the rest, which need not wait for the name to be resolved.
             turn = [address for address in fresh if not is_named(Multiaddr(address))] or fresh
             tried.update(turn)
             by_multiaddr = await self._resolved(peer, turn, failures)
             race = replace(self._race, total_timeout_s=max(0.0, deadline_s - trio.current_time()))
-            result = await race_addresses(self._swarm, ID(peer), list(by_multiaddr), race)
+            result = await race_addresses(dial, ID(peer), list(by_multiaddr), race)
             if result.winner is not None:
                 self.book.succeeded(peer, by_multiaddr[result.winner[0]], now_s=trio.current_time())
+                if self.on_dialling is not None:
+                    self.on_dialling(result.winner[0].to_bytes())
                 # py-libp2p's own dials may have failed before, which would block its next one.
                 self._swarm.unblock_peer(ID(peer))
-                return
+                return result.winner[1]
             failures.extend(result.failures)
             if trio.current_time() >= deadline_s:
                 break
@@ -428,8 +482,9 @@ class Dialer:
 class _Connected(Notifee):
     """Hears of connections for those who wait for a turn to dial, and for who wants to know who dials this node."""
 
-    def __init__(self, turns: Mapping[PeerId, Turns], on_dialled: OnDialled | None) -> None:
+    def __init__(self, turns: Mapping[PeerId, Turns], book: AddressBook, on_dialled: OnDialled | None) -> None:
         self._turns = turns
+        self._book = book
         self._on_dialled = on_dialled
 
     async def connected(self, _network: INetwork, conn: INetConn) -> None:
@@ -437,5 +492,8 @@ class _Connected(Notifee):
         turns = self._turns.get(peer)
         if turns is not None:
             turns.connected()
-        if self._on_dialled is not None and not conn.muxed_conn.is_initiator:
+        if conn.muxed_conn.is_initiator:
+            return
+        self._book.forgive(peer)  # if it did not answer before, it may have been down
+        if self._on_dialled is not None:
             self._on_dialled(peer)

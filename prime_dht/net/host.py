@@ -261,10 +261,11 @@ def _strip(address: Multiaddr) -> Multiaddr:
 
 
 def _expand(addresses: Iterable[Multiaddr]) -> list[Multiaddr]:
-    """Each wildcard as the addresses of this machine's interfaces, or loopback if it has none, in place."""
+    """Each wildcard as the addresses of this machine's interfaces, in place; or loopback, if that leaves nothing."""
     expanded = [each for address in addresses for each in expand_wildcard_address(address)]
-    # A machine without a network keeps its wildcards, which nobody can dial.
-    return [Multiaddr(_WILDCARD.sub(lambda found: _LOOPBACK[found[0]], str(address))) for address in expanded]
+    # Of a kind of address that the machine has none of, the wildcard is kept, which nobody can dial.
+    known = [address for address in expanded if not _WILDCARD.match(str(address))]
+    return known or [Multiaddr(_WILDCARD.sub(lambda found: _LOOPBACK[found[0]], str(each))) for each in expanded]
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

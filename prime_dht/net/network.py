@@ -211,6 +211,18 @@ class Network(Protocol):
 
     def is_connected(self, peer: PeerId) -> bool: ...
 
+    def is_dialable(self, peer: PeerId) -> bool:
+        """Whether a peer is known to listen where others can dial it. Who could connect to this node need not."""
+        ...
+
+    async def dial_back(self, peer: PeerId) -> None:
+        """Make sure that a peer is dialable, dialling it once more if need be.
+
+        Raises:
+            QueryError: it is not.
+        """
+        ...
+
     def connected_peers(self) -> tuple[PeerId, ...]: ...
 
     def counters(self) -> Counters: ...

@@ -6,6 +6,7 @@ Kademlia protocol on one host.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ from prime_dht.blobs.memory import Lend
 from prime_dht.config import DhtConfig
 from prime_dht.errors import ConfigError, QueryError, RemoteProtocolError, ValidationError
 from prime_dht.ids import PeerId, peer_from_text, short
-from prime_dht.net.addresses import credible, credible_reply
+from prime_dht.net.addresses import Reach, credible, credible_reply, reach_of
 from prime_dht.net.bitswap import PROTOCOL as BITSWAP
 from prime_dht.net.bitswap import BitswapServer
 from prime_dht.net.block_server import BlockServer, BlockSource
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 OWN_ADDRESSES_FRESH_S = 60.0
 """How long the list of this node's own addresses is used before it is asked for again: interfaces come and go."""
+
+logger = logging.getLogger(__name__)
 
 _NOT_SUPPORTED = "protocols not supported"
 """How py-libp2p says that a peer refused all protocols; there is no exception class of its own for that."""
@@ -78,6 +81,7 @@ class Overlay:
         self._mounted: dict[TProtocol, StreamHandlerFn] = {}
         self._own: tuple[bytes, ...] = ()
         self._own_until_s = -1.0
+        self._dialer.on_dialling = self._look_for_nat
         self.local = PeerId(host.get_id().to_bytes())
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -130,6 +134,18 @@ class Overlay:
             self._own = tuple(address.to_bytes() for address in own)
             self._own_until_s = now_s + OWN_ADDRESSES_FRESH_S
         return self._own
+
+    def _look_for_nat(self, remote: bytes) -> None:
+        """Say so if this node is a server that those whom it dials cannot dial."""
+        is_server = TProtocol(self._config.kad_protocol) in self._mounted
+        if not is_server or reach_of(remote) is not Reach.INTERNET:
+            return
+        self._dialer.on_dialling = None  # this can be told now, and is told once
+        if all(reach_of(own) is not Reach.INTERNET for own in self.own_addresses()):
+            logger.warning(
+                "nobody on the Internet can dial this node, whose addresses are of a local network: others store "
+                "nothing here, so forward a port and announce it (`announce`), or run a client (--client)"
+            )
 
     async def call(
         self, peer: PeerId, request: Request, *, timeout_s: float, on_turn: Callable[[], None] | None = None
@@ -230,6 +246,13 @@ class Overlay:
 
     def is_connected(self, peer: PeerId) -> bool:
         return self._dialer.is_connected(peer)
+
+    def is_dialable(self, peer: PeerId) -> bool:
+        return self._dialer.is_dialable(peer)
+
+    async def dial_back(self, peer: PeerId) -> None:
+        self.addresses_of(peer)  # which may know more than the book
+        await self._dialer.dial_back(peer)
 
     def connected_peers(self) -> tuple[PeerId, ...]:
         return self._dialer.connected_peers()

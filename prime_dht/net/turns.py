@@ -23,7 +23,7 @@ DIALS_AT_ONCE = 48
 
 _turns_of_process: trio.lowlevel.RunVar[_Shared] = trio.lowlevel.RunVar("prime_dht dials")
 
-Dial = Callable[[], Awaitable[None]]
+Dial = Callable[[], Awaitable[object]]
 
 Share = trio.Nursery | None
 """The nursery of the tasks that share; the main task has none."""
@@ -95,10 +95,10 @@ class Turns:
         """Whether somebody has the turn to dial the peer."""
         return self._lock.locked()
 
-    async def dial(self, dial: Dial, *, is_connected: Callable[[], bool]) -> None:
-        """Dial the peer when nobody else of the host does and there is a turn, if it is not connected."""
+    async def dial(self, dial: Dial, is_reached: Callable[[], bool]) -> None:
+        """Dial the peer when nobody else of the host does and there is a turn, if it is not reached by then."""
         async with self._lock:
-            if is_connected():
+            if is_reached():
                 return
             async with _shared().turn(self):
                 self._is_dialled = True

@@ -1,11 +1,11 @@
 """The peers this node knows: the routing table, fed by what peers prove, and kept true by checks.
 
-A peer enters the table only when it has answered a request of ours, which shows at once that it listens, that it is in
-server mode and that it speaks the protocol. A peer that sends us a request may be a client, so it is first *probed*: a
-FIND_NODE for itself, which a server answers with itself and the addresses it listens on (go-libp2p admits in the same
-way). A probe also learns the address of a peer that dialled us from an ephemeral port. A stranger that names nobody at
-all is not admitted: it would only be a dead end. (rust-libp2p does not name itself, so in a swarm of two its nodes are
-admitted when they are bootstrap peers or added by hand.)
+A peer enters the table only when it has answered a request of ours, which shows that it is in server mode and speaks
+the protocol, and when it can be dialled: who is behind a NAT or a firewall reaches us, but nobody finds there what it
+stores. A peer that sends us a request may be a client, so it is first *probed*: a FIND_NODE for itself, which a server
+answers with itself and the addresses it listens on (go-libp2p admits in the same way), at which it is dialled back. A
+stranger that names nobody at all is not admitted: it would only be a dead end. (rust-libp2p does not name itself, so in
+a swarm of two its nodes are admitted when they are bootstrap peers or added by hand.)
 
 Who answers a probe names its neighbours. Those of them that are this node's neighbours as well, and new to it, are
 probed in turn: so when the members of two swarms meet, their neighbourhoods become one in a few steps, and no lookup is
@@ -91,7 +91,7 @@ NOTED_FOR_S = 1.0
 """For so long what was noted when a peer answered need not be noted again."""
 
 PEERS_NOTED = 20_000
-"""Peers of which something is kept outside of the routing table; of more, what was noted first is forgotten."""
+"""Peers of which something is kept outside of the routing table; of more, what was noted longest ago is forgotten."""
 
 
 @dataclass(slots=True)
@@ -179,10 +179,8 @@ class Neighbourhood:
 
     def record(self, contact: Contact) -> PeerRecord:
         """A contact as a reply shows it."""
-        connected = self._network.is_connected(contact.peer)
-        return PeerRecord(
-            contact.peer, contact.addresses, Connection.CONNECTED if connected else Connection.NOT_CONNECTED
-        )
+        connection = Connection.CONNECTED if self._network.is_connected(contact.peer) else Connection.NOT_CONNECTED
+        return PeerRecord(contact.peer, contact.addresses, connection)
 
     def servers_known(self, *, at_most: int) -> int:
         """How many servers can be replicas of ``/prime/`` keys, this node included if it is one, up to so many."""
@@ -274,9 +272,11 @@ class Neighbourhood:
             return
         self._failures.forget(peer)
         self.acquaintances.heard(peer, self._clock.now_us())
-        self._replicating[peer] = reply.replicates
-        self._replicating.move_to_end(peer)
-        _forget_beyond_bound(self._replicating)
+        _note(self._replicating, peer, reply.replicates)
+        if before is None and not self._network.is_dialable(peer):
+            if not self._probed_lately(peer):
+                self.probe(peer)
+            return
         known = self.contact(peer)
         remote = self._network.remote_address_of(peer)
         if remote is not None:
@@ -286,8 +286,7 @@ class Neighbourhood:
         else:  # it is gone again, and where it claims to be may be anywhere
             subnets = (UNPLACED,)
         contact = known if known.subnets == subnets else replace(known, subnets=subnets)
-        self._noted[peer] = _Noted(now_s, reply.replicates, contact)
-        _forget_beyond_bound(self._noted)
+        _note(self._noted, peer, _Noted(now_s, reply.replicates, contact))
         match self.table.seen(contact, now_s):
             case Added():
                 self._joined(contact)
@@ -364,9 +363,7 @@ class Neighbourhood:
             return
         self._waiting.add(peer)
         self._to_probe.send_nowait(peer)
-        self._probed[peer] = _Probe(self._clock.monotonic_s(), is_second=self._probed_lately(peer))
-        self._probed.move_to_end(peer)
-        _forget_beyond_bound(self._probed)
+        _note(self._probed, peer, _Probe(self._clock.monotonic_s(), is_second=self._probed_lately(peer)))
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Carry out probes until cancelled."""
@@ -386,7 +383,7 @@ class Neighbourhood:
                 self.strangers.pop(peer, None)
                 if peer in self._probed:
                     self._probed[peer].has_failed = True
-                logger.debug("peer %s does not serve Kademlia: %s", short(peer), error)
+                logger.debug("peer %s does not serve Kademlia, or nobody can dial it: %s", short(peer), error)
 
     async def introduce(self, peer: PeerId) -> None:
         """Ask a peer that this node's owner, or the node's own memory, vouches for, for itself, and admit it.
@@ -411,14 +408,15 @@ class Neighbourhood:
         asked_at_s = self._clock.monotonic_s()
         try:
             reply = await self._network.call(peer, FindNode(peer), timeout_s=timeout_s)
+            if is_stranger and not reply.closer and self.table.get(peer) is None:
+                raise QueryError(f"peer {short(peer)} names neither itself nor anybody else")
+            addresses = next((record.addresses for record in reply.closer if record.peer == peer), ())
+            self._network.learn_addresses(peer, addresses, source="identify")
+            await self._network.dial_back(peer)
         except (QueryError, RemoteProtocolError) as error:
             if self.table.get(peer) is not None:  # of others it says only that they do not serve, as clients do not
                 self.failed(peer, error, asked_at_s=asked_at_s)
             raise
-        if is_stranger and not reply.closer and self.table.get(peer) is None:
-            raise QueryError(f"peer {short(peer)} names neither itself nor anybody else")
-        addresses = next((record.addresses for record in reply.closer if record.peer == peer), None)
-        self._network.learn_addresses(peer, addresses or (), source="identify")
         self._noted.pop(peer, None)  # with other addresses it is not what was noted
         self.answered(peer, reply)
         if self.has_looked_around:  # else a lookup is about to meet them, asking fewer
@@ -495,6 +493,8 @@ class Neighbourhood:
         self.arrival = trio.Event()
 
 
-def _forget_beyond_bound(noted: OrderedDict[PeerId, V]) -> None:
+def _note(noted: OrderedDict[PeerId, V], peer: PeerId, what: V) -> None:
+    noted[peer] = what
+    noted.move_to_end(peer)
     if len(noted) > PEERS_NOTED:
         noted.popitem(last=False)

@@ -90,7 +90,7 @@ class World:
         self._loss = 0.0
         self._losses = Random(f"{seed}/losses")  # noqa: S311 - a simulation
         self._slowness: dict[PeerId, float] = {}
-        self._lies: dict[PeerId, Lie] = {}
+        self._lies: dict[PeerId, Lie | None] = {}
         self.witness: Witness | None = None
         self.requests: Counter[str] = Counter()
         self.request_bytes = 0
@@ -148,10 +148,7 @@ class World:
 
     def lie(self, peer: PeerId, lie: Lie | None) -> None:
         """From here on a node's answers are what ``lie`` makes of them; ``None``: the truth."""
-        if lie is None:
-            self._lies.pop(peer, None)
-        else:
-            self._lies[peer] = lie
+        self._lies[peer] = lie
 
     # Within
 
@@ -189,9 +186,8 @@ class World:
     def listening_at(self, peer: PeerId, addresses: Iterable[bytes]) -> MemoryNetwork | None:
         """The network of a node, if it listens at one of these addresses."""
         network = self._networks.get(peer)
-        if network is None or not network.own_addresses() or not network.is_running:
-            return None
-        return network if self.address_of(peer) in addresses else None
+        is_there = network is not None and network.is_running and network.own_addresses()
+        return network if is_there and self.address_of(peer) in addresses else None
 
 
 class MemoryNetwork:
@@ -302,6 +298,14 @@ class MemoryNetwork:
     def is_connected(self, peer: PeerId) -> bool:
         return peer in self._links
 
+    def is_dialable(self, peer: PeerId) -> bool:
+        return self._book.is_proven(peer) or peer not in self._world._networks
+
+    async def dial_back(self, peer: PeerId) -> None:
+        if not self.is_dialable(peer) and self._world.listening_at(peer, self.addresses_of(peer)) is None:
+            raise QueryError(f"peer {short(peer)}: connection refused")
+        self._book.succeeded(peer, self._world.address_of(peer), now_s=trio.current_time())
+
     def connected_peers(self) -> tuple[PeerId, ...]:
         return tuple(self._links)
 
@@ -334,8 +338,7 @@ class MemoryNetwork:
             return linked
         if peer == self.local:
             raise QueryError("a node does not dial itself")
-        now_s = trio.current_time()
-        if self._book.wait_s(peer, gives_s=timeout_s, now_s=now_s) > 0:
+        if self._book.wait_s(peer, gives_s=timeout_s, now_s=trio.current_time()) > 0:
             raise QueryError(f"peer {short(peer)} could not be reached; it is left alone for a while")
         addresses = self._book.addresses(peer)
         if not addresses:
@@ -376,8 +379,6 @@ class MemoryNetwork:
         if self._world.loses_a_message():
             self._break_link(peer)
             one_way_s = math.inf
-        if math.isinf(one_way_s):
-            await trio.sleep_forever()
         await trio.sleep(one_way_s)
 
     def _break_link(self, peer: PeerId) -> None:
@@ -476,8 +477,7 @@ class MemoryNetwork:
 
     def take(self, call: Call) -> None:
         """A request has arrived: have it answered."""
-        now_s = trio.current_time()
-        is_tolerated = self._offenders.standing(call.caller, now_s=now_s) is Standing.TOLERATED
+        is_tolerated = self._offenders.standing(call.caller, now_s=trio.current_time()) is Standing.TOLERATED
         if self._nursery is None or not self._serves or not is_tolerated:
             call.done.set()
         else:

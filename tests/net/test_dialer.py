@@ -11,14 +11,18 @@ import pytest
 import trio
 from libp2p.abc import IHost
 from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.network.exceptions import SwarmException
+from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from prime_dht.errors import QueryError
 from prime_dht.ids import PeerId
+from prime_dht.net import dialer as dialer_module
 from prime_dht.net import turns as turns_module
-from prime_dht.net.addresses import Reach
-from prime_dht.net.dialer import AddressBook, Dialer, canonical_address
+from prime_dht.net.addresses import Reach, host_in
+from prime_dht.net.dialer import DIAL_BACK_AT, AddressBook, Dialer, canonical_address
 from prime_dht.net.hardening.outbound import RaceSettings
 from prime_dht.net.hardening.parts import parts_of
 from prime_dht.net.host import HostSettings, listen_addresses, open_host
@@ -293,3 +297,71 @@ async def test_after_a_success_py_libp2p_s_own_dials_are_not_blocked() -> None:
             swarm._negative_peer_cache.mark_failed(str(server.get_id()))
             await Dialer(client, AddressBook()).connect(id_of(server), addresses_of(server))
             assert not swarm._negative_peer_cache.is_blocked(str(server.get_id()))
+
+
+async def test_who_connects_from_elsewhere_is_dialable_once_it_was_dialled_where_it_listens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dialer_module, "reach_of", lambda _address: Reach.INTERNET)
+    with trio.fail_after(30):
+        async with host() as server, host() as newcomer:
+            await Dialer(newcomer, AddressBook()).connect(id_of(server), addresses_of(server))
+            dialer, peer = Dialer(server, AddressBook()), id_of(newcomer)
+            for refused in ((), (REFUSED,)):
+                dialer.book.add(peer, refused, source="identify", now_s=trio.current_time())
+                with pytest.raises(QueryError):
+                    await dialer.dial_back(peer)
+                assert not dialer.is_dialable(peer)
+            dialer.book.add(peer, addresses_of(newcomer), source="identify", now_s=trio.current_time())
+            await dialer.dial_back(peer)
+            assert dialer.is_dialable(peer)
+            assert len(server.get_network().get_connections()) == 1, "the one that it made"
+            await newcomer.disconnect(server.get_id())
+            assert dialer.is_dialable(peer), "it said that it listens there, and did"
+            dialer.book.add(peer, [REFUSED], source="identify", now_s=trio.current_time())
+            assert not dialer.is_dialable(peer), "it has moved"
+
+
+async def test_who_was_down_and_connects_is_dialled_back_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dialer_module, "reach_of", lambda _address: Reach.INTERNET)
+    with trio.fail_after(30):
+        async with host() as server, host() as newcomer:
+            dialer, peer = Dialer(server, AddressBook()), id_of(newcomer)
+            dialer.book.add(peer, addresses_of(newcomer), source="kad", now_s=trio.current_time())
+            for _ in range(9):
+                dialer.book.failed(peer, now_s=trio.current_time())
+            with dialer.hearing():
+                await Dialer(newcomer, AddressBook()).connect(id_of(server), addresses_of(server))
+                await wait_all_tasks_blocked()
+                await dialer.dial_back(peer)
+            assert dialer.is_dialable(peer)
+
+
+async def test_of_many_addresses_few_are_dialled_back_first_that_of_the_machine_that_it_connected_from(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dialled: list[bytes] = []
+
+    async def refuse(_swarm: Swarm, address: Multiaddr, _peer: ID) -> NoReturn:
+        dialled.append(address.to_bytes())
+        raise SwarmException("refused")
+
+    monkeypatch.setattr(dialer_module, "reach_of", lambda _address: Reach.INTERNET)
+    monkeypatch.setattr(dialer_module, "knock", refuse)
+    others = [Multiaddr(f"/ip4/127.0.0.{number}/tcp/1").to_bytes() for number in range(2, 12)]
+    with trio.fail_after(30):
+        async with host() as server, host() as newcomer:
+            await Dialer(newcomer, AddressBook()).connect(id_of(server), addresses_of(server))
+            dialer, peer = Dialer(server, AddressBook()), id_of(newcomer)
+            dialer.book.add(peer, [*others, *addresses_of(newcomer)], source="identify", now_s=trio.current_time())
+            with pytest.raises(QueryError, match="refused"):
+                await dialer.dial_back(peer)
+    assert [host_in(address) for address in dialled] == [f"127.0.0.{number + 1}" for number in range(DIAL_BACK_AT)]
+
+
+async def test_who_connects_on_this_machine_is_not_dialled_back() -> None:
+    with trio.fail_after(30):
+        async with host() as server, host() as newcomer:
+            await Dialer(newcomer, AddressBook()).connect(id_of(server), addresses_of(server))
+            await Dialer(server, AddressBook()).dial_back(id_of(newcomer))
+            assert len(server.get_network().get_connections()) == 1

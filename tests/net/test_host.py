@@ -155,6 +155,18 @@ async def test_a_machine_without_a_network_has_its_loopback_address(monkeypatch:
         assert sorted(str(address).split("/")[2] for address in listen_addresses(host)) == ["127.0.0.1", "::1"]
 
 
+async def test_a_machine_without_ipv6_tells_nobody_to_dial_its_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {"ip4": "192.0.2.1", "ip6": "::"}
+
+    def expand(address: Multiaddr) -> list[Multiaddr]:
+        _, kind, _, rest = str(address).split("/", 3)
+        return [Multiaddr(f"/{kind}/{own[kind]}/{rest}")]
+
+    monkeypatch.setattr(host_module, "expand_wildcard_address", expand)
+    async with open_host(settings("/ip4/0.0.0.0/tcp/0", "/ip6/::/tcp/0")) as host:
+        assert [str(address).split("/")[2] for address in listen_addresses(host)] == ["192.0.2.1"]
+
+
 async def test_the_wildcard_of_a_host_made_elsewhere_is_expanded_too() -> None:
     host = plain_host()
     async with host.run([Multiaddr("/ip4/0.0.0.0/tcp/0")]):

@@ -18,6 +18,8 @@ from trio.testing import wait_all_tasks_blocked
 from prime_dht.config import DhtConfig
 from prime_dht.errors import ConfigError, QueryError, RemoteProtocolError
 from prime_dht.ids import PeerId
+from prime_dht.net import dialer as dialer_module
+from prime_dht.net import overlay as overlay_module
 from prime_dht.net.addresses import Reach
 from prime_dht.net.host import HostSettings, open_host
 from prime_dht.net.identity import new_identity
@@ -330,3 +332,38 @@ async def test_addresses_that_identify_learned_are_used_when_nobody_else_knows_a
         assert overlay.addresses_of(SOMEBODY) == (public.to_bytes(),)
         assert overlay.source_of(SOMEBODY) == "identify"
         assert overlay.addresses_of(PeerId(b"\x00\x02no")) == ()
+
+
+async def test_who_does_not_name_itself_is_dialled_back_where_identify_says_that_it_listens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dialer_module, "reach_of", lambda _address: Reach.INTERNET)
+    async with running_overlay() as (overlay, host), running_overlay() as (newcomer, _):
+        introduce(newcomer, overlay)
+        await newcomer.connect(overlay.local)
+        own = [Multiaddr(address) for address in newcomer.own_addresses()]
+        host.get_peerstore().add_addrs(ID(newcomer.local), own, 120)
+        await overlay.dial_back(newcomer.local)
+        assert overlay.is_dialable(newcomer.local)
+
+
+@pytest.mark.parametrize(
+    ("own", "as_server", "is_told"),
+    [(Reach.LOCAL_NETWORK, True, True), (Reach.INTERNET, True, False), (Reach.LOCAL_NETWORK, False, False)],
+)
+async def test_a_server_behind_a_nat_is_told_once_that_nobody_can_dial_it(
+    own: Reach,
+    as_server: bool,
+    is_told: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with running_overlay() as (overlay, _), running_overlay() as (first, _), running_overlay() as (second, _):
+        reaches = dict.fromkeys(overlay.own_addresses(), own)
+        monkeypatch.setattr(overlay_module, "reach_of", lambda address: reaches.get(address, Reach.INTERNET))
+        overlay.mount(as_server=as_server)
+        for peer in (first, second):
+            overlay.learn_addresses(peer.local, peer.own_addresses(), source="manual")
+            await overlay.connect(peer.local)
+    said = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == is_told

@@ -7,7 +7,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from prime_dht.errors import RemoteProtocolError, ValidationError
-from prime_dht.ids import PeerId
+from prime_dht.ids import Key, PeerId
 from prime_dht.net.network import Handler
 from prime_dht.net.offenders import Offenders, OffenderSettings
 from prime_dht.net.rpc_server import RpcServer, ServerLimits
@@ -15,7 +15,7 @@ from prime_dht.net.streams import FrameBudget, FrameStream
 from prime_dht.testing.rpc import CLIENT, SERVER, read
 from prime_dht.testing.streams import MemoryStream, stream_pair
 from prime_dht.wire.calls import Refusal, decode_answer, encode_call
-from prime_dht.wire.kad import FindNode, Ping, Reply, Request, decode_reply, encode_request
+from prime_dht.wire.kad import FindNode, Ping, Record, Reply, Request, decode_reply, encode_request
 
 LIMITS = ServerLimits(streams_per_peer=3, calls_per_peer=3)
 NEVER_BACKED_OFF = OffenderSettings(tolerated=1000)
@@ -44,7 +44,7 @@ def opened(server: RpcServer, nursery: trio.Nursery) -> tuple[FrameStream, Memor
     """A pipelined stream, which the nursery serves."""
     here, there = stream_pair(CLIENT, SERVER)
     nursery.start_soon(server.serve_pipelined, there)
-    return FrameStream(here, budget=FrameBudget(1 << 20)), here
+    return FrameStream(here, budget=FrameBudget(64 << 20)), here
 
 
 async def answer_to(frames: FrameStream, number: int) -> bytes | Refusal:
@@ -119,3 +119,38 @@ async def test_while_a_peer_is_backed_off_its_streams_are_reset(autojump_clock: 
         assert isinstance(answer, bytes)
         assert decode_reply(Ping(), answer) == Reply()
         await served.close()
+
+
+LARGE = 1_000_000
+
+
+async def answer_large(_peer: PeerId, _request: Request) -> Reply:
+    return Reply(record=Record(Key(b"/x/k"), bytes(LARGE)))
+
+
+async def test_one_after_the_other_a_peer_reads_more_answers_than_may_be_left_unread(
+    autojump_clock: MockClock,
+) -> None:
+    async with trio.open_nursery() as nursery:
+        frames, stream = opened(RpcServer(answer_large, ServerLimits(unread_bytes=2 * LARGE)), nursery)
+        for number in range(5):
+            await answer_to(frames, number)
+        assert not stream.is_reset
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_takes_a_part_of_an_answer_does_not_stand_still(autojump_clock: MockClock) -> None:
+    server = RpcServer(answer_large, ServerLimits(unread_bytes=6 * LARGE))
+    async with trio.open_nursery() as nursery:
+        reading, still, new = [opened(server, nursery) for _ in range(3)]
+        for (frames, _), calls in ((reading, 3), (still, 2)):
+            for number in range(calls):
+                await frames.write_frame(encode_call(number, encode_request(Ping())))
+        await trio.sleep(10.0)
+        await reading[1].read(LARGE // 2)
+        await wait_all_tasks_blocked()
+        for number in range(2):
+            await new[0].write_frame(encode_call(number, encode_request(Ping())))
+        await wait_all_tasks_blocked()
+        assert [stream.is_reset for _, stream in (reading, still, new)] == [False, True, False]
+        nursery.cancel_scope.cancel()

@@ -164,7 +164,7 @@ async def test_who_comes_when_many_wait_is_dealt_with_as_fast_as_when_few_do(
     async def dial_one_that_is_silent() -> None:
         turns = Turns()
         with turns.waiting(Counted(1, None), at_most_s=1):
-            await turns.dial(trio.sleep_forever, is_connected=lambda: False)
+            await turns.dial(trio.sleep_forever, lambda: False)
 
     async with trio.open_nursery() as lookup:
         for _ in range(100):

@@ -10,13 +10,14 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from prime_dht.config import DhtConfig, Mode
 from prime_dht.ids import PeerId, kad_key
 from prime_dht.kad.keyspace import common_prefix_length
 from prime_dht.node import strangers
 from prime_dht.node.core import Node
 from prime_dht.node.neighbourhood import JOIN_K, PROBE_AGAIN_S, PROBE_TIMEOUT_S, PROBES_WAITING
 from prime_dht.testing.swarm import Swarm, open_swarm
-from prime_dht.wire.kad import Reply, Request
+from prime_dht.wire.kad import Ping, Reply, Request
 
 
 def is_far_and_in_no_need(node: Node, asker: Node) -> bool:
@@ -112,3 +113,36 @@ async def test_a_near_peer_is_probed_as_long_as_there_is_room(
         asker = next(one for one in swarm.nodes if one.peer_id == nearest.peer)
         assert await probes(swarm, node, asker) > 0
         assert known.table.get(asker.peer_id) is not None
+
+
+async def test_servers_that_nobody_can_dial_are_nobodys_replicas_so_that_what_is_put_is_found(
+    autojump_clock: MockClock,
+) -> None:
+    """As behind a NAT: they reach the others, but who comes later does not reach them."""
+    async with open_swarm(seed=1, size=2) as swarm:
+        server = swarm.nodes[0]
+        hidden = [
+            await swarm.start(swarm.machine(listens=False), via=[server], config=DhtConfig(mode=Mode.SERVER))
+            for _ in range(6)
+        ]
+        await trio.sleep(1)
+        for node in swarm.nodes[:2]:
+            assert not {status.peer for status in node.peers()} & {node.peer_id for node in hidden}
+        for number in range(10):
+            assert (await server.put(f"key {number}", b"value")).acknowledged
+        client = await swarm.start(swarm.machine(listens=False), via=[server], config=DhtConfig(mode=Mode.CLIENT))
+        await client.bootstrap()
+        for number in range(10):
+            assert await client.get(f"key {number}") is not None
+
+
+async def test_a_server_that_nobody_can_dial_and_that_others_name_is_not_let_in_because_it_answers(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_swarm(seed=1, size=2) as swarm:
+        server = swarm.nodes[0]
+        hidden = await swarm.start(swarm.machine(listens=False), via=[server], config=DhtConfig(mode=Mode.SERVER))
+        await trio.sleep(1)
+        known = server._neighbourhood
+        await known.ask(known.contact(hidden.peer_id), Ping())
+        assert known.table.get(hidden.peer_id) is None

@@ -20,12 +20,13 @@ It can go when ``dial_peer`` does the same.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 import trio
-from libp2p.abc import INetConn
+from libp2p.abc import IMuxedConn, INetConn
 from libp2p.exceptions import ParseError
 from libp2p.io.exceptions import IncompleteReadError
 from libp2p.network.exceptions import SwarmException
@@ -34,6 +35,7 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStoreError
 from libp2p.protocol_muxer.exceptions import MultiselectCommunicatorError
 from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
+from libp2p.security.pnet.protector import new_protected_conn
 from libp2p.transport.exceptions import SecurityUpgradeFailure
 from multiaddr import Multiaddr
 
@@ -68,29 +70,66 @@ class FailedAddress:
         return f"{self.address}: {self.reason}"
 
 
+class Connection(Protocol):
+    """What a dial makes."""
+
+    async def close(self) -> None: ...
+
+
+C = TypeVar("C", bound=Connection)
+
+Dial = Callable[[Multiaddr, ID], Awaitable[C]]
+"""Dials a peer at an address, and raises a ``SwarmException`` if that fails: ``Swarm.dial_addr``, or :func:`knock`."""
+
+
 @dataclass(frozen=True, slots=True)
-class RaceResult:
+class RaceResult(Generic[C]):
     """The connection and the address that won it, or ``None``; and the addresses that failed before the end."""
 
-    winner: tuple[Multiaddr, INetConn] | None
+    winner: tuple[Multiaddr, C] | None
     failures: tuple[FailedAddress, ...]
 
 
+async def knock(swarm: Swarm, address: Multiaddr, peer_id: ID) -> Connection:
+    """Dial a peer to see that it listens there: agree on security, which proves who it is, and on nothing else.
+
+    Returns:
+        The connection, closed again: whoever is cancelled as this returns has nothing to close.
+
+    Raises:
+        SwarmException: it cannot be reached there.
+    """
+    transport = swarm.transport_manager.transport_for_dialing(address)
+    if transport is None:
+        raise SwarmException(f"no transport can dial {address}")
+    try:
+        connection = await transport.dial(address.encapsulate(Multiaddr(f"/p2p/{peer_id}")))
+        try:
+            if not isinstance(connection, IMuxedConn):  # which is of a transport that has security of its own
+                protected = connection if swarm.psk is None else new_protected_conn(connection, swarm.psk)
+                await swarm.upgrader.upgrade_security(protected, True, peer_id)
+            return connection
+        finally:
+            await connection.close()
+    except Exception as error:  # as dial_addr does: what transports and handshakes raise has no class in common
+        raise SwarmException(f"{peer_id} does not answer at {address}") from error
+
+
 async def race_addresses(
-    swarm: Swarm, peer_id: ID, addresses: Sequence[Multiaddr], settings: RaceSettings
-) -> RaceResult:
+    dial: Dial[C], peer_id: ID, addresses: Sequence[Multiaddr], settings: RaceSettings
+) -> RaceResult[C]:
     """Dial a peer at several addresses, best first, and keep the first connection.
 
     Every address without a winner before it gets a turn, and appears among the failures if there is no winner at all.
     """
-    winner: tuple[Multiaddr, INetConn] | None = None
+    winner: tuple[Multiaddr, C] | None = None
     failures: dict[Multiaddr, FailedAddress] = {}
 
     async def attempt(address: Multiaddr, over: trio.Event) -> None:
         nonlocal winner
         try:
             with trio.fail_after(settings.address_timeout_s):
-                connection = await swarm.dial_addr(address, peer_id)
+                connection = await dial(address, peer_id)
         except SwarmException as error:
             failures[address] = FailedAddress(address, _root_cause(error))
         except trio.TooSlowError:
@@ -150,7 +189,9 @@ class _DialPeer:
         async with lock:
             if open_connections := self._swarm._filter_valid_connections(self._swarm.get_connections(peer_id)):
                 return open_connections
-            result = await race_addresses(self._swarm, peer_id, await self._addresses(peer_id), RaceSettings())
+            result = await race_addresses(
+                self._swarm.dial_addr, peer_id, await self._addresses(peer_id), RaceSettings()
+            )
         if result.winner is None:
             tried = "; ".join(map(str, result.failures)) or "no address is known"
             raise SwarmException(f"cannot reach {peer_id}: {tried}")

@@ -22,11 +22,8 @@ It can go when the swarm contains handlers' exceptions, limits streams per peer,
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
-from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
-from types import MappingProxyType
 
 import trio
 from libp2p.abc import INetStream
@@ -41,9 +38,6 @@ from prime_dht.net.hardening.limits import HostLimits
 
 LINGER_S = 10.0
 """How long a peer may take to close its half of a stream after this host has closed its own."""
-
-MAX_PEERS_COUNTED = 1024
-"""Peers whose faults are counted; the one whose last fault is oldest is forgotten first."""
 
 _LINGER_READ_BYTES = 64 << 10
 
@@ -66,12 +60,6 @@ class StreamGuard:
         self._finish_streams = finish_streams
         self._open: dict[PeerId, dict[INetStream, None]] = {}
         self._total = 0
-        self._faults: OrderedDict[PeerId, int] = OrderedDict()
-
-    @property
-    def faults(self) -> Mapping[PeerId, int]:
-        """How many streams of a peer ended in an exception, for the peers that caused one most recently."""
-        return MappingProxyType(self._faults)
 
     @property
     def total(self) -> int:
@@ -97,7 +85,7 @@ class StreamGuard:
         try:
             if displaced is not None:
                 await _reset(displaced[1])
-            with contained(partial(self._note, peer, stream)):
+            with contained(partial(_note, peer, stream)):
                 await self._handler(stream)
                 ended = not self._finish_streams or await _finish(stream)
             if not ended:
@@ -120,12 +108,10 @@ class StreamGuard:
         if not streams:
             self._open.pop(peer, None)
 
-    def _note(self, peer: PeerId, stream: INetStream, faults: ExceptionGroup[Exception]) -> None:
-        self._faults[peer] = self._faults.pop(peer, 0) + 1
-        if len(self._faults) > MAX_PEERS_COUNTED:
-            self._faults.popitem(last=False)
-        # A peer can cause these at will, so they are not worth more than a debug line each.
-        logger.debug("reset a stream of %s (%s)", short(peer), stream.get_protocol(), exc_info=faults)
+
+def _note(peer: PeerId, stream: INetStream, faults: ExceptionGroup[Exception]) -> None:
+    # A peer can cause these at will, so they are not worth more than a debug line each.
+    logger.debug("reset a stream of %s (%s)", short(peer), stream.get_protocol(), exc_info=faults)
 
 
 async def _finish(stream: INetStream) -> bool:
@@ -150,9 +136,3 @@ async def _reset(stream: INetStream) -> None:
 def guard_streams(swarm: Swarm, limits: HostLimits, *, finish_streams: bool) -> None:
     """Put a :class:`StreamGuard` in front of a swarm's stream handler."""
     swarm.common_stream_handler = StreamGuard(swarm.common_stream_handler, limits, finish_streams=finish_streams)
-
-
-def stream_faults(swarm: Swarm) -> Mapping[PeerId, int]:
-    """The :attr:`StreamGuard.faults` of a guarded swarm; none if it is not guarded."""
-    guard = swarm.common_stream_handler
-    return guard.faults if isinstance(guard, StreamGuard) else {}

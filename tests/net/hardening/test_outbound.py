@@ -9,13 +9,15 @@ import pytest
 import trio
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.host.basic_host import BasicHost
+from libp2p.io.trio import TrioTCPStream
+from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from multiaddr import Multiaddr
 from trio.testing import MockClock
 
-from prime_dht.net.hardening.outbound import NO_NODE, RaceSettings, race_addresses
+from prime_dht.net.hardening.outbound import NO_NODE, RaceSettings, knock, race_addresses
 from prime_dht.net.hardening.parts import parts_of
 
 OpenHost = Callable[..., AbstractAsyncContextManager[BasicHost]]
@@ -140,7 +142,7 @@ async def test_a_race_says_how_each_address_failed(
     async with ours() as client, ours() as other:
         wrong = other.get_transport_addrs()[0]
         addresses = [REFUSED, silent_server, wrong]
-        result = await race_addresses(parts_of(client)[1], stranger(), addresses, RaceSettings())
+        result = await race_addresses(parts_of(client)[1].dial_addr, stranger(), addresses, RaceSettings())
         assert result.winner is None
         reasons = {failure.address: failure.reason for failure in result.failures}
         assert "Connection refused" in reasons[REFUSED]
@@ -169,7 +171,7 @@ async def test_what_answers_and_is_no_libp2p_node_is_called_so(ours: OpenHost, a
     address = Multiaddr(f"/ip4/127.0.0.1/tcp/{listener.socket.getsockname()[1]}")
     async with ours() as client, trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, speak_otherwise, [listener])
-        result = await race_addresses(parts_of(client)[1], stranger(), [address], RaceSettings())
+        result = await race_addresses(parts_of(client)[1].dial_addr, stranger(), [address], RaceSettings())
         nursery.cancel_scope.cancel()
     assert [failure.reason[: len(reason)] for failure in result.failures] == [reason]
 
@@ -180,7 +182,7 @@ async def test_a_race_ends_when_its_time_is_up(
     async with ours() as client:
         settings = RaceSettings(total_timeout_s=1.0)
         start = trio.current_time()
-        result = await race_addresses(parts_of(client)[1], stranger(), [silent_server], settings)
+        result = await race_addresses(parts_of(client)[1].dial_addr, stranger(), [silent_server], settings)
         assert trio.current_time() - start == 1.0
         assert [failure.reason for failure in result.failures] == ["not done within 1 s"]
 
@@ -214,7 +216,17 @@ async def test_of_two_that_win_at_once_one_is_kept_and_the_other_is_closed(
         swarm = parts_of(client)[1]
         monkeypatch.setattr(swarm, "dial_addr", dial_addr)
         addresses = [Multiaddr("/ip4/127.0.0.1/tcp/1"), Multiaddr("/ip4/127.0.0.1/tcp/2")]
-        result = await race_addresses(swarm, stranger(), addresses, RaceSettings(stagger_s=0))
+        result = await race_addresses(swarm.dial_addr, stranger(), addresses, RaceSettings(stagger_s=0))
     assert result.winner is not None
     assert sorted(connection.is_closed for connection in made) == [False, True]
     assert not result.winner[1].is_closed
+
+
+async def test_a_knock_leaves_nothing_open_that_who_is_cancelled_meanwhile_would_have_to_close(ours: OpenHost) -> None:
+    async with ours() as client, ours() as server:
+        knocked = await knock(parts_of(client)[1], server.get_transport_addrs()[0], server.get_id())
+        assert isinstance(knocked, RawConnection)
+        assert isinstance(knocked.stream, TrioTCPStream)
+        assert isinstance(knocked.stream.stream, trio.SocketStream)
+        assert knocked.stream.stream.socket.fileno() < 0
+        assert not client.get_network().get_connections()
