@@ -62,7 +62,8 @@ SLEPT_S = 30.0
 """How much further the calendar may have gone than the monotonic clock from one check to the next."""
 
 REMEMBERED_PEERS = 200
-"""Peers kept across restarts, those seen last."""
+"""Peers kept across restarts: three quarters are those seen last, which in a network that is cut in two come all to be
+of one half; the others, of the rest, those known for longest, which are the likeliest to be there still."""
 
 SETTLE_AFTER_S = 3.0
 """How long after joining a node looks around again. Nodes that join at one moment can miss each other: when each asks,
@@ -224,7 +225,7 @@ class Maintenance:
         alone_since_s = self._began_s if lost_all_at_s is None else lost_all_at_s
         if self._clock.monotonic_s() < alone_since_s + ALONE_AFTER_S:
             return bool(self._bootstrap_peers or remembered or lost_all_at_s is not None)
-        return bool(self._bootstrap_peers) and (lost_all_at_s is None or bool(self._held.missing))
+        return bool(self._bootstrap_peers and self._held.missing)
 
     def _be_the_first(self) -> None:
         """Of its swarm: there is nobody whom this node does not know."""
@@ -373,9 +374,11 @@ class Maintenance:
             ]
         )
         # Last seen first, and all of them: after each call no more than REMEMBERED_PEERS stay. Those that seem to have
-        # been seen later than now, because the clock was ahead, go first.
+        # been seen later than now, because the clock was ahead, are no longer the first.
         remembered = await self._storage.peers(limit=REMEMBERED_PEERS + KAD_KEY_BITS * self._config.k_bucket_size)
         remembered.sort(key=lambda known: known.last_seen_us > now_us)
+        last = REMEMBERED_PEERS - REMEMBERED_PEERS // 4
+        remembered[last:] = sorted(remembered[last:], key=lambda known: known.first_seen_us - known.last_seen_us)
         await self._storage.remove_peers(
             [
                 known.peer

@@ -412,8 +412,7 @@ class Replica:
             if not self._doubted.is_set():
                 self._partition = partition
                 if self._before is not None:
-                    sectors = np.flatnonzero(self._before != partition.sketches.checksums()).tolist()
-                    self._is_unsure_of(sectors)
+                    self._is_unsure_of(np.flatnonzero(self._before != partition.sketches.checksums()).tolist())
                 self._ready.set()
                 self._not_ready_because = READING
         finally:

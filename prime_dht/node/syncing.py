@@ -133,7 +133,7 @@ class Syncing:
                 await self._begin_rounds(schedule, nursery)
 
     async def _begin_rounds(self, schedule: Schedule, nursery: trio.Nursery) -> None:
-        pause_s, arc = EAGER_PAUSE_S, self._held.arc
+        pause_s = EAGER_PAUSE_S
         while True:
             if not any(map(syncs, self._neighbourhood.table)) or not self._neighbourhood.has_looked_around:
                 with trio.move_on_after(LOOK_EVERY_S):
@@ -147,8 +147,6 @@ class Syncing:
                     await trio.sleep(LOOK_EVERY_S)
                     continue
             else:
-                has_grown, arc = bool(self._held.arc - arc), self._held.arc
-                pause_s = EAGER_PAUSE_S if has_grown else pause_s
                 wait_s = min(wait_s, pause_s * (1 + JITTER * self._rng.random()))
             await trio.sleep(wait_s)
             self._retire_declined()

@@ -10,9 +10,9 @@ from trio.testing import MockClock
 
 from prime_dht.config import DhtConfig
 from prime_dht.ids import PeerId, kad_key, wire_key
-from prime_dht.node import strangers
+from prime_dht.node import maintenance, strangers
 from prime_dht.node.core import Node
-from prime_dht.node.maintenance import ALONE_AFTER_S, SETTLE_AFTER_S
+from prime_dht.node.maintenance import ALONE_AFTER_S, REMEMBER_EVERY_S, SETTLE_AFTER_S
 from prime_dht.node.neighbourhood import NAMED_AT_MOST
 from prime_dht.testing.memory_network import MemoryNetwork
 from prime_dht.testing.swarm import Swarm, open_swarm
@@ -151,6 +151,32 @@ async def test_who_went_on_alone_looks_for_its_place_as_soon_as_one_of_those_tha
             replicas = await node._explorer.replicas_of(wire_key(f"key {number}"), 3)
             nearest = swarm.closest_to(f"key {number}", 3)
             assert [replica.peer for replica in replicas] == [other.peer_id for other in nearest]
+
+
+async def test_halves_that_were_apart_while_many_came_and_went_become_one_again(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those whom each saw last are of its own half, and the peer that all joined through is gone for good."""
+    monkeypatch.setattr(maintenance, "REMEMBERED_PEERS", 8)
+    async with open_swarm(seed=1, size=5) as swarm:
+        await trio.sleep(2 * REMEMBER_EVERY_S)
+        await swarm.stop(swarm.nodes[0])
+        lasting = list(swarm.nodes)
+        halves = [lasting[:2], lasting[2:]]
+        sides = [[node.peer_id for node in half] for half in halves]
+        for _ in range(3):
+            for half, side in zip(halves, sides, strict=True):
+                machines = [swarm.machine() for _ in range(3)]
+                side += [machine.peer for machine in machines]
+                swarm.world.partition(*sides)
+                for machine in machines:
+                    await swarm.start(machine, via=[half[0]])
+            await trio.sleep(1.2 * REMEMBER_EVERY_S)
+            for node in [node for node in swarm.nodes if node not in lasting]:
+                await swarm.stop(node)
+        swarm.world.heal()
+        await trio.sleep(600)
+        assert all_know_all(lasting)
 
 
 async def test_a_hundred_nodes_that_start_at_once_make_no_storm(autojump_clock: MockClock) -> None:

@@ -15,11 +15,15 @@ from prime_dht.config import DhtConfig, Mode
 from prime_dht.entries.entry import Entry
 from prime_dht.events import EntriesHandedOn
 from prime_dht.ids import OpId, wire_key
+from prime_dht.node import handing_on, strays
+from prime_dht.node.batches import BATCH_ENTRIES
 from prime_dht.node.core import Node
 from prime_dht.node.maintenance import HAND_ON_EVERY_S
 from prime_dht.partition.arcs import ArcSet
 from prime_dht.storage.base import EntryQuery, Gone
 from prime_dht.storage.capacity import location_of
+from prime_dht.testing.hostile_rounds import signed_entries
+from prime_dht.testing.memory_network import Lie
 from prime_dht.testing.swarm import Machine, Swarm, open_swarm
 from prime_dht.wire.kad import PutValue, Request, decode_reply, encode_reply
 
@@ -114,18 +118,22 @@ async def test_what_a_replica_has_no_room_for_stays_until_it_has(autojump_clock:
         assert await case.has_arrived()
 
 
-@pytest.mark.parametrize("lacks_statuses", [True, False], ids=["no status", "no replica"])
-async def test_what_is_not_acknowledged_as_by_a_replica_stays(lacks_statuses: bool, autojump_clock: MockClock) -> None:
-    def acknowledge_badly(request: Request, answer: bytes) -> bytes:
-        if not isinstance(request, PutValue):
-            return answer
-        reply = decode_reply(request, answer)
-        return encode_reply(
-            request, reply._replace(statuses=()) if lacks_statuses else reply._replace(replicates=False)
-        )
+def acknowledge_nothing(request: Request, answer: bytes) -> bytes:
+    if not isinstance(request, PutValue):
+        return answer
+    return encode_reply(request, decode_reply(request, answer)._replace(statuses=()))
 
+
+def say_that_it_is_no_replica(request: Request, answer: bytes) -> bytes:
+    if not isinstance(request, PutValue):
+        return answer
+    return encode_reply(request, decode_reply(request, answer)._replace(replicates=False))
+
+
+@pytest.mark.parametrize("lie", [acknowledge_nothing, say_that_it_is_no_replica])
+async def test_what_is_not_acknowledged_as_by_a_replica_stays(lie: Lie, autojump_clock: MockClock) -> None:
     async with misplaced() as case:
-        case.swarm.world.lie(case.replicas[1].peer_id, acknowledge_badly)
+        case.swarm.world.lie(case.replicas[1].peer_id, lie)
         await trio.sleep(3 * PASS_S)
         assert await holders(case.swarm, case.key) >= {case.holder, *case.replicas}
 
@@ -142,6 +150,56 @@ async def test_what_the_arc_grows_by_while_it_is_given_away_stays(autojump_clock
         case.swarm.world.lie(case.replicas[0].peer_id, answer_late)
         await trio.sleep(PASS_S)
         assert await holders(case.swarm, case.key) >= {case.holder, *case.replicas}
+
+
+async def strays_of(case: Misplaced) -> int:
+    """Have the holder store some batches of what lies outside its arc; how many entries that are, with the first."""
+    now_us = case.swarm.machine_of(case.holder).clock.now_us()
+    arc = case.holder._syncing._held.arc
+    made = [one for one in signed_entries(400, now_us=now_us) if not arc.covers(location_of(one.header.key))]
+    assert len(made) > 2 * BATCH_ENTRIES
+    await case.holder._replica.put_entries(made, now_us=now_us)
+    return len(made) + 1
+
+
+async def handed_on(case: Misplaced) -> EntriesHandedOn:
+    """What came of the holder's next pass."""
+    with case.holder.subscribe() as events:
+        await trio.sleep(2 * PASS_S)
+    told, *_ = [event async for event in events if isinstance(event, EntriesHandedOn)]
+    return told
+
+
+async def test_between_batches_puts_and_gets_have_their_turn(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pause_s = 5.0
+    monkeypatch.setattr(handing_on, "PAUSE_S", pause_s)
+    async with misplaced() as case:
+        count, put_at_s = await strays_of(case), list[float]()
+
+        def note(request: Request, answer: bytes) -> bytes:
+            if isinstance(request, PutValue):
+                put_at_s.append(trio.current_time())
+            return answer
+
+        for node in case.swarm.nodes:
+            case.swarm.world.lie(node.peer_id, note)
+        assert await handed_on(case) == EntriesHandedOn(dropped=count, kept=0)
+        assert max(put_at_s) - min(put_at_s) > count // BATCH_ENTRIES * pause_s
+
+
+async def test_a_pass_ends_where_hardly_anybody_takes_anything(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strays, "MAX_PASSED_OVER", R)
+    async with misplaced() as case:
+        count = await strays_of(case)
+        for node in case.swarm.nodes:
+            case.swarm.world.lie(node.peer_id, acknowledge_nothing)
+        told = await handed_on(case)
+        assert told.dropped == 0
+        assert 0 < told.kept < count
 
 
 async def test_where_a_replica_does_not_answer_it_stays_until_the_next_closest_has_it(

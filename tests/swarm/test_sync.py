@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 import trio
 from trio.testing import MockClock
 
 from prime_dht.errors import QueryError, StorageError
-from prime_dht.ids import OpId, PeerId, wire_key
+from prime_dht.events import SyncFinished
+from prime_dht.ids import OpId, PeerId, kad_key, wire_key
 from prime_dht.node.core import Node
+from prime_dht.node.feed import Subscription
 from prime_dht.node.replica import LOAD_AGAIN_S, MAX_UNITS_AHEAD
+from prime_dht.node.syncing import MAX_PAUSE_S
 from prime_dht.storage.base import EntryQuery, Gone, OpArrays
 from prime_dht.storage.memory import MemoryBackend
 from prime_dht.testing.storage_samples import make_entry
@@ -103,6 +106,7 @@ async def test_a_round_shows_that_a_partner_is_there(autojump_clock: MockClock) 
         clock = swarm.machine_of(one).clock
         before_us = clock.now_us()
         await one.sync(other.peer_id)
+        await trio.sleep(0.001)  # for it to be over at the other end as well
         for node in swarm.nodes:
             (partner,) = node.peers()
             assert partner.last_seen_us is not None
@@ -120,6 +124,50 @@ async def test_a_partner_that_is_gone_is_forgotten_when_a_round_with_it_fails(au
         assert len(one.peers()) == 1  # a round that somebody asked for by hand
         await trio.sleep(180)
         assert not one.peers()
+
+
+async def test_a_node_has_rounds_with_those_in_its_arc_that_are_not_among_the_nearest_to_it(
+    autojump_clock: MockClock,
+) -> None:
+    """Seven are in one half of the circle and two in the other, so that those seven store all there is."""
+    async with open_swarm(seed=12, size=9) as swarm:
+        node = swarm.nodes[0]
+        others = {other.peer_id for other in swarm.nodes[1:]}
+        far = {peer for peer in others if kad_key(peer) >> 255 != node._neighbourhood.local >> 255}
+        assert len(far) == 2
+        with node.subscribe() as events:
+            await trio.sleep(1200)
+        assert {event.peer async for event in so_far(events) if event.begun_here} & far
+
+
+async def so_far(events: Subscription) -> AsyncIterator[SyncFinished]:
+    """The rounds that have ended since the subscription began."""
+    with trio.move_on_after(0.001):
+        async for event in events:
+            if isinstance(event, SyncFinished):
+                yield event
+
+
+class Slow(MemoryBackend):
+    """A store that takes long to tell what it has."""
+
+    async def scan_ops(self, *, after: bytes = b"", limit: int = 65_536) -> OpArrays:
+        await trio.sleep(600)
+        return await super().scan_ops(after=after, limit=limit)
+
+
+async def test_who_is_long_in_reading_its_store_holds_that_against_nobody_and_then_catches_up(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_swarm(seed=1, size=3) as swarm:
+        node = await swarm.start(swarm.machine(disc=Slow()), via=[swarm.nodes[0]])
+        await node.bootstrap()
+        await trio.sleep(590)
+        assert not any(memory.failures for memory in node._syncing._scheduled()._memories.values())
+        await trio.sleep(10 + MAX_PAUSE_S * 2)
+        holding = (await node.health()).holding
+        assert holding is not None
+        assert holding.held == holding.sectors
 
 
 class Forgetful(MemoryBackend):
