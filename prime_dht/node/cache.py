@@ -73,25 +73,26 @@ class ReadCache:
         return answer.found
 
     @contextmanager
-    def reading(self, question: Question) -> Iterator[Callable[[Found | None, float, bool], None]]:
-        """While replicas are asked a question: call what this gives with the answer, and ``now_s``, to take note of it.
+    def reading(self, question: Question) -> Iterator[Callable[[Found | None, float | None], None]]:
+        """While replicas are asked a question: call what this gives with the answer, to take note of it, and ``now_s``.
 
-        Its last argument is whether others may be given the answer.
+        Without ``now_s`` others are not given the answer.
         """
         key = question.key
         self._reading[key] = self._reading.get(key, 0) + 1
-        at_start = self._answers.get(question)
+        at_start = self._known(question)
 
-        def note(found: Found | None, now_s: float, is_for_others: bool) -> None:
+        def note(found: Found | None, now_s: float | None) -> None:
             if key in self._written:
                 return
-            if found is not None and (before := self._answers.get(question)) is not None:
-                known, told = _version(before.found), _version(found)
-                # If it is older than what was known all along, that is over: deleted, and this is another publisher's.
-                if (told == known and not is_for_others) or (told < known and before is not at_start):
-                    return
-            self._forget(question)
-            if found is not None and is_for_others:
+            if (before := self._known(question)) is not None:
+                if found is not None:
+                    known, told = _version(before.found), _version(found)
+                    # Older than what was known all along: that is over, deleted, and this is another publisher's.
+                    if (told == known and now_s is None) or (told < known and before is not at_start):
+                        return
+                self._forget(question)
+            if found is not None and now_s is not None:
                 self._put(question, found, now_s)
 
         try:
@@ -108,6 +109,9 @@ class ReadCache:
             self._written.add(key)
         for question in tuple(self._of_key.get(key, ())):
             self._forget(question)
+
+    def _known(self, question: Question) -> _Answer | None:
+        return self._answers.get(question) if question.key in self._of_key else None  # a question takes long to hash
 
     def _put(self, question: Question, found: Found, now_s: float) -> None:
         size = (

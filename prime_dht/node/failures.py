@@ -47,6 +47,10 @@ class Failures:
         self._replicas: OrderedDict[PeerId, None] = OrderedDict()  # those of them; likewise
         self._believe_at_s: dict[PeerId, float] = {}  # of all of them
 
+    def __len__(self) -> int:
+        """How many are noted, whenever they failed."""
+        return len(self._at_s)
+
     def note(
         self, peer: PeerId, now_s: float, *, is_replica: bool, is_gone: bool = False, asked_at_s: float = math.inf
     ) -> None:

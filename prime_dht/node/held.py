@@ -30,8 +30,7 @@ from prime_dht.kad.keyspace import Prefix
 from prime_dht.kad.replicas import syncs
 from prime_dht.node.neighbourhood import Neighbourhood
 from prime_dht.partition.arcs import ArcSet
-from prime_dht.partition.location import sector_of
-from prime_dht.storage.capacity import location_of
+from prime_dht.partition.location import location_of_key, sector_of
 from prime_dht.sync.actions import Ending, Outcome
 from prime_dht.sync.declined import Declined, DeclinedOp
 from prime_dht.sync.messages import Refusal
@@ -99,13 +98,13 @@ class HeldSectors:
             names_some: whether it has anything there. If so, and nobody is silent, it need not be one of the closest: a
                 reader asks those first.
         """
-        if sector_of(location_of(key), sector_bits=self._sector_bits) not in self._held:
+        target = kad_key(key)
+        if sector_of(location_of_key(target), sector_bits=self._sector_bits) not in self._held:
             return self._is_first()
         known = self._neighbourhood
         silent = known.silent_replicas()
         if names_some and not silent:
             return True
-        target = kad_key(key)
         own = known.local ^ target
         servers = (*known.table.near(target, self._replication, where=syncs), *silent)
         return sum(server.kad_key ^ target < own for server in servers) < self._replication or self._is_first()

@@ -455,10 +455,11 @@ class Neighbourhood:
 
         Of whom it was told can be a replica unless it has answered as one that keeps no entry sets.
         """
+        if not self._failures:
+            return []
         now_s = self._clock.monotonic_s()
         lately = self._failures.recent(now_s) if or_told_of else self._failures.recent_replicas(now_s)
-        silent = (self.contact(peer) for peer in lately if self._replicating.get(peer, True))
-        return list(islice(silent, at_most))
+        return list(islice((self.contact(peer) for peer in lately if self._replicating.get(peer, True)), at_most))
 
     def _has_failed_lately(self, peer: PeerId) -> bool:
         return self._failures.is_recent(peer, self._clock.monotonic_s())
@@ -487,8 +488,7 @@ class Neighbourhood:
     def _joined(self, contact: Contact) -> None:
         self.own_arc.observe()
         logger.debug("peer %s joined the routing table (%d there now)", short(contact.peer), len(self.table))
-        addresses = tuple(address_text(address) for address in contact.addresses)
-        self._feed.publish(PeerJoined(peer=contact.peer, addresses=addresses))
+        self._feed.publish(PeerJoined(peer=contact.peer, addresses=tuple(map(address_text, contact.addresses))))
         self.arrival.set()
         self.arrival = trio.Event()
 

@@ -151,7 +151,7 @@ class Reader:
             chosen = selection.choose(answers.joined, self._clock.now_us())
             found = Found.of(chosen[0], answered=answers.joined_of) if chosen else None
             is_for_others = len(answers.counted) >= self._quorum(None)  # they may ask for no less
-            note(found, self._clock.monotonic_s(), is_for_others)
+            note(found, self._clock.monotonic_s() if is_for_others else None)
         return found
 
     async def get_all(
@@ -284,11 +284,12 @@ class Reader:
         )
 
         def adjust(contact: Contact) -> None:
-            is_first_behind = answers.behind == {contact.peer}  # another is asked in its place: most often that is all
-            if contact.peer not in answers.counted and not is_first_behind:
+            # In place of the first that is behind another is asked: most often that is all.
+            if contact.peer in answers.counted or answers.behind == {contact.peer}:
+                if answers.joined_of == len(answers.by_peer):  # so far so good
+                    lookup.narrow(answers.missing)
+            else:
                 lookup.widen(self._config.alpha)  # not what one hopes for: from here on search broadly
-            elif answers.joined_of == len(answers.by_peer):  # so far so good
-                lookup.narrow(answers.missing)
 
         async def take_rest(contact: Contact, sent: Sent) -> None:
             await self._take_rest(contact, key, query, await self._pages.judge_page(sent), answers)

@@ -43,7 +43,7 @@ def question(name: bytes, *, publishers: frozenset[PeerId] | None = None) -> Que
 
 def remember(cache: ReadCache, asked: Question, answer: Found, now_s: float = 0.0) -> None:
     with cache.reading(asked) as note:
-        note(answer, now_s, True)
+        note(answer, now_s)
 
 
 def test_the_cache_forgets_what_was_used_longest_ago_and_never_holds_more_than_its_bound() -> None:
@@ -84,7 +84,7 @@ def test_an_answer_that_was_on_its_way_when_the_key_was_written_is_not_remembere
     cache = ReadCache(ttl_s=10, max_bytes=10_000)
     with cache.reading(question(b"a")) as note:
         cache.drop(Key(b"a"))
-        note(found(b"older"), 0.0, True)
+        note(found(b"older"), 0.0)
     assert cache.get(question(b"a"), now_us=0, now_s=0.0) is None
     remember(cache, question(b"a"), found(b"newer"))
     assert cache.get(question(b"a"), now_us=0, now_s=0.0) is not None
@@ -93,8 +93,8 @@ def test_an_answer_that_was_on_its_way_when_the_key_was_written_is_not_remembere
 def test_of_two_reads_at_once_the_older_answer_does_not_take_the_newer_one_s_place() -> None:
     cache = ReadCache(ttl_s=10, max_bytes=10_000)
     with cache.reading(question(b"a")) as note_late, cache.reading(question(b"a")) as note:
-        note(found(b"newer", created_at_us=2), 0.0, True)
-        note_late(found(b"older", created_at_us=1), 0.0, True)
+        note(found(b"newer", created_at_us=2), 0.0)
+        note_late(found(b"older", created_at_us=1), 0.0)
     remembered = cache.get(question(b"a"), now_us=0, now_s=0.0)
     assert remembered is not None
     assert remembered.value == b"newer"
@@ -113,7 +113,7 @@ def test_a_newer_answer_that_is_not_for_others_ends_the_older_one() -> None:
     cache = ReadCache(ttl_s=10, max_bytes=10_000)
     remember(cache, question(b"a"), found(b"older", created_at_us=1))
     with cache.reading(question(b"a")) as note:
-        note(found(b"newer", created_at_us=2), 0.0, False)
+        note(found(b"newer", created_at_us=2), None)
     assert cache.get(question(b"a"), now_us=0, now_s=0.0) is None
 
 
@@ -121,7 +121,7 @@ def test_the_same_answer_that_is_not_for_others_leaves_what_is_remembered() -> N
     cache = ReadCache(ttl_s=10, max_bytes=10_000)
     remember(cache, question(b"a"), found(b"value"))
     with cache.reading(question(b"a")) as note:
-        note(found(b"value"), 0.0, False)
+        note(found(b"value"), None)
     assert cache.get(question(b"a"), now_us=0, now_s=0.0) is not None
 
 
