@@ -60,7 +60,7 @@ class PeerAddress(click.ParamType[str]):
     name = "multiaddr"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        from prime_dht.net.dialer import split_peer_address
+        from prime_dht.net.address_book import split_peer_address
 
         try:
             split_peer_address(value)
@@ -417,7 +417,7 @@ def _check_peers(settings: Settings) -> None:
     """As :class:`PeerAddress` does, for what comes from elsewhere."""
     if not settings.config.peers:
         return
-    from prime_dht.net.dialer import split_peer_address
+    from prime_dht.net.address_book import split_peer_address
 
     try:
         for address in settings.config.peers:

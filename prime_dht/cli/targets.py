@@ -22,7 +22,7 @@ class Target:
 def _peer_or_address(text: str) -> Target:
     if not text.startswith("/"):
         return Target(peer_from_text(text))
-    from prime_dht.net.dialer import split_peer_address
+    from prime_dht.net.address_book import split_peer_address
 
     return Target(split_peer_address(text)[0], text)
 

@@ -16,7 +16,7 @@ and what to make of the answers is decided in the trio thread. Between the two s
 Invariants:
 
 - What is received is hostile. A TXT record counts only if it is within ``MAX_TEXT_BYTES``, well-formed and names one
-  peer that is not this node; addresses pass :func:`prime_dht.net.dialer.canonical_address`. It is not signed:
+  peer that is not this node; addresses pass :func:`prime_dht.net.address_book.canonical_address`. It is not signed:
   anybody on the local network can claim any peer id, so what is found is hearsay until a dial proves it.
 - Everything is bounded: records waiting to be looked at (``MAX_WAITING``; the rest is dropped and counted), how fast
   they are (one in ``LOOK_EVERY_S``), and records remembered in order not to report them again (``MAX_REMEMBERED``).
@@ -63,7 +63,7 @@ from zeroconf.asyncio import AsyncZeroconf
 from prime_dht.background import background_nursery
 from prime_dht.errors import ValidationError
 from prime_dht.ids import PeerId, peer_text
-from prime_dht.net.dialer import canonical_address, split_peer_address
+from prime_dht.net.address_book import canonical_address, split_peer_address
 
 SERVICE_TYPE = "_p2p._udp.local."
 

@@ -23,12 +23,13 @@ from prime_dht.blobs.memory import Lend
 from prime_dht.config import DhtConfig
 from prime_dht.errors import ConfigError, QueryError, RemoteProtocolError, ValidationError
 from prime_dht.ids import PeerId, peer_from_text, short
+from prime_dht.net.address_book import ITSELF, AddressBook
 from prime_dht.net.addresses import Reach, credible, credible_reply, reach_of
 from prime_dht.net.bitswap import PROTOCOL as BITSWAP
 from prime_dht.net.bitswap import BitswapServer
 from prime_dht.net.block_server import BlockServer, BlockSource
 from prime_dht.net.block_streams import BlockStream, BlockStreams
-from prime_dht.net.dialer import ITSELF, AddressBook, Dialer
+from prime_dht.net.dialer import Dialer
 from prime_dht.net.host import listen_addresses
 from prime_dht.net.network import Counters, Handler, OnDialled, OnOutcome, SyncHandler
 from prime_dht.net.offenders import Offenders

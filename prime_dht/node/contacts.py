@@ -11,7 +11,7 @@ from collections.abc import Collection
 
 from prime_dht.ids import PeerId, kad_key
 from prime_dht.kad.contact import Contact, subnets_of
-from prime_dht.net.dialer import canonical_address
+from prime_dht.net.address_book import canonical_address
 from prime_dht.wire.kad import PeerRecord
 
 MAX_CONTACTS = 20_000

@@ -17,8 +17,8 @@ from multiaddr import Multiaddr
 from prime_dht.errors import ValidationError
 from prime_dht.ids import Key, PeerId, peer_text
 from prime_dht.kad.lookup import LookupResult
+from prime_dht.net.address_book import split_peer_address
 from prime_dht.net.addresses import address_text
-from prime_dht.net.dialer import split_peer_address
 from prime_dht.node.arguments import (
     PathLike,
     PeerLike,

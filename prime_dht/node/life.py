@@ -23,7 +23,7 @@ from prime_dht.background import background_nursery
 from prime_dht.config import DhtConfig, Mode, dht_config
 from prime_dht.entries.validators import Validator, ValidatorRegistry
 from prime_dht.errors import LocalProtocolError, StorageError
-from prime_dht.net.dialer import split_peer_address
+from prime_dht.net.address_book import split_peer_address
 from prime_dht.net.network import NetworkFactory
 from prime_dht.node.clock import Clock, SystemClock
 from prime_dht.node.keeper import Keeper

@@ -13,7 +13,7 @@ from prime_dht.durability import make_directory
 from prime_dht.entries.validators import Validator
 from prime_dht.errors import ConfigError, ValidationError
 from prime_dht.ids import PeerId, peer_from_text, peer_text
-from prime_dht.net.dialer import split_peer_address
+from prime_dht.net.address_book import split_peer_address
 from prime_dht.net.host import HostSettings, listen_addresses, open_host
 from prime_dht.net.identity import IDENTITY_FILE, load_or_create_identity, new_identity, peer_id_of
 from prime_dht.net.mdns import open_mdns

@@ -11,7 +11,7 @@ The world keeps to these rules:
   not depend on what else happens: one seed is one history.
 - A call needs a connection, or an address at which the other listens. Once made, a connection serves both ways and
   lasts until one of the two stops. Which addresses are known, and how long a peer is left alone after a failed dial, is
-  the affair of the same :class:`~prime_dht.net.dialer.AddressBook` that a real dialer uses.
+  the affair of the same :class:`~prime_dht.net.address_book.AddressBook` that a real dialer uses.
 - A node that has *stopped* refuses a dial at once, as a machine does on which nothing listens, and what was under way
   is lost. A node that is *silent*, or beyond a *partition*, cannot be told from one that is slow: packets vanish.
 - In a *lossy* world now and then a message vanishes, and the connection that it was on breaks with it.
@@ -38,9 +38,9 @@ from prime_dht.background import background_nursery
 from prime_dht.blobs.memory import Lend
 from prime_dht.errors import PrimeDHTError, QueryError, RefusedError, RemoteProtocolError
 from prime_dht.ids import PeerId, peer_text, short
+from prime_dht.net.address_book import FAIR_DIAL_S, AddressBook
 from prime_dht.net.addresses import credible_reply
 from prime_dht.net.block_server import BlockSource
-from prime_dht.net.dialer import FAIR_DIAL_S, AddressBook
 from prime_dht.net.network import BlockAsking, Conversation, Counters, Handler, OnDialled, OnOutcome, SyncHandler
 from prime_dht.net.offenders import Offenders, Standing
 from prime_dht.testing.memory_blocks import BlockLie, MemoryBlockStream

@@ -13,7 +13,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from prime_dht.ids import PeerId
-from prime_dht.net.dialer import split_peer_address
+from prime_dht.net.address_book import split_peer_address
 from prime_dht.testing.processes import Ended, running_node
 
 

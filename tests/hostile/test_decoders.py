@@ -26,8 +26,8 @@ from prime_dht.entries.envelope import ENTRY, open_envelope
 from prime_dht.entries.validators import ValidatorRegistry
 from prime_dht.errors import ConfigError, RemoteProtocolError, ValidationError
 from prime_dht.ids import Key, PeerId, TimestampUs, is_peer_id, namespace_of, peer_from_text, peer_text
+from prime_dht.net.address_book import canonical_address, split_peer_address
 from prime_dht.net.addresses import address_text, is_address_of
-from prime_dht.net.dialer import canonical_address, split_peer_address
 from prime_dht.net.identity import load_or_create_identity, new_identity, peer_id_of
 from prime_dht.net.mdns import decode_announcement, encode_announcement
 from prime_dht.storage.base import OwnSlot

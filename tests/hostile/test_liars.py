@@ -20,8 +20,8 @@ from trio.testing import MockClock
 from prime_dht.config import DhtConfig
 from prime_dht.errors import QueryError
 from prime_dht.ids import PeerId, kad_key, wire_key
+from prime_dht.net.address_book import BookSettings
 from prime_dht.net.addresses import Reach, reach_of
-from prime_dht.net.dialer import BookSettings
 from prime_dht.net.identity import peer_id_of
 from prime_dht.net.offenders import OffenderSettings
 from prime_dht.node.core import Node

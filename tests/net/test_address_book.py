@@ -13,9 +13,9 @@ from multiaddr import Multiaddr
 
 from prime_dht.errors import ValidationError
 from prime_dht.ids import PeerId, peer_text
-from prime_dht.net import dialer as dialer_module
+from prime_dht.net import address_book as address_book_module
+from prime_dht.net.address_book import AddressBook, BookSettings, canonical_address, split_peer_address
 from prime_dht.net.addresses import Reach
-from prime_dht.net.dialer import AddressBook, BookSettings, canonical_address, split_peer_address
 from prime_dht.net.identity import peer_id_of
 from prime_dht.wire.kad import MAX_ADDRESS_BYTES
 
@@ -223,7 +223,7 @@ def test_what_is_said_again_is_not_looked_at_again(monkeypatch: pytest.MonkeyPat
         looked_at.append(raw)
         return canonical_address(peer, raw)
 
-    monkeypatch.setattr(dialer_module, "canonical_address", canonical)
+    monkeypatch.setattr(address_book_module, "canonical_address", canonical)
     book = AddressBook()
     for _ in range(3):
         book.add(PEER, [REFUSED], source="kad", now_s=0.0)

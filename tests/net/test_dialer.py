@@ -21,8 +21,9 @@ from prime_dht.errors import QueryError
 from prime_dht.ids import PeerId
 from prime_dht.net import dialer as dialer_module
 from prime_dht.net import turns as turns_module
+from prime_dht.net.address_book import AddressBook, canonical_address
 from prime_dht.net.addresses import Reach, host_in
-from prime_dht.net.dialer import DIAL_BACK_AT, AddressBook, Dialer, canonical_address
+from prime_dht.net.dialer import DIAL_BACK_AT, Dialer
 from prime_dht.net.hardening.outbound import RaceSettings
 from prime_dht.net.hardening.parts import parts_of
 from prime_dht.net.host import HostSettings, listen_addresses, open_host

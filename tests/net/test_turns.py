@@ -19,7 +19,8 @@ from prime_dht.config import DhtConfig
 from prime_dht.errors import QueryError
 from prime_dht.ids import PeerId
 from prime_dht.net import turns as turns_module
-from prime_dht.net.dialer import AddressBook, Dialer
+from prime_dht.net.address_book import AddressBook
+from prime_dht.net.dialer import Dialer
 from prime_dht.net.hardening.outbound import RaceSettings
 from prime_dht.net.host import HostSettings, open_host
 from prime_dht.net.identity import new_identity, peer_id_of

@@ -25,7 +25,7 @@ from prime_dht import DhtConfig, NodeConfig, PrimeDHT, QueryError, open_node
 from prime_dht.config import Mode
 from prime_dht.ids import PeerId, peer_text
 from prime_dht.net import mdns
-from prime_dht.net.dialer import canonical_address
+from prime_dht.net.address_book import canonical_address
 from prime_dht.net.identity import new_identity, peer_id_of
 from prime_dht.node import open as node_open
 from prime_dht.node.results import PeerStatus

@@ -12,7 +12,7 @@ from trio.testing import MockClock
 from prime_dht.config import DhtConfig
 from prime_dht.errors import QueryError
 from prime_dht.ids import KAD_KEY_BITS, US_PER_S, PeerId, TimestampUs, kad_key
-from prime_dht.net.dialer import BookSettings
+from prime_dht.net.address_book import BookSettings
 from prime_dht.node import maintenance
 from prime_dht.node.core import Node
 from prime_dht.node.maintenance import REJOIN_WANTED_S, REMEMBER_EVERY_S, SETTLE_AFTER_S

@@ -15,7 +15,7 @@ P5    one failed dial blocks a peer for 60 s; few of its addresses are tried    
 P6    identifies by the hundred time out together, with an ERROR each              :mod:`.identify`, :mod:`.log_noise`
 P7    the 257th stream to a peer waits for ever                                    :mod:`.stream_slots`
 P8    a handler that returns without closing leaves the peer reading for ever      :mod:`.stream_guard`
-P9    addresses are forgotten after 120 s                                          ``net/dialer.py``
+P9    addresses are forgotten after 120 s                                          ``net/address_book.py``
 P10   a writer whose window is closed polls, and fails after 5 s                   ``net/yamux/``
 P11   reads give up after 100 pieces; varints are read byte by byte                ``net/streams.py``
 P12   limits are implicit, and whoever is in the peerstore gets dialled            :mod:`.limits`, ``auto_connector``
