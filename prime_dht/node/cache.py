@@ -62,7 +62,7 @@ class ReadCache:
 
     def get(self, question: Question, *, now_us: int, now_s: float) -> Found | None:
         """A remembered answer that may still be used."""
-        answer = self._answers.get(question)
+        answer = self._known(question)
         if answer is None:
             return None
         if now_s >= answer.until_s or now_us >= answer.found.expires_at_us:

@@ -25,7 +25,8 @@ class PutReceipt:
         failed: peers that were asked and did not answer properly, and why.
         wanted: r, the replicas that were asked for.
         needed: replicas that make it acknowledged: ⌊r/2⌋ + 1, at most the servers that are known.
-        superseded: a newer entry stood in the slot at some replica, so a reader will not see this one.
+        superseded: a newer entry stood in the slot at some replica, or came while the put waited for replicas to hold
+            its blob, so a reader will not see this one.
         blob: what the entry refers to, if its value is a blob.
         held_by: of those that stored the entry, those that hold the blob, as far as the put waited for them.
     """

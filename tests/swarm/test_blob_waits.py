@@ -58,6 +58,20 @@ async def swept(swarm: Swarm) -> None:
     await trio.sleep(FRESH_S + 2 * SWEEP_EVERY_S)
 
 
+async def supersede(client: Node, newer: bytes | None) -> None:
+    """Put something newer than a blob that was put under "k", or delete it."""
+    if newer is None:
+        await client.delete("k")
+    else:
+        await client.put("k", newer, wait_s=0)
+
+
+async def keeps(client: Node, receipt: PutReceipt) -> bool:
+    """Whether a node has the blocks of a blob that was put."""
+    assert receipt.blob is not None
+    return receipt.blob.cid in [bytes(blob.cid) for blob in await client.blobs.kept()]
+
+
 async def is_read_in_the_end(swarm: Swarm) -> bool:
     await swept(swarm)
     await trio.sleep(3600)
@@ -210,18 +224,14 @@ async def test_a_put_that_its_writer_supersedes_ends_without_its_replicas_and_ke
 
         nursery.start_soon(put)
         await trio.sleep(1)
-        if newer is None:
-            await client.delete("k")
-        else:
-            await client.put("k", newer, wait_s=0)
+        await supersede(client, newer)
         await trio.sleep(LOOK_AT_MOST_S)
         (receipt,) = receipts
         assert receipt.superseded
         assert not receipt.acknowledged
         assert len(receipt.stored_by) == 3
         await swept(swarm)
-        assert receipt.blob is not None
-        assert receipt.blob.cid not in [bytes(blob.cid) for blob in await client.blobs.kept()]
+        assert not await keeps(client, receipt)
 
 
 async def test_a_put_that_follows_what_its_writer_forgot_ends_without_its_replicas(
@@ -317,14 +327,10 @@ async def test_the_blocks_of_a_put_that_did_not_wait_go_once_it_is_superseded(
     async with open_swarm(seed=1, size=4) as swarm:
         client = await join_slow_client(swarm, monkeypatch)
         receipt = await client.put("k", VALUE, wait_s=0)
-        if newer is None:
-            await client.delete("k")
-        else:
-            await client.put("k", newer, wait_s=0)
+        await supersede(client, newer)
         await trio.sleep(WAIT_FIRST_S + LOOK_EVERY_S)
         await swept(swarm)
-        assert receipt.blob is not None
-        assert receipt.blob.cid not in [bytes(blob.cid) for blob in await client.blobs.kept()]
+        assert not await keeps(client, receipt)
 
 
 async def test_the_blocks_of_a_put_that_did_not_wait_stay_while_too_few_hold_them(
@@ -359,7 +365,7 @@ async def test_of_many_puts_that_did_not_wait_the_blocks_of_the_earliest_stay_un
         receipts = [await client.put(f"k{i}", VALUE[i:], wait_s=0, ttl=7200) for i in range(3)]
         await trio.sleep(3 * WAIT_FIRST_S)
         await swept(swarm)
-        assert [bytes(blob.cid) for blob in await client.blobs.kept()] == [r.blob.cid for r in receipts[:1] if r.blob]
+        assert [await keeps(client, receipt) for receipt in receipts] == [True, False, False]
         await trio.sleep(7200)
         assert await client.blobs.kept() == []
 

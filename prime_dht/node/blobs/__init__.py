@@ -3,7 +3,7 @@
 ===============  =======================================================================
 ``blobs``        what a node's owner can do with them
 ``putting``      from a value to blocks, and until replicas hold them
-``left``         what puts keep here that nobody waits for any more
+``left``         what puts keep here, also when nobody waits for them
 ``fetch``        a fetch plan, carried out
 ``destination``  where a fetch brings blocks: the block store,
 ``file``         a file, or

@@ -1,4 +1,4 @@
-"""Puts of blobs that nobody waits for any more: their blocks go once they are of no use.
+"""What puts of blobs keep here, above all those that nobody waits for any more: it goes once it is of no use.
 
 A put that was told not to wait, or not for so long, or that was cancelled once its entry was out, leaves its blocks
 here: replicas may still fetch them. Now and then, ever less often, those that stored the entry are asked whether they
